@@ -1,0 +1,105 @@
+"""Recipes: YAML plus `--set section.key=value`, with errors that name the key and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pmm_ray.config.sections import RunConfig, Section
+
+
+class ConfigError(ValueError):
+    """The recipe or a `--set` cannot be used; the message names the key and the fix."""
+
+
+def known_keys(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from known_keys(annotation, f"{prefix}{name}.")
+
+
+def nearest_key(key: str) -> str | None:
+    """The known key that looks most like a mistyped one."""
+    keys = list(known_keys())
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    tail = key.rsplit(".", 1)[-1]
+    by_tail = {k.rsplit(".", 1)[-1]: k for k in keys}
+    close = difflib.get_close_matches(tail, list(by_tail), n=1, cutoff=0.6)
+    return by_tail[close[0]] if close else None
+
+
+def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> RunConfig:
+    """Read a recipe, apply `--set` values and validate.
+
+    Args:
+        path: a YAML file; its keys are those of `RunConfig`.
+        settings: `section.key=value`, the value in YAML (`3`, `true`, `[1, 2]`, `null`).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown (the nearest known key is
+            named) or a value does not fit.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as `masks:`, got {type(tree).__name__}")
+    for setting in settings:
+        _apply(tree, setting)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from error
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    key, separator, value = setting.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ConfigError(f"--set {setting}: write it as section.key=value")
+    node = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {setting}: {name} is a value, not a section")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+        if item["type"] == "extra_forbidden":
+            nearest = nearest_key(key)
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            lines.append(f"unknown key {key}{hint}")
+        else:
+            lines.append(f"{key or 'recipe'} = {item.get('input')!r}: {item['msg']}")
+    return f"{path}: " + "; ".join(lines)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole resolved configuration as YAML."""
+    plain: Mapping[str, Any] = config.model_dump(mode="json")
+    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""What every stage needs from the machine: storage, tables, images, Ray, errors, progress."""

@@ -1,0 +1,190 @@
+"""Ray: connect or start, ask what there is, refuse what can never be satisfied."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmm_ray.config import RuntimeConfig
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
+
+# One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
+THREAD_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_MAX_DEFAULT_STORE = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class ClusterResources:
+    """What the connected cluster has in all."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+    """Whether this process started the Ray it uses."""
+
+    def default_train_workers(self) -> int:
+        """One per GPU; on CPUs 2, or 1 on a single core."""
+        if self.gpus >= 1:
+            return int(self.gpus)
+        return 2 if self.cpus >= 2 else 1
+
+    def default_actors(self) -> int:
+        """Model copies for inference: one per GPU, else one per CPU."""
+        return max(1, int(self.gpus) if self.gpus >= 1 else int(self.cpus))
+
+    def require(self, what: str, *, cpus: float = 0, gpus: float = 0) -> None:
+        """Raise CannotRunError at once if the cluster can never give this much."""
+        missing = []
+        if cpus > self.cpus:
+            missing.append(f"{cpus:g} CPUs (the cluster has {self.cpus:g})")
+        if gpus > self.gpus:
+            missing.append(f"{gpus:g} GPUs (the cluster has {self.gpus:g})")
+        if missing:
+            raise CannotRunError(
+                f"{what} needs {' and '.join(missing)}. Ask for less or add nodes."
+            )
+
+
+def wants_cluster(address: str) -> bool:
+    """Whether `--address auto` finds a cluster named in the environment."""
+    return address == "auto" and bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextlib.contextmanager
+def connect(
+    address: str, config: RuntimeConfig, run_dir: str | None = None
+) -> Iterator[ClusterResources]:
+    """Connect to Ray for the length of a `with` block.
+
+    Args:
+        address: `auto` uses the cluster of `RAY_ADDRESS` (set inside `ray job submit`) or, where
+            there is none, starts a Ray on this machine; `local` always starts one; anything else
+            is passed to Ray.
+        config: CPUs and object store of a Ray that is started here.
+        run_dir: where Ray's own log lines go (`logs/ray.log`) instead of the console.
+
+    A Ray that is already initialised in this process is used and left running.
+    """
+    _quiet(run_dir)
+    import ray
+
+    if ray.is_initialized():
+        yield _resources(local=False)
+        return
+    local = address == "local" or (address == "auto" and not wants_cluster(address))
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    if local:
+        # Workers of a Ray of our own need not give way to everything else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_cpus": config.cpus} if config.cpus else {}
+        options["object_store_memory"] = config.object_store_bytes or _default_store()
+        options["runtime_env"] = {"env_vars": worker_environment()}
+    else:
+        options["address"] = None if address == "auto" else address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise CannotRunError(f"cannot connect to Ray at {address!r}: {error}") from error
+    _quiet(run_dir)  # ray.init installs its own handlers
+    try:
+        yield _resources(local=local)
+    finally:
+        session = Path(ray._private.worker._global_node.get_session_dir_path()) if local else None
+        ray.shutdown()
+        if session is not None and run_dir is not None:
+            _keep_logs(session, run_dir)
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of worker processes."""
+    return dict(THREAD_ENVIRONMENT)
+
+
+def one_thread() -> None:
+    """Tell OpenCV, which ignores OMP_NUM_THREADS, that Ray owns the cores."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _default_store() -> int:
+    """Ray's own rule (30 % of memory, what /dev/shm holds), capped: our blocks are small."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().available * 0.3), _MAX_DEFAULT_STORE]
+    with contextlib.suppress(FileNotFoundError):
+        limits.append(int(shutil.disk_usage("/dev/shm").free * 0.8))
+    return max(min(limits), 80 * 1024**2)
+
+
+def _resources(*, local: bool) -> ClusterResources:
+    import ray
+
+    total = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return ClusterResources(total.get("CPU", 0.0), total.get("GPU", 0.0), len(alive), local)
+
+
+def _quiet(run_dir: str | None) -> None:
+    """Send Ray's log lines to `RUN/logs/ray.log` and keep them off the console."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    warnings.filterwarnings("ignore", message=".*RayDeprecationWarning.*")
+    handler: logging.Handler = logging.NullHandler()
+    if run_dir is not None and not storage.is_remote(run_dir):
+        folder = Path(run_dir) / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "ray.log", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            if isinstance(old, logging.StreamHandler) and getattr(old, "stream", None) in (
+                sys.stderr,
+                sys.stdout,
+            ):
+                logger.removeHandler(old)
+        if name == "ray" and not any(getattr(h, "pmm", False) for h in logger.handlers):
+            handler.pmm = True  # type: ignore[attr-defined]
+            logger.addHandler(handler)
+        logger.propagate = name != "ray"
+
+
+def _keep_logs(session: Path, run_dir: str) -> None:
+    """Copy what workers printed into the run folder; a local Ray's session folder is temporary."""
+    if storage.is_remote(run_dir):
+        return
+    target = Path(run_dir) / "logs" / session.name
+    for log in (session / "logs").glob("worker-*.err"):
+        if log.stat().st_size:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(log, target / log.name)
+
+
+def scratch_folder(config: RuntimeConfig) -> Path:
+    """A folder on this node's own disk."""
+    folder = Path(config.scratch) if config.scratch else Path(tempfile.gettempdir()) / "pmm-ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

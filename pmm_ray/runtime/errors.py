@@ -1,0 +1,80 @@
+"""What goes wrong, as data: error rows, the error budget, and the process's exit codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+ErrorKind = Literal["decode", "missing", "label", "nonfinite", "too_large", "internal"]
+ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
+
+EXIT_DONE = 0
+EXIT_CANNOT_RUN = 1
+EXIT_USAGE = 2
+EXIT_BUDGET = 3
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """One image that one stage could not process; a row of the errors table."""
+
+    image_id: str
+    stage: str
+    kind: ErrorKind
+    message: str
+    uri: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return {
+            "image_id": self.image_id,
+            "stage": self.stage,
+            "kind": self.kind,
+            "message": self.message,
+            "uri": self.uri,
+        }
+
+
+class RowError(Exception):
+    """Raised inside a worker for one image; becomes an `ErrorRow`, never a crash.
+
+    Args:
+        kind: one of `ERROR_KINDS`.
+        message: what was wrong and how to mend it, one line.
+        uri: the file it was found in, if any.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, uri: str = "") -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        self.message = message
+        self.uri = uri
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str, str]]:
+        return (RowError, (self.kind, self.message, self.uri))
+
+
+class CannotRunError(Exception):
+    """The run cannot start or go on, and the message says what to do. Exit code 1."""
+
+
+class BudgetExceededError(Exception):
+    """More images failed than `errors.budget` allows. Exit code 3."""
+
+    def __init__(self, stage: str, failed: int, budget: int, first: Iterable[ErrorRow]) -> None:
+        reasons = "\n".join(
+            f"  {row.image_id}: {row.kind}: {row.message}" for row in list(first)[:10]
+        )
+        super().__init__(
+            f"{stage}: {failed} images failed, the budget is {budget}. The first reasons:\n"
+            f"{reasons}\nFix the images or raise errors.budget, then run the same command again."
+        )
+        self.failed = failed
+        self.budget = budget
+
+
+def error_budget(configured: int | None, images: int) -> int:
+    """How many images of a stage may fail: `configured`, else the larger of 10 and 1 %."""
+    return configured if configured is not None else max(10, math.floor(images * 0.01))

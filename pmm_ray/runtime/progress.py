@@ -1,0 +1,141 @@
+"""Progress on the driver: a live line on a terminal, a heartbeat line in a log file."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+
+def format_seconds(seconds: float) -> str:
+    """`42 s`, `3:07` or `2:03:04`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+
+
+class StageProgress:
+    """Counts of one stage. Thread-safe; made by `Progress.stage`."""
+
+    def __init__(self, stage: str, total: int, already_done: int, unit: str) -> None:
+        self.stage = stage
+        self.total = total
+        self.done = already_done
+        self.errors = 0
+        self.note = ""
+        self._unit = unit
+        self._already_done = already_done
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self.last_change = time.monotonic()
+
+    def advance(self, done: int, errors: int = 0) -> None:
+        """Count finished units; `errors` of them became error rows."""
+        with self._lock:
+            now = time.monotonic()
+            self.done += done
+            self.errors += errors
+            if done:
+                self.last_change = now
+            if self._first is None and done:
+                self._first = (now, self.done)
+
+    def set_done(self, done: int, note: str = "") -> None:
+        """Set the absolute count, for stages that report a position (training)."""
+        with self._lock:
+            now = time.monotonic()
+            if done != self.done:
+                self.last_change = now
+            self.done = done
+            self.note = note
+            if self._first is None and done > self._already_done:
+                self._first = (now, done)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the first ones finished, so that start-up does not count."""
+        with self._lock:
+            if self._first is not None:
+                since, at = self._first
+                elapsed = time.monotonic() - since
+                if self.done > at and elapsed > 0.2:
+                    return (self.done - at) / elapsed
+            elapsed = time.monotonic() - self._started
+            return (self.done - self._already_done) / elapsed if elapsed > 0 else 0.0
+
+    def line(self) -> str:
+        rate = self.rate
+        left = self.total - self.done
+        eta = format_seconds(left / rate) if rate > 0 and left > 0 else ("-" if left > 0 else "0 s")
+        errors = f", {self.errors} errors" if self.errors else ""
+        note = f", {self.note}" if self.note else ""
+        return (
+            f"{self.stage}: {self.done}/{self.total} {self._unit}, {rate:.1f}/s, "
+            f"ETA {eta}{errors}{note}"
+        )
+
+
+class Progress:
+    """Where a run's human-readable lines go.
+
+    Args:
+        heartbeat_seconds: how often a line is printed where the output is not a terminal.
+        stream: output; default standard error.
+    """
+
+    def __init__(self, heartbeat_seconds: float = 10.0, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._heartbeat = heartbeat_seconds
+        self._live = self._stream.isatty()
+        self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        """Print one line (it scrolls past a live line)."""
+        self._console.print(Text(text))
+        self._stream.flush()
+
+    @contextmanager
+    def stage(
+        self, name: str, total: int, *, already_done: int = 0, unit: str = "images"
+    ) -> Iterator[StageProgress]:
+        """Show a stage while it runs."""
+        progress = StageProgress(name, total, already_done, unit)
+        stop = threading.Event()
+        live = (
+            Live(console=self._console, transient=True, auto_refresh=False) if self._live else None
+        )
+
+        def beat() -> None:
+            while not stop.wait(0.25 if live else self._heartbeat):
+                if live:
+                    live.update(Text(progress.line()), refresh=True)
+                else:
+                    self.message(progress.line())
+
+        thread = threading.Thread(target=beat, name="progress", daemon=True)
+        if live:
+            live.start()
+        thread.start()
+        try:
+            yield progress
+        finally:
+            stop.set()
+            thread.join()
+            if live:
+                live.stop()
+            self.message(progress.line())
