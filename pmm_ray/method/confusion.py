@@ -1,0 +1,128 @@
+"""Exact, mergeable confusion matrices and the intersection over union they give."""
+
+# C: classes with the background; rows are the truth, columns the prediction.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm_ray.method.checks import check_array
+
+Confusion = npt.NDArray[np.int64]
+
+
+def confusion_matrix(
+    truth: npt.NDArray[np.integer[Any]],
+    prediction: npt.NDArray[np.integer[Any]],
+    num_classes: int,
+    ignore: int,
+) -> Confusion:
+    """Count pixels by (true class, predicted class).
+
+    Counts are integers: matrices of several images add up exactly, in any order.
+
+    Args:
+        truth: Class ids, integer, any shape; `ignore` where the truth is unknown.
+        prediction: Class ids, integer, the shape of `truth`.
+        num_classes: C, the background included, at least 1.
+        ignore: The value of `truth` that is left out; predictions there do not matter.
+
+    Returns:
+        int64 [C, C], row = truth, column = prediction.
+
+    Raises:
+        ValueError: Shapes differ, or a counted id lies outside 0..C-1.
+    """
+    axes = "HWXYZ"[: np.ndim(truth)]
+    check_array("truth", truth, axes, kinds="iu")
+    check_array("prediction", prediction, axes, truth.shape, kinds="iu")
+    if num_classes < 1:
+        raise ValueError(f"num_classes = {num_classes} is not at least 1")
+    counted = truth != ignore
+    rows = truth[counted].astype(np.int64)
+    columns = prediction[counted].astype(np.int64)
+    for name, ids in (("truth", rows), ("prediction", columns)):
+        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+            raise ValueError(
+                f"{name} holds class ids {ids.min()}..{ids.max()}, outside 0..{num_classes - 1}"
+            )
+    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def to_sparse(confusion: Confusion) -> tuple[npt.NDArray[np.int32], Confusion]:
+    """The non-zero entries of a matrix, for one table row per image.
+
+    Args:
+        confusion: int64 [C, C].
+
+    Returns:
+        Flat indices (`truth * C + prediction`), int32 [n], ascending; counts, int64 [n].
+    """
+    _check_confusion(confusion)
+    indices = np.flatnonzero(confusion)
+    return indices.astype(np.int32), confusion.ravel()[indices]
+
+
+def from_sparse(indices: npt.NDArray[np.int32], counts: Confusion, num_classes: int) -> Confusion:
+    """The matrix that `to_sparse` gave; repeated indices add up, so images may be concatenated.
+
+    Args:
+        indices: Flat indices, integer [n], within 0..C*C-1.
+        counts: Integer [n].
+        num_classes: C.
+
+    Raises:
+        ValueError: Lengths differ or an index is out of range.
+    """
+    check_array("indices", indices, "n", kinds="iu")
+    check_array("counts", counts, "n", indices.shape, kinds="iu")
+    if indices.size and (indices.min() < 0 or indices.max() >= num_classes**2):
+        raise ValueError(f"indices must be within 0..{num_classes**2 - 1}")
+    confusion = np.zeros(num_classes**2, np.int64)
+    np.add.at(confusion, indices, counts)
+    return confusion.reshape(num_classes, num_classes)
+
+
+def iou(confusion: Confusion) -> npt.NDArray[np.float64]:
+    """Intersection over union of each class.
+
+    Args:
+        confusion: int64 [C, C].
+
+    Returns:
+        float64 [C], 0..1; NaN for a class without ground-truth pixels.
+    """
+    _check_confusion(confusion)
+    intersection_C = np.diag(confusion).astype(np.float64)
+    truth_C = confusion.sum(axis=1)
+    union_C = truth_C + confusion.sum(axis=0) - np.diag(confusion)
+    present_C = truth_C > 0
+    iou_C = np.full(len(confusion), np.nan)
+    iou_C[present_C] = intersection_C[present_C] / union_C[present_C]
+    return iou_C
+
+
+def mean_iou(confusion: Confusion) -> tuple[float, list[int]]:
+    """Mean intersection over union over the classes that have ground truth.
+
+    Args:
+        confusion: int64 [C, C].
+
+    Returns:
+        The mean, 0..1 (NaN when no class has ground truth), and the ids of the classes left
+        out because they have none, ascending.
+    """
+    iou_C = iou(confusion)
+    absent_C = np.isnan(iou_C)
+    mean = float(iou_C[~absent_C].mean()) if not absent_C.all() else float("nan")
+    return mean, [int(c) for c in np.flatnonzero(absent_C)]
+
+
+def _check_confusion(confusion: object) -> None:
+    matrix = check_array("confusion", confusion, "CC", kinds="iu")
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"confusion must be square, got shape {matrix.shape}")

@@ -1,0 +1,239 @@
+"""Pseudo-masks from CAMs: argmax with a joint CRF (Eq. 2-4), proportional masks (Eq. 7-9)."""
+
+# K: present classes; H, W: image.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm_ray.method.cams import check_cam, smooth
+from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_image, check_number
+from pmm_ray.method.crf import CrfParameters, DenseCrf
+from pmm_ray.method.crf.dense_crf import Backend
+
+Mask = npt.NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
+
+
+@dataclass(frozen=True)
+class MaskParameters:
+    """How CAMs become a mask. Defaults are the released code's; `paper()` reads it literally.
+
+    Attributes:
+        alpha: Exponent of the background score (Eq. 2), > 0. The best value depends on the
+            CAMs; the paper found 11 by grid search.
+        smoothing: Scale s of coefficient-of-variation smoothing (Eq. 6), >= 0; 0 turns it off.
+        threshold: Foreground threshold t of the smoothing (Eq. 5), 0..1.
+        crf: Kernels and iterations of the CRF.
+        zero_below_threshold: Drop scores below `threshold` before smoothing (released code;
+            Eq. 6 does not).
+        foreground_threshold: A pixel is foreground of a class where its posterior exceeds this
+            (Eq. 7), 0..1. Released code: 0.5; the paper says t = 0.05, which floods the image.
+        proportion_offset: Added to the denominator of Eq. 8, >= 0 (released code 1, paper 0).
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    alpha: float = 11.0
+    smoothing: float = 0.3
+    threshold: float = 0.05
+    crf: CrfParameters = field(default_factory=CrfParameters.ppmg)
+    zero_below_threshold: bool = True
+    foreground_threshold: float = 0.5
+    proportion_offset: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0.0, low_open=True)
+        check_number("smoothing", self.smoothing, 0.0)
+        check_number("threshold", self.threshold, 0.0, 1.0)
+        check_number("foreground_threshold", self.foreground_threshold, 0.0, 1.0)
+        check_number("proportion_offset", self.proportion_offset, 0.0)
+
+    @classmethod
+    def paper(cls) -> MaskParameters:
+        """The paper to the letter, where the released code differs (Eq. 6, 7 and 8)."""
+        return cls(zero_below_threshold=False, foreground_threshold=0.05, proportion_offset=0.0)
+
+
+def background_score(cam_KHW: FloatArray, alpha: float) -> Float32Array:
+    """Background score of each pixel, `(1 - max over classes) ** alpha` (Eq. 2).
+
+    Args:
+        cam_KHW: Normalized CAM, floating [K, H, W], 0..1. For the class's own background of
+            Eq. 7 pass one class at a time.
+        alpha: Exponent, > 0.
+
+    Returns:
+        float32 [H, W], 0..1; all 1 when K = 0.
+
+    Raises:
+        ValueError: Wrong shape, dtype, alpha, or values.
+    """
+    cam = check_cam("cam_KHW", cam_KHW)
+    check_number("alpha", alpha, 0.0, low_open=True)
+    strongest_HW = cam.max(axis=0, initial=0.0)
+    return np.asarray((1.0 - strongest_HW) ** np.float32(alpha), dtype=np.float32)
+
+
+def proportional_mask(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    parameters: MaskParameters,
+    backend: Backend = "pydensecrf",
+) -> Mask:
+    """Proportional pseudo-mask generation with smoothing (Eq. 5-9, Alg. 1 lines 2-6).
+
+    Every class is segmented on its own against its own background; where classes overlap, a
+    pixel goes to the class of whose total score it holds the larger proportion. Ties go to the
+    background, then to the lowest label id.
+
+    Args:
+        image_HW3: RGB image, uint8 [H, W, 3].
+        cam_KHW: Normalized CAM at the image's size (`upsample_cam`), floating [K, H, W], 0..1.
+        labels: K different label ids, 1..65534; row i of the CAM belongs to `labels[i]`.
+        parameters: Exponent, smoothing, thresholds and CRF.
+        backend: CRF backend, see `DenseCrf`.
+
+    Returns:
+        [H, W] holding 0 (background) and label ids; uint8, or uint16 when an id is over 254.
+        K = 0, or a CAM that is zero everywhere, gives background everywhere.
+
+    Raises:
+        ValueError: A shape, dtype, label or value does not fit.
+    """
+    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    if len(cam) == 0:
+        return np.zeros(image.shape[:2], _mask_dtype(label_ids))
+    smooth_KHW = _smooth(cam, parameters)
+    background_KHW = (1.0 - smooth_KHW) ** np.float32(parameters.alpha)
+    crf = DenseCrf(image, parameters.crf, backend)
+    posterior_KHW = crf.binary(smooth_KHW, background_KHW)
+
+    best_HW = np.zeros(image.shape[:2], np.float64)
+    mask_HW = np.zeros(image.shape[:2], _mask_dtype(label_ids))
+    # Ascending ids and a strict comparison: first maximum wins, as argmax over
+    # [background, classes ascending] does.
+    for k in np.argsort(label_ids):
+        inside_HW = posterior_KHW[k] > parameters.foreground_threshold
+        weight = float(cam[k].sum(where=inside_HW, dtype=np.float64)) + parameters.proportion_offset
+        if weight == 0.0:
+            continue
+        proportion_HW = cam[k].astype(np.float64) / weight
+        wins_HW = inside_HW & (proportion_HW > best_HW)
+        best_HW[wins_HW] = proportion_HW[wins_HW]
+        mask_HW[wins_HW] = label_ids[k]
+    return mask_HW
+
+
+def argmax_mask(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    parameters: MaskParameters,
+    backend: Backend = "pydensecrf",
+    use_crf: bool = True,
+) -> Mask:
+    """The usual pseudo-mask: background score, joint CRF, argmax (Eq. 2-4).
+
+    Args:
+        image_HW3: RGB image, uint8 [H, W, 3].
+        cam_KHW: Normalized CAM at the image's size, floating [K, H, W], 0..1.
+        labels: K different label ids, 1..65534.
+        parameters: `alpha`, the smoothing fields and `crf` are used. Without smoothing (the
+            paper's Tab. 2, row "CRF") set `smoothing=0` and `zero_below_threshold=False`.
+        backend: CRF backend, see `DenseCrf`.
+        use_crf: False takes the argmax of background and CAM scores as they are.
+
+    Returns:
+        [H, W] like `proportional_mask`. Ties go to the background, then to the lowest id. An
+        all-zero CAM gives background everywhere.
+
+    Raises:
+        ValueError: A shape, dtype, label or value does not fit.
+    """
+    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    scores_MHW = _with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
+    if use_crf and len(cam):
+        scores_MHW = DenseCrf(image, parameters.crf, backend).joint(scores_MHW)
+    ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
+    return np.asarray(ids_M[scores_MHW.argmax(axis=0)])
+
+
+def base_mask(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    alpha: float = 24.0,
+    threshold: float = 0.9,
+    crf: CrfParameters | None = None,
+    backend: Backend = "pydensecrf",
+) -> Mask:
+    """The confident mask that relabels multi-crop windows (paper 3.5; released code).
+
+    Args:
+        image_HW3: RGB image, uint8 [H, W, 3].
+        cam_KHW: Normalized multi-scale CAM at the image's size, floating [K, H, W], 0..1.
+        labels: K different label ids, 1..65534.
+        alpha: Background exponent (released code: 24), > 0.
+        threshold: A pixel holds the class whose joint posterior exceeds this, 0.5..1; from 0.5
+            on at most one can.
+        crf: Kernels and iterations; `CrfParameters.base_mask()` when None.
+        backend: CRF backend, see `DenseCrf`.
+
+    Returns:
+        [H, W] like `proportional_mask`; 0 where no class is confident.
+
+    Raises:
+        ValueError: A shape, dtype, label or value does not fit.
+    """
+    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    check_number("threshold", threshold, 0.5, 1.0)
+    mask_HW = np.zeros(image.shape[:2], _mask_dtype(label_ids))
+    if len(cam) == 0:
+        return mask_HW
+    scores_MHW = _with_background(cam, label_ids, alpha)
+    solver = DenseCrf(image, crf if crf is not None else CrfParameters.base_mask(), backend)
+    posterior_MHW = solver.joint(scores_MHW)
+    for label, posterior_HW in zip(np.sort(label_ids), posterior_MHW[1:], strict=True):
+        mask_HW[posterior_HW > threshold] = label
+    return mask_HW
+
+
+def _check(
+    image_HW3: object, cam_KHW: object, labels: Sequence[int]
+) -> tuple[npt.NDArray[np.uint8], Float32Array, npt.NDArray[np.int64]]:
+    image = check_image(image_HW3)
+    cam = check_cam("cam_KHW", cam_KHW, *image.shape[:2])
+    label_ids = np.asarray(labels)
+    if label_ids.size == 0:
+        label_ids = label_ids.astype(np.int64)
+    check_array("labels", label_ids, "K", (len(cam),), kinds="iu")
+    if label_ids.size and (label_ids.min() < 1 or label_ids.max() > 65534):
+        raise ValueError(f"label ids must be within 1..65534, got {list(labels)}")
+    if len(np.unique(label_ids)) != len(label_ids):
+        raise ValueError(f"label ids repeat: {list(labels)}")
+    return image, cam, label_ids.astype(np.int64)
+
+
+def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:
+    p = parameters
+    return smooth(cam_KHW, p.smoothing, p.threshold, p.zero_below_threshold)
+
+
+def _with_background(
+    cam_KHW: Float32Array, label_ids: npt.NDArray[np.int64], alpha: float
+) -> Float32Array:
+    """Eq. 3: the background score and the classes in ascending order of their ids."""
+    background_1HW = background_score(cam_KHW, alpha)[None]
+    return np.concatenate([background_1HW, cam_KHW[np.argsort(label_ids)]])
+
+
+def _mask_dtype(label_ids: npt.NDArray[np.int64]) -> type[np.unsignedinteger[Any]]:
+    # 255 is the ignore value of 8-bit masks, so 254 is the last id they can hold.
+    return np.uint16 if label_ids.size and label_ids.max() > 254 else np.uint8
