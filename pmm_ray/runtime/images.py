@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH_AT = 24
+# a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
+_PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_HEADER_BYTES = 16, 24, 33
 
 
 def decode_rgb(
@@ -169,14 +171,17 @@ def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
     return values.astype(np.uint16) if image.mode == "I;16" else values
 
 
-def mask_size(data: bytes, *, uri: str = "") -> tuple[int, int]:
-    """(height, width) of a mask that `decode_mask` would accept, from its header only.
+def read_mask_size(uri: str) -> tuple[int, int]:
+    """(height, width) of a mask file that `decode_mask` would accept, from its header only.
 
     Raises:
-        ValueError, RowError: as `decode_mask`.
+        ValueError: as `decode_mask`.
+        RowError: `missing` or `decode`.
     """
-    _check_mask_format(data, uri)
-    return image_size(data, apply_exif=False, uri=uri)
+    header = _read(uri, _PNG_HEADER_BYTES)
+    _check_mask_format(header, uri)
+    width, height = struct.unpack(">II", header[_PNG_SIZE_AT:_PNG_BIT_DEPTH_AT])
+    return height, width
 
 
 def _check_mask_format(data: bytes, uri: str) -> None:
@@ -185,6 +190,8 @@ def _check_mask_format(data: bytes, uri: str) -> None:
     name = f" {uri}" if uri else ""
     if not data.startswith(_PNG_SIGNATURE):
         raise ValueError(f"the mask{name} is not a PNG: masks are indexed or grey PNG files")
+    if len(data) < _PNG_HEADER_BYTES:
+        raise RowError("decode", "the file ends within its header", uri)
     colour_type = data[_PNG_BIT_DEPTH_AT + 1 : _PNG_BIT_DEPTH_AT + 2]
     if colour_type in (b"\x02", b"\x04", b"\x06"):
         kind = {b"\x02": "RGB", b"\x04": "grey with alpha", b"\x06": "RGBA"}[colour_type]

@@ -19,9 +19,9 @@ from pmm_ray.runtime.images import (
     decode_rgb,
     encode_mask,
     image_size,
-    mask_size,
     read_image,
     read_image_size,
+    read_mask_size,
 )
 
 WIDE = LabelSpace.from_names([f"class {i}" for i in range(300)])
@@ -328,7 +328,6 @@ def test_mask_round_trip(space: LabelSpace) -> None:
     out = decode_mask(data)
     assert out.dtype == space.mask_dtype
     assert np.array_equal(out, mask)
-    assert mask_size(data) == (33, 47)
     assert encode_mask(mask.astype(space.mask_dtype), space) == data
     assert encode_mask(np.asfortranarray(mask), space) == data
 
@@ -359,16 +358,28 @@ def test_indexed_masks_of_any_depth_are_exact(bits: int) -> None:
     assert np.array_equal(decode_mask(encoded(image, bits=bits)), values)
 
 
-def test_colour_masks_are_refused_with_advice() -> None:
+def test_colour_masks_are_refused_with_advice(tmp_path: Path) -> None:
     for mode in ("RGB", "RGBA", "LA"):
-        data = encoded(Image.new(mode, (3, 2)))
-        for read in (decode_mask, mask_size):
-            with pytest.raises(
-                ValueError, match=r"a/b.png is .* indexed \(palette\) or 8-bit grey"
-            ):
-                read(data, uri="a/b.png")
+        path = tmp_path / f"{mode}.png"
+        path.write_bytes(encoded(Image.new(mode, (3, 2))))
+        advice = rf"{mode}.png is .* indexed \(palette\) or 8-bit grey"
+        with pytest.raises(ValueError, match=advice):
+            decode_mask(path.read_bytes(), uri=str(path))
+        with pytest.raises(ValueError, match=advice):
+            read_mask_size(str(path))
     with pytest.raises(ValueError, match="not a PNG"):
         decode_mask(encoded(Image.new("L", (3, 2)), "JPEG"))
+
+
+def test_size_of_a_mask_file(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(encode_mask(np.zeros((33, 47), np.uint8), VOC12))
+    assert read_mask_size(str(path)) == (33, 47)
+    with pytest.raises(RowError, match="does not exist"):
+        read_mask_size(str(tmp_path / "none.png"))
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(RowError, match="within its header"):
+        read_mask_size(str(path))
 
 
 def test_damaged_masks_are_row_errors() -> None:

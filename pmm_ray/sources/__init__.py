@@ -1,0 +1,1 @@
+"""The outside world -> a manifest: one row per photograph."""

@@ -1,0 +1,153 @@
+"""What every importer does with every photograph: check it, and lose none of them.
+
+An image becomes a manifest row or an error row; `ImportReport.total` counts both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError, ErrorKind, ErrorRow, RowError
+from pmm_ray.runtime.images import MAX_PIXELS, read_image_size, read_mask_size
+from pmm_ray.sources.manifest import (
+    FILE_NAME,
+    ExifRule,
+    Manifest,
+    ManifestRow,
+    check_labels,
+    write_manifest,
+)
+
+STAGE = "import"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an importer made.
+
+    `rows` images are in `manifest`, `errors` are those that are not, and `counts` are worth
+    printing: images of each split, unlabelled images, differences between label sources.
+    """
+
+    manifest: Manifest
+    rows: int
+    errors: tuple[ErrorRow, ...]
+    counts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Images that came in."""
+        return self.rows + len(self.errors)
+
+
+@dataclass
+class Importer:
+    """Collects the rows and error rows of one import.
+
+    Args:
+        out: folder that gets `manifest.parquet` and `errors/part-import.parquet`.
+        label_space: what the labels mean.
+        source: the importer's name.
+        exif: the manifest's EXIF rule.
+        max_pixels: a photograph that declares more becomes an error row.
+    """
+
+    out: str
+    label_space: LabelSpace
+    source: str
+    exif: ExifRule
+    max_pixels: int = MAX_PIXELS
+    rows: dict[str, ManifestRow] = field(default_factory=dict)
+    errors: list[ErrorRow] = field(default_factory=list)
+
+    def add(
+        self,
+        image_id: str,
+        uri: str,
+        split: str,
+        labels: Callable[[], Iterable[int]],
+        ground_truth_uri: str | None = None,
+    ) -> None:
+        """One photograph: a manifest row if all of it is sound, else an error row.
+
+        Args:
+            image_id: as found, perhaps not allowed or already taken.
+            uri: absolute uri of the photograph.
+            split: its split.
+            labels: gives the contiguous ids in any order; its ValueError is a `label` error.
+            ground_truth_uri: absolute uri of its mask, if it has one.
+        """
+        try:
+            row = self._checked(image_id, uri, split, labels, ground_truth_uri)
+        except RowError as error:
+            self.fail(image_id, error.kind, error.message, error.uri or uri)
+        except ValueError as error:
+            self.fail(image_id, "label", str(error), uri)
+        else:
+            self.rows[image_id] = row
+
+    def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
+        """One photograph that cannot be used."""
+        self.errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
+
+    def finish(
+        self,
+        counts: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ImportReport:
+        """Write the errors table and the manifest.
+
+        Raises:
+            CannotRunError: not one image is sound; the first reasons are named.
+        """
+        out = storage.absolute(self.out)
+        tables.write_errors(storage.join(out, "errors"), STAGE, self.errors)
+        if not self.rows:
+            reasons = "".join(f"\n  {e.image_id}: {e.kind}: {e.message}" for e in self.errors[:10])
+            raise CannotRunError(f"{self.source}: no image could be imported{reasons}")
+        manifest = write_manifest(
+            storage.join(out, FILE_NAME),
+            self.rows.values(),
+            self.label_space,
+            source=self.source,
+            exif=self.exif,
+            metadata=metadata,
+        )
+        found = {f"split {name}": count for name, count in manifest.splits.items()}
+        found["with ground truth"] = sum(manifest.ground_truth.values())
+        found["unlabelled"] = sum(not row.labels for row in self.rows.values())
+        return ImportReport(
+            manifest, len(self.rows), tuple(self.errors), {**found, **(counts or {})}
+        )
+
+    def _checked(
+        self,
+        image_id: str,
+        uri: str,
+        split: str,
+        labels: Callable[[], Iterable[int]],
+        ground_truth_uri: str | None,
+    ) -> ManifestRow:
+        tables.check_image_id(image_id)
+        if image_id in self.rows:
+            raise ValueError(f"the image id occurs twice; the first is {self.rows[image_id].uri}")
+        size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
+        if ground_truth_uri is not None:
+            mask_size = read_mask_size(ground_truth_uri)
+            if mask_size != size:
+                raise ValueError(
+                    f"the mask is {mask_size[1]} x {mask_size[0]} pixels, the photograph "
+                    f"{size[1]} x {size[0]}: {ground_truth_uri}"
+                )
+        return ManifestRow(
+            image_id=image_id,
+            uri=uri,
+            labels=check_labels(sorted(set(labels())), self.label_space),
+            height=size[0],
+            width=size[1],
+            split=split,
+            ground_truth_uri=ground_truth_uri,
+        )
