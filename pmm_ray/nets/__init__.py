@@ -1,0 +1,1 @@
+"""Networks: backbones, their weights, classifiers and the segmenter."""
