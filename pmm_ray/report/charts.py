@@ -1,0 +1,80 @@
+"""Loss curves as inline SVG, drawn in the page's own colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from pmm_ray.report.run_data import Curve
+
+_WIDTH, _HEIGHT = 340, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 10, 24
+_MOST_POINTS = 160
+
+
+def loss_chart(curve: Curve) -> Markup:
+    """The loss over the steps of one training: the mean of neighbouring steps, and their range.
+
+    Only numbers enter the markup.
+    """
+    steps, means, lows, highs = _bin(curve.steps, curve.losses, _MOST_POINTS)
+    if not steps:
+        return Markup("")
+    y_ticks = nice_ticks(0.0, max(means) * 1.05 or 1.0, 4)
+    x_ticks = nice_ticks(steps[0], steps[-1], 4)
+    top = max(y_ticks[-1], max(means))
+    span = max(steps[-1] - steps[0], 1)
+
+    def x(step: float) -> float:
+        return _LEFT + (step - steps[0]) / span * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(loss: float) -> float:
+        share = min(max(loss, 0.0) / top, 1.0)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for tick in y_ticks:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+            f'y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    for tick in x_ticks:
+        if steps[0] <= tick <= steps[-1]:
+            parts.append(
+                f'<text x="{x(tick):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{tick:g}</text>'
+            )
+    upper = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, highs, strict=True)]
+    lower = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, lows, strict=True)]
+    line = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, means, strict=True)]
+    parts.append(f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>')
+    parts.append(f'<polyline class="line" points="{" ".join(line)}"/></svg>')
+    return Markup("".join(parts))
+
+
+def nice_ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from at most `low` to about `high`; at least two."""
+    step = (high - low) / max(about, 1)
+    if step <= 0:
+        return [low, low + 1]
+    power = 10.0 ** math.floor(math.log10(step))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * 0.999)
+    first = math.floor(low / step)
+    return [round((first + i) * step, 10) for i in range(math.ceil((high - first * step) / step))]
+
+
+def _bin(
+    steps: Sequence[int], values: Sequence[float], most: int
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Means, minima and maxima of runs of neighbours; values that are not finite are left out."""
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
+    size = max(1, math.ceil(len(points) / most))
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return (
+        [sum(s for s, _ in g) / len(g) for g in groups],
+        [sum(v for _, v in g) / len(g) for g in groups],
+        [min(v for _, v in g) for g in groups],
+        [max(v for _, v in g) for g in groups],
+    )

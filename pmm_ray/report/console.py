@@ -1,0 +1,104 @@
+"""The table that `pmm run` ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from pmm_ray.report.run_data import RunData, load_run
+from pmm_ray.runtime.progress import format_seconds
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One line of the stage table."""
+
+    stage: str
+    done: bool
+    images: int
+    errors: int
+    seconds: float
+    images_per_second: float
+    mean_iou: Mapping[str, float] = field(default_factory=dict)
+    """Split -> mIoU 0..1 of the masks this stage made, where they were evaluated."""
+
+
+def rows_of(run: RunData) -> list[StageRow]:
+    """The stages in pipeline order; evaluations stand in the row of the masks they scored."""
+    known = {record.stage for record in run.stages}
+    scored = {e.folder.stage for e in run.evaluations if e.masks_stage in known}
+    rows = []
+    for record in run.stages:
+        if record.stage in scored:
+            continue
+        summary = record.summary
+        scores = run.scores_of(record.stage)
+        if record.is_evaluation:
+            scores = {e.split: e.mean_iou for e in run.evaluations if e.folder == record.folder}
+        rows.append(
+            StageRow(
+                stage=record.stage,
+                done=summary is not None,
+                images=summary.images if summary else 0,
+                errors=summary.errors if summary else len(record.errors),
+                seconds=summary.seconds if summary else 0.0,
+                images_per_second=summary.images_per_second if summary else 0.0,
+                mean_iou={s: v for s, v in scores.items() if not math.isnan(v)},
+            )
+        )
+    return rows
+
+
+def stage_table(run_dir: str) -> list[StageRow]:
+    """The stages of a run in pipeline order.
+
+    Raises:
+        CannotRunError: the folder is not a run.
+    """
+    return rows_of(load_run(run_dir, with_curves=False))
+
+
+def print_stage_table(run_dir: str, console: Console) -> None:
+    """Print stage, images, errors, seconds, images/s and mIoU (in %, by split)."""
+    run = load_run(run_dir, with_curves=False)
+    rows = rows_of(run)
+    table = Table(box=None, pad_edge=False, header_style="bold", footer_style="dim")
+    total = sum(s.summary.seconds for s in run.stages if s.summary)
+    table.add_column("stage", footer="all, with evaluation", no_wrap=True)
+    table.add_column("images", justify="right")
+    table.add_column("errors", justify="right")
+    table.add_column("seconds", justify="right", footer=format_seconds(total))
+    table.add_column("images/s", justify="right")
+    table.add_column("mIoU %", justify="right", no_wrap=True)
+    table.show_footer = True
+    for row in rows:
+        if not row.done:
+            table.add_row(row.stage, "not finished", str(row.errors or ""), style="yellow")
+            continue
+        table.add_row(
+            row.stage,
+            str(row.images) if row.images else "-",
+            str(row.errors),
+            f"{row.seconds:.1f}",
+            format_rate(row.images_per_second),
+            format_scores(row.mean_iou, run.held_out_split),
+        )
+    console.print(table)
+
+
+def format_rate(images_per_second: float) -> str:
+    """`0.35`, `12.3`, `1240` or `-`."""
+    if images_per_second <= 0:
+        return "-"
+    digits = 2 if images_per_second < 1 else 1 if images_per_second < 100 else 0
+    return f"{images_per_second:.{digits}f}"
+
+
+def format_scores(scores: Mapping[str, float], held_out: str) -> str:
+    """`43.0 val, 45.1 train`: the held-out split first."""
+    ordered = sorted(scores.items(), key=lambda item: (item[0] != held_out, item[0]))
+    return ", ".join(f"{value * 100:.1f} {split}".rstrip() for split, value in ordered)

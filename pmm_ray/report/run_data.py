@@ -1,0 +1,175 @@
+"""Reading a run folder back: what ran, how it went, what it scored. Missing pieces are normal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.stage import StageFolder, Summary
+
+_EVALUATION = "evaluate-"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of a run, finished or not."""
+
+    stage: str
+    folder: StageFolder
+    summary: Summary | None
+    errors: tuple[ErrorRow, ...]
+
+    @property
+    def is_evaluation(self) -> bool:
+        return self.stage.startswith(_EVALUATION)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one kind of mask scored on one split."""
+
+    title: str
+    """Name of the rung, for example `PPMG`."""
+    split: str
+    masks_stage: str
+    mean_iou: float
+    """0..1; NaN when no class has ground truth."""
+    pixel_accuracy: float
+    class_iou: dict[str, float | None]
+    """Class name -> IoU 0..1, None without ground truth."""
+    excluded: tuple[str, ...]
+    """Names of the classes without ground truth."""
+    images: int
+    folder: StageFolder
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The training of one stage, by optimiser step."""
+
+    stage: str
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything a report is made of, except pixels."""
+
+    run_dir: str
+    record: dict[str, Any]
+    """`run.json`."""
+    config_text: str
+    """`resolved.yaml`; empty if it is missing."""
+    stages: tuple[StageRecord, ...]
+    curves: tuple[Curve, ...] = field(default=())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        loaded = yaml.safe_load(self.config_text) if self.config_text else None
+        return loaded if isinstance(loaded, dict) else {}
+
+    def setting(self, section: str, key: str, default: Any) -> Any:
+        """A value of the resolved configuration, or the default where it has none."""
+        values = self.config.get(section)
+        return values.get(key, default) if isinstance(values, dict) else default
+
+    @property
+    def held_out_split(self) -> str:
+        return str(self.setting("data", "held_out_split", "val"))
+
+    @property
+    def manifest_uri(self) -> str | None:
+        uri = self.record.get("manifest")
+        return storage.anchor(uri, self.run_dir) if isinstance(uri, str) and uri else None
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Finished evaluations, in pipeline order."""
+        found = []
+        for record in self.stages:
+            summary = record.summary
+            if not record.is_evaluation or summary is None:
+                continue
+            details = summary.details
+            subject = record.stage.removeprefix(_EVALUATION)
+            found.append(
+                Evaluation(
+                    title=str(details.get("title", subject)),
+                    split=str(details.get("split", "")),
+                    masks_stage=str(details.get("masks_stage", subject)),
+                    mean_iou=summary.metrics.get("mean_iou", float("nan")),
+                    pixel_accuracy=summary.metrics.get("pixel_accuracy", float("nan")),
+                    class_iou=dict(details.get("class_iou", {})),
+                    excluded=tuple(details.get("excluded", ())),
+                    images=summary.images,
+                    folder=record.folder,
+                )
+            )
+        return tuple(found)
+
+    def scores_of(self, masks_stage: str) -> dict[str, float]:
+        """Split -> mIoU of the masks that a stage made."""
+        return {e.split: e.mean_iou for e in self.evaluations if e.masks_stage == masks_stage}
+
+    def last_stage(self, prefix: str, suffix: str = "") -> StageRecord | None:
+        """The last stage of the pipeline whose name begins and ends so."""
+        matching = [
+            s for s in self.stages if s.stage.startswith(prefix) and s.stage.endswith(suffix)
+        ]
+        return matching[-1] if matching else None
+
+
+def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
+    """Read a run folder.
+
+    Args:
+        run_dir: uri of the folder that holds `run.json`.
+        with_curves: also read the training curves from the events.
+
+    Raises:
+        CannotRunError: there is no readable `run.json`.
+    """
+    run_dir = storage.absolute(run_dir)
+    try:
+        record = json.loads(storage.read_bytes(storage.join(run_dir, "run.json")))
+    except FileNotFoundError as error:
+        raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
+    except ValueError as error:
+        raise CannotRunError(f"{run_dir}/run.json is not valid JSON: {error}") from error
+    try:
+        config_text = storage.read_bytes(storage.join(run_dir, "resolved.yaml")).decode()
+    except FileNotFoundError:
+        config_text = ""
+    stages = tuple(_stage(run_dir, entry) for entry in record.get("stages", []))
+    return RunData(run_dir, record, config_text, stages, _curves(run_dir) if with_curves else ())
+
+
+def _stage(run_dir: str, entry: dict[str, str]) -> StageRecord:
+    folder = StageFolder(storage.join(run_dir, entry["folder"]), entry["stage"], entry["hash"])
+    errors = tables.read_errors(folder.errors_uri)
+    return StageRecord(entry["stage"], folder, folder.summary(), tuple(errors))
+
+
+def _curves(run_dir: str) -> tuple[Curve, ...]:
+    """Training curves; a step that ran again after a crash counts once, as it ended."""
+    by_stage: dict[str, dict[int, tuple[float, float]]] = {}
+    for row in read_events(run_dir, "train_step"):
+        if row.get("loss") is None:
+            continue
+        points = by_stage.setdefault(str(row["stage"]), {})
+        points[int(row["step"])] = (float(row["loss"]), float(row.get("lr") or 0.0))
+    curves = []
+    for stage, points in by_stage.items():
+        steps = tuple(sorted(points))
+        losses = tuple(points[step][0] for step in steps)
+        curves.append(Curve(stage, steps, losses, tuple(points[step][1] for step in steps)))
+    return tuple(curves)

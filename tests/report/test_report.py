@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from run_folder import SPACE, RunFolder
+
+from pmm_ray.report import build_report, print_stage_table, stage_table
+from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.events import EventLog
+
+VOID = {"meta", "img", "br", "hr", "input", "link", "rect", "line", "polyline", "polygon"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; collects text, attributes and pictures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.text: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.stack.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def read_page(run: RunFolder) -> tuple[str, Page]:
+    html = Path(build_report(run.uri)).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
+    html, page = read_page(full_run)
+    run = load_run(full_run.uri)
+    assert len(run.evaluations) == 6
+    for evaluation in run.evaluations:
+        assert evaluation.title in page.words
+        assert f"{evaluation.mean_iou * 100:.1f}" in page.words
+        for value in evaluation.class_iou.values():
+            assert value is None or f"{value * 100:.1f}" in page.words
+    assert "left out of the mean: ring" in page.words
+    assert "3.2" in page.words  # images/s
+    assert html.count('class="line"') == 3  # three trainings
+    assert "test run" in page.words
+    assert "5:00" in page.words
+    assert "no such file" in page.words
+    assert "evaluate-make_masks-val" in page.words  # pixel labels used
+    assert "not finished" not in page.words
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_users_wrote(full_run: RunFolder) -> None:
+    html, page = read_page(full_run)
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "url(" not in html
+    assert "script" not in page.tags
+    assert "b" in page.tags
+    assert "<b>square" not in html
+    assert "&lt;b&gt;square &amp; co&lt;/b&gt;" in html
+    assert "<img src=x>" not in html
+
+
+def test_the_gallery_shows_the_best_and_the_worst_with_a_legend(full_run: RunFolder) -> None:
+    html, page = read_page(full_run)
+    shown = re.findall(r"<h4><span>([^<]+)</span>", html)
+    # prediction errors grow with the image's number; img-5 is in the training split
+    assert shown == ["img-0", "img-1", "img-3", "img-4"]
+    assert "segmenter, round 1" in page.words
+    pictures = [link for link in page.links if link.startswith("data:")]
+    assert len(pictures) == 4 * 5
+    for column in ("image", "CAM", "pseudo-mask", "prediction", "truth"):
+        assert f"<figcaption>{column}</figcaption>" in html
+    legend = re.findall(r'<i style="background:(#[0-9a-f]{6})"></i>([^<]+)</li>', html)
+    assert [name for _, name in legend] == [
+        "background",
+        "disc",
+        "&lt;b&gt;square &amp; co&lt;/b&gt;",
+        "not labelled",
+    ]
+    assert legend[1][0] == "#" + bytes(SPACE.palette[1]).hex()
+    truth = Image.open(io.BytesIO(base64.b64decode(pictures[4].split(",")[1])))
+    assert truth.mode == "P"
+    assert truth.convert("RGB").getpixel((60, 75)) == tuple(SPACE.palette[1])
+
+
+def test_a_run_without_ground_truth_and_segmenter(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run(truth=False)
+    run.cams()
+    run.masks("make_masks", 0)
+    html, page = read_page(run)
+    assert "No masks were evaluated" in page.words
+    assert "The first images by id" in page.words
+    assert "<figcaption>truth</figcaption>" not in html
+    assert "<figcaption>prediction</figcaption>" not in html
+    assert "Pixel labels used None." in page.words
+
+
+def test_an_aborted_run(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    error = ErrorRow("img-3", "make_cams", "internal", "out of luck")
+    run.stage("make_cams", errors=[error], finish=False)
+    _, page = read_page(run)
+    assert "not finished, 1 errors so far" in page.words
+    assert "out of luck" in page.words
+    assert [row.done for row in stage_table(run.uri)] == [False]
+
+
+def test_a_run_with_nothing_in_it_and_with_missing_photographs(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    run = make_run()
+    (run.root / "resolved.yaml").unlink()
+    (run.root / "data" / "img-0.jpg").unlink()
+    _, page = read_page(run)
+    assert "No stage has run" in page.words
+    assert "none" in page.words
+    (run.root / "data" / "manifest.parquet").unlink()
+    _, page = read_page(run)
+    assert "No pictures: no manifest at" in page.words
+    run.write_record(manifest=None)
+    read_page(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match="not a run folder"):
+        build_report(str(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(CannotRunError, match="not valid JSON"):
+        build_report(str(tmp_path))
+
+
+def test_an_evaluation_that_found_no_truth_is_a_dash(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    run.stage(
+        "evaluate-make_masks",
+        metrics={"mean_iou": float("nan"), "pixel_accuracy": float("nan")},
+        details={"title": "PPMG", "split": "val", "class_iou": {"disc": None}},
+    )
+    _, page = read_page(run)
+    assert "PPMG – pixel accuracy –" in page.words
+
+
+def test_the_stage_table_puts_scores_beside_the_masks(full_run: RunFolder) -> None:
+    rows = {row.stage: row for row in stage_table(full_run.uri)}
+    assert not any(name.startswith("evaluate-") for name in rows)
+    assert set(rows["make_masks"].mean_iou) == {"val"}
+    assert set(rows["predict_masks-r1"].mean_iou) == {"train"}
+    assert rows["import_data"].errors == 2
+    out = io.StringIO()
+    print_stage_table(full_run.uri, Console(file=out, width=100))
+    score = rows["make_masks"].mean_iou["val"]
+    line = next(line for line in out.getvalue().splitlines() if line.startswith("make_masks "))
+    assert line.split() == ["make_masks", "6", "0", "12.5", "3.2", f"{score * 100:.1f}", "val"]
+
+
+def test_a_training_that_resumed_counts_each_step_once(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    for attempt, loss in (("a", 5.0), ("b", 1.0)):
+        log = EventLog(run.uri, attempt)
+        for step in range(3):
+            log.write("train_step", stage="train_classifier", step=step, loss=loss, lr=0.1)
+    (curve,) = load_run(run.uri).curves
+    assert curve.steps == (0, 1, 2)
+    assert curve.losses == (1.0, 1.0, 1.0)
