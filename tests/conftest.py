@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime import lease
+from pmm_ray.runtime.cluster import ClusterResources, connect
+from pmm_ray.runtime.events import EventLog
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.stage import RunContext
+from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.sources.shapes import make_shapes
+
+MakeContext = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +30,49 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("shared photographs not found: set PMM_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[ClusterResources]:
+    """One real local Ray with two CPUs for the whole suite."""
+    config = RunConfig.model_validate(
+        {"runtime": {"cpus": 2, "object_store_bytes": 150_000_000}}
+    ).runtime
+    with connect("local", config) as resources:
+        yield resources
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A small synthetic data set: 16 images of about 64 px, 3 classes, exact masks."""
+    out = tmp_path_factory.mktemp("shapes")
+    make_shapes(str(out), images=16, size=64, classes=3, seed=1)
+    return open_manifest(str(out / "manifest.parquet"))
+
+
+@pytest.fixture
+def make_context(ray_session: ClusterResources, tmp_path: Path) -> Iterator[MakeContext]:
+    """Makes a `RunContext` on a fresh run folder that this test holds the lease of."""
+    held = []
+
+    def make(
+        manifest: Manifest, config: RunConfig | None = None, run_dir: Path | None = None
+    ) -> RunContext:
+        place = str(run_dir or tmp_path / "run")
+        attempt = uuid.uuid4().hex
+        hold = lease.hold(place, attempt)
+        hold.__enter__()
+        held.append(hold)
+        return RunContext(
+            run_dir=place,
+            config=config or RunConfig(),
+            manifest=manifest,
+            cluster=ray_session,
+            events=EventLog(place, "driver"),
+            progress=Progress(stream=io.StringIO()),
+            attempt=attempt,
+        )
+
+    yield make
+    for hold in held:
+        hold.__exit__(None, None, None)

@@ -128,8 +128,8 @@ class CamsConfig(Section):
     """Image scales whose maps are summed (reference: SEAM's multi-scale CAM)."""
     flip: bool = True
     """Also average the horizontally mirrored image."""
-    base_long: int | None = Field(None, gt=0)
-    """Long side that scale 1 stands for, px; empty: the image's own size."""
+    max_long: Positive = 1024
+    """Images whose long side exceeds this are shrunk to it before scaling, px."""
     stride: Positive = 4
     """Storage resolution: original px per stored CAM px."""
     batch_size: Positive = execution(8)

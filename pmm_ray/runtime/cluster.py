@@ -80,9 +80,9 @@ def connect(
 
     A Ray that is already initialised in this process is used and left running.
     """
-    _quiet(run_dir)
     import ray
 
+    _quiet(run_dir)
     if ray.is_initialized():
         yield _resources(local=False)
         return
@@ -101,18 +101,23 @@ def connect(
         options["runtime_env"] = {"env_vars": worker_environment()}
     else:
         options["address"] = None if address == "auto" else address
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise CannotRunError(f"cannot connect to Ray at {address!r}: {error}") from error
-    _quiet(run_dir)  # ray.init installs its own handlers
-    try:
-        yield _resources(local=local)
-    finally:
-        session = Path(ray._private.worker._global_node.get_session_dir_path()) if local else None
-        ray.shutdown()
-        if session is not None and run_dir is not None:
-            _keep_logs(session, run_dir)
+    with _native_stderr_to(run_dir):
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise CannotRunError(f"cannot connect to Ray at {address!r}: {error}") from error
+        import ray.data
+        import ray.train
+
+        _quiet(run_dir)
+        try:
+            yield _resources(local=local)
+        finally:
+            node = ray._private.worker._global_node
+            session = Path(node.get_session_dir_path()) if local else None
+            ray.shutdown()
+            if session is not None and run_dir is not None:
+                _keep_logs(session, run_dir)
 
 
 def worker_environment() -> dict[str, str]:
@@ -146,30 +151,55 @@ def _resources(*, local: bool) -> ClusterResources:
 
 
 def _quiet(run_dir: str | None) -> None:
-    """Send Ray's log lines to `RUN/logs/ray.log` and keep them off the console."""
+    """Send Ray's log lines to `RUN/logs/ray.log` and keep them off the console.
+
+    Called again after `ray.init` and after importing ray.data and ray.train, each of which
+    installs handlers of its own.
+    """
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
-    warnings.filterwarnings("ignore", message=".*RayDeprecationWarning.*")
-    handler: logging.Handler = logging.NullHandler()
-    if run_dir is not None and not storage.is_remote(run_dir):
-        folder = Path(run_dir) / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "ray.log", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
+    from ray.util.annotations import RayDeprecationWarning
+
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    for name in ("ray", "ray.data", "ray.train"):
         logger = logging.getLogger(name)
         for old in list(logger.handlers):
-            if isinstance(old, logging.StreamHandler) and getattr(old, "stream", None) in (
-                sys.stderr,
-                sys.stdout,
-            ):
+            if not isinstance(old, logging.FileHandler):
                 logger.removeHandler(old)
-        if name == "ray" and not any(getattr(h, "pmm", False) for h in logger.handlers):
-            handler.pmm = True  # type: ignore[attr-defined]
-            logger.addHandler(handler)
         logger.propagate = name != "ray"
+    root = logging.getLogger("ray")
+    if run_dir is None or storage.is_remote(run_dir):
+        root.addHandler(logging.NullHandler())
+        return
+    log = Path(run_dir) / "logs" / "ray.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if all(getattr(h, "baseFilename", None) != str(log) for h in root.handlers):
+        handler = logging.FileHandler(log, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+
+
+@contextlib.contextmanager
+def _native_stderr_to(run_dir: str | None) -> Iterator[None]:
+    """Send what Ray's C++ writes to file descriptor 2 into the run folder.
+
+    Python's `sys.stderr` keeps writing where it did.
+    """
+    if run_dir is None or storage.is_remote(run_dir):
+        yield
+        return
+    sys.stderr.flush()
+    console, python_stderr = os.dup(2), sys.stderr
+    with open(Path(run_dir) / "logs" / "ray-native.log", "ab") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(os.dup(console), "w", buffering=1)
+    try:
+        yield
+    finally:
+        sys.stderr.close()
+        sys.stderr = python_stderr
+        os.dup2(console, 2)
+        os.close(console)
 
 
 def _keep_logs(session: Path, run_dir: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -99,7 +100,8 @@ class Progress:
     """
 
     def __init__(self, heartbeat_seconds: float = 10.0, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # a copy of the descriptor: Ray's own lines are sent elsewhere while it runs
+        self._stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
         self._heartbeat = heartbeat_seconds
         self._live = self._stream.isatty()
         self._console = Console(file=self._stream, highlight=False, soft_wrap=True)

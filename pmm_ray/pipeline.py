@@ -1,0 +1,371 @@
+"""The stages in order: section 3.5 of the paper.
+
+    photographs + image-level labels -> classifier -> CAMs -> pseudo-masks -> segmenter
+                                             ^ better pseudo-masks <- relabel <-|
+
+Each arrow is a stage on Ray, each thing between two arrows a table. A stage is named by a hash of
+all that can change its result, so running the pipeline again runs just what is not done yet.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pmm_ray.config import ConfigError, RunConfig, load_recipe, section_hash, to_yaml
+from pmm_ray.runtime import lease, storage
+from pmm_ray.runtime.errors import (
+    EXIT_BUDGET,
+    EXIT_CANNOT_RUN,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    BudgetExceededError,
+    CannotRunError,
+)
+from pmm_ray.runtime.index import TableIndex, index_file, read_index
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.session import EndOfSelection, Selection, Session
+from pmm_ray.runtime.stage import StageFolder
+
+LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
+
+
+def planned_stages(config: RunConfig) -> tuple[str, ...]:
+    """Names of all stages of a recipe, in order. Evaluations are skipped where truth is absent."""
+    held_out = config.data.held_out_split
+    plan = ["import_data", "train_classifier", "make_cams"]
+    for method in config.evaluate.ladder:
+        plan += [f"make_masks-{method}", f"evaluate-{method}"]
+    plan += ["make_masks", "evaluate-ppmg"]
+    plan += ["evaluate-ppmg-train"] if config.evaluate.train_masks else []
+    for number in range(config.cycles.rounds + 1):
+        if number > 0:
+            plan += [f"predict_masks-r{number}"]
+            plan += [f"evaluate-cyclic-r{number}"] if config.evaluate.train_masks else []
+        plan += [f"train_segmenter-r{number}", f"predict_masks-r{number}-{held_out}"]
+        plan += [f"evaluate-segmenter-r{number}"]
+    return tuple(plan)
+
+
+def run_stages(session: Session) -> None:
+    """Run every selected stage that is not done."""
+    pipeline = Pipeline(session)
+    try:
+        pipeline.import_data()
+        classifier = pipeline.train_classifier()
+        cams = pipeline.make_cams(classifier)
+        for method in session.config.evaluate.ladder:
+            pipeline.make_ladder_masks(cams, method)
+        masks = pipeline.make_masks(cams)
+        segmenter = pipeline.train_segmenter(masks, 0)
+        for number in range(1, session.config.cycles.rounds + 1):
+            masks = pipeline.relabel(segmenter, number)
+            segmenter = pipeline.train_segmenter(masks, number)
+    except EndOfSelection:
+        return
+
+
+class Pipeline:
+    """The stages of one session, each given what it needs from those before."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.config = session.config
+
+    def import_data(self) -> None:
+        """(i) The outside world -> a manifest."""
+        from pmm_ray.stages import import_data
+
+        data = self.config.data
+        if data.source == "manifest":
+            self.session.manifest_uri = storage.absolute(data.root)
+        else:
+            stage_hash = section_hash(data, self.config.seed, import_data.CODE_VERSION)
+            folder = self.session.stage(
+                "import_data",
+                stage_hash,
+                lambda folder: import_data.run(data, self.config, folder, self.session.progress),
+            )
+            self.session.manifest_uri = folder.path("manifest.parquet")
+        from pmm_ray.sources.manifest import manifest_hash
+
+        self._manifest_hash = manifest_hash(self.session.manifest_uri)
+        self._images = index_file(self.session.manifest_uri)
+        self._pin_auto_values()
+
+    def _pin_auto_values(self) -> None:
+        """Resolve `workers: auto` once per run folder: trained weights depend on it."""
+        uri = storage.join(self.session.run_dir, "resolved.yaml")
+        earlier = None
+        if storage.exists(uri) and not self.session.selection.fresh:
+            import yaml
+
+            earlier = yaml.safe_load(storage.read_bytes(uri))
+        update: dict[str, Any] = {}
+        for section in ("classifier", "segmenter"):
+            workers = getattr(self.config, section).workers
+            if workers == "auto":
+                workers = (
+                    earlier[section]["workers"]
+                    if earlier
+                    else self.session.cluster.default_train_workers()
+                )
+                value = getattr(self.config, section).model_copy(update={"workers": workers})
+                update[section] = value
+        self.config = self.session.config = self.config.model_copy(update=update)
+        storage.write_bytes(uri, to_yaml(self.config).encode())
+
+    def train_classifier(self) -> StageFolder:
+        """(ii) Image-level labels -> a classifier."""
+        from pmm_ray.stages import train_classifier
+
+        config = self.config.classifier
+        stage_hash = section_hash(
+            config,
+            weights_hash(config.weights),
+            self.config.seed,
+            self._manifest_hash,
+            self.config.data.train_split,
+            train_classifier.CODE_VERSION,
+        )
+        return self.session.stage(
+            "train_classifier",
+            stage_hash,
+            lambda folder: train_classifier.run(config, self.session.context(), folder),
+        )
+
+    def make_cams(self, classifier: StageFolder) -> StageFolder:
+        """(iii) Classifier -> class activation maps of both splits (Eq. 1)."""
+        from pmm_ray.stages import make_cams
+
+        data = self.config.data
+        splits = [data.train_split, data.held_out_split]
+        images = index_file(self.session.manifest.uri, {"split": splits})
+        stage_hash = section_hash(
+            self.config.cams, self._manifest_hash, splits, classifier.hash, make_cams.CODE_VERSION
+        )
+        return self.session.stage(
+            "make_cams",
+            stage_hash,
+            lambda folder: make_cams.run(
+                self.config.cams,
+                self.session.context(),
+                folder,
+                images=images,
+                checkpoint_uri=classifier.path("model.pt"),
+            ),
+            input_rows=len(images),
+        )
+
+    def make_masks(self, cams: StageFolder) -> StageFolder:
+        """(iv) CAMs -> pseudo-masks of both splits (Alg. 1), and their scores."""
+        masks = self._masks_stage("make_masks", cams, read_index(cams.uri), "proportional")
+        data = self.config.data
+        self._evaluate("evaluate-ppmg", "PPMG", masks, data.held_out_split)
+        if self.config.evaluate.train_masks:
+            self._evaluate("evaluate-ppmg-train", "PPMG", masks, data.train_split)
+        return masks
+
+    def make_ladder_masks(self, cams: StageFolder, method: Any) -> None:
+        """The other ways from CAM to mask (Tab. 2), on the held-out split only."""
+        held_out = self.config.data.held_out_split
+        wanted = self._with_truth(held_out)
+        if not wanted:
+            return
+        masks = self._masks_stage(
+            f"make_masks-{method}", cams, read_index(cams.uri).select(wanted), method
+        )
+        self._evaluate(f"evaluate-{method}", LADDER_TITLES[method], masks, held_out)
+
+    def _masks_stage(
+        self, name: str, cams: StageFolder, index: TableIndex, method: Any
+    ) -> StageFolder:
+        from pmm_ray.stages import make_masks
+
+        config = self.config.masks
+        return self.session.stage(
+            name,
+            section_hash(config, method, cams.hash, make_masks.CODE_VERSION),
+            lambda folder: make_masks.run(
+                config,
+                self.session.context(),
+                folder,
+                cams=index,
+                images=self._images,
+                method=method,
+            ),
+            input_rows=len(index),
+        )
+
+    def train_segmenter(self, masks: StageFolder, number: int) -> StageFolder:
+        """(v) Pseudo-masks -> a fresh segmenter; under-fitting is pretended in round 0 only."""
+        from pmm_ray.stages import train_segmenter
+
+        config = self.config.segmenter
+        stage_hash = section_hash(
+            config,
+            weights_hash(config.weights),
+            self.config.seed,
+            masks.hash,
+            len(read_index(masks.uri)),
+            self.config.data.train_split,
+            number,
+            train_segmenter.CODE_VERSION,
+        )
+        segmenter = self.session.stage(
+            f"train_segmenter-r{number}",
+            stage_hash,
+            lambda folder: train_segmenter.run(
+                config, self.session.context(), folder, masks_uri=masks.uri, round=number
+            ),
+        )
+        held_out = self.config.data.held_out_split
+        images = index_file(self.session.manifest.uri, {"split": [held_out]})
+        if len(images):
+            name = f"predict_masks-r{number}-{held_out}"
+            predicted = self._predict(name, segmenter, images, number)
+            title = f"Segmenter, round {number}"
+            self._evaluate(f"evaluate-segmenter-r{number}", title, predicted, held_out)
+        return segmenter
+
+    def relabel(self, segmenter: StageFolder, number: int) -> StageFolder:
+        """(vi) Segmenter -> the next round's masks of the training split (paper 3.5)."""
+        train = self.config.data.train_split
+        images = index_file(self.session.manifest.uri, {"split": [train]})
+        masks = self._predict(f"predict_masks-r{number}", segmenter, images, number)
+        if self.config.evaluate.train_masks:
+            title = f"Cyclic masks, round {number}"
+            self._evaluate(f"evaluate-cyclic-r{number}", title, masks, train)
+        return masks
+
+    def _predict(
+        self, name: str, segmenter: StageFolder, images: TableIndex, number: int
+    ) -> StageFolder:
+        from pmm_ray.stages import predict_masks
+
+        config = self.config.predict
+        return self.session.stage(
+            name,
+            section_hash(config, self._manifest_hash, segmenter.hash, predict_masks.CODE_VERSION),
+            lambda folder: predict_masks.run(
+                config,
+                self.session.context(),
+                folder,
+                images=images,
+                checkpoint_uri=segmenter.path("model.pt"),
+                round_number=number,
+            ),
+            input_rows=len(images),
+        )
+
+    def _evaluate(self, name: str, title: str, masks: StageFolder, split: str) -> None:
+        from pmm_ray.stages import evaluate
+
+        index = read_index(masks.uri).select(self._with_truth(split))
+        if not len(index):
+            return
+        self.session.stage(
+            name,
+            section_hash(masks.stage, masks.hash, self._manifest_hash, evaluate.CODE_VERSION),
+            lambda folder: evaluate.run(
+                self.session.context(),
+                folder,
+                masks=index,
+                images=self._images,
+                title=title,
+                split=split,
+                masks_stage=masks.stage,
+            ),
+            input_rows=len(index),
+        )
+
+    def _with_truth(self, split: str) -> list[str]:
+        """Ids of a split's images that have ground truth."""
+        from pmm_ray.runtime.tables import read_table
+
+        table = read_table(self.session.manifest.uri, ["image_id", "split", "ground_truth_uri"])
+        columns = (table.column(name).to_pylist() for name in table.column_names)
+        return [i for i, of, truth in zip(*columns, strict=True) if of == split and truth]
+
+
+def weights_hash(weights: str) -> str:
+    """A name stands for itself; a file is known by its content."""
+    if weights in ("imagenet", "none"):
+        return weights
+    import hashlib
+
+    try:
+        return hashlib.sha256(storage.read_bytes(storage.absolute(weights))).hexdigest()
+    except FileNotFoundError as error:
+        raise CannotRunError(f"no weights file at {weights}") from error
+
+
+def run_recipe(
+    recipe: str | Path,
+    *,
+    run_dir: str | None = None,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+    first: str | None = None,
+    last: str | None = None,
+    fresh: bool = False,
+    retry_errors: bool = False,
+) -> int:
+    """Run a recipe and write its report.
+
+    Args:
+        recipe: YAML file.
+        run_dir: folder or uri of the run; default `runs/<name>`.
+        settings: `section.key=value`, see `load_recipe`.
+        address: `auto`, `local`, or a Ray address.
+        first: name of the first stage that may run.
+        last: name of the last.
+        fresh: compute the selected stages anew.
+        retry_errors: run images with error rows again.
+
+    Returns:
+        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 130 interrupted.
+    """
+    try:
+        config = load_recipe(recipe, settings)
+        selection = Selection(planned_stages(config), first, last, fresh, retry_errors)
+    except (ConfigError, CannotRunError) as error:
+        print(f"pmm: {error}", file=sys.stderr)
+        return EXIT_CANNOT_RUN
+    place = storage.absolute(run_dir or str(Path("runs") / config.name))
+    progress = Progress(config.runtime.heartbeat_seconds)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        storage.make_folder(place)
+        with (
+            Session(place, config, selection, progress, address) as session,
+            lease.hold(place, session.attempt),
+        ):
+            run_stages(session)
+            session.write_record(finished=True)
+            _report(session)
+    except (CannotRunError, ConfigError) as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_CANNOT_RUN
+    except BudgetExceededError as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_BUDGET
+    except KeyboardInterrupt:
+        progress.message("pmm: interrupted; run the same command again to go on")
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return EXIT_DONE
+
+
+def _report(session: Session) -> None:
+    from rich.console import Console
+
+    from pmm_ray.report import build_report, print_stage_table
+
+    report = build_report(session.run_dir)
+    print_stage_table(session.run_dir, Console(highlight=False))
+    print(report)

@@ -1,0 +1,213 @@
+"""One attempt at a run: which stages are selected, which are done, and the bookkeeping of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime import cluster, storage
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.events import EventLog
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.sources.manifest import Manifest, open_manifest
+
+
+class EndOfSelection(Exception):  # noqa: N818 - not an error
+    """The last selected stage is done."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages of the plan may run: from `first` to `last`, and what they are called."""
+
+    plan: tuple[str, ...]
+    first: str | None = None
+    last: str | None = None
+    fresh: bool = False
+    retry_errors: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (self.first, self.last):
+            if name is not None and not self._matches(name):
+                raise CannotRunError(
+                    f"no stage is called {name!r}; this recipe has {', '.join(self.plan)}"
+                )
+
+    def _matches(self, name: str) -> list[int]:
+        return [i for i, stage in enumerate(self.plan) if name in (stage, base_name(stage))]
+
+    @property
+    def span(self) -> range:
+        """Positions in the plan that may run. Evaluations go with the masks before them."""
+        start = self._matches(self.first)[0] if self.first else 0
+        stop = self._matches(self.last)[-1] if self.last else len(self.plan) - 1
+        while stop + 1 < len(self.plan) and base_name(self.plan[stop + 1]) == "evaluate":
+            stop += 1
+        return range(start, stop + 1)
+
+
+def base_name(stage: str) -> str:
+    """`predict_masks-r1-val` -> `predict_masks`."""
+    return stage.split("-", 1)[0]
+
+
+@dataclass
+class Session:
+    """Runs stages once each, in order; connects to Ray when the first one has work to do."""
+
+    run_dir: str
+    config: RunConfig
+    selection: Selection
+    progress: Progress
+    address: str = "auto"
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    manifest_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        self.events = EventLog(self.run_dir, "driver")
+        self._exit = contextlib.ExitStack()
+        self._cluster: cluster.ClusterResources | None = None
+        self._manifest: Manifest | None = None
+        self._started = time.time()
+        self._stages: list[dict[str, str]] = []
+        self.work_done = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exit.close()
+        self.events.flush()
+
+    @property
+    def cluster(self) -> cluster.ClusterResources:
+        """The Ray cluster, connected to at first use."""
+        if self._cluster is None:
+            where = cluster.connect(self.address, self.config.runtime, self.run_dir)
+            self._cluster = self._exit.enter_context(where)
+            self.events.write("cluster", **self._cluster.__dict__)
+        return self._cluster
+
+    @property
+    def manifest(self) -> Manifest:
+        if self._manifest is None:
+            assert self.manifest_uri is not None, "import_data comes first"
+            self._manifest = open_manifest(self.manifest_uri)
+        return self._manifest
+
+    def context(self) -> RunContext:
+        return RunContext(
+            run_dir=self.run_dir,
+            config=self.config,
+            manifest=self.manifest,
+            cluster=self.cluster,
+            events=self.events,
+            progress=self.progress,
+            attempt=self.attempt,
+        )
+
+    def stage(
+        self,
+        name: str,
+        stage_hash: str,
+        body: Callable[[StageFolder], Summary],
+        *,
+        input_rows: int | None = None,
+    ) -> StageFolder:
+        """Run a stage unless it is done; returns its folder.
+
+        Args:
+            name: one of the plan's.
+            stage_hash: of everything that can change its result.
+            body: does the work and writes the summary.
+            input_rows: a summary made from another number of rows is not done (after
+                `--retry-errors` upstream).
+
+        Raises:
+            EndOfSelection: the stage comes after the last selected one.
+            CannotRunError: it comes before the first selected one and is not done.
+        """
+        position = self.selection.plan.index(name)
+        folder = StageFolder.below(self.run_dir, name, stage_hash)
+        span = self.selection.span
+        if position >= span.stop:
+            raise EndOfSelection
+        summary = folder.summary()
+        selected = position in span
+        if selected and self.selection.fresh:
+            storage.delete_folder(folder.uri)
+            summary = None
+        if selected and self.selection.retry_errors and summary is not None and summary.errors:
+            storage.delete_folder(folder.errors_uri)
+            summary = None
+        if (
+            summary is not None
+            and input_rows is not None
+            and summary.details.get("input_rows") != input_rows
+        ):
+            summary = None
+        if summary is None:
+            if not selected:
+                raise CannotRunError(f"{name} is not done in {self.run_dir}: run it first")
+            self.work_done = True
+            storage.make_folder(folder.uri)
+            body(folder)
+        self._stages.append(
+            {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
+        )
+        self.write_record()
+        return folder
+
+    def write_record(self, *, finished: bool = False) -> None:
+        """Write `run.json`: what ran, where, with what."""
+        uri = storage.join(self.run_dir, "run.json")
+        if not self.work_done and storage.exists(uri):
+            return  # nothing was computed: the record of the run that did stays
+        now = time.time()
+        record: dict[str, Any] = {
+            "name": self.config.name,
+            "started": _iso(self._started),
+            "finished": _iso(now) if finished else None,
+            "seconds": round(now - self._started, 1),
+            "command": " ".join(sys.argv),
+            "machine": machine(),
+            "versions": versions(),
+            "manifest": self.manifest_uri,
+            "stages": self._stages,
+        }
+        if self._cluster is not None:
+            record["cluster"] = dict(self._cluster.__dict__)
+        storage.write_bytes(uri, json.dumps(record, indent=1).encode())
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def machine() -> dict[str, Any]:
+    """What the driver runs on."""
+    import psutil
+
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "disk_free_bytes": shutil.disk_usage(".").free,
+    }
+
+
+def versions(packages: Sequence[str] = ("pmm-ray", "ray", "torch", "numpy")) -> dict[str, str]:
+    """Installed versions of the packages that decide results."""
+    return {name: version(name) for name in packages}

@@ -1,0 +1,114 @@
+"""Score masks against ground truth: one sparse confusion matrix per image, added up exactly."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.confusion import confusion_matrix, from_sparse, iou, mean_iou, to_sparse
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.images import decode_mask
+from pmm_ray.runtime.index import TableIndex, read_all
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.stages.photographs import Photographs
+
+CODE_VERSION = 1
+
+
+def evaluation_worker(photographs: Photographs, stage: str) -> Worker:
+    """Makes the worker of one task."""
+    space = photographs.label_space
+
+    def score(row: InputRow) -> dict[str, Any]:
+        manifest, masks = row["manifest"], row["masks"]
+        truth = photographs.truth(manifest)
+        mask = decode_mask(masks["mask_png"])
+        if truth.shape != mask.shape:
+            raise RowError("label", f"the mask is {mask.shape} px, its ground truth {truth.shape}")
+        cells, counts = to_sparse(confusion_matrix(truth, mask, space.num_classes, space.ignore))
+        return {
+            "image_id": manifest["image_id"],
+            "split": manifest["split"],
+            "cells": cells.tolist(),
+            "counts": counts.tolist(),
+        }
+
+    return row_by_row(stage, score)
+
+
+def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics, details) of summed confusion cells: mIoU over the classes that have truth."""
+    total = from_sparse(
+        np.asarray(cells, np.int32), np.asarray(counts, np.int64), space.num_classes
+    )
+    mean, excluded = mean_iou(total)
+    accuracy = float(np.trace(total) / total.sum()) if total.sum() else float("nan")
+    per_class = {
+        name: None if np.isnan(value) else round(float(value), 6)
+        for name, value in zip(space.names, iou(total), strict=True)
+    }
+    metrics = {"mean_iou": round(mean, 6), "pixel_accuracy": round(accuracy, 6)}
+    return metrics, {"class_iou": per_class, "excluded": [space.names[c] for c in excluded]}
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """The numbers of a list column, one after another."""
+    return np.asarray(pc.list_flatten(column).to_numpy(), np.int64)
+
+
+def run(
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    masks: TableIndex,
+    images: TableIndex,
+    title: str,
+    split: str,
+    masks_stage: str,
+) -> Summary:
+    """Score a masks table on the images of one split that have ground truth.
+
+    Args:
+        context: the run.
+        folder: the stage's folder.
+        masks: index of the masks, restricted to images that have truth.
+        images: index of the manifest.
+        title: what the masks are, for people.
+        split: whose images these are.
+        masks_stage: name of the stage that made them.
+    """
+    context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(masks)} images)")
+    tasks = max(1, int(context.cluster.cpus))
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"masks": masks, "manifest": images},
+        primary="masks",
+        factory=partial(evaluation_worker, Photographs.of(context), folder.stage),
+        schema=tables.EVALUATION,
+        pool=Pool(tasks),
+        batch_size=auto_batch(len(masks), tasks),
+    )
+    table = read_all(folder.uri)
+    metrics, details = scores(
+        _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
+    )
+    about = {"title": title, "split": split, "masks_stage": masks_stage}
+    return folder.finish(
+        summary.model_copy(
+            update={
+                "metrics": metrics,
+                "details": summary.details | about | details,
+                "pixel_labels_used": True,
+            }
+        )
+    )

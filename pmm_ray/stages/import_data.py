@@ -1,0 +1,64 @@
+"""The outside world -> a manifest."""
+
+from __future__ import annotations
+
+import time
+
+from pmm_ray.config import DataConfig, RunConfig
+from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.folder import import_folder
+from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.voc12 import import_voc12
+
+STAGE = "import_data"
+CODE_VERSION = 1
+
+
+def import_source(data: DataConfig, out: str, seed: int) -> ImportReport:
+    """Run the importer that `data.source` names; writes `out/manifest.parquet`.
+
+    Raises:
+        CannotRunError: `data.root` is missing.
+    """
+    if data.source == "shapes":
+        return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
+    if not data.root:
+        raise CannotRunError(f"data.source = {data.source} needs --set data.root=FOLDER")
+    if data.source == "voc12":
+        return import_voc12(
+            data.root,
+            out,
+            splits=[data.train_split, data.held_out_split],
+            labels_from=data.labels_from,
+            trust_pickle=data.trust_pickle,
+        )
+    return import_folder(data.root, out)
+
+
+def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Progress) -> Summary:
+    """Import the data set into the stage's folder.
+
+    Raises:
+        BudgetExceededError: too many images could not be used.
+    """
+    started = time.monotonic()
+    report = import_source(data, folder.uri, config.seed)
+    seconds = time.monotonic() - started
+    budget = error_budget(config.errors.budget, report.total)
+    progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
+    if len(report.errors) > budget:
+        raise BudgetExceededError(STAGE, len(report.errors), budget, report.errors)
+    return folder.finish(
+        Summary(
+            stage=folder.stage,
+            hash=folder.hash,
+            images=report.rows,
+            errors=len(report.errors),
+            seconds=round(seconds, 3),
+            images_per_second=round(report.total / max(seconds, 1e-9), 1),
+            details={"counts": report.counts},
+        )
+    )

@@ -1,0 +1,140 @@
+"""Class activation maps: multi-scale and flip, present classes only (Eq. 1) -> the cams table."""
+
+# K: present classes; H, W: image; h, w: the stored CAM.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from pmm_ray.config import CamsConfig
+from pmm_ray.method.cams import normalize
+from pmm_ray.nets.registry import CamClassifier, load_classifier
+from pmm_ray.nets.views import normalise_views
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import run_table_stage
+from pmm_ray.stages.photographs import Photographs
+
+STAGE = "make_cams"
+CODE_VERSION = 1
+
+
+def stored_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of the stored CAM: the image's, divided by `stride` and rounded up."""
+    return -(-height // stride), -(-width // stride)
+
+
+def view_sizes(height: int, width: int, config: CamsConfig) -> list[tuple[int, int]]:
+    """(rows, columns) of each scale's view, px, after `max_long` has shrunk large images."""
+    shrink = min(1.0, config.max_long / max(height, width))
+    return [
+        (max(1, round(height * shrink * scale)), max(1, round(width * shrink * scale)))
+        for scale in config.scales
+    ]
+
+
+@torch.inference_mode()
+def multi_scale_cam(
+    image_HW3: NDArray[np.uint8],
+    labels: list[int],
+    model: CamClassifier,
+    config: CamsConfig,
+    device: torch.device,
+) -> NDArray[np.float16]:
+    """Sum of the class score maps over scales and mirror images, normalised (Eq. 1).
+
+    Args:
+        image_HW3: RGB, uint8.
+        labels: present classes, contiguous ids from 1.
+        model: scores class maps, [B, C, h, w].
+        config: scales, flip, storage stride.
+        device: where the model is.
+
+    Returns:
+        float16 [K, h, w], 0..1, at storage size.
+
+    Raises:
+        RowError: `nonfinite` when the model's scores are not finite.
+
+    Source: released code's multi-scale CAM (PIL bicubic views, summed, negatives dropped,
+    min-max with a margin of 1e-5); there at image size, here at storage size.
+    """
+    height, width = image_HW3.shape[:2]
+    size = stored_size(height, width, config.stride)
+    rows = torch.tensor([label - 1 for label in labels], device=device)
+    total_Khw = torch.zeros((len(labels), *size), device=device)
+    for view_height, view_width in view_sizes(height, width, config):
+        view = Image.fromarray(image_HW3).resize(
+            (view_width, view_height), Image.Resampling.BICUBIC
+        )
+        pixels_3HW = torch.from_numpy(np.array(view)).to(device).permute(2, 0, 1)
+        batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
+        maps = model.cam_scores(normalise_views(batch, model.input_mean, model.input_std))[:, rows]
+        maps = functional.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
+        total_Khw += maps[0] + maps[1].flip(-1) if config.flip else maps[0]
+    scores = total_Khw.cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise RowError("nonfinite", "the classifier's scores are not finite")
+    return normalize(scores, "multi_scale").astype(np.float16)
+
+
+def cam_worker(
+    checkpoint_uri: str, config: CamsConfig, photographs: Photographs, use_gpu: bool
+) -> Worker:
+    """Makes the worker of one pool process; loads the model once."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    model, _ = load_classifier(checkpoint_uri)
+    model = model.to(device).eval()
+
+    def make(row: InputRow) -> dict[str, Any]:
+        manifest = row["manifest"]
+        labels = photographs.labels(manifest)
+        image = photographs.image(manifest)
+        cam = multi_scale_cam(image, labels, model, config, device)
+        return {
+            "image_id": manifest["image_id"],
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "labels": labels,
+            "cam": cam.astype("<f2").tobytes(),
+            "cam_height": cam.shape[1],
+            "cam_width": cam.shape[2],
+        }
+
+    return row_by_row(STAGE, make)
+
+
+def run(
+    config: CamsConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    images: TableIndex,
+    checkpoint_uri: str,
+) -> Summary:
+    """CAMs of every image of `images`, an index of the manifest."""
+    cluster = context.cluster
+    use_gpu = cluster.gpus >= 1
+    actors = cluster.default_actors() if config.actors == "auto" else config.actors
+    factory = partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu)
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"manifest": images},
+        primary="manifest",
+        factory=factory,
+        schema=tables.CAMS,
+        pool=Pool(actors, actors=True, cpus=0.0 if use_gpu else 1.0, gpus=1.0 if use_gpu else 0.0),
+        batch_size=config.batch_size,
+    )
+    return folder.finish(summary)

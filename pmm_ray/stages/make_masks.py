@@ -1,0 +1,132 @@
+"""Pseudo-masks from CAMs on every CPU: CVS, per-class CRF, PPMG (Alg. 1) -> the masks table."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmm_ray.config import CrfConfig, MasksConfig
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.cams import upsample_cam
+from pmm_ray.method.crf import CrfParameters
+from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.stages.photographs import Photographs
+
+STAGE = "make_masks"
+CODE_VERSION = 1
+
+Method = Literal["proportional", "cam_argmax", "crf_argmax"]
+
+
+def crf_parameters(config: CrfConfig) -> CrfParameters:
+    """The method's parameters of a configuration section."""
+    return CrfParameters(**config.model_dump())
+
+
+def mask_parameters(config: MasksConfig, method: Method) -> MaskParameters:
+    """The method's parameters; the argmax rows of Tab. 2 take the CAM as it is, CRF row A."""
+    if method != "proportional":
+        return MaskParameters(
+            alpha=config.alpha, smoothing=0.0, zero_below_threshold=False, crf=CrfParameters.seam()
+        )
+    variant = MaskParameters.paper() if config.semantics == "paper" else MaskParameters()
+    return MaskParameters(
+        alpha=config.alpha,
+        smoothing=config.smoothing,
+        threshold=config.threshold,
+        crf=crf_parameters(config.crf),
+        zero_below_threshold=variant.zero_below_threshold,
+        foreground_threshold=variant.foreground_threshold,
+        proportion_offset=variant.proportion_offset,
+    )
+
+
+def mask_row(
+    manifest_row: dict[str, Any], mask_HW: NDArray[Any], label_space: LabelSpace, round_number: int
+) -> dict[str, Any]:
+    """A row of the masks table."""
+    labels = [int(x) for x in np.unique(mask_HW) if x not in (0, label_space.ignore)]
+    return {
+        "image_id": manifest_row["image_id"],
+        "height": mask_HW.shape[0],
+        "width": mask_HW.shape[1],
+        "mask_png": encode_mask(mask_HW, label_space),
+        "foreground": float(np.isin(mask_HW, labels).mean()),
+        "labels": labels,
+        "round": round_number,
+    }
+
+
+def mask_worker(
+    method: Method,
+    parameters: MaskParameters,
+    backend: Literal["lattice", "pydensecrf"],
+    photographs: Photographs,
+    stage: str,
+) -> Worker:
+    """Makes the worker of one task."""
+
+    def make(row: InputRow) -> dict[str, Any]:
+        manifest, cams = row["manifest"], row["cams"]
+        image = photographs.image(manifest)
+        stored = decode_cam(cams)
+        if not np.isfinite(stored).all():
+            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        cam = upsample_cam(stored, *image.shape[:2])
+        if method == "proportional":
+            mask = proportional_mask(image, cam, cams["labels"], parameters, backend)
+        else:
+            use_crf = method == "crf_argmax"
+            mask = argmax_mask(image, cam, cams["labels"], parameters, backend, use_crf)
+        return mask_row(manifest, mask, photographs.label_space, round_number=0)
+
+    return row_by_row(stage, make)
+
+
+def decode_cam(row: dict[str, Any]) -> NDArray[np.float16]:
+    """The float16 [K, h, w] array of a cams row."""
+    shape = (len(row["labels"]), row["cam_height"], row["cam_width"])
+    return np.frombuffer(row["cam"], "<f2").reshape(shape)
+
+
+def run(
+    config: MasksConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    cams: TableIndex,
+    images: TableIndex,
+    method: Method = "proportional",
+) -> Summary:
+    """Masks of every image of `cams` (an index of a cams table)."""
+    tasks = max(1, int(context.cluster.cpus)) if config.tasks == "auto" else config.tasks
+    batch = auto_batch(len(cams), tasks) if config.batch_size == "auto" else config.batch_size
+    factory = partial(
+        mask_worker,
+        method,
+        mask_parameters(config, method),
+        config.backend,
+        Photographs.of(context),
+        folder.stage,
+    )
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"cams": cams, "manifest": images},
+        primary="cams",
+        factory=factory,
+        schema=tables.MASKS,
+        pool=Pool(tasks),
+        batch_size=batch,
+    )
+    return folder.finish(summary)

@@ -1,0 +1,91 @@
+"""How every worker finds and decodes the photographs of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.images import decode_mask, read_image
+from pmm_ray.runtime.stage import RunContext
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Small and picklable: travels to the workers instead of the manifest.
+
+    Attributes:
+        root: folder that relative uris of the manifest start from.
+        apply_exif: whether images are turned as their EXIF orientation says.
+        max_pixels: larger images are refused before decoding.
+        label_space: names and ids of the data set.
+    """
+
+    root: str
+    apply_exif: bool
+    max_pixels: int
+    label_space: LabelSpace
+
+    @classmethod
+    def of(cls, context: RunContext) -> Photographs:
+        manifest = context.manifest
+        return cls(
+            root=manifest.root,
+            apply_exif=manifest.apply_exif,
+            max_pixels=context.config.data.max_pixels,
+            label_space=manifest.label_space,
+        )
+
+    def image(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """RGB uint8 [H, W, 3] of a manifest row.
+
+        Raises:
+            RowError: `missing`, `decode`, `too_large`; or `decode` when the pixels no longer have
+                the size that the manifest states.
+        """
+        uri = storage.anchor(row["uri"], self.root)
+        image = read_image(uri, apply_exif=self.apply_exif, max_pixels=self.max_pixels)
+        if image.shape[:2] != (row["height"], row["width"]):
+            raise RowError(
+                "decode",
+                f"the manifest says {row['height']} x {row['width']} px, the file has "
+                f"{image.shape[0]} x {image.shape[1]}: import the data set again",
+                uri,
+            )
+        return image
+
+    def labels(self, row: Mapping[str, Any]) -> list[int]:
+        """The image-level labels, checked.
+
+        Raises:
+            RowError: `label` when there are none, or one outside the label space.
+        """
+        labels = [int(label) for label in row["labels"] or ()]
+        if not labels:
+            raise RowError("label", "no image-level label: nothing to map for this image")
+        wrong = [x for x in labels if not 1 <= x <= self.label_space.num_foreground]
+        if wrong:
+            raise RowError(
+                "label", f"labels {wrong} lie outside 1..{self.label_space.num_foreground}"
+            )
+        return labels
+
+    def truth(self, row: Mapping[str, Any]) -> NDArray[Any]:
+        """Ground-truth mask of contiguous ids, [H, W].
+
+        Raises:
+            RowError: `missing`, or `decode` when it is no indexed or grey mask.
+        """
+        uri = storage.anchor(row["ground_truth_uri"], self.root)
+        try:
+            return decode_mask(storage.read_bytes(uri), uri=uri)
+        except FileNotFoundError as error:
+            raise RowError("missing", f"no ground truth at {uri}", uri) from error
+        except ValueError as error:
+            raise RowError("decode", str(error), uri) from error
