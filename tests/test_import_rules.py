@@ -22,8 +22,9 @@ FLOORS = {
     "stages": 4,
     "report": 4,
     "pipeline": 5,
-    "cli": 6,
-    "jobs": 7,
+    "predict": 6,
+    "cli": 7,
+    "jobs": 8,
 }
 NEIGHBOURS_FLOOR = 3
 MM_STACK = {"mmseg", "mmcv", "mmengine"}

@@ -22,9 +22,9 @@ def loss_chart(curve: Curve) -> Markup:
     steps, means, lows, highs = _bin(curve.steps, curve.losses, _MOST_POINTS)
     if not steps:
         return Markup("")
-    y_ticks = nice_ticks(0.0, max(means) * 1.05 or 1.0, 4)
+    y_ticks = nice_ticks(0.0, max(means) or 1.0, 4)
     x_ticks = nice_ticks(steps[0], steps[-1], 4)
-    top = max(y_ticks[-1], max(means))
+    top = y_ticks[-1]
     span = max(steps[-1] - steps[0], 1)
 
     def x(step: float) -> float:
@@ -55,14 +55,14 @@ def loss_chart(curve: Curve) -> Markup:
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from at most `low` to about `high`; at least two."""
+    """Round numbers from at most `low` to at least `high`; at least two."""
     step = (high - low) / max(about, 1)
     if step <= 0:
         return [low, low + 1]
     power = 10.0 ** math.floor(math.log10(step))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step * 0.999)
     first = math.floor(low / step)
-    return [round((first + i) * step, 10) for i in range(math.ceil((high - first * step) / step))]
+    return [round((first + i) * step, 10) for i in range(math.ceil(high / step) - first + 1)]
 
 
 def _bin(
