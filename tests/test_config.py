@@ -1,0 +1,91 @@
+"""The configuration: defaults, overrides, errors that help, and what enters a hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe, section_hash, to_yaml
+from pmm_ray.config.load import known_keys
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: test\nmasks:\n  alpha: 5\n")
+    return path
+
+
+def test_settings_override_the_file_and_nest(recipe: Path) -> None:
+    config = load_recipe(recipe, ["masks.crf.iterations=3", "cams.scales=[1, 2]", "seed=7"])
+    assert config.masks.alpha == 5
+    assert config.masks.crf.iterations == 3
+    assert config.cams.scales == (1.0, 2.0)
+    assert config.seed == 7
+
+
+def test_unknown_key_names_the_nearest(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key masks\.alfa; did you mean masks\.alpha\?"):
+        load_recipe(recipe, ["masks.alfa=3"])
+    with pytest.raises(ConfigError, match=r"did you mean segmenter\.crop_size"):
+        load_recipe(recipe, ["segmenter.cropsize=3"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("masks.alpha=-1", r"masks\.alpha = -1: .*greater than 0"),
+        ("masks.alpha", "write it as section.key=value"),
+        ("masks.alpha.x=1", "alpha is a value, not a section"),
+        ("masks.alpha=[", "not valid YAML"),
+        ("data.held_out_split=train", "must differ"),
+    ],
+)
+def test_bad_settings_are_explained(recipe: Path, setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(recipe, [setting])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+def test_bad_files_are_explained(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_recipe(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_configuration_is_frozen_and_round_trips(recipe: Path, tmp_path: Path) -> None:
+    config = load_recipe(recipe)
+    with pytest.raises(ValueError, match="frozen"):
+        config.masks.alpha = 3  # type: ignore[misc]
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(config))
+    assert load_recipe(again) == config
+
+
+def test_execution_fields_do_not_enter_the_hash() -> None:
+    base = MasksConfig()
+    assert section_hash(base) == section_hash(MasksConfig(tasks=7, batch_size=3))
+    assert section_hash(base) != section_hash(MasksConfig(alpha=3))
+    nested = base.model_copy(update={"crf": base.crf.model_copy(update={"iterations": 1})})
+    assert section_hash(base) != section_hash(nested)
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(model: type, prefix: str = "") -> list[str]:
+        out = []
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            section = isinstance(field.annotation, type) and hasattr(
+                field.annotation, "model_fields"
+            )
+            if section:
+                out += undocumented(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                out.append(prefix + name)
+        return out
+
+    assert undocumented(RunConfig) == []
+    assert "masks.crf.iterations" in set(known_keys())
