@@ -1,0 +1,88 @@
+"""Reading the pickled `.npy` dictionaries of the field, without the power of pickle.
+
+A pickle can run any code when it is loaded. Two fences: the user must say that the file is
+trusted, and even then only numpy arrays, dictionaries, lists, strings and numbers are admitted.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
+
+# everything numpy's own pickles of arrays name; none of these can reach a file or a process
+_ADMITTED = {
+    "numpy": {"ndarray", "dtype"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "collections": {"OrderedDict"},
+}
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    """Stands for `_codecs.encode`, by which protocol 2 spells the bytes of an array."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1_bytes
+        if name not in _ADMITTED.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
+        # older files name numpy's modules as they were called before numpy 2
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def refusal(uri: str) -> str:
+    """What a user is told whose pickle is not loaded."""
+    return (
+        f"{uri} is a Python pickle, and a pickle can run code when it is loaded. If you trust "
+        "its origin, say so with --trust-pickle (in a recipe: data.trust_pickle: true)."
+    )
+
+
+def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
+    """The dictionary in a `.npy` file that `np.save(path, some_dict)` wrote.
+
+    Args:
+        uri: of the file.
+        trust_pickle: whether the user vouches for the file.
+
+    Returns:
+        Keys are strings; values as stored.
+
+    Raises:
+        CannotRunError: not trusted, not such a file, or a file that asks for more than arrays.
+    """
+    if not trust_pickle:
+        raise CannotRunError(refusal(uri))
+    stream = io.BytesIO(storage.read_bytes(uri))
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read_header(stream)
+        if shape != () or dtype != np.dtype(object):
+            raise ValueError(f"it holds an array {shape} of {dtype}")
+        # latin1 reads what numpy wrote under Python 2, too
+        content = _Unpickler(stream, encoding="latin1").load()
+    # a damaged pickle raises nearly any type
+    except Exception as error:
+        raise CannotRunError(f"{uri} is not a pickled dictionary of arrays: {error}") from error
+    if isinstance(content, np.ndarray) and content.shape == ():
+        content = content.item()
+    if not isinstance(content, dict):
+        raise CannotRunError(f"{uri} holds a {type(content).__name__}, not a dictionary")
+    return {str(key): value for key, value in content.items()}

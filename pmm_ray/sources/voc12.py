@@ -1,0 +1,196 @@
+"""PASCAL VOC 2012, and anything laid out like it, used in place.
+
+Photographs and masks are not copied: the manifest names them where they are. VOC's mask values
+are contiguous already, so its masks are the ground truth as they stand.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from pmm_ray.labels import VOC12
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.images import MAX_PIXELS, decode_mask
+from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.pickled import load_pickled_dict, refusal
+
+LabelSource = Literal["cls_labels", "xml", "masks"]
+# the labels of an image by its id, None where the source says nothing; ValueError if it is wrong
+Reader = Callable[[str], tuple[int, ...] | None]
+
+_LISTS = "ImageSets/Segmentation"
+# the masks of SBD's additional annotations first: the official ones are among them
+_MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+_SPELLINGS = {"train_aug": "trainaug", "trainaug": "train_aug"}
+
+
+def import_voc12(
+    root: str,
+    out: str,
+    *,
+    splits: Sequence[str] = ("train_aug", "val"),
+    labels_from: Literal["auto", "cls_labels", "xml", "masks"] = "auto",
+    trust_pickle: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> ImportReport:
+    """Write the manifest of a VOC 2012 tree.
+
+    Args:
+        root: the `VOCdevkit` folder, the `VOC2012` folder in it, or the folder around both.
+        out: folder that gets `manifest.parquet` and `errors/`.
+        splits: lists below `ImageSets/Segmentation`, each of which becomes the split of its name
+            (`train_aug` and `trainaug` are the same list). A line is an id, or
+            `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`.
+        labels_from: `cls_labels` (the field's `cls_labels.npy`, beside `JPEGImages` or in
+            `root`), `xml` (every object of `Annotations/ID.xml`), `masks` (the classes in the
+            masks: pixel labels) or `auto`: the first of these that is there, where a
+            `cls_labels.npy` that is not trusted is passed over for `xml` only.
+        trust_pickle: load `cls_labels.npy`, which is a pickle.
+        max_pixels: a photograph that declares more becomes an error row.
+
+    Returns:
+        Its counts tell, for each other label source that is there, in how many images its labels
+        differ (`labels differ from masks`, ...). The sources of the field do disagree.
+
+    Raises:
+        CannotRunError: no such tree, list or label source, or a pickle that is not trusted.
+    """
+    root = storage.absolute(root)
+    voc = _find_voc(root)
+    masks = _find_masks(voc)
+    candidates = (f"{voc}/cls_labels.npy", f"{root}/cls_labels.npy")
+    pickled = next((uri for uri in candidates if storage.exists(uri)), None)
+    readers = _readers(voc, pickled if trust_pickle else None, masks)
+    chosen = _choose(labels_from, readers, None if trust_pickle else pickled)
+    others = {name: reader for name, reader in readers.items() if name != chosen}
+    compared = dict.fromkeys(others, 0)
+    differing = dict.fromkeys(others, 0)
+    importer = Importer(out, VOC12, source="voc12", exif="ignore", max_pixels=max_pixels)
+
+    def labels_of(image_id: str) -> tuple[int, ...]:
+        labels = readers[chosen](image_id) if chosen else None
+        for name, reader in others.items():
+            try:
+                other = reader(image_id)
+            except (ValueError, RowError):
+                # a fault of a source that is only compared with costs no image
+                other = None
+            if labels is not None and other is not None:
+                compared[name] += 1
+                differing[name] += labels != other
+        return labels or ()
+
+    for split in splits:
+        for image_id in _read_list(voc, split):
+            importer.add(
+                image_id,
+                f"{voc}/JPEGImages/{image_id}.jpg",
+                split,
+                partial(labels_of, image_id),
+                masks.get(image_id),
+            )
+    counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
+    return importer.finish(counts, metadata={"pmm.labels_from": chosen or "none"})
+
+
+def _find_voc(root: str) -> str:
+    for folder in (root, f"{root}/VOC2012", f"{root}/VOCdevkit/VOC2012"):
+        if storage.exists(f"{folder}/JPEGImages") and storage.exists(f"{folder}/{_LISTS}"):
+            return folder
+    raise CannotRunError(
+        f"no VOC 2012 below {root}: expected VOCdevkit/VOC2012 with JPEGImages and {_LISTS}"
+    )
+
+
+def _find_masks(voc: str) -> dict[str, str]:
+    """The uri of each image's mask by its id."""
+    found: dict[str, str] = {}
+    for folder in reversed(_MASK_FOLDERS):
+        for uri in storage.list_files(f"{voc}/{folder}", ".png"):
+            found[_stem(uri)] = uri
+    return found
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def _read_list(voc: str, split: str) -> list[str]:
+    """The ids of a list, in its order."""
+    available = {_stem(uri): uri for uri in storage.list_files(f"{voc}/{_LISTS}", ".txt")}
+    uri = available.get(split) or available.get(_SPELLINGS.get(split, ""))
+    if uri is None:
+        raise CannotRunError(f"no list {split}.txt in {voc}/{_LISTS}: there are {[*available]}")
+    lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+    first = [line.split()[0] for line in lines if line.strip()]
+    return [_stem(word) if word.lower().endswith(".jpg") else word for word in first]
+
+
+def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[LabelSource, Reader]:
+    """The label sources that are there and may be read, the preferred first."""
+    readers: dict[LabelSource, Reader] = {}
+    if pickled is not None:
+        readers["cls_labels"] = _cls_labels_reader(pickled)
+    annotations = {_stem(uri): uri for uri in storage.list_files(f"{voc}/Annotations", ".xml")}
+    if annotations:
+        readers["xml"] = lambda image_id: _xml_labels(annotations.get(image_id))
+    if masks:
+        readers["masks"] = lambda image_id: _mask_labels(masks.get(image_id))
+    return readers
+
+
+def _choose(
+    wanted: str, readers: Mapping[LabelSource, Reader], untrusted: str | None
+) -> LabelSource | None:
+    """The source to use, None if there is none at all (unlabelled photographs)."""
+    if untrusted and (wanted == "cls_labels" or (wanted == "auto" and "xml" not in readers)):
+        # never fall back to pixel labels in silence
+        other = " Or read them off the pixel masks: data.labels_from: masks."
+        raise CannotRunError(refusal(untrusted) + (other if "masks" in readers else ""))
+    if wanted == "auto":
+        return next(iter(readers), None)
+    for name in readers:
+        if name == wanted:
+            return name
+    raise CannotRunError(f"no labels from {wanted!r}: there are {[*readers] or 'none'}")
+
+
+def _cls_labels_reader(uri: str) -> Reader:
+    vectors = load_pickled_dict(uri, trust_pickle=True)
+
+    def read(image_id: str) -> tuple[int, ...] | None:
+        vector: Any = vectors.get(image_id)
+        if vector is None:
+            return None
+        if np.shape(vector) != (VOC12.num_foreground,):
+            raise ValueError(
+                f"{uri} holds {np.shape(vector)} values for it, not {VOC12.num_foreground}"
+            )
+        return tuple(int(i) + 1 for i in np.flatnonzero(vector))
+
+    return read
+
+
+def _xml_labels(uri: str | None) -> tuple[int, ...] | None:
+    """Every object counts, difficult and truncated ones too, as in the field's cls_labels."""
+    if uri is None:
+        return None
+    try:
+        annotation = ElementTree.fromstring(storage.read_bytes(uri))
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{uri} is not an XML annotation: {error}") from error
+    names = {node.text or "" for node in annotation.iterfind("object/name")}
+    return tuple(sorted(VOC12.id_of(name) for name in names))
+
+
+def _mask_labels(uri: str | None) -> tuple[int, ...] | None:
+    if uri is None:
+        return None
+    values = VOC12.to_contiguous(decode_mask(storage.read_bytes(uri), uri=uri))
+    return tuple(int(v) for v in np.unique(values) if v not in (0, VOC12.ignore))
