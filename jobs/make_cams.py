@@ -1,0 +1,11 @@
+"""The classifier -> class activation maps.
+
+ray job submit --working-dir . -- python jobs/make_cams.py RECIPE [options of `pmm run`]
+"""
+
+import sys
+
+from pmm_ray.cli import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:], "--only", "make_cams"])

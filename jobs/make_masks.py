@@ -1,0 +1,11 @@
+"""Class activation maps -> pseudo-masks, and their scores.
+
+ray job submit --working-dir . -- python jobs/make_masks.py RECIPE [options of `pmm run`]
+"""
+
+import sys
+
+from pmm_ray.cli import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:], "--only", "make_masks"])
