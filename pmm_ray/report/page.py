@@ -84,8 +84,7 @@ def render(run: RunData) -> str:
         run=run,
         record=run.record,
         finished=bool(run.record.get("finished")),
-        machine=_facts(run.record.get("machine")),
-        versions=_facts(run.record.get("versions")),
+        facts=[(name, _facts(run.record.get(name))) for name in ("machine", "cluster", "versions")],
         rows=rows,
         scores={row.stage: format_scores(row.mean_iou, run.held_out_split) for row in rows},
         longest=max((row.seconds for row in rows), default=0.0) or 1.0,
@@ -139,7 +138,14 @@ def _pixel_labels(run: RunData) -> list[tuple[str, str]]:
 
 
 def _facts(values: Any) -> list[tuple[str, str]]:
-    return [(str(k), str(v)) for k, v in values.items()] if isinstance(values, dict) else []
+    if not isinstance(values, dict):
+        return []
+    facts = []
+    for key, value in values.items():
+        if str(key).endswith("_bytes") and isinstance(value, int):
+            key, value = str(key).removesuffix("_bytes"), f"{value / 1024**3:.1f} GiB"
+        facts.append((str(key).replace("_", " "), str(value)))
+    return facts
 
 
 def _percent(value: float | None) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folder import RunFolder
 
 from pmm_ray.runtime.errors import ErrorRow
+
+from .run_folder import RunFolder
 
 
 @pytest.fixture

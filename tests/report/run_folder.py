@@ -68,7 +68,7 @@ class RunFolder:
             "name": "test run",
             "started": "2026-11-01T10:00:00",
             "command": "pmm run recipes/test.yaml --set data.root='<script>'",
-            "machine": {"host": "node", "cpus": 2},
+            "machine": {"cpus": 2, "memory_bytes": 2 * 1024**3},
             "versions": {"ray": "2.60.0"},
             "manifest": "data/manifest.parquet",
             "stages": self.stages,

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.console import Console
-from run_folder import SPACE, RunFolder
 
 from pmm_ray.report import build_report, print_stage_table, stage_table
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.events import EventLog
+
+from .run_folder import SPACE, RunFolder
 
 VOID = {"meta", "img", "br", "hr", "input", "link", "rect", "line", "polyline", "polygon"}
 
@@ -73,6 +74,7 @@ def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
     assert "no such file" in page.words
     assert "evaluate-make_masks-val" in page.words  # pixel labels used
     assert "not finished" not in page.words
+    assert "memory 2.0 GiB" in page.words
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_users_wrote(full_run: RunFolder) -> None:
