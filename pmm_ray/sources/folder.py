@@ -54,6 +54,7 @@ def import_folder(
     *,
     labels_csv: str | None = None,
     class_names: Sequence[str] | None = None,
+    read_labels: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a folder of photographs, used in place. EXIF orientation is applied.
@@ -70,6 +71,7 @@ def import_folder(
             without it every photograph is in split `train`.
         class_names: the classes in the order of their ids; default: `ROOT/classes.txt`, else the
             names in the CSV, sorted.
+        read_labels: False leaves any CSV aside: all photographs are unlabelled.
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -84,7 +86,7 @@ def import_folder(
         raise CannotRunError(f"no photographs ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
     default_csv = storage.join(root, "labels.csv")
     csv_uri = labels_csv or (default_csv if storage.exists(default_csv) else None)
-    lines = _read_csv(csv_uri) if csv_uri else []
+    lines = _read_csv(csv_uri) if csv_uri and read_labels else []
     space = _label_space(root, class_names, lines)
     importer = Importer(out, space, source="folder", exif="apply", max_pixels=max_pixels)
     by_name: dict[str, _Line] = {}

@@ -86,6 +86,8 @@ class Importer:
             self.fail(image_id, error.kind, error.message, error.uri or uri)
         except ValueError as error:
             self.fail(image_id, "label", str(error), uri)
+        except OSError as error:
+            self.fail(image_id, "missing", f"its labels cannot be read: {error}", uri)
         else:
             self.rows[image_id] = row
 

@@ -78,7 +78,7 @@ def import_voc12(
         for name, reader in others.items():
             try:
                 other = reader(image_id)
-            except (ValueError, RowError):
+            except (ValueError, RowError, OSError):
                 # a fault of a source that is only compared with costs no image
                 other = None
             if labels is not None and other is not None:

@@ -97,6 +97,13 @@ def test_without_labels_all_are_unlabelled(folder: Folder) -> None:
     assert report.manifest.label_space.num_foreground == 2
 
 
+def test_labels_can_be_left_aside(folder: Folder) -> None:
+    folder.csv("image_id,labels", "a,unheard of", "gone,cat")
+    report = folder.import_(class_names=["cat"], read_labels=False)
+    assert report.rows == report.counts["unlabelled"] == 3
+    assert not report.errors
+
+
 def test_photographs_may_lie_in_the_folder_itself(folder: Folder) -> None:
     report = import_folder(str(folder.root / "images"), str(folder.out))
     assert report.rows == 3

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import tables
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.sources.importing import ImportReport
@@ -212,6 +212,24 @@ def test_unknown_class_and_damaged_xml(tree: Tree) -> None:
     report = tree.import_()
     assert kinds(report) == {"2007_000001": "label", "2007_000003": "label"}
     assert "aeroplane" in report.errors[0].message
+
+
+def test_unreadable_annotation_costs_its_image_only(tree: Tree) -> None:
+    tree.xml("2007_000001", "person")
+    tree.xml("2007_000002", "person")
+    path = tree.voc / "Annotations/2007_000002.xml"
+
+    def read_bytes(uri: str, limit: int | None = None) -> bytes:
+        if uri == str(path):
+            raise PermissionError(13, "Permission denied", uri)
+        return original(uri, limit)
+
+    original = storage.read_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "read_bytes", read_bytes)
+        report = tree.import_()
+    assert kinds(report) == {"2007_000002": "missing"}
+    assert "Permission denied" in report.errors[0].message
 
 
 def test_too_large(tree: Tree) -> None:
