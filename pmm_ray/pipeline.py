@@ -9,22 +9,14 @@ all that can change its result, so running the pipeline again runs just what is 
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pmm_ray.config import ConfigError, RunConfig, load_recipe, section_hash, to_yaml
-from pmm_ray.runtime import lease, storage
-from pmm_ray.runtime.errors import (
-    EXIT_BUDGET,
-    EXIT_CANNOT_RUN,
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    BudgetExceededError,
-    CannotRunError,
-)
+from pmm_ray.config import RunConfig, load_recipe, section_hash, to_yaml
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.guard import guarded
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.session import EndOfSelection, Selection, Session
@@ -329,36 +321,18 @@ def run_recipe(
     Returns:
         The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 130 interrupted.
     """
-    try:
+
+    def body(progress: Progress) -> None:
         config = load_recipe(recipe, settings)
         selection = Selection(planned_stages(config), first, last, fresh, retry_errors)
-    except (ConfigError, CannotRunError) as error:
-        print(f"pmm: {error}", file=sys.stderr)
-        return EXIT_CANNOT_RUN
-    place = storage.absolute(run_dir or str(Path("runs") / config.name))
-    progress = Progress(config.runtime.heartbeat_seconds)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        storage.make_folder(place)
-        with (
-            Session(place, config, selection, progress, address) as session,
-            lease.hold(place, session.attempt),
-        ):
+        place = storage.absolute(run_dir or str(Path("runs") / config.name))
+        with Session(place, config, selection, progress, address) as session:
+            session.hold()
             run_stages(session)
             session.write_record(finished=True)
             _report(session)
-    except (CannotRunError, ConfigError) as error:
-        progress.message(f"pmm: {error}")
-        return EXIT_CANNOT_RUN
-    except BudgetExceededError as error:
-        progress.message(f"pmm: {error}")
-        return EXIT_BUDGET
-    except KeyboardInterrupt:
-        progress.message("pmm: interrupted; run the same command again to go on")
-        return EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return EXIT_DONE
+
+    return guarded(body)
 
 
 def _report(session: Session) -> None:

@@ -38,34 +38,36 @@ def nearest_key(key: str) -> str | None:
     return by_tail[close[0]] if close else None
 
 
-def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> RunConfig:
+def load_recipe(path: str | Path | None, settings: Iterable[str] = ()) -> RunConfig:
     """Read a recipe, apply `--set` values and validate.
 
     Args:
-        path: a YAML file; its keys are those of `RunConfig`.
+        path: a YAML file; its keys are those of `RunConfig`. None: all defaults.
         settings: `section.key=value`, the value in YAML (`3`, `true`, `[1, 2]`, `null`).
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown (the nearest known key is
             named) or a value does not fit.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as `masks:`, got {type(tree).__name__}")
+    tree = _read(Path(path)) if path is not None else {}
     for setting in settings:
         _apply(tree, setting)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from error
+        raise ConfigError(_explain(error, path or "the configuration")) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as `masks:`, got {type(tree).__name__}")
+    return tree
 
 
 def _apply(tree: dict[str, Any], setting: str) -> None:
@@ -86,7 +88,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
 
 
-def _explain(error: ValidationError, path: Path) -> str:
+def _explain(error: ValidationError, path: str | Path) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))

@@ -102,7 +102,7 @@ class Progress:
     def __init__(self, heartbeat_seconds: float = 10.0, stream: TextIO | None = None) -> None:
         # a copy of the descriptor: Ray's own lines are sent elsewhere while it runs
         self._stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
-        self._heartbeat = heartbeat_seconds
+        self.heartbeat_seconds = heartbeat_seconds
         self._live = self._stream.isatty()
         self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
 
@@ -123,7 +123,7 @@ class Progress:
         )
 
         def beat() -> None:
-            while not stop.wait(0.25 if live else self._heartbeat):
+            while not stop.wait(0.25 if live else self.heartbeat_seconds):
                 if live:
                     live.update(Text(progress.line()), refresh=True)
                 else:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import cluster, storage
+from pmm_ray.runtime import cluster, lease, storage
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import EventLog
 from pmm_ray.runtime.progress import Progress
@@ -76,6 +76,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.events = EventLog(self.run_dir, "driver")
+        self.progress.heartbeat_seconds = self.config.runtime.heartbeat_seconds
         self._exit = contextlib.ExitStack()
         self._cluster: cluster.ClusterResources | None = None
         self._manifest: Manifest | None = None
@@ -89,6 +90,15 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._exit.close()
         self.events.flush()
+
+    def hold(self) -> None:
+        """Become the one writer of the run folder until the session ends.
+
+        Raises:
+            CannotRunError: another run is alive in it.
+        """
+        storage.make_folder(self.run_dir)
+        self._exit.enter_context(lease.hold(self.run_dir, self.attempt))
 
     @property
     def cluster(self) -> cluster.ClusterResources:

@@ -149,23 +149,32 @@ def _result(
     }
 
 
-class _ChunkActor:
-    """Holds a worker (a model) and maps chunks with it."""
+class _ChunkMapper:
+    """Maps chunks with a worker that it makes at its first chunk.
+
+    A worker that cannot be made (no weights, no memory) is a failure of the chunk, so that its
+    reason reaches the driver instead of ending in Ray's retries.
+    """
 
     def __init__(self, factory: Callable[[], Worker], output: Output) -> None:
-        one_thread()
-        self._worker = factory()
+        self._factory = factory
         self._output = output
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _columns(run_chunk(str(p), self._worker, self._output) for p in batch["chunk"])
+        if self._worker is None:
+            one_thread()
+            try:
+                self._worker = self._factory()
+            except Exception as error:  # reported to the driver
+                return _columns([_result(failure=f"{type(error).__name__}: {error}")])
+        worker = self._worker
+        return _columns(run_chunk(str(p), worker, self._output) for p in batch["chunk"])
 
 
 def _chunk_task(factory: Callable[[], Worker], output: Output) -> Callable[[Any], Any]:
     def task(batch: dict[str, Any]) -> dict[str, Any]:
-        one_thread()
-        worker = factory()
-        return _columns(run_chunk(str(p), worker, output) for p in batch["chunk"])
+        return _ChunkMapper(factory, output)(batch)
 
     return task
 
@@ -219,7 +228,7 @@ def stream(
     }
     if pool.actors:
         dataset = dataset.map_batches(
-            _ChunkActor,
+            _ChunkMapper,
             compute=ActorPoolStrategy(size=min(pool.size, len(items))),
             fn_constructor_args=(factory, output),
             **(options | {"batch_size": 1}),

@@ -21,7 +21,7 @@ from pmm_ray.config import PredictConfig
 from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.segmenter import INPUT_MEAN, INPUT_STD, load_segmenter, predict_logits
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime import tables
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import RowError
 from pmm_ray.runtime.index import TableIndex
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
@@ -97,8 +97,12 @@ def predict_worker(
     stage: str,
     round_number: int,
     use_gpu: bool,
+    png_folder: str | None = None,
 ) -> Worker:
-    """Makes the worker of one pool process; loads the model once."""
+    """Makes the worker of one pool process; loads the model once.
+
+    With `png_folder` each mask is also written there as `<image_id>.png`.
+    """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_segmenter(checkpoint_uri)
     model = model.to(device).eval()
@@ -116,7 +120,11 @@ def predict_worker(
             scores_MHW = crf.joint(scores_MHW)
         space = photographs.label_space
         mask = allowed.astype(space.mask_dtype)[scores_MHW.argmax(0)]
-        return mask_row(manifest, mask, space, round_number)
+        out = mask_row(manifest, mask, space, round_number)
+        if png_folder is not None:
+            name = f"{tables.check_image_id(manifest['image_id'])}.png"
+            storage.write_bytes(storage.join(png_folder, name), out["mask_png"])
+        return out
 
     return row_by_row(stage, predict)
 
@@ -129,6 +137,7 @@ def run(
     images: TableIndex,
     checkpoint_uri: str,
     round_number: int,
+    png_folder: str | None = None,
 ) -> Summary:
     """Masks of every image of `images` (an index of the manifest) with a segmenter checkpoint."""
     cluster = context.cluster
@@ -142,6 +151,7 @@ def run(
         folder.stage,
         round_number,
         use_gpu,
+        png_folder,
     )
     summary = run_table_stage(
         context,

@@ -1,0 +1,43 @@
+"""The one place where what may go wrong in a command becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable
+
+from pmm_ray.config import ConfigError
+from pmm_ray.runtime.errors import (
+    EXIT_BUDGET,
+    EXIT_CANNOT_RUN,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    BudgetExceededError,
+    CannotRunError,
+)
+from pmm_ray.runtime.progress import Progress
+
+
+def guarded(body: Callable[[Progress], None]) -> int:
+    """Run something, turning what may go wrong into a line on the console and an exit code."""
+    progress = Progress()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        body(progress)
+    except (CannotRunError, ConfigError) as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_CANNOT_RUN
+    except BudgetExceededError as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_BUDGET
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        progress.message(f"pmm: the disk is full ({error.filename}); free some space and run again")
+        return EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        progress.message("pmm: interrupted; run the same command again to go on")
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return EXIT_DONE
