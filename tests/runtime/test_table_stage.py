@@ -1,0 +1,244 @@
+"""The stream under every inference stage, on a real Ray: exactly once, whatever happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime import lease, tables
+from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.index import index_file, read_all, read_index, scan_parts
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.sources.manifest import Manifest
+
+MakeContext = Callable[..., RunContext]
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("area", pa.int32())])
+
+
+def area_worker(log: str, fail: str = "", crash: str = "", mark: str = "") -> Worker:
+    """Areas of images; notes each image it computes as a file, fails or dies where told to."""
+
+    def area(row: InputRow) -> dict[str, Any]:
+        image_id = row["manifest"]["image_id"]
+        name = f"{image_id}-{os.getpid()}-{os.urandom(4).hex()}"
+        (Path(log) / name).touch()
+        if image_id == fail:
+            raise RowError("decode", "told to fail")
+        if image_id == "wrong":
+            raise ZeroDivisionError("a bug")
+        if image_id == crash and not (mark and Path(mark).exists()):
+            if mark:
+                Path(mark).touch()
+            os._exit(13)
+        return {"image_id": image_id, "area": row["manifest"]["height"] * row["manifest"]["width"]}
+
+    return row_by_row("area", area)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    return folder
+
+
+def run(
+    context: RunContext,
+    factory: Callable[[], Worker],
+    *,
+    ids: Sequence[str] | None = None,
+    batch: int = 3,
+    pool: Pool = Pool(2),
+    name: str = "area",
+) -> tuple[Summary, StageFolder]:
+    folder = StageFolder.below(context.run_dir, name, "12345678")
+    images = index_file(context.manifest.uri)
+    if ids is not None:
+        images = images.select(ids)
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"manifest": images},
+        primary="manifest",
+        factory=factory,
+        schema=SCHEMA,
+        pool=pool,
+        batch_size=batch,
+    )
+    return summary, folder
+
+
+def computed(log: Path) -> list[str]:
+    return sorted("-".join(path.name.split("-")[:-2]) for path in log.iterdir())
+
+
+def test_every_image_once_and_the_same_table_for_any_pool(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    context = make_context(shapes)
+    hashes = set()
+    for number, (batch, pool) in enumerate(
+        [(3, Pool(1)), (16, Pool(2)), (1, Pool(2, actors=True)), (5, Pool(1, actors=True))]
+    ):
+        summary, folder = run(
+            context, partial(area_worker, str(log)), batch=batch, pool=pool, name=f"area-{number}"
+        )
+        assert (summary.images, summary.errors) == (16, 0)
+        hashes.add(tables.content_hash(read_all(folder.uri)))
+    assert len(hashes) == 1
+    assert len(computed(log)) == 4 * 16
+
+
+def test_finished_images_are_not_computed_again(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    context = make_context(shapes)
+    ids = index_file(shapes.uri).image_ids
+    run(context, partial(area_worker, str(log)), ids=ids[:6])
+    assert computed(log) == sorted(ids[:6])
+    run(context, partial(area_worker, str(log)), batch=4)
+    assert computed(log) == sorted(ids)
+
+
+def test_a_torn_part_is_dropped_and_its_images_run_again(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    context = make_context(shapes)
+    _, folder = run(context, partial(area_worker, str(log)))
+    whole = tables.content_hash(read_all(folder.uri))
+    parts = read_index(folder.uri).parts
+    torn = Path(parts[0])
+    lost = len(tables.read_table(parts[0]))
+    torn.write_bytes(torn.read_bytes()[:40])
+    Path(folder.path("part-junk.parquet")).write_bytes(b"")
+    run(context, partial(area_worker, str(log)))
+    assert tables.content_hash(read_all(folder.uri)) == whole
+    assert len(computed(log)) == 16 + lost
+    assert len(list(read_events(context.run_dir, "broken_part"))) == 2
+
+
+def test_errors_are_rows_with_their_kind(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    context = make_context(shapes)
+    ids = index_file(shapes.uri).image_ids
+    summary, folder = run(context, partial(area_worker, str(log), fail=ids[4]))
+    assert (summary.images, summary.errors) == (15, 1)
+    rows = tables.read_errors(folder.errors_uri)
+    assert [(r.image_id, r.stage, r.kind, r.message) for r in rows] == [
+        (ids[4], "area", "decode", "told to fail")
+    ]
+    assert rows[0].uri
+    # an error row counts as finished
+    before = len(computed(log))
+    run(context, partial(area_worker, str(log)))
+    assert len(computed(log)) == before
+
+
+def test_the_budget_ends_the_run_with_the_reasons(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    config = RunConfig.model_validate({"errors": {"budget": 0}})
+    context = make_context(shapes, config)
+    ids = index_file(shapes.uri).image_ids
+    with pytest.raises(BudgetExceededError, match=f"{ids[4]}: decode: told to fail"):
+        run(context, partial(area_worker, str(log), fail=ids[4]))
+
+
+@pytest.mark.parametrize("actors", [False, True])
+def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours_live(
+    make_context: MakeContext, shapes: Manifest, log: Path, actors: bool
+) -> None:
+    context = make_context(shapes)
+    ids = index_file(shapes.uri).image_ids
+    summary, folder = run(
+        context,
+        partial(area_worker, str(log), crash=ids[7]),
+        batch=4,
+        pool=Pool(2, actors=actors),
+    )
+    assert (summary.images, summary.errors) == (15, 1)
+    [row] = tables.read_errors(folder.errors_uri)
+    assert (row.image_id, row.kind) == (ids[7], "internal")
+    assert "died" in row.message
+
+
+def test_a_process_that_dies_once_costs_nothing(
+    make_context: MakeContext, shapes: Manifest, log: Path, tmp_path: Path
+) -> None:
+    context = make_context(shapes)
+    ids = index_file(shapes.uri).image_ids
+    factory = partial(area_worker, str(log), crash=ids[7], mark=str(tmp_path / "mark"))
+    summary, _ = run(context, factory)
+    assert (summary.images, summary.errors) == (16, 0)
+
+
+def test_a_worker_that_cannot_start_stops_the_stage_with_its_reason(
+    make_context: MakeContext, shapes: Manifest
+) -> None:
+    def broken() -> Worker:
+        raise FileNotFoundError("no weights at /nowhere")
+
+    context = make_context(shapes)
+    for name, pool in (("tasks", Pool(2)), ("actors", Pool(1, actors=True))):
+        with pytest.raises(CannotRunError, match="no weights at /nowhere"):
+            run(context, broken, pool=pool, name=name)
+
+
+def test_a_run_that_was_taken_over_commits_nothing(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    context = make_context(shapes)
+    stale = RunContext(**{**context.__dict__, "attempt": "another"})
+    with pytest.raises(CannotRunError, match="taken over"):
+        run(stale, partial(area_worker, str(log)))
+    assert scan_parts(StageFolder.below(context.run_dir, "area", "12345678").uri)[0].parts == ()
+
+
+def test_asking_for_more_than_the_cluster_has_fails_at_once(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    with pytest.raises(CannotRunError, match=r"needs 1 GPUs \(the cluster has 0\)"):
+        run(make_context(shapes), partial(area_worker, str(log)), pool=Pool(1, gpus=1))
+
+
+def test_no_images_make_an_empty_table(
+    make_context: MakeContext, shapes: Manifest, log: Path
+) -> None:
+    summary, folder = run(make_context(shapes), partial(area_worker, str(log)), ids=[])
+    assert summary.images == 0
+    assert len(read_index(folder.uri)) == 0
+
+
+def test_any_exception_becomes_an_internal_row() -> None:
+    def process(row: InputRow) -> dict[str, Any]:
+        raise ZeroDivisionError("a bug")
+
+    rows: Sequence[InputRow] = [{"manifest": {"image_id": "a", "uri": "a.jpg"}}]
+    results: Iterator[Any] = row_by_row("area", process)(rows)
+    assert list(results) == [
+        ErrorRow("a", "area", "internal", "ZeroDivisionError: a bug", "a.jpg")
+    ]
+
+
+def test_batches_leave_enough_tasks_for_every_worker() -> None:
+    assert auto_batch(10, 4) == 1
+    assert auto_batch(82_081, 8) == 32
+    assert auto_batch(640, 8) == 10
+
+
+def test_the_lease_is_free_after_a_run(tmp_path: Path) -> None:
+    with lease.hold(str(tmp_path), "a"):
+        assert lease.holds(str(tmp_path), "a")
+    assert lease.read_lease(str(tmp_path)) is None
