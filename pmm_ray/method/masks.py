@@ -85,7 +85,7 @@ def proportional_mask(
     cam_KHW: FloatArray,
     labels: Sequence[int],
     parameters: MaskParameters,
-    backend: Backend = "pydensecrf",
+    backend: Backend = "lattice",
 ) -> Mask:
     """Proportional pseudo-mask generation with smoothing (Eq. 5-9, Alg. 1 lines 2-6).
 
@@ -136,7 +136,7 @@ def argmax_mask(
     cam_KHW: FloatArray,
     labels: Sequence[int],
     parameters: MaskParameters,
-    backend: Backend = "pydensecrf",
+    backend: Backend = "lattice",
     use_crf: bool = True,
 ) -> Mask:
     """The usual pseudo-mask: background score, joint CRF, argmax (Eq. 2-4).
@@ -172,7 +172,7 @@ def base_mask(
     alpha: float = 24.0,
     threshold: float = 0.9,
     crf: CrfParameters | None = None,
-    backend: Backend = "pydensecrf",
+    backend: Backend = "lattice",
 ) -> Mask:
     """The confident mask that relabels multi-crop windows (paper 3.5; released code).
 

@@ -20,7 +20,7 @@ from pmm_ray.method.masks import (
 if TYPE_CHECKING:
     from conftest import Oracle
 
-BACKENDS = ["pydensecrf"]
+BACKENDS = ["lattice", "pydensecrf"]
 # No iterations: the posterior is the normalized score, so results can be worked out by hand.
 STILL = replace(CrfParameters.ppmg(), iterations=0)
 BY_HAND = MaskParameters(alpha=1.0, smoothing=0.0, crf=STILL)

@@ -53,7 +53,7 @@ class DenseCrf:
         self,
         image_HW3: npt.NDArray[np.uint8],
         parameters: CrfParameters,
-        backend: Backend = "pydensecrf",
+        backend: Backend = "lattice",
         tolerance: float = 0.0,
     ) -> None:
         image = check_image(image_HW3)
@@ -112,6 +112,10 @@ def _make_solver(
     image_HW3: npt.NDArray[np.uint8], parameters: CrfParameters, backend: Backend
 ) -> Solver:
     # Imported on use, so that a worker needs only the package of the backend it runs.
+    if backend == "lattice":
+        from pmm_ray.method.crf.mean_field import LatticeSolver
+
+        return LatticeSolver(image_HW3, parameters)
     if backend == "pydensecrf":
         from pmm_ray.method.crf.pydensecrf_backend import PydensecrfSolver
 

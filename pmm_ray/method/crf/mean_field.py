@@ -1,0 +1,236 @@
+"""Mean field on permutohedral lattices: K independent binary problems, or one joint problem.
+
+Arrays of pixels are kept in the order of the spatial lattice's segments, channels last. Every
+kernel then reads its weights once, in order, and does the same work for a pixel's whole row.
+"""
+
+# H, W: image; N: pixels; K: binary problems; M: labels of a joint problem; P: padded row width.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm_ray.method.checks import Float32Array
+from pmm_ray.method.crf.lattice import Lattice, build_lattice
+from pmm_ray.method.crf.parameters import CrfParameters
+from pmm_ray.method.crf.spatial import spatial_lattice
+from pmm_ray.method.crf.updates import logistic, lower, pack, softmax, unpack
+
+# The widest row a kernel handles at once: one AVX-512 register, or two of AVX2.
+_WIDEST = 16
+# Binary problems are solved in groups of this many at most.
+_GROUP = 16
+# Frozen labels may change any posterior by this much in one iteration, see `_frozen`.
+_FREEZE_BUDGET = 1e-6
+_FLOOR = np.float32(1e-5)
+# The logit of the padding in a row: its posterior is nothing.
+_NEVER = np.float32(-1e30)
+
+Scratches = dict[int, list[tuple[Float32Array, Float32Array]]]
+
+
+class LatticeSolver:
+    """One image's lattices, shared by everything it is asked to solve.
+
+    Raises:
+        ValueError: A standard deviation is too small for the image, see `build_lattice`.
+    """
+
+    def __init__(self, image_HW3: npt.NDArray[np.uint8], parameters: CrfParameters) -> None:
+        self._iterations = parameters.iterations
+        # A private copy: kernels are compiled for contiguous, writable arrays only.
+        image = np.array(image_HW3, order="C")
+        height, width = image.shape[:2]
+        self._filters: list[tuple[Lattice, float]] = []
+        self._order = np.arange(height * width, dtype=np.int32)
+        if self._iterations == 0:
+            return
+        if parameters.gaussian_weight > 0.0:
+            self._order, spatial = spatial_lattice(height, width, parameters.gaussian_sigma)
+            self._filters.append((spatial, parameters.gaussian_weight))
+        if parameters.bilateral_weight > 0.0:
+            bilateral = build_lattice(
+                image, parameters.bilateral_sigma, parameters.bilateral_color_sigma, self._order
+            )
+            self._filters.append((bilateral, parameters.bilateral_weight))
+
+    def binary(
+        self, foreground_KHW: Float32Array, background_KHW: Float32Array, tolerance: float
+    ) -> Float32Array:
+        """Foreground posteriors of K independent two-label problems, float32 [K, H, W]."""
+        posterior_KHW = np.empty(foreground_KHW.shape, np.float32)
+        for first in range(0, len(foreground_KHW), _GROUP):
+            group = slice(first, first + _GROUP)
+            self._solve_group(
+                foreground_KHW[group], background_KHW[group], tolerance, posterior_KHW[group]
+            )
+        return posterior_KHW
+
+    def _solve_group(
+        self,
+        foreground_KHW: Float32Array,
+        background_KHW: Float32Array,
+        tolerance: float,
+        posterior_KHW: Float32Array,
+    ) -> None:
+        count, pixels = len(foreground_KHW), self._order.size
+        lanes = _padded(count)
+        planes_KN = posterior_KHW.reshape(count, pixels)
+        # Whole SIMD rows, whatever the number of pixels.
+        size = -(-pixels * lanes // _WIDEST) * _WIDEST
+        base = np.zeros(size, np.float32)
+        for k in range(count):
+            # One plane at a time: the bytes must not depend on what is computed together.
+            ratio_HW = np.clip(foreground_KHW[k], _FLOOR, 1.0)
+            ratio_HW /= np.clip(background_KHW[k], _FLOOR, 1.0)
+            planes_KN[k] = np.log(ratio_HW, out=ratio_HW).ravel()
+        pack(planes_KN, self._order, base, lanes, 0)
+        posterior = np.zeros(size, np.float32)
+        wide = (0,) * _WIDEST
+        logistic(wide, base, posterior)
+        # K q_background = K 1 - K q_foreground, so the difference of the two messages is
+        # 2 K q_foreground - K 1, and the second term never changes.
+        for lattice, weight in self._filters:
+            lower(base, lanes, np.float32(weight) * lattice.mass)
+
+        scratches: Scratches = {}
+
+        def step() -> None:
+            self._filter_in_place(posterior, lanes, 0, lanes, 2.0, scratches)
+            logistic(wide, base, posterior)
+
+        rows_NL = posterior[: pixels * lanes].reshape(pixels, lanes)
+        self._iterate(step, rows_NL[:, :count], tolerance, planes_KN)
+
+    def _iterate(
+        self,
+        step: Callable[[], None],
+        rows_NK: Float32Array,
+        tolerance: float,
+        planes_KN: Float32Array,
+    ) -> None:
+        """Step until every channel stands still; each channel keeps its own last state."""
+        moving = list(range(len(planes_KN)))
+        for _ in range(self._iterations):
+            if tolerance == 0.0:
+                step()
+                continue
+            previous_NK = rows_NK.copy()
+            step()
+            moved_K = np.abs(rows_NK - previous_NK).max(axis=0)
+            for k in [k for k in moving if moved_K[k] <= tolerance]:
+                planes_KN[k, self._order] = rows_NK[:, k]
+                moving.remove(k)
+            if not moving:
+                return
+        for k in moving:
+            planes_KN[k, self._order] = rows_NK[:, k]
+
+    def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
+        """Posteriors of one problem with M labels, float32 [M, H, W]."""
+        count, pixels = len(scores_MHW), self._order.size
+        scores_MN = np.clip(scores_MHW, _FLOOR, 1.0).reshape(count, pixels)
+        frozen_M = self._frozen(scores_MN)
+        kept = np.flatnonzero(~frozen_M)
+        blocks, stride = _blocks(len(kept))
+        lanes = (0,) * blocks[-1][1]
+        rest = scores_MN.sum(axis=0, where=frozen_M[:, None])[self._order]
+        base = np.full(pixels * stride, _NEVER, np.float32)
+        for offset, width in blocks:
+            some = kept[offset : offset + width]
+            pack(np.log(scores_MN[some]), self._order, base, stride, offset)
+        rows = np.zeros(pixels * stride, np.float32)
+        scale = np.empty(pixels, np.float32)
+        softmax(lanes, base, rows, stride, rest, scale)
+        scratches: Scratches = {}
+        for _ in range(self._iterations):
+            previous = rows.copy() if tolerance else rows
+            for offset, width in blocks:
+                self._filter_in_place(rows, stride, offset, width, 1.0, scratches)
+            softmax(lanes, base, rows, stride, rest, scale)
+            if tolerance and float(np.abs(rows - previous).max()) <= tolerance:
+                break
+
+        posterior_MN = scores_MN
+        in_raster = np.empty_like(scale)
+        in_raster[self._order] = scale
+        for label in np.flatnonzero(frozen_M):
+            posterior_MN[label] *= in_raster
+        planes = np.empty((_WIDEST, pixels), np.float32)
+        for offset, width in blocks:
+            some = kept[offset : offset + width]
+            unpack(rows, self._order, stride, offset, planes[: len(some)])
+            posterior_MN[some] = planes[: len(some)]
+        return posterior_MN.reshape(scores_MHW.shape)
+
+    def _frozen(self, scores_MN: Float32Array) -> npt.NDArray[np.bool_]:
+        """Labels that are too weak everywhere for the filters to matter to them.
+
+        Let W be the largest total message of a label that is certain everywhere. Messages are
+        never negative, so a label's posterior stays below `e d` (d: its largest normalized
+        score) as long as `e d W <= 1`, and its message below `m = e d W`... tightened once:
+        posterior <= d exp(m). Leaving the message out changes the denominator of the softmax by
+        a share of at most `d (exp(W d exp(m)) - 1)`. The weakest labels are frozen while these
+        shares add up to less than the budget.
+        """
+        mass = np.zeros(self._order.size, np.float32)
+        for lattice, weight in self._filters:
+            mass += np.float32(weight) * lattice.mass
+        strongest = float(mass.max())
+        total_N = scores_MN.sum(axis=0)
+        share_M = np.array([float((plane / total_N).max()) for plane in scores_MN])
+        message_M = math.e * share_M * strongest
+        bound_M = share_M * np.expm1(strongest * share_M * np.exp(np.minimum(message_M, 1.0)))
+        weakest_first = np.argsort(share_M, kind="stable")[:-1]
+        frozen_M = np.zeros(len(scores_MN), np.bool_)
+        fits = np.cumsum(bound_M[weakest_first]) <= _FREEZE_BUDGET
+        frozen_M[weakest_first[fits & (message_M[weakest_first] <= 1.0)]] = True
+        return frozen_M
+
+    def _filter_in_place(
+        self,
+        rows: Float32Array,
+        stride: int,
+        offset: int,
+        lanes: int,
+        factor: float,
+        scratches: Scratches,
+    ) -> None:
+        """Replace some channels by the sum of `factor * weight` times their filtered values."""
+        if not self._filters:
+            rows[:] = 0.0
+            return
+        if lanes not in scratches:
+            scratches[lanes] = [lattice.scratch(lanes) for lattice, _ in self._filters]
+        for (lattice, _), scratch in zip(self._filters, scratches[lanes], strict=True):
+            lattice.splat(lanes, rows, stride, offset, scratch)
+        add = False
+        for (lattice, weight), scratch in zip(self._filters, scratches[lanes], strict=True):
+            lattice.blur_and_slice(lanes, factor * weight, scratch, rows, stride, offset, add)
+            add = True
+
+
+def _padded(count: int) -> int:
+    """The smallest power of two that holds `count` channels."""
+    return 1 << (count - 1).bit_length()
+
+
+def _blocks(count: int) -> tuple[list[tuple[int, int]], int]:
+    """Cut `count` labels into (offset, lanes) blocks; also the padded total.
+
+    The last block is the narrowest and its width divides the total. Below 16 labels there is
+    one block; above, none is narrower than 8, which keeps the softmax on whole registers.
+    """
+    blocks = []
+    offset = 0
+    while offset < count:
+        lanes = min(_WIDEST, _padded(count - offset))
+        if offset:
+            lanes = max(lanes, _WIDEST // 2)
+        blocks.append((offset, lanes))
+        offset += lanes
+    return blocks, offset

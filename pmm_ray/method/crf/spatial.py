@@ -1,0 +1,63 @@
+"""Spatial lattices depend on the image's size only: the last few are kept per process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from pmm_ray.method.crf.lattice import Lattice, build_lattice
+
+Order = npt.NDArray[np.int32]
+
+# VOC has a handful of common sizes. Larger images are rare, and their lattices big.
+_KEPT = 4
+_KEPT_PIXELS = 1_000_000
+
+_lock = threading.Lock()
+_recent: OrderedDict[tuple[int, int, float], tuple[Order, Lattice]] = OrderedDict()
+
+
+def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Order, Lattice]:
+    """The lattice of a pixel grid and the order it keeps pixels in.
+
+    Args:
+        height: Rows.
+        width: Columns.
+        sigma: Standard deviation, pixels.
+
+    Returns:
+        The raster index of each pixel in the lattice's order, int32 [N], and the lattice, whose
+        `link` refers to that order. Both are shared: never write to them.
+    """
+    key = (height, width, sigma)
+    with _lock:
+        if key in _recent:
+            _recent.move_to_end(key)
+            return _recent[key]
+    built = _build(height, width, sigma)
+    if height * width <= _KEPT_PIXELS:
+        with _lock:
+            _recent[key] = built
+            if len(_recent) > _KEPT:
+                _recent.popitem(last=False)
+    return built
+
+
+def _build(height: int, width: int, sigma: float) -> tuple[Order, Lattice]:
+    raster = np.arange(height * width, dtype=np.int32)
+    # Only the shape of the image is read, so one byte can stand for all of them.
+    blank_HW3 = np.zeros((height, width, 3), np.uint8)
+    lattice = build_lattice(blank_HW3, sigma, None, raster)
+    order = lattice.link
+    in_order = Lattice(
+        starts=lattice.starts,
+        simplices=lattice.simplices,
+        weights=lattice.weights,
+        link=raster,
+        neighbours=lattice.neighbours,
+        mass=lattice.mass[order],
+    )
+    return order, in_order

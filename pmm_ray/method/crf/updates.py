@@ -1,0 +1,96 @@
+"""Kernels of the mean-field update: sigmoid and softmax over packed logits, and packing."""
+
+# N: pixels; K, M: classes, labels; L: row width; P: padded row width of a joint problem.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.method.crf.cache import kernel
+from pmm_ray.method.crf.simd import (
+    row_add,
+    row_exp,
+    row_load,
+    row_max,
+    row_peak,
+    row_scale,
+    row_shift,
+    row_sigmoid,
+    row_store,
+    row_total,
+    row_zero,
+)
+
+
+@kernel
+def pack(planes: Any, order: Any, rows: Any, stride: int, offset: int) -> None:
+    """Copy planes [K, N] (raster) into the rows: `rows[p * stride + offset + k]`."""
+    count = planes.shape[0]
+    for p in range(order.size):
+        pixel, at = order[p], p * stride + offset
+        for k in range(count):
+            rows[at + k] = planes[k, pixel]
+
+
+@kernel
+def unpack(rows: Any, order: Any, stride: int, offset: int, planes: Any) -> None:
+    """The inverse of `pack`."""
+    count = planes.shape[0]
+    for p in range(order.size):
+        pixel, at = order[p], p * stride + offset
+        for k in range(count):
+            planes[k, pixel] = rows[at + k]
+
+
+@kernel
+def lower(rows: Any, stride: int, amount: Any) -> None:
+    """Subtract `amount[p]` from every entry of row p."""
+    for p in range(amount.size):
+        for at in range(p * stride, (p + 1) * stride):
+            rows[at] -= amount[p]
+
+
+@kernel
+def logistic(wide: Any, base: Any, messages: Any) -> None:
+    """messages = sigmoid(base + messages); both have a multiple of `len(wide)` entries."""
+    step = len(wide)
+    for at in range(0, base.size, step):
+        row = row_add(row_load(wide, base, at), row_load(wide, messages, at))
+        row_store(messages, at, row_sigmoid(row))
+
+
+@kernel
+def softmax(lanes: Any, base: Any, messages: Any, stride: int, rest: Any, scale: Any) -> None:
+    """messages = softmax over each row of base + messages.
+
+    Args:
+        lanes: A tuple whose length divides `stride`.
+        base, messages: Flat float32 [N * P].
+        stride: P.
+        rest: What labels outside the row add to the denominator before scaling, float32 [N].
+        scale: Receives the factor that turns such a label's score into its posterior, float32
+            [N].
+    """
+    width = len(lanes)
+    for p in range(rest.size):
+        begin, end = p * stride, (p + 1) * stride
+        row = row_add(row_load(lanes, base, begin), row_load(lanes, messages, begin))
+        row_store(messages, begin, row)
+        highest = row
+        for at in range(begin + width, end, width):
+            row = row_add(row_load(lanes, base, at), row_load(lanes, messages, at))
+            row_store(messages, at, row)
+            highest = row_max(highest, row)
+        peak = row_peak(highest)
+        total = row_zero(lanes)
+        for at in range(begin, end, width):
+            row = row_exp(row_shift(row_load(lanes, messages, at), -peak))
+            row_store(messages, at, row)
+            total = row_add(total, row)
+        lost = np.exp(-peak)
+        share = np.float32(1.0) / (row_total(total) + rest[p] * lost)
+        scale[p] = lost * share
+        for at in range(begin, end, width):
+            row_store(messages, at, row_scale(row_load(lanes, messages, at), share))

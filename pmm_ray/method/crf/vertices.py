@@ -1,0 +1,152 @@
+"""Kernels that number the lattice's vertices, link neighbours and group pixels by simplex."""
+
+# d: feature dimensions; N: pixels; S: simplices; M: vertices.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.method.crf.cache import kernel
+from pmm_ray.method.crf.hashing import find, grown, slots_for
+
+_EMPTY = -1
+_LENGTHS = 16  # segments at least this long are not told apart by length
+
+
+@kernel
+def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any) -> Any:
+    """Number the d + 1 vertices of every simplex.
+
+    The vertex of remainder r has the coordinates `(d + 1) * corner + r`, less d + 1 where the
+    coordinate is among the r lowest. Its key is their mixed-radix number.
+
+    Args:
+        simplex_corner, simplex_rank: int32 [S, d] and int8 [S, d + 1], see `embed`.
+        radix: Place value of each coordinate in a vertex key, int64 [d].
+        low: Smallest coordinates, int64 [d].
+
+    Returns:
+        simplices int32 [S, d + 1]; the vertices' keys int64 [M]; their hash table.
+    """
+    count, d = simplex_corner.shape
+    simplices = np.empty((count, d + 1), np.int32)
+    keys, numbers = slots_for(1 << 12)
+    vertex_keys = np.empty(count * (d + 1), np.int64)
+    vertices = 0
+    for s in range(count):
+        for remainder in range(d + 1):
+            key = np.int64(0)
+            for i in range(d):
+                coordinate = np.int64(simplex_corner[s, i]) * (d + 1) + remainder
+                if simplex_rank[s, i] > d - remainder:
+                    coordinate -= d + 1
+                key += (coordinate - low[i]) * radix[i]
+            slot = find(keys, key)
+            if keys[slot] == _EMPTY:
+                keys[slot] = key
+                numbers[slot] = vertices
+                vertex_keys[vertices] = key
+                vertices += 1
+                simplices[s, remainder] = vertices - 1
+                if 2 * vertices > keys.size:
+                    keys, numbers = grown(keys, numbers)
+            else:
+                simplices[s, remainder] = numbers[slot]
+    return simplices, vertex_keys[:vertices].copy(), keys, numbers
+
+
+@kernel
+def link_neighbours(vertex_keys: Any, keys: Any, numbers: Any, radix: Any) -> Any:
+    """The two neighbours of every vertex along each of the d + 1 axes.
+
+    A step along axis j adds d to coordinate j and takes 1 from every other: a constant in
+    packed keys.
+
+    Returns:
+        int32 [d + 1, M, 2]; M where there is no neighbour.
+    """
+    d, count = radix.size, vertex_keys.size
+    neighbours = np.full((d + 1, count, 2), count, np.int32)
+    every = np.int64(0)
+    for i in range(d):
+        every += radix[i]
+    for j in range(d + 1):
+        step = -every
+        if j < d:
+            step += (d + 1) * radix[j]
+        for v in range(count):
+            slot = find(keys, vertex_keys[v] + step)
+            if keys[slot] != _EMPTY:
+                neighbours[j, v, 0] = numbers[slot]
+                neighbours[j, numbers[slot], 1] = v
+    return neighbours
+
+
+@kernel
+def group_pixels(simplex_of: Any, weights: Any, visit: Any, count: int, longest: int) -> Any:
+    """Sort pixels by simplex into segments of at most `longest` pixels.
+
+    Args:
+        simplex_of: int32 [N].
+        weights: Barycentric weights, float32 [N, d + 1].
+        visit: The order in which the caller keeps pixels, int32 [N].
+        count: Number of simplices.
+        longest: Longest segment.
+
+    Returns:
+        starts int64 [segments + 1]; each segment's simplex int64; each sorted pixel's place in
+        the caller's order int32 [N]; the weights in sorted order, flat float32.
+    """
+    n, corners = weights.shape
+    population = np.zeros(count, np.int64)
+    for pixel in range(n):
+        population[simplex_of[pixel]] += 1
+    # Segments of equal length stand together: a loop over a segment then ends where the branch
+    # predictor expects it, which halves the time of splatting and slicing.
+    first = np.zeros(_LENGTHS + 2, np.int64)
+    segments = 0
+    for s in range(count):
+        first[min(population[s], _LENGTHS) + 1] += 1
+        segments += (population[s] + longest - 1) // longest
+    first = np.cumsum(first)
+    sequence = np.empty(count, np.int64)
+    for s in range(count):
+        length = min(population[s], _LENGTHS)
+        sequence[first[length]] = s
+        first[length] += 1
+    starts = np.empty(segments + 1, np.int64)
+    owner = np.empty(segments, np.int64)
+    free = np.empty(count, np.int64)
+    segment, position = 0, 0
+    for s in sequence:
+        free[s] = position
+        left = population[s]
+        while left > 0:
+            starts[segment] = position
+            owner[segment] = s
+            segment += 1
+            position += min(left, longest)
+            left -= longest
+    starts[segment] = n
+    link = np.empty(n, np.int32)
+    grouped = np.empty(n * corners, np.float32)
+    for place in range(n):
+        pixel = visit[place]
+        slot = free[simplex_of[pixel]]
+        free[simplex_of[pixel]] = slot + 1
+        link[slot] = place
+        for j in range(corners):
+            grouped[slot * corners + j] = weights[pixel, j]
+    return starts, owner, link, grouped
+
+
+@kernel
+def normalize(weights: Any, link: Any, total: Any, factor: Any) -> None:
+    """Multiply every pixel's weights by `factor / sqrt(total)`, `total` in the caller's order."""
+    corners = weights.size // link.size
+    for p in range(link.size):
+        share = factor / np.sqrt(total[link[p]] + np.float32(1e-20))
+        for j in range(corners):
+            weights[p * corners + j] *= share

@@ -1,0 +1,67 @@
+"""Numbering for lattices whose coordinates do not fit one 64-bit key.
+
+Only standard deviations far below a pixel or a grey level, or images of hundreds of megapixels,
+come here. Rows of coordinates are compared in full: slower, never wrong.
+"""
+
+# N: pixels; S: simplices; M: vertices; d: feature dimensions.
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Int8Array = npt.NDArray[np.int8]
+
+
+def merge_simplices(
+    corner: Int32Array, rank: Int8Array
+) -> tuple[Int32Array, Int32Array, Int8Array]:
+    """Number the distinct simplices among those of all pixels.
+
+    Args:
+        corner: Corner of each pixel's simplex, int32 [N, d].
+        rank: Order of its coordinates, int8 [N, d + 1].
+
+    Returns:
+        The simplex of each pixel, int32 [N]; corners [S, d] and ranks [S, d + 1].
+    """
+    rows = np.concatenate([corner, rank], axis=1)
+    _, first, simplex_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return (
+        simplex_of.ravel().astype(np.int32),
+        np.ascontiguousarray(corner[first]),
+        np.ascontiguousarray(rank[first]),
+    )
+
+
+def number_wide_vertices(corner: Int32Array, rank: Int8Array) -> tuple[Int32Array, Int32Array]:
+    """Number the vertices of every simplex and link their neighbours.
+
+    Returns:
+        simplices int32 [S, d + 1]; neighbours int32 [d + 1, M, 2], M where there is none.
+    """
+    count, d = corner.shape
+    remainder = np.arange(d + 1)[None, :, None]
+    wraps = rank[:, None, :d] > d - remainder
+    coordinates = (d + 1) * corner[:, None, :] + remainder - (d + 1) * wraps
+    vertices, simplices = np.unique(coordinates.reshape(-1, d), axis=0, return_inverse=True)
+    neighbours = np.empty((d + 1, len(vertices), 2), np.int32)
+    for axis in range(d + 1):
+        step = np.full(d, -1)
+        if axis < d:
+            step[axis] = d
+        neighbours[axis, :, 0] = _find_rows(vertices, vertices + step)
+        neighbours[axis, :, 1] = _find_rows(vertices, vertices - step)
+    return simplices.reshape(count, d + 1).astype(np.int32), neighbours
+
+
+def _find_rows(rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> Int32Array:
+    """The index of each wanted row among the distinct `rows`; their number where it is absent."""
+    both = np.concatenate([rows, wanted])
+    _, first = np.unique(both, axis=0, return_inverse=True)
+    owner = np.full(len(both), len(rows), np.int32)
+    numbers = first.ravel()
+    owner[numbers[: len(rows)]] = np.arange(len(rows))
+    return owner[numbers[len(rows) :]]
