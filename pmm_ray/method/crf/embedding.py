@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.hashing import find, grown, slots_for
+from pmm_ray.method.crf.hashing import home, new_table, number, roomy
+from pmm_ray.method.crf.simd import prefetch
 
-_EMPTY = -1
+# How many pixels ahead a look-up's cache line is asked for.
+_AHEAD = 12
 
 
 @kernel
@@ -106,6 +108,17 @@ def _fill_features(
 
 
 @kernel
+def _keep(
+    corner: Any, rank: Any, x: int, simplex_corner: Any, simplex_rank: Any, simplex: int
+) -> None:
+    d = simplex_corner.shape[1]
+    for i in range(d):
+        simplex_corner[simplex, i] = corner[i, x]
+    for i in range(d + 1):
+        simplex_rank[simplex, i] = rank[i, x]
+
+
+@kernel
 def embed(
     image: Any,
     step_x: Any,
@@ -153,7 +166,7 @@ def embed(
     order_place = np.empty(d, np.int64)
     for i in range(d):
         order_place[i] = (d + 1) ** i
-    keys, numbers = slots_for(1 << 12)
+    table = new_table(1 << 12)
     count = 0
     for y in range(height):
         _fill_features(image, y, step_x, step_y, colors, features)
@@ -170,23 +183,18 @@ def embed(
             line = row_weights[i]
             for x in range(width):
                 weights[first + x, i] = line[x]
-        for x in range(width):
-            if packed:
-                if x > 0 and row_keys[x] == row_keys[x - 1]:
-                    simplex_of[first + x] = simplex_of[first + x - 1]
-                    continue
-                slot = find(keys, row_keys[x])
-                if keys[slot] != _EMPTY:
-                    simplex_of[first + x] = numbers[slot]
-                    continue
-                keys[slot] = row_keys[x]
-                numbers[slot] = count
-            simplex_of[first + x] = count
-            for i in range(d):
-                simplex_corner[count, i] = corner[i, x]
-            for i in range(d + 1):
-                simplex_rank[count, i] = rank[i, x]
-            count += 1
-            if packed and 2 * count > keys.size:
-                keys, numbers = grown(keys, numbers)
+        if packed:
+            table = roomy(table, count + width)
+            for x in range(width):
+                if x + _AHEAD < width:
+                    prefetch(table, home(table, row_keys[x + _AHEAD]))
+                simplex_of[first + x] = number(table, row_keys[x], count)
+                if simplex_of[first + x] == count:
+                    _keep(corner, rank, x, simplex_corner, simplex_rank, count)
+                    count += 1
+        else:
+            for x in range(width):
+                simplex_of[first + x] = count
+                _keep(corner, rank, x, simplex_corner, simplex_rank, count)
+                count += 1
     return count

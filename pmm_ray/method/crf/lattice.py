@@ -112,7 +112,7 @@ def build_lattice(
     image_HW3: npt.NDArray[np.uint8],
     sigma: float,
     color_sigma: float | None,
-    visit: npt.NDArray[np.int32],
+    places: npt.NDArray[np.int32],
 ) -> Lattice:
     """Build the lattice of an image's pixels.
 
@@ -120,7 +120,7 @@ def build_lattice(
         image_HW3: uint8 [H, W, 3], contiguous; only its size matters without `color_sigma`.
         sigma: Spatial standard deviation, pixels.
         color_sigma: Colour standard deviation, grey levels; None for a spatial lattice.
-        visit: The raster index of each pixel in the order the caller keeps them, int32 [N].
+        places: The place of each pixel of the image in the caller's arrays, int32 [N].
 
     Raises:
         ValueError: A standard deviation is so small for this image that float32 cannot place
@@ -153,7 +153,7 @@ def build_lattice(
         step_y,
         colors,
         scale,
-        _places(span, orders) if packed else np.zeros(d, np.int64),
+        _radix(span, orders) if packed else np.zeros(d, np.int64),
         np.array(low, np.int32),
         weights,
         simplex_of,
@@ -162,16 +162,16 @@ def build_lattice(
         packed,
     )
     if packed:
-        places = _places(vertex_span, 1)
-        simplices, vertex_keys, keys, numbers = number_vertices(
-            corner[:count], rank[:count], places, np.array(vertex_low, np.int64)
+        radix = _radix(vertex_span, 1)
+        simplices, vertex_keys, table = number_vertices(
+            corner[:count], rank[:count], radix, np.array(vertex_low, np.int64)
         )
-        neighbours = link_neighbours(vertex_keys, keys, numbers, places)
+        neighbours = link_neighbours(vertex_keys, table, radix)
     else:
         simplex_of, corner, rank = merge_simplices(corner, rank)
         simplices, neighbours = number_wide_vertices(corner, rank)
     starts, owner, link, grouped = group_pixels(
-        simplex_of, weights, visit, len(simplices), _LONGEST_SEGMENT
+        simplex_of, weights, places, len(simplices), _LONGEST_SEGMENT
     )
     lattice = Lattice(
         starts, simplices[owner].ravel(), grouped, link, neighbours, np.ones(pixels, np.float32)
@@ -205,13 +205,13 @@ def _corner_range(
     return low, span
 
 
-def _places(span: list[int], unit: int) -> npt.NDArray[np.int64]:
+def _radix(span: list[int], unit: int) -> npt.NDArray[np.int64]:
     """Mixed-radix place values for digits with `span` values each, the first worth `unit`."""
-    places = []
+    radix = []
     for values in span:
-        places.append(unit)
+        radix.append(unit)
         unit *= values
-    return np.array(places, np.int64)
+    return np.array(radix, np.int64)
 
 
 def _normalize_weights(lattice: Lattice, attenuation: float) -> None:

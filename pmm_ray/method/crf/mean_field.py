@@ -9,7 +9,6 @@ kernel then reads its weights once, in order, and does the same work for a pixel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.lattice import Lattice, build_lattice
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.spatial import spatial_lattice
-from pmm_ray.method.crf.updates import logistic, lower, pack, softmax, unpack
+from pmm_ray.method.crf.updates import log_ratio, logistic, lower, pack, softmax, unpack
 
 # The widest row a kernel handles at once: one AVX-512 register, or two of AVX2.
 _WIDEST = 16
@@ -46,15 +45,15 @@ class LatticeSolver:
         image = np.array(image_HW3, order="C")
         height, width = image.shape[:2]
         self._filters: list[tuple[Lattice, float]] = []
-        self._order = np.arange(height * width, dtype=np.int32)
+        self._places = np.arange(height * width, dtype=np.int32)
         if self._iterations == 0:
             return
         if parameters.gaussian_weight > 0.0:
-            self._order, spatial = spatial_lattice(height, width, parameters.gaussian_sigma)
+            self._places, spatial = spatial_lattice(height, width, parameters.gaussian_sigma)
             self._filters.append((spatial, parameters.gaussian_weight))
         if parameters.bilateral_weight > 0.0:
             bilateral = build_lattice(
-                image, parameters.bilateral_sigma, parameters.bilateral_color_sigma, self._order
+                image, parameters.bilateral_sigma, parameters.bilateral_color_sigma, self._places
             )
             self._filters.append((bilateral, parameters.bilateral_weight))
 
@@ -77,20 +76,16 @@ class LatticeSolver:
         tolerance: float,
         posterior_KHW: Float32Array,
     ) -> None:
-        count, pixels = len(foreground_KHW), self._order.size
+        count, pixels = len(foreground_KHW), self._places.size
         lanes = _padded(count)
         planes_KN = posterior_KHW.reshape(count, pixels)
         # Whole SIMD rows, whatever the number of pixels.
         size = -(-pixels * lanes // _WIDEST) * _WIDEST
         base = np.zeros(size, np.float32)
-        for k in range(count):
-            # One plane at a time: the bytes must not depend on what is computed together.
-            ratio_HW = np.clip(foreground_KHW[k], _FLOOR, 1.0)
-            ratio_HW /= np.clip(background_KHW[k], _FLOOR, 1.0)
-            planes_KN[k] = np.log(ratio_HW, out=ratio_HW).ravel()
-        pack(planes_KN, self._order, base, lanes, 0)
-        posterior = np.zeros(size, np.float32)
         wide = (0,) * _WIDEST
+        log_ratio(wide, (0,), _flat(foreground_KHW), _flat(background_KHW), planes_KN.ravel())
+        pack(planes_KN, self._places, base, lanes, 0)
+        posterior = np.zeros(size, np.float32)
         logistic(wide, base, posterior)
         # K q_background = K 1 - K q_foreground, so the difference of the two messages is
         # 2 K q_foreground - K 1, and the second term never changes.
@@ -98,51 +93,34 @@ class LatticeSolver:
             lower(base, lanes, np.float32(weight) * lattice.mass)
 
         scratches: Scratches = {}
-
-        def step() -> None:
+        still_K = np.zeros(count, np.bool_)
+        rows_NL = posterior[: pixels * lanes].reshape(pixels, lanes)
+        for _ in range(self._iterations):
+            previous_NL = rows_NL.copy() if tolerance else rows_NL
             self._filter_in_place(posterior, lanes, 0, lanes, 2.0, scratches)
             logistic(wide, base, posterior)
-
-        rows_NL = posterior[: pixels * lanes].reshape(pixels, lanes)
-        self._iterate(step, rows_NL[:, :count], tolerance, planes_KN)
-
-    def _iterate(
-        self,
-        step: Callable[[], None],
-        rows_NK: Float32Array,
-        tolerance: float,
-        planes_KN: Float32Array,
-    ) -> None:
-        """Step until every channel stands still; each channel keeps its own last state."""
-        moving = list(range(len(planes_KN)))
-        for _ in range(self._iterations):
-            if tolerance == 0.0:
-                step()
-                continue
-            previous_NK = rows_NK.copy()
-            step()
-            moved_K = np.abs(rows_NK - previous_NK).max(axis=0)
-            for k in [k for k in moving if moved_K[k] <= tolerance]:
-                planes_KN[k, self._order] = rows_NK[:, k]
-                moving.remove(k)
-            if not moving:
-                return
-        for k in moving:
-            planes_KN[k, self._order] = rows_NK[:, k]
+            if tolerance:
+                # A class that stands still keeps that state, whatever the others do.
+                rows_NL[:, :count][:, still_K] = previous_NL[:, :count][:, still_K]
+                still_K = np.abs(rows_NL - previous_NL).max(axis=0)[:count] <= tolerance
+                if still_K.all():
+                    break
+        unpack(posterior, self._places, lanes, 0, planes_KN)
 
     def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
         """Posteriors of one problem with M labels, float32 [M, H, W]."""
-        count, pixels = len(scores_MHW), self._order.size
+        count, pixels = len(scores_MHW), self._places.size
         scores_MN = np.clip(scores_MHW, _FLOOR, 1.0).reshape(count, pixels)
         frozen_M = self._frozen(scores_MN)
         kept = np.flatnonzero(~frozen_M)
         blocks, stride = _blocks(len(kept))
         lanes = (0,) * blocks[-1][1]
-        rest = scores_MN.sum(axis=0, where=frozen_M[:, None])[self._order]
+        rest = np.empty(pixels, np.float32)
+        rest[self._places] = scores_MN.sum(axis=0, where=frozen_M[:, None])
         base = np.full(pixels * stride, _NEVER, np.float32)
         for offset, width in blocks:
             some = kept[offset : offset + width]
-            pack(np.log(scores_MN[some]), self._order, base, stride, offset)
+            pack(np.log(scores_MN[some]), self._places, base, stride, offset)
         rows = np.zeros(pixels * stride, np.float32)
         scale = np.empty(pixels, np.float32)
         softmax(lanes, base, rows, stride, rest, scale)
@@ -156,14 +134,13 @@ class LatticeSolver:
                 break
 
         posterior_MN = scores_MN
-        in_raster = np.empty_like(scale)
-        in_raster[self._order] = scale
+        scale = scale[self._places]
         for label in np.flatnonzero(frozen_M):
-            posterior_MN[label] *= in_raster
+            posterior_MN[label] *= scale
         planes = np.empty((_WIDEST, pixels), np.float32)
         for offset, width in blocks:
             some = kept[offset : offset + width]
-            unpack(rows, self._order, stride, offset, planes[: len(some)])
+            unpack(rows, self._places, stride, offset, planes[: len(some)])
             posterior_MN[some] = planes[: len(some)]
         return posterior_MN.reshape(scores_MHW.shape)
 
@@ -177,7 +154,7 @@ class LatticeSolver:
         a share of at most `d (exp(W d exp(m)) - 1)`. The weakest labels are frozen while these
         shares add up to less than the budget.
         """
-        mass = np.zeros(self._order.size, np.float32)
+        mass = np.zeros(self._places.size, np.float32)
         for lattice, weight in self._filters:
             mass += np.float32(weight) * lattice.mass
         strongest = float(mass.max())
@@ -212,6 +189,11 @@ class LatticeSolver:
         for (lattice, weight), scratch in zip(self._filters, scratches[lanes], strict=True):
             lattice.blur_and_slice(lanes, factor * weight, scratch, rows, stride, offset, add)
             add = True
+
+
+def _flat(planes_KHW: Float32Array) -> Float32Array:
+    """The planes as one writable, contiguous vector: what the kernels are compiled for."""
+    return np.require(planes_KHW, requirements=["C", "W"]).ravel()
 
 
 def _padded(count: int) -> int:

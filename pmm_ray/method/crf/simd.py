@@ -209,6 +209,73 @@ def row_exp(typing, row):
     return row(row), generate
 
 
+@intrinsic
+def row_divide(typing, a, b):
+    """Lane-wise quotient."""
+    return a(a, a), lambda context, builder, signature, args: builder.fdiv(*args)
+
+
+@intrinsic
+def row_clip_score(typing, row):
+    """Lanes limited to 1e-5..1, the range of scores whose logarithm is a unary."""
+    return row(row), lambda context, builder, signature, args: _bound(builder, args[0], 1e-5, 1.0)
+
+
+@intrinsic
+def row_log(typing, row):
+    """Natural logarithm of positive, normal numbers, to about 1 unit in the last place.
+
+    x = 2 ** n (1 + f) with 1 + f within sqrt(1/2)..sqrt(2); log(1 + f) = 2 artanh(s) with
+    s = f / (2 + f), by the odd series up to s ** 9 (s < 0.172: the rest is under 1e-9).
+    """
+
+    def generate(context, builder, signature, args):
+        lanes = signature.args[0].lanes
+        integers = ir.VectorType(_INT, lanes)
+
+        def same(value):
+            return ir.Constant(integers, [value] * lanes)
+
+        bits = builder.bitcast(args[0], integers)
+        # Adding the distance from sqrt(1/2) to 1 makes the exponent round to nearest.
+        moved = builder.add(bits, same(0x3F800000 - 0x3F3504F3))
+        n = builder.sub(builder.lshr(moved, same(23)), same(127))
+        fraction = builder.add(builder.and_(moved, same(0x007FFFFF)), same(0x3F3504F3))
+        f = builder.fsub(builder.bitcast(fraction, args[0].type), _constant(1.0, lanes))
+        s = builder.fdiv(f, builder.fadd(f, _constant(2.0, lanes)))
+        z = builder.fmul(s, s)
+        p = _constant(2 / 9, lanes)
+        for coefficient in (2 / 7, 2 / 5, 2 / 3):
+            p = _multiply_add(builder, p, z, _constant(coefficient, lanes))
+        tail = builder.fmul(builder.fmul(p, z), s)
+        whole = builder.sitofp(n, args[0].type)
+        # ln 2 in two parts, the first exact when multiplied by an exponent.
+        low = _multiply_add(builder, whole, _constant(-2.1219444e-4, lanes), tail)
+        low = _multiply_add(builder, s, _constant(2.0, lanes), low)
+        return _multiply_add(builder, whole, _constant(0.693359375, lanes), low)
+
+    return row(row), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Ask for the cache line of an element that will be read soon."""
+
+    def generate(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+            function = ir.Function(builder.module, kind, name)
+        data = _data(context, builder, signature.args[0], args[0])
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        builder.call(function, [pointer, _INT(0), _INT(3), _INT(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 def _fold(builder, row, combine):
     """Combine the lanes of a row (a power of two of them) pairwise, halves first."""
     lanes = row.type.count

@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from pmm_ray.method.crf.lattice import Lattice, build_lattice
 
-Order = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int32]
 
 # VOC has a handful of common sizes. Larger images are rare, and their lattices big.
 _KEPT = 4
 _KEPT_PIXELS = 1_000_000
 
 _lock = threading.Lock()
-_recent: OrderedDict[tuple[int, int, float], tuple[Order, Lattice]] = OrderedDict()
+_recent: OrderedDict[tuple[int, int, float], tuple[Places, Lattice]] = OrderedDict()
 
 
-def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Order, Lattice]:
+def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
     """The lattice of a pixel grid and the order it keeps pixels in.
 
     Args:
@@ -29,8 +29,8 @@ def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Order, Latti
         sigma: Standard deviation, pixels.
 
     Returns:
-        The raster index of each pixel in the lattice's order, int32 [N], and the lattice, whose
-        `link` refers to that order. Both are shared: never write to them.
+        The place of each pixel in the lattice's order, int32 [N], and the lattice, whose `link`
+        refers to that order. Both are shared: never write to them.
     """
     key = (height, width, sigma)
     with _lock:
@@ -46,12 +46,14 @@ def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Order, Latti
     return built
 
 
-def _build(height: int, width: int, sigma: float) -> tuple[Order, Lattice]:
+def _build(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
     raster = np.arange(height * width, dtype=np.int32)
     # Only the shape of the image is read, so one byte can stand for all of them.
     blank_HW3 = np.zeros((height, width, 3), np.uint8)
     lattice = build_lattice(blank_HW3, sigma, None, raster)
     order = lattice.link
+    places = np.empty_like(raster)
+    places[order] = raster
     in_order = Lattice(
         starts=lattice.starts,
         simplices=lattice.simplices,
@@ -60,4 +62,4 @@ def _build(height: int, width: int, sigma: float) -> tuple[Order, Lattice]:
         neighbours=lattice.neighbours,
         mass=lattice.mass[order],
     )
-    return order, in_order
+    return places, in_order

@@ -11,8 +11,11 @@ import numpy as np
 from pmm_ray.method.crf.cache import kernel
 from pmm_ray.method.crf.simd import (
     row_add,
+    row_clip_score,
+    row_divide,
     row_exp,
     row_load,
+    row_log,
     row_max,
     row_peak,
     row_scale,
@@ -25,23 +28,38 @@ from pmm_ray.method.crf.simd import (
 
 
 @kernel
-def pack(planes: Any, order: Any, rows: Any, stride: int, offset: int) -> None:
-    """Copy planes [K, N] (raster) into the rows: `rows[p * stride + offset + k]`."""
+def pack(planes: Any, places: Any, rows: Any, stride: int, offset: int) -> None:
+    """Copy planes [K, N] into the rows `rows[places[n] * stride + offset + k]`."""
     count = planes.shape[0]
-    for p in range(order.size):
-        pixel, at = order[p], p * stride + offset
+    for pixel in range(places.size):
+        at = np.int64(places[pixel]) * stride + offset
         for k in range(count):
             rows[at + k] = planes[k, pixel]
 
 
 @kernel
-def unpack(rows: Any, order: Any, stride: int, offset: int, planes: Any) -> None:
+def unpack(rows: Any, places: Any, stride: int, offset: int, planes: Any) -> None:
     """The inverse of `pack`."""
     count = planes.shape[0]
-    for p in range(order.size):
-        pixel, at = order[p], p * stride + offset
+    for pixel in range(places.size):
+        at = np.int64(places[pixel]) * stride + offset
         for k in range(count):
             planes[k, pixel] = rows[at + k]
+
+
+@kernel
+def log_ratio(wide: Any, single: Any, foreground: Any, background: Any, logits: Any) -> None:
+    """logits = log(clip(foreground) / clip(background)), clipped to 1e-5..1, flat arrays."""
+    step = len(wide)
+    whole = logits.size // step * step
+    for at in range(0, whole, step):
+        above = row_clip_score(row_load(wide, foreground, at))
+        below = row_clip_score(row_load(wide, background, at))
+        row_store(logits, at, row_log(row_divide(above, below)))
+    for at in range(whole, logits.size):
+        above_one = row_clip_score(row_load(single, foreground, at))
+        below_one = row_clip_score(row_load(single, background, at))
+        row_store(logits, at, row_log(row_divide(above_one, below_one)))
 
 
 @kernel

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.hashing import find, grown, slots_for
+from pmm_ray.method.crf.hashing import known, new_table, number, roomy
 
-_EMPTY = -1
 _LENGTHS = 16  # segments at least this long are not told apart by length
 
 
@@ -28,37 +27,41 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
         low: Smallest coordinates, int64 [d].
 
     Returns:
-        simplices int32 [S, d + 1]; the vertices' keys int64 [M]; their hash table.
+        simplices int32 [S, d + 1]; the vertices' keys, int64 [M]; the table that numbers them.
     """
     count, d = simplex_corner.shape
     simplices = np.empty((count, d + 1), np.int32)
-    keys, numbers = slots_for(1 << 12)
     vertex_keys = np.empty(count * (d + 1), np.int64)
+    table = new_table(1 << 12)
     vertices = 0
+    base = np.int64(0)
+    every = np.int64(0)
+    for i in range(d):
+        base -= low[i] * radix[i]
+        every += radix[i]
+    # drop[r]: what the coordinate of rank r loses in the key when it wraps around.
+    drop = np.zeros(d + 1, np.int64)
     for s in range(count):
+        key = base
+        drop[simplex_rank[s, d]] = 0
+        for i in range(d):
+            turn = (d + 1) * radix[i]
+            key += simplex_corner[s, i] * turn
+            drop[simplex_rank[s, i]] = turn
+        table = roomy(table, vertices + d + 1)
         for remainder in range(d + 1):
-            key = np.int64(0)
-            for i in range(d):
-                coordinate = np.int64(simplex_corner[s, i]) * (d + 1) + remainder
-                if simplex_rank[s, i] > d - remainder:
-                    coordinate -= d + 1
-                key += (coordinate - low[i]) * radix[i]
-            slot = find(keys, key)
-            if keys[slot] == _EMPTY:
-                keys[slot] = key
-                numbers[slot] = vertices
+            if remainder > 0:
+                key += every - drop[d + 1 - remainder]
+            vertex = number(table, key, vertices)
+            simplices[s, remainder] = vertex
+            if vertex == vertices:
                 vertex_keys[vertices] = key
                 vertices += 1
-                simplices[s, remainder] = vertices - 1
-                if 2 * vertices > keys.size:
-                    keys, numbers = grown(keys, numbers)
-            else:
-                simplices[s, remainder] = numbers[slot]
-    return simplices, vertex_keys[:vertices].copy(), keys, numbers
+    return simplices, vertex_keys[:vertices].copy(), table
 
 
 @kernel
-def link_neighbours(vertex_keys: Any, keys: Any, numbers: Any, radix: Any) -> Any:
+def link_neighbours(vertex_keys: Any, table: Any, radix: Any) -> Any:
     """The two neighbours of every vertex along each of the d + 1 axes.
 
     A step along axis j adds d to coordinate j and takes 1 from every other: a constant in
@@ -77,21 +80,21 @@ def link_neighbours(vertex_keys: Any, keys: Any, numbers: Any, radix: Any) -> An
         if j < d:
             step += (d + 1) * radix[j]
         for v in range(count):
-            slot = find(keys, vertex_keys[v] + step)
-            if keys[slot] != _EMPTY:
-                neighbours[j, v, 0] = numbers[slot]
-                neighbours[j, numbers[slot], 1] = v
+            other = known(table, vertex_keys[v] + step)
+            if other >= 0:
+                neighbours[j, v, 0] = other
+                neighbours[j, other, 1] = v
     return neighbours
 
 
 @kernel
-def group_pixels(simplex_of: Any, weights: Any, visit: Any, count: int, longest: int) -> Any:
+def group_pixels(simplex_of: Any, weights: Any, places: Any, count: int, longest: int) -> Any:
     """Sort pixels by simplex into segments of at most `longest` pixels.
 
     Args:
         simplex_of: int32 [N].
         weights: Barycentric weights, float32 [N, d + 1].
-        visit: The order in which the caller keeps pixels, int32 [N].
+        places: The place of each pixel in the caller's arrays, int32 [N].
         count: Number of simplices.
         longest: Longest segment.
 
@@ -132,11 +135,10 @@ def group_pixels(simplex_of: Any, weights: Any, visit: Any, count: int, longest:
     starts[segment] = n
     link = np.empty(n, np.int32)
     grouped = np.empty(n * corners, np.float32)
-    for place in range(n):
-        pixel = visit[place]
+    for pixel in range(n):
         slot = free[simplex_of[pixel]]
         free[simplex_of[pixel]] = slot + 1
-        link[slot] = place
+        link[slot] = places[pixel]
         for j in range(corners):
             grouped[slot * corners + j] = weights[pixel, j]
     return starts, owner, link, grouped
