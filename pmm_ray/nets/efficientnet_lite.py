@@ -66,9 +66,7 @@ class SameConv2d(nn.Conv2d):
                 input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
             )
         padded = F.pad(input, pads)
-        return F.conv2d(
-            padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -140,9 +138,7 @@ class EfficientNetLite0(nn.Module):
                 if repeat == 0 and dilated:
                     dilation *= step
                 first = step if repeat == 0 and not dilated else 1
-                blocks.append(
-                    InvertedResidual(channels, outputs, kernel, first, grid, expansion)
-                )
+                blocks.append(InvertedResidual(channels, outputs, kernel, first, grid, expansion))
                 channels = outputs
             stride = stride if dilated else stride * step
             self._ends[len(blocks) - 1] = stage

@@ -219,7 +219,7 @@ def training_transform(config: SegmenterConfig, ignore_index: int) -> Transform:
         RandomFlip(prob=0.5),
         PhotoMetricDistortion(),
     ]
-    mean, std = np.float32(INPUT_MEAN), np.float32(INPUT_STD)
+    mean, std = np.array(INPUT_MEAN, np.float32), np.array(INPUT_STD, np.float32)
     side = config.crop_size
 
     def transform(

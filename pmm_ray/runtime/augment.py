@@ -6,11 +6,13 @@ is applied to the crop instead of the whole image, which only its contrast's mea
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[Any]
 # hue's share of the jitter strength: the released code pairs 0.3 with 0.1
 _HUE_SHARE = 1 / 3
 _GREY = np.array((0.299, 0.587, 0.114), np.float32)

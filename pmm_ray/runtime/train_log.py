@@ -1,0 +1,60 @@
+"""Loss, learning rate and throughput of a training: events and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from pmm_ray.runtime.events import EventLog, tensorboard_folder
+from pmm_ray.runtime.training_job import TrainingJob
+
+_LOGGED_POINTS = 500
+_RECENT = 20
+
+
+class TrainLog:
+    """The record that the first worker keeps.
+
+    Args:
+        job: the training.
+        first: step that this attempt begins at; TensorBoard drops later points of earlier ones.
+    """
+
+    def __init__(self, job: TrainingJob, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._job = job
+        self._every = max(1, job.steps // _LOGGED_POINTS)
+        self._losses: list[float] = []
+        self._since = time.monotonic()
+        self._recent: list[float] = []
+        self._events = EventLog(job.run_dir, f"{job.stage}-rank0")
+        folder = tensorboard_folder(job.run_dir, job.stage)
+        self._board = SummaryWriter(str(folder), purge_step=first) if folder else None
+
+    def step(self, step: int, loss: float, rate: float) -> None:
+        """Record step number `step` (1-based); the mean of every so many steps is written."""
+        self._losses.append(loss)
+        self._recent = [*self._recent[1 - _RECENT :], loss]
+        if step % self._every and step != self._job.steps:
+            return
+        now = time.monotonic()
+        speed = len(self._losses) * self._job.batch_size / max(now - self._since, 1e-9)
+        mean = sum(self._losses) / len(self._losses)
+        values = {"loss": mean, "learning_rate": rate, "images_per_second": speed}
+        self._events.write("train_step", stage=self._job.stage, step=step, **values)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        self._losses, self._since = [], now
+
+    def recent_loss(self, default: float) -> float:
+        """Mean of the last twenty finite losses: the number a summary shows."""
+        finite = [loss for loss in self._recent if math.isfinite(loss)]
+        return sum(finite) / len(finite) if finite else default
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._events.flush()
+        if self._board is not None:
+            self._board.close()

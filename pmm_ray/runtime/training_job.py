@@ -1,0 +1,84 @@
+"""What a training is: the part that stages define, and the part that is the same for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from pmm_ray.runtime.loader import TrainingSet
+
+
+class LossModule(nn.Module):
+    """A network with its loss: the unit that workers train together."""
+
+    network: nn.Module
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar loss of one worker's share of a batch, a mean over its images."""
+        raise NotImplementedError
+
+
+class TrainingTask(Protocol):
+    """What a stage trains. Pickled to the workers: plain values only, files opened there."""
+
+    def prepare(self, scratch: Path) -> None:
+        """Make what this node's loader needs, once for all its workers.
+
+        Raises:
+            CannotRunError: the data cannot be trained on.
+        """
+
+    def dataset(self) -> TrainingSet:
+        """The samples, after `prepare`."""
+
+    def build(self) -> LossModule:
+        """The network and its loss; torch's generator is seeded alike on every worker."""
+
+    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """SGD groups; each has `params`, `rate` (times the learning rate) and `weight_decay`."""
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, 0-based."""
+
+    def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
+        """Write the trained network."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A whole training, as the driver hands it to every worker."""
+
+    stage: str
+    """Name with its round, for events and error rows."""
+    task: TrainingTask
+    run_dir: str
+    model_uri: str
+    """The trained network's file."""
+    checkpoints_uri: str
+    """Folder of the intermediate checkpoints."""
+    errors_uri: str
+    error_budget: int
+    fingerprint: str
+    """Checkpoints of another one are not resumed from."""
+    seed: int
+    images: int
+    """Images of the training split."""
+    steps: int
+    batch_size: int
+    momentum: float
+    amp: bool
+    """bfloat16 autocast, on GPUs only."""
+    workers: int
+    threads: int
+    """Torch threads of a worker."""
+    loader_processes: int
+    checkpoint_seconds: float
+    scratch: Path
+
+
+def poly(step: int, steps: int, first: float, last: float, power: float) -> float:
+    """`(first - last) * (1 - step / steps) ** power + last` (released code; mmsegmentation)."""
+    return (first - last) * (1 - step / steps) ** power + last

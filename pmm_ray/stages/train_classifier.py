@@ -1,0 +1,156 @@
+"""(ii) Image-level labels -> a classifier whose activation maps become masks (paper 3.5, 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pmm_ray.config import ClassifierConfig
+from pmm_ray.nets import efficientnet_lite
+from pmm_ray.nets.checkpoints import load_model, save_model
+from pmm_ray.nets.registry import CamClassifier, build_classifier
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.augment import augment
+from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.training import run_training, summarize, training_job
+from pmm_ray.runtime.training_job import LossModule, poly
+
+if TYPE_CHECKING:
+    from pmm_ray.sources.manifest import Manifest
+
+CODE_VERSION = 1
+"""Part of the stage's hash: raised by hand when the code gives another result."""
+
+
+@dataclass(frozen=True)
+class ClassifierSample:
+    """One augmented image and its labels as 0/1 float32 [C]."""
+
+    config: ClassifierConfig
+    num_foreground: int
+
+    def __call__(
+        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
+    ) -> tuple[Tensor, Tensor]:
+        view_3SS = augment(
+            image_HW3,
+            np.random.default_rng(seed),
+            resize_long=self.config.resize_long,
+            crop_size=self.config.crop_size,
+            color_jitter=self.config.color_jitter,
+            mean=efficientnet_lite.INPUT_MEAN,
+            std=efficientnet_lite.INPUT_STD,
+        )
+        target_C = torch.zeros(self.num_foreground)
+        target_C[[label - 1 for label in row.labels]] = 1.0
+        return torch.from_numpy(view_3SS), target_C
+
+
+class ClassifierLoss(LossModule):
+    """Multilabel soft margin loss of the image-level logits."""
+
+    def __init__(self, network: CamClassifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        logits_BC, _ = self.network(inputs)
+        return F.multilabel_soft_margin_loss(logits_BC.float(), targets)
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """The classifier's part of a training."""
+
+    config: ClassifierConfig
+    stage: str
+    seed: int
+    split: str
+    manifest_uri: str
+    source: ImageSource
+    label_space: str
+    """JSON text; kept with the network."""
+
+    def prepare(self, scratch: Path) -> None:
+        """Nothing to make: images are read from where they are."""
+
+    def dataset(self) -> TrainingSet:
+        rows = training_rows(self.manifest_uri, self.split, labelled=True)
+        sample = ClassifierSample(self.config, self.source.num_foreground)
+        return TrainingSet(rows, self.source, sample, self.seed, self.stage)
+
+    def build(self) -> ClassifierLoss:
+        return ClassifierLoss(build_classifier(self.config, self.source.num_foreground))
+
+    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Backbone x 1, head x `head_multiplier`; weight decay on weights, not on norms."""
+        decay = self.config.weight_decay
+        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        head = {n: p for n, p in trained.items() if n.startswith("head.")}
+        weights = [p for n, p in trained.items() if n not in head and p.ndim > 1]
+        others = [p for n, p in trained.items() if n not in head and p.ndim <= 1]
+        multiplier = self.config.head_multiplier
+        groups = [
+            {"params": weights, "rate": 1.0, "weight_decay": decay},
+            {"params": others, "rate": 1.0, "weight_decay": 0.0},
+            {"params": list(head.values()), "rate": multiplier, "weight_decay": decay},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)
+
+    def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
+        meta = {
+            "config": self.config.model_dump(mode="json"),
+            "num_foreground": self.source.num_foreground,
+            "label_space": self.label_space,
+            "training": training,
+        }
+        save_model(uri, "classifier", network, meta)
+
+
+def image_source(manifest: Manifest, max_pixels: int) -> ImageSource:
+    """How the images of a manifest are read."""
+    return ImageSource(
+        manifest.root, manifest.apply_exif, max_pixels, manifest.label_space.num_foreground
+    )
+
+
+def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> Summary:
+    """Train the classifier on the labelled images of the training split.
+
+    Args:
+        config: the section.
+        context: of the run.
+        folder: `model.pt` is written here (see `nets.registry.load_classifier`), and error rows
+            of images that had to be substituted.
+
+    Raises:
+        CannotRunError, BudgetExceededError: see `run_training`; also where no image is labelled.
+    """
+    data = context.config.data
+    manifest = context.manifest
+    images = training_rows(manifest.uri, data.train_split, labelled=True).num_rows
+    task = ClassifierTask(
+        config=config,
+        stage=folder.stage,
+        seed=context.seed,
+        split=data.train_split,
+        manifest_uri=manifest.uri,
+        source=image_source(manifest, data.max_pixels),
+        label_space=manifest.label_space.to_json(),
+    )
+    job = training_job(config, context, folder, task, images=images, epochs=config.epochs)
+    if not storage.exists(job.model_uri):
+        run_training(job, context, max_failures=config.max_failures)
+    _, meta = load_model(job.model_uri, "classifier")
+    return summarize(folder, job, meta["training"])
