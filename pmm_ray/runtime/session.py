@@ -140,7 +140,7 @@ class Session:
         Args:
             name: one of the plan's.
             stage_hash: of everything that can change its result.
-            body: does the work and writes the summary.
+            body: does the work in the folder and returns its summary, which is written last.
             input_rows: a summary made from another number of rows is not done (after
                 `--retry-errors` upstream).
 
@@ -159,7 +159,9 @@ class Session:
             storage.delete_folder(folder.uri)
             summary = None
         if selected and self.selection.retry_errors and summary is not None and summary.errors:
-            storage.delete_folder(folder.errors_uri)
+            # a table keeps its rows; a training or an import has to be done again
+            again = folder.uri if input_rows is None else folder.errors_uri
+            storage.delete_folder(again)
             summary = None
         if (
             summary is not None
@@ -172,7 +174,7 @@ class Session:
                 raise CannotRunError(f"{name} is not done in {self.run_dir}: run it first")
             self.work_done = True
             storage.make_folder(folder.uri)
-            body(folder)
+            folder.finish(body(folder))
         self._stages.append(
             {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
         )

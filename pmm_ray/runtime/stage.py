@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -31,7 +31,7 @@ class Summary(BaseModel):
     errors: int = 0
     """Rows of the errors table."""
     seconds: float = 0.0
-    """Wall time spent over all attempts, s."""
+    """Wall time of the attempt that finished the stage, s."""
     images_per_second: float = 0.0
     """Throughput of the last attempt, start-up left out."""
     metrics: dict[str, float] = {}
@@ -88,7 +88,6 @@ class RunContext:
     progress: Progress
     attempt: str
     """Unique per process that runs the pipeline; part writers check it against the lease."""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:

@@ -56,7 +56,7 @@ def run_table_stage(
         batch_size: images per task.
 
     Returns:
-        The summary, not yet written: the caller adds its own metrics and calls `folder.finish`.
+        The summary, to which the stage may add metrics.
 
     Raises:
         BudgetExceededError: too many error rows.

@@ -103,12 +103,10 @@ def run(
         _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
     )
     about = {"title": title, "split": split, "masks_stage": masks_stage}
-    return folder.finish(
-        summary.model_copy(
-            update={
-                "metrics": metrics,
-                "details": summary.details | about | details,
-                "pixel_labels_used": True,
-            }
-        )
+    return summary.model_copy(
+        update={
+            "metrics": metrics,
+            "details": summary.details | about | details,
+            "pixel_labels_used": True,
+        }
     )

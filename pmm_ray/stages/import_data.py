@@ -34,8 +34,9 @@ def import_source(data: DataConfig, out: str, seed: int) -> ImportReport:
             splits=[data.train_split, data.held_out_split],
             labels_from=data.labels_from,
             trust_pickle=data.trust_pickle,
+            max_pixels=data.max_pixels,
         )
-    return import_folder(data.root, out)
+    return import_folder(data.root, out, max_pixels=data.max_pixels)
 
 
 def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Progress) -> Summary:
@@ -51,14 +52,12 @@ def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Prog
     progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
     if len(report.errors) > budget:
         raise BudgetExceededError(STAGE, len(report.errors), budget, report.errors)
-    return folder.finish(
-        Summary(
-            stage=folder.stage,
-            hash=folder.hash,
-            images=report.rows,
-            errors=len(report.errors),
-            seconds=round(seconds, 3),
-            images_per_second=round(report.total / max(seconds, 1e-9), 1),
-            details={"counts": report.counts},
-        )
+    return Summary(
+        stage=folder.stage,
+        hash=folder.hash,
+        images=report.rows,
+        errors=len(report.errors),
+        seconds=round(seconds, 3),
+        images_per_second=round(report.total / max(seconds, 1e-9), 1),
+        details={"counts": report.counts},
     )

@@ -127,7 +127,7 @@ def run(
     use_gpu = cluster.gpus >= 1
     actors = cluster.default_actors() if config.actors == "auto" else config.actors
     factory = partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu)
-    summary = run_table_stage(
+    return run_table_stage(
         context,
         folder,
         inputs={"manifest": images},
@@ -137,4 +137,3 @@ def run(
         pool=Pool(actors, actors=True, cpus=0.0 if use_gpu else 1.0, gpus=1.0 if use_gpu else 0.0),
         batch_size=config.batch_size,
     )
-    return folder.finish(summary)

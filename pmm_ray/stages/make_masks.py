@@ -119,7 +119,7 @@ def run(
         Photographs.of(context),
         folder.stage,
     )
-    summary = run_table_stage(
+    return run_table_stage(
         context,
         folder,
         inputs={"cams": cams, "manifest": images},
@@ -129,4 +129,3 @@ def run(
         pool=Pool(tasks),
         batch_size=batch,
     )
-    return folder.finish(summary)

@@ -153,7 +153,7 @@ def run(
         use_gpu,
         png_folder,
     )
-    summary = run_table_stage(
+    return run_table_stage(
         context,
         folder,
         inputs={"manifest": images},
@@ -163,4 +163,3 @@ def run(
         pool=Pool(actors, actors=True, cpus=1.0, gpus=1.0 if use_gpu else 0.0),
         batch_size=config.batch_size,
     )
-    return folder.finish(summary)
