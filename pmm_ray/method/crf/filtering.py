@@ -1,7 +1,7 @@
 """Kernels that filter: splat pixels onto vertices, blur along the axes, slice back.
 
-Values are channels-last: vertex v's row is `values[v * L : (v + 1) * L]`, and the last row, that
-of vertex M, stays zero to stand for missing neighbours. Weights carry the normalization.
+Values are channels-last: vertex v's row is `values[v * L : (v + 1) * L]`. Weights carry the
+normalization.
 """
 
 # L: lanes, the padded number of channels; M: vertices; d: feature dimensions.
@@ -23,6 +23,7 @@ from pmm_ray.method.crf.simd import (
     row_load,
     row_scale,
     row_store,
+    row_zero,
 )
 
 
@@ -51,24 +52,23 @@ def splat(
 
 
 @kernel
-def blur(lanes: Any, neighbours: Any, scale: Any, values: Any, spare: Any) -> None:
-    """Blur by [1/2, 1, 1/2] along every axis in turn; the last axis also multiplies by `scale`.
+def blur(lanes: Any, first_chain: Any, starts: Any, members: Any, values: Any) -> None:
+    """Blur by [1/2, 1, 1/2] along every axis in turn, in place.
 
-    `values` and `spare` swap roles at every axis: after an even number of axes (d odd) the
-    result is in `values`, else in `spare`.
+    Walking along a chain reads and writes every row once, and rows outside chains not at all.
     """
     width = len(lanes)
-    axes, count = neighbours.shape[0], neighbours.shape[1]
-    for j in range(axes):
-        own = np.float32(1.0) if j < axes - 1 else scale
-        half = np.float32(0.5) * own
-        axis = neighbours[j]
-        for v in range(count):
-            first = row_load(lanes, values, np.int64(axis[v, 0]) * width)
-            second = row_load(lanes, values, np.int64(axis[v, 1]) * width)
-            centre = row_scale(row_load(lanes, values, v * width), own)
-            row_store(spare, v * width, row_add(centre, row_scale(row_add(first, second), half)))
-        values, spare = spare, values
+    for chain in range(first_chain[-1]):
+        before = row_zero(lanes)
+        at = np.int64(members[starts[chain]]) * width
+        here = row_load(lanes, values, at)
+        for i in range(starts[chain] + 1, starts[chain + 1]):
+            next_at = np.int64(members[i]) * width
+            after = row_load(lanes, values, next_at)
+            around = row_scale(row_add(before, after), np.float32(0.5))
+            row_store(values, at, row_add(here, around))
+            before, here, at = here, after, next_at
+        row_store(values, at, row_add(here, row_scale(before, np.float32(0.5))))
 
 
 @kernel
@@ -83,14 +83,15 @@ def slice_to(
     target: Any,
     stride: int,
     offset: int,
+    factor: Any,
     add: bool,
 ) -> None:
-    """Read the filtered rows back; `add` adds them to the target instead of replacing it."""
+    """Read `factor` times the filtered rows back; `add` adds them to the target."""
     count = len(corners)
     for segment in range(starts.size - 1):
         vertices = corners_load(corners, lanes, values, simplices, segment * count)
         for p in range(starts[segment], starts[segment + 1]):
-            row = corners_mix(vertices, weights, p * count)
+            row = row_scale(corners_mix(vertices, weights, p * count), factor)
             at = link[p] * stride + offset
             if add:
                 row = row_add(row, row_load(lanes, target, at))

@@ -18,7 +18,13 @@ import numpy.typing as npt
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.embedding import embed
 from pmm_ray.method.crf.filtering import blur, slice_to, splat
-from pmm_ray.method.crf.vertices import group_pixels, link_neighbours, normalize, number_vertices
+from pmm_ray.method.crf.vertices import (
+    chain_vertices,
+    group_pixels,
+    link_vertices,
+    normalize,
+    number_vertices,
+)
 from pmm_ray.method.crf.wide import merge_simplices, number_wide_vertices
 
 # Keys stay below this, so that one lattice step never overflows 64 bits.
@@ -38,7 +44,8 @@ class Lattice:
         simplices: The d + 1 vertices of each segment's simplex, flat int32.
         weights: Normalized barycentric weights in sorted order, flat float32 [N * (d + 1)].
         link: Place of each sorted pixel in the order of the caller's arrays, int32 [N].
-        neighbours: Neighbours of each vertex along each axis, int32 [d + 1, M, 2].
+        vertices: M.
+        first_chain, chain_starts, chain_members: See `chain_vertices`.
         mass: The filter applied to ones, in the caller's order, float32 [N].
     """
 
@@ -46,18 +53,20 @@ class Lattice:
     simplices: npt.NDArray[np.int32]
     weights: Float32Array
     link: npt.NDArray[np.int32]
-    neighbours: npt.NDArray[np.int32]
+    vertices: int
+    first_chain: npt.NDArray[np.int64]
+    chain_starts: npt.NDArray[np.int64]
+    chain_members: npt.NDArray[np.int32]
     mass: Float32Array
 
     @property
     def corners(self) -> tuple[int, ...]:
         """d + 1 zeros: the tuple whose type tells kernels the dimension."""
-        return (0,) * self.neighbours.shape[0]
+        return (0,) * (self.first_chain.size - 1)
 
-    def scratch(self, lanes: int) -> tuple[Float32Array, Float32Array]:
-        """Two zeroed arrays for the vertices' rows of `lanes` channels."""
-        size = (self.neighbours.shape[1] + 1) * lanes
-        return np.zeros(size, np.float32), np.zeros(size, np.float32)
+    def scratch(self, lanes: int) -> Float32Array:
+        """An array for the vertices' rows of `lanes` channels."""
+        return np.empty(self.vertices * lanes, np.float32)
 
     def splat(
         self,
@@ -65,7 +74,7 @@ class Lattice:
         source: Float32Array,
         stride: int,
         offset: int,
-        scratch: tuple[Float32Array, Float32Array],
+        scratch: Float32Array,
     ) -> None:
         """Gather channels `offset .. offset + lanes` of the pixel rows of `source`."""
         splat(
@@ -78,21 +87,21 @@ class Lattice:
             source,
             stride,
             offset,
-            scratch[0],
+            scratch,
         )
 
     def blur_and_slice(
         self,
         lanes: int,
         factor: float,
-        scratch: tuple[Float32Array, Float32Array],
+        scratch: Float32Array,
         target: Float32Array,
         stride: int,
         offset: int,
         add: bool,
     ) -> None:
         """Write `factor` times the filtered channels to the rows of `target`, or add them."""
-        blur((0,) * lanes, self.neighbours, np.float32(factor), *scratch)
+        blur((0,) * lanes, self.first_chain, self.chain_starts, self.chain_members, scratch)
         slice_to(
             (0,) * lanes,
             self.corners,
@@ -100,10 +109,11 @@ class Lattice:
             self.simplices,
             self.weights,
             self.link,
-            scratch[len(self.corners) % 2],
+            scratch,
             target,
             stride,
             offset,
+            np.float32(factor),
             add,
         )
 
@@ -166,15 +176,24 @@ def build_lattice(
         simplices, vertex_keys, table = number_vertices(
             corner[:count], rank[:count], radix, np.array(vertex_low, np.int64)
         )
-        neighbours = link_neighbours(vertex_keys, table, radix)
+        following = link_vertices(vertex_keys, table, radix)
     else:
         simplex_of, corner, rank = merge_simplices(corner, rank)
-        simplices, neighbours = number_wide_vertices(corner, rank)
+        simplices, following = number_wide_vertices(corner, rank)
     starts, owner, link, grouped = group_pixels(
         simplex_of, weights, places, len(simplices), _LONGEST_SEGMENT
     )
+    first_chain, chain_starts, chain_members = chain_vertices(following)
     lattice = Lattice(
-        starts, simplices[owner].ravel(), grouped, link, neighbours, np.ones(pixels, np.float32)
+        starts=starts,
+        simplices=simplices[owner].ravel(),
+        weights=grouped,
+        link=link,
+        vertices=following.shape[1],
+        first_chain=first_chain,
+        chain_starts=chain_starts,
+        chain_members=chain_members,
+        mass=np.ones(pixels, np.float32),
     )
     _normalize_weights(lattice, 1.0 / (1.0 + 2.0**-d))
     return lattice

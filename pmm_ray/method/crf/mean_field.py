@@ -29,7 +29,7 @@ _FLOOR = np.float32(1e-5)
 # The logit of the padding in a row: its posterior is nothing.
 _NEVER = np.float32(-1e30)
 
-Scratches = dict[int, list[tuple[Float32Array, Float32Array]]]
+Scratches = dict[int, list[Float32Array]]
 
 
 class LatticeSolver:

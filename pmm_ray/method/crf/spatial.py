@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +55,5 @@ def _build(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
     order = lattice.link
     places = np.empty_like(raster)
     places[order] = raster
-    in_order = Lattice(
-        starts=lattice.starts,
-        simplices=lattice.simplices,
-        weights=lattice.weights,
-        link=raster,
-        neighbours=lattice.neighbours,
-        mass=lattice.mass[order],
-    )
+    in_order = replace(lattice, link=raster, mass=lattice.mass[order])
     return places, in_order

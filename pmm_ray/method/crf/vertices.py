@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.hashing import known, new_table, number, roomy
+from pmm_ray.method.crf.hashing import home, known, new_table, number, roomy
+from pmm_ray.method.crf.simd import prefetch
 
-_LENGTHS = 16  # segments at least this long are not told apart by length
+# How many look-ups ahead a cache line is asked for.
+_AHEAD = 12
+# Segments and chains at least this long are not told apart by length.
+_LENGTHS = 16
 
 
 @kernel
@@ -61,17 +65,17 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
 
 
 @kernel
-def link_neighbours(vertex_keys: Any, table: Any, radix: Any) -> Any:
-    """The two neighbours of every vertex along each of the d + 1 axes.
+def link_vertices(vertex_keys: Any, table: Any, radix: Any) -> Any:
+    """The next vertex after every vertex along each of the d + 1 axes.
 
     A step along axis j adds d to coordinate j and takes 1 from every other: a constant in
     packed keys.
 
     Returns:
-        int32 [d + 1, M, 2]; M where there is no neighbour.
+        int32 [d + 1, M]; -1 where there is none.
     """
     d, count = radix.size, vertex_keys.size
-    neighbours = np.full((d + 1, count, 2), count, np.int32)
+    following = np.empty((d + 1, count), np.int32)
     every = np.int64(0)
     for i in range(d):
         every += radix[i]
@@ -79,12 +83,66 @@ def link_neighbours(vertex_keys: Any, table: Any, radix: Any) -> Any:
         step = -every
         if j < d:
             step += (d + 1) * radix[j]
+        line = following[j]
         for v in range(count):
-            other = known(table, vertex_keys[v] + step)
-            if other >= 0:
-                neighbours[j, v, 0] = other
-                neighbours[j, other, 1] = v
-    return neighbours
+            if v + _AHEAD < count:
+                prefetch(table, home(table, vertex_keys[v + _AHEAD] + step))
+            line[v] = known(table, vertex_keys[v] + step)
+    return following
+
+
+@kernel
+def chain_vertices(following: Any) -> Any:
+    """Cut each axis into chains of neighbouring vertices, shortest first.
+
+    Vertices without a neighbour along an axis are in no chain: blurring leaves them as they are.
+
+    Args:
+        following: int32 [d + 1, M], see `link_vertices`.
+
+    Returns:
+        first_chain int64 [d + 2]: the first chain of each axis; starts int64 [chains + 1]: where
+        each chain begins among the members; members int32: vertices.
+    """
+    axes, count = following.shape
+    first_chain = np.zeros(axes + 1, np.int64)
+    starts = np.empty(axes * (count // 2) + 1, np.int64)
+    members = np.empty(axes * count, np.int32)
+    follows = np.empty(count, np.bool_)
+    length = np.empty(count, np.int32)
+    chains, position = 0, 0
+    for j in range(axes):
+        line = following[j]
+        follows[:] = False
+        for v in range(count):
+            if line[v] >= 0:
+                follows[line[v]] = True
+        slots = np.zeros(_LENGTHS + 2, np.int64)
+        places = np.zeros(_LENGTHS + 2, np.int64)
+        for v in range(count):
+            length[v] = 0
+            if line[v] >= 0 and not follows[v]:
+                steps, at = 1, line[v]
+                while at >= 0:
+                    steps, at = steps + 1, line[at]
+                length[v] = steps
+                slots[min(steps, _LENGTHS) + 1] += 1
+                places[min(steps, _LENGTHS) + 1] += steps
+        slots, places = np.cumsum(slots) + chains, np.cumsum(places) + position
+        for v in range(count):
+            if length[v] > 0:
+                kind = min(length[v], _LENGTHS)
+                starts[slots[kind]] = places[kind]
+                slots[kind] += 1
+                at = v
+                while at >= 0:
+                    members[places[kind]] = at
+                    places[kind] += 1
+                    at = line[at]
+        chains, position = slots[_LENGTHS], places[_LENGTHS]
+        first_chain[j + 1] = chains
+    starts[chains] = position
+    return first_chain, starts[: chains + 1].copy(), members[:position].copy()
 
 
 @kernel

@@ -37,31 +37,31 @@ def merge_simplices(
 
 
 def number_wide_vertices(corner: Int32Array, rank: Int8Array) -> tuple[Int32Array, Int32Array]:
-    """Number the vertices of every simplex and link their neighbours.
+    """Number the vertices of every simplex and link them along the axes.
 
     Returns:
-        simplices int32 [S, d + 1]; neighbours int32 [d + 1, M, 2], M where there is none.
+        simplices int32 [S, d + 1]; the next vertex along each axis, int32 [d + 1, M], -1 where
+        there is none.
     """
     count, d = corner.shape
     remainder = np.arange(d + 1)[None, :, None]
     wraps = rank[:, None, :d] > d - remainder
     coordinates = (d + 1) * corner[:, None, :] + remainder - (d + 1) * wraps
     vertices, simplices = np.unique(coordinates.reshape(-1, d), axis=0, return_inverse=True)
-    neighbours = np.empty((d + 1, len(vertices), 2), np.int32)
+    following = np.empty((d + 1, len(vertices)), np.int32)
     for axis in range(d + 1):
         step = np.full(d, -1)
         if axis < d:
             step[axis] = d
-        neighbours[axis, :, 0] = _find_rows(vertices, vertices + step)
-        neighbours[axis, :, 1] = _find_rows(vertices, vertices - step)
-    return simplices.reshape(count, d + 1).astype(np.int32), neighbours
+        following[axis] = _find_rows(vertices, vertices + step)
+    return simplices.reshape(count, d + 1).astype(np.int32), following
 
 
 def _find_rows(rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> Int32Array:
-    """The index of each wanted row among the distinct `rows`; their number where it is absent."""
+    """The index of each wanted row among the distinct `rows`; -1 where it is absent."""
     both = np.concatenate([rows, wanted])
     _, first = np.unique(both, axis=0, return_inverse=True)
-    owner = np.full(len(both), len(rows), np.int32)
+    owner = np.full(len(both), -1, np.int32)
     numbers = first.ravel()
     owner[numbers[: len(rows)]] = np.arange(len(rows))
     return owner[numbers[len(rows) :]]
