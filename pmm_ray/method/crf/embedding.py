@@ -145,7 +145,8 @@ def embed(
         low: Smallest corner coordinates, int32 [d].
         weights: Receives the barycentric weights, float32 [N, d + 1].
         simplex_of: Receives each pixel's simplex, int32 [N].
-        simplex_corner, simplex_rank: Receive the simplices, int32 [N, d] and int8 [N, d + 1].
+        simplex_corner, simplex_rank: Receive the simplices, int32 and int8, at least [N, d] and
+            [N, d + 1].
         packed: Whether a simplex fits a 64-bit key. False gives every pixel a simplex of its
             own, for the caller to merge.
 

@@ -36,17 +36,16 @@ def splat(
     weights: Any,
     link: Any,
     source: Any,
-    stride: int,
     offset: int,
     values: Any,
 ) -> None:
-    """Set `values` to the weighted sums of the rows `source[link[p] * stride + offset]`."""
+    """Set `values` to the weighted sums of the rows `source[link[p] * len(lanes) + offset]`."""
     values[:] = np.float32(0.0)
     count = len(corners)
     for segment in range(starts.size - 1):
         total = corners_zero(corners, lanes)
         for p in range(starts[segment], starts[segment + 1]):
-            row = row_load(lanes, source, link[p] * stride + offset)
+            row = row_load(lanes, source, link[p] * len(lanes) + offset)
             total = corners_collect(total, weights, p * count, row)
         corners_add_to(total, values, simplices, segment * count)
 
@@ -81,7 +80,6 @@ def slice_to(
     link: Any,
     values: Any,
     target: Any,
-    stride: int,
     offset: int,
     factor: Any,
     add: bool,
@@ -92,7 +90,7 @@ def slice_to(
         vertices = corners_load(corners, lanes, values, simplices, segment * count)
         for p in range(starts[segment], starts[segment + 1]):
             row = row_scale(corners_mix(vertices, weights, p * count), factor)
-            at = link[p] * stride + offset
+            at = link[p] * len(lanes) + offset
             if add:
                 row = row_add(row, row_load(lanes, target, at))
             row_store(target, at, row)

@@ -72,11 +72,10 @@ class Lattice:
         self,
         lanes: int,
         source: Float32Array,
-        stride: int,
         offset: int,
         scratch: Float32Array,
     ) -> None:
-        """Gather channels `offset .. offset + lanes` of the pixel rows of `source`."""
+        """Spread the pixel rows of `source`, which start at `offset`, over the vertices."""
         splat(
             (0,) * lanes,
             self.corners,
@@ -85,7 +84,6 @@ class Lattice:
             self.weights,
             self.link,
             source,
-            stride,
             offset,
             scratch,
         )
@@ -96,7 +94,6 @@ class Lattice:
         factor: float,
         scratch: Float32Array,
         target: Float32Array,
-        stride: int,
         offset: int,
         add: bool,
     ) -> None:
@@ -111,7 +108,6 @@ class Lattice:
             self.link,
             scratch,
             target,
-            stride,
             offset,
             np.float32(factor),
             add,
@@ -155,8 +151,8 @@ def build_lattice(
 
     weights = np.empty((pixels, d + 1), np.float32)
     simplex_of = np.empty(pixels, np.int32)
-    corner = np.empty((pixels, d), np.int32)
-    rank = np.empty((pixels, d + 1), np.int8)
+    corner = np.empty((pixels + 1, d), np.int32)
+    rank = np.empty((pixels + 1, d + 1), np.int8)
     count = embed(
         image_HW3,
         step_x,
@@ -171,6 +167,13 @@ def build_lattice(
         rank,
         packed,
     )
+    if not packed:
+        simplex_of, corner, rank, count = merge_simplices(corner, rank, pixels)
+    if pixels % 4:
+        # Kraehenbuehl's SSE code works on four pixels at a time and fills the last four up with
+        # pixels at the origin. They weigh nothing, but blurring passes through their vertices.
+        corner[count], rank[count] = 0, np.arange(d + 1)
+        count += 1
     if packed:
         radix = _radix(vertex_span, 1)
         simplices, vertex_keys, table = number_vertices(
@@ -178,8 +181,7 @@ def build_lattice(
         )
         following = link_vertices(vertex_keys, table, radix)
     else:
-        simplex_of, corner, rank = merge_simplices(corner, rank)
-        simplices, following = number_wide_vertices(corner, rank)
+        simplices, following = number_wide_vertices(corner[:count], rank[:count])
     starts, owner, link, grouped = group_pixels(
         simplex_of, weights, places, len(simplices), _LONGEST_SEGMENT
     )
@@ -236,9 +238,9 @@ def _radix(span: list[int], unit: int) -> npt.NDArray[np.int64]:
 def _normalize_weights(lattice: Lattice, attenuation: float) -> None:
     """Fold `D^-1/2` and the root of the attenuation into the weights; fill in `mass`."""
     scratch = lattice.scratch(1)
-    lattice.splat(1, lattice.mass, 1, 0, scratch)
+    lattice.splat(1, lattice.mass, 0, scratch)
     total = np.empty_like(lattice.mass)
-    lattice.blur_and_slice(1, attenuation, scratch, total, 1, 0, add=False)
+    lattice.blur_and_slice(1, attenuation, scratch, total, 0, add=False)
     normalize(lattice.weights, lattice.link, total, np.float32(math.sqrt(attenuation)))
-    lattice.splat(1, lattice.mass, 1, 0, scratch)
-    lattice.blur_and_slice(1, 1.0, scratch, lattice.mass, 1, 0, add=False)
+    lattice.splat(1, lattice.mass, 0, scratch)
+    lattice.blur_and_slice(1, 1.0, scratch, lattice.mass, 0, add=False)

@@ -23,13 +23,11 @@ from pmm_ray.method.crf.updates import log_ratio, logistic, lower, pack, softmax
 _WIDEST = 16
 # Binary problems are solved in groups of this many at most.
 _GROUP = 16
-# Frozen labels may change any posterior by this much in one iteration, see `_frozen`.
+# Frozen labels may change any posterior by this much in one iteration, see `weak_labels`.
 _FREEZE_BUDGET = 1e-6
 _FLOOR = np.float32(1e-5)
 # The logit of the padding in a row: its posterior is nothing.
 _NEVER = np.float32(-1e30)
-
-Scratches = dict[int, list[Float32Array]]
 
 
 class LatticeSolver:
@@ -92,12 +90,12 @@ class LatticeSolver:
         for lattice, weight in self._filters:
             lower(base, lanes, np.float32(weight) * lattice.mass)
 
-        scratches: Scratches = {}
+        scratches = self._scratches(lanes)
         still_K = np.zeros(count, np.bool_)
         rows_NL = posterior[: pixels * lanes].reshape(pixels, lanes)
         for _ in range(self._iterations):
             previous_NL = rows_NL.copy() if tolerance else rows_NL
-            self._filter_in_place(posterior, lanes, 0, lanes, 2.0, scratches)
+            self._filter_in_place(posterior, 0, lanes, 2.0, scratches)
             logistic(wide, base, posterior)
             if tolerance:
                 # A class that stands still keeps that state, whatever the others do.
@@ -111,25 +109,26 @@ class LatticeSolver:
         """Posteriors of one problem with M labels, float32 [M, H, W]."""
         count, pixels = len(scores_MHW), self._places.size
         scores_MN = np.clip(scores_MHW, _FLOOR, 1.0).reshape(count, pixels)
-        frozen_M = self._frozen(scores_MN)
+        frozen_M = self.weak_labels(scores_MN)
         kept = np.flatnonzero(~frozen_M)
-        blocks, stride = _blocks(len(kept))
-        lanes = (0,) * blocks[-1][1]
+        lanes = _block_width(len(kept))
+        blocks = range(0, len(kept), lanes)
         rest = np.empty(pixels, np.float32)
         rest[self._places] = scores_MN.sum(axis=0, where=frozen_M[:, None])
-        base = np.full(pixels * stride, _NEVER, np.float32)
-        for offset, width in blocks:
-            some = kept[offset : offset + width]
-            pack(np.log(scores_MN[some]), self._places, base, stride, offset)
-        rows = np.zeros(pixels * stride, np.float32)
+        base = np.full(len(blocks) * lanes * pixels, _NEVER, np.float32)
+        for first in blocks:
+            some = kept[first : first + lanes]
+            pack(np.log(scores_MN[some]), self._places, base, lanes, first * pixels)
+        rows = np.zeros_like(base)
         scale = np.empty(pixels, np.float32)
-        softmax(lanes, base, rows, stride, rest, scale)
-        scratches: Scratches = {}
+        row = (0,) * lanes
+        softmax(row, base, rows, rest, scale)
+        scratches = self._scratches(lanes)
         for _ in range(self._iterations):
             previous = rows.copy() if tolerance else rows
-            for offset, width in blocks:
-                self._filter_in_place(rows, stride, offset, width, 1.0, scratches)
-            softmax(lanes, base, rows, stride, rest, scale)
+            for first in blocks:
+                self._filter_in_place(rows, first * pixels, lanes, 1.0, scratches)
+            softmax(row, base, rows, rest, scale)
             if tolerance and float(np.abs(rows - previous).max()) <= tolerance:
                 break
 
@@ -137,14 +136,14 @@ class LatticeSolver:
         scale = scale[self._places]
         for label in np.flatnonzero(frozen_M):
             posterior_MN[label] *= scale
-        planes = np.empty((_WIDEST, pixels), np.float32)
-        for offset, width in blocks:
-            some = kept[offset : offset + width]
-            unpack(rows, self._places, stride, offset, planes[: len(some)])
+        planes = np.empty((lanes, pixels), np.float32)
+        for first in blocks:
+            some = kept[first : first + lanes]
+            unpack(rows, self._places, lanes, first * pixels, planes[: len(some)])
             posterior_MN[some] = planes[: len(some)]
         return posterior_MN.reshape(scores_MHW.shape)
 
-    def _frozen(self, scores_MN: Float32Array) -> npt.NDArray[np.bool_]:
+    def weak_labels(self, scores_MN: Float32Array) -> npt.NDArray[np.bool_]:
         """Labels that are too weak everywhere for the filters to matter to them.
 
         Let W be the largest total message of a label that is certain everywhere. Messages are
@@ -168,26 +167,26 @@ class LatticeSolver:
         frozen_M[weakest_first[fits & (message_M[weakest_first] <= 1.0)]] = True
         return frozen_M
 
+    def _scratches(self, lanes: int) -> list[Float32Array]:
+        return [lattice.scratch(lanes) for lattice, _ in self._filters]
+
     def _filter_in_place(
         self,
         rows: Float32Array,
-        stride: int,
         offset: int,
         lanes: int,
         factor: float,
-        scratches: Scratches,
+        scratches: list[Float32Array],
     ) -> None:
-        """Replace some channels by the sum of `factor * weight` times their filtered values."""
+        """Replace rows by the sum of `factor * weight` times their filtered values."""
         if not self._filters:
             rows[:] = 0.0
             return
-        if lanes not in scratches:
-            scratches[lanes] = [lattice.scratch(lanes) for lattice, _ in self._filters]
-        for (lattice, _), scratch in zip(self._filters, scratches[lanes], strict=True):
-            lattice.splat(lanes, rows, stride, offset, scratch)
+        for (lattice, _), scratch in zip(self._filters, scratches, strict=True):
+            lattice.splat(lanes, rows, offset, scratch)
         add = False
-        for (lattice, weight), scratch in zip(self._filters, scratches[lanes], strict=True):
-            lattice.blur_and_slice(lanes, factor * weight, scratch, rows, stride, offset, add)
+        for (lattice, weight), scratch in zip(self._filters, scratches, strict=True):
+            lattice.blur_and_slice(lanes, factor * weight, scratch, rows, offset, add)
             add = True
 
 
@@ -201,18 +200,9 @@ def _padded(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _blocks(count: int) -> tuple[list[tuple[int, int]], int]:
-    """Cut `count` labels into (offset, lanes) blocks; also the padded total.
-
-    The last block is the narrowest and its width divides the total. Below 16 labels there is
-    one block; above, none is narrower than 8, which keeps the softmax on whole registers.
-    """
-    blocks = []
-    offset = 0
-    while offset < count:
-        lanes = min(_WIDEST, _padded(count - offset))
-        if offset:
-            lanes = max(lanes, _WIDEST // 2)
-        blocks.append((offset, lanes))
-        offset += lanes
-    return blocks, offset
+def _block_width(count: int) -> int:
+    """Labels per block of a joint problem: the least padding, and wide blocks where equal."""
+    if count <= _WIDEST // 2:
+        return _padded(count)
+    eights = -(-count // 8)
+    return 8 if eights % 2 else _WIDEST

@@ -1,6 +1,6 @@
 """Kernels of the mean-field update: sigmoid and softmax over packed logits, and packing."""
 
-# N: pixels; K, M: classes, labels; L: row width; P: padded row width of a joint problem.
+# N: pixels; K: classes; L: row width, the lanes.
 
 from __future__ import annotations
 
@@ -80,35 +80,34 @@ def logistic(wide: Any, base: Any, messages: Any) -> None:
 
 
 @kernel
-def softmax(lanes: Any, base: Any, messages: Any, stride: int, rest: Any, scale: Any) -> None:
-    """messages = softmax over each row of base + messages.
+def softmax(lanes: Any, base: Any, messages: Any, rest: Any, scale: Any) -> None:
+    """messages = softmax over the labels of base + messages.
 
     Args:
-        lanes: A tuple whose length divides `stride`.
-        base, messages: Flat float32 [N * P].
-        stride: P.
-        rest: What labels outside the row add to the denominator before scaling, float32 [N].
+        lanes: A tuple of length L.
+        base, messages: Blocks of L labels each, flat float32 [blocks * N * L].
+        rest: What labels outside the blocks add to the denominator before scaling, float32 [N].
         scale: Receives the factor that turns such a label's score into its posterior, float32
             [N].
     """
-    width = len(lanes)
-    for p in range(rest.size):
-        begin, end = p * stride, (p + 1) * stride
-        row = row_add(row_load(lanes, base, begin), row_load(lanes, messages, begin))
-        row_store(messages, begin, row)
-        highest = row
-        for at in range(begin + width, end, width):
+    width, pixels = len(lanes), rest.size
+    block = pixels * width
+    for p in range(pixels):
+        begin = p * width
+        highest = row_add(row_load(lanes, base, begin), row_load(lanes, messages, begin))
+        row_store(messages, begin, highest)
+        for at in range(begin + block, base.size, block):
             row = row_add(row_load(lanes, base, at), row_load(lanes, messages, at))
             row_store(messages, at, row)
             highest = row_max(highest, row)
         peak = row_peak(highest)
         total = row_zero(lanes)
-        for at in range(begin, end, width):
+        for at in range(begin, base.size, block):
             row = row_exp(row_shift(row_load(lanes, messages, at), -peak))
             row_store(messages, at, row)
             total = row_add(total, row)
         lost = np.exp(-peak)
         share = np.float32(1.0) / (row_total(total) + rest[p] * lost)
         scale[p] = lost * share
-        for at in range(begin, end, width):
+        for at in range(begin, base.size, block):
             row_store(messages, at, row_scale(row_load(lanes, messages, at), share))

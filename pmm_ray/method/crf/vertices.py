@@ -110,7 +110,8 @@ def chain_vertices(following: Any) -> Any:
     members = np.empty(axes * count, np.int32)
     follows = np.empty(count, np.bool_)
     length = np.empty(count, np.int32)
-    chains, position = 0, 0
+    chains: Any = np.int64(0)
+    position: Any = np.int64(0)
     for j in range(axes):
         line = following[j]
         follows[:] = False
@@ -128,7 +129,8 @@ def chain_vertices(following: Any) -> Any:
                 length[v] = steps
                 slots[min(steps, _LENGTHS) + 1] += 1
                 places[min(steps, _LENGTHS) + 1] += steps
-        slots, places = np.cumsum(slots) + chains, np.cumsum(places) + position
+        slots = np.cumsum(slots) + chains
+        places = np.cumsum(places) + position
         for v in range(count):
             if length[v] > 0:
                 kind = min(length[v], _LENGTHS)
@@ -139,7 +141,8 @@ def chain_vertices(following: Any) -> Any:
                     members[places[kind]] = at
                     places[kind] += 1
                     at = line[at]
-        chains, position = slots[_LENGTHS], places[_LENGTHS]
+        chains = slots[_LENGTHS]
+        position = places[_LENGTHS]
         first_chain[j + 1] = chains
     starts[chains] = position
     return first_chain, starts[: chains + 1].copy(), members[:position].copy()
@@ -168,27 +171,28 @@ def group_pixels(simplex_of: Any, weights: Any, places: Any, count: int, longest
     # predictor expects it, which halves the time of splatting and slicing.
     first = np.zeros(_LENGTHS + 2, np.int64)
     segments = 0
-    for s in range(count):
-        first[min(population[s], _LENGTHS) + 1] += 1
-        segments += (population[s] + longest - 1) // longest
+    for each in range(count):
+        first[min(population[each], _LENGTHS) + 1] += 1
+        segments += (population[each] + longest - 1) // longest
     first = np.cumsum(first)
     sequence = np.empty(count, np.int64)
-    for s in range(count):
-        length = min(population[s], _LENGTHS)
-        sequence[first[length]] = s
+    for each in range(count):
+        length = min(population[each], _LENGTHS)
+        sequence[first[length]] = each
         first[length] += 1
     starts = np.empty(segments + 1, np.int64)
     owner = np.empty(segments, np.int64)
     free = np.empty(count, np.int64)
-    segment, position = 0, 0
-    for s in sequence:
-        free[s] = position
+    segment, filled = 0, 0
+    for index in range(count):
+        s = sequence[index]
+        free[s] = filled
         left = population[s]
         while left > 0:
-            starts[segment] = position
+            starts[segment] = filled
             owner[segment] = s
             segment += 1
-            position += min(left, longest)
+            filled += min(left, longest)
             left -= longest
     starts[segment] = n
     link = np.empty(n, np.int32)

@@ -16,24 +16,24 @@ Int8Array = npt.NDArray[np.int8]
 
 
 def merge_simplices(
-    corner: Int32Array, rank: Int8Array
-) -> tuple[Int32Array, Int32Array, Int8Array]:
+    corner: Int32Array, rank: Int8Array, pixels: int
+) -> tuple[Int32Array, Int32Array, Int8Array, int]:
     """Number the distinct simplices among those of all pixels.
 
     Args:
-        corner: Corner of each pixel's simplex, int32 [N, d].
-        rank: Order of its coordinates, int8 [N, d + 1].
+        corner: Corner of each pixel's simplex, int32 [N + 1, d], the last row free.
+        rank: Order of its coordinates, int8 [N + 1, d + 1], the last row free.
+        pixels: N.
 
     Returns:
-        The simplex of each pixel, int32 [N]; corners [S, d] and ranks [S, d + 1].
+        The simplex of each pixel, int32 [N]; `corner` and `rank` with the S distinct simplices
+        in front; S.
     """
-    rows = np.concatenate([corner, rank], axis=1)
+    rows = np.concatenate([corner[:pixels], rank[:pixels]], axis=1)
     _, first, simplex_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return (
-        simplex_of.ravel().astype(np.int32),
-        np.ascontiguousarray(corner[first]),
-        np.ascontiguousarray(rank[first]),
-    )
+    corner[: len(first)] = corner[first]
+    rank[: len(first)] = rank[first]
+    return simplex_of.ravel().astype(np.int32), corner, rank, len(first)
 
 
 def number_wide_vertices(corner: Int32Array, rank: Int8Array) -> tuple[Int32Array, Int32Array]:
