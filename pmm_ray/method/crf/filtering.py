@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.simd import (
+from pmm_ray.method.crf.simd import row_add, row_load, row_scale, row_store, row_zero
+from pmm_ray.method.crf.simd_corners import (
     corners_add_to,
     corners_collect,
     corners_load,
     corners_mix,
     corners_zero,
-    row_add,
-    row_load,
-    row_scale,
-    row_store,
-    row_zero,
 )
 
 

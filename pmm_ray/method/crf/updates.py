@@ -11,20 +11,17 @@ import numpy as np
 from pmm_ray.method.crf.cache import kernel
 from pmm_ray.method.crf.simd import (
     row_add,
-    row_clip_score,
     row_divide,
-    row_exp,
     row_load,
-    row_log,
     row_max,
     row_peak,
     row_scale,
     row_shift,
-    row_sigmoid,
     row_store,
     row_total,
     row_zero,
 )
+from pmm_ray.method.crf.simd_math import row_clip_score, row_exp, row_log, row_sigmoid
 
 
 @kernel

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pmm_ray.method.crf import CrfParameters, DenseCrf
+from pmm_ray.method.crf.filter_bank import FilterBank
+from pmm_ray.method.crf.joint import weak_labels
 
 pytest.importorskip("pydensecrf", reason="the reference, pydensecrf2, is not installed")
 
@@ -94,15 +96,13 @@ def test_tolerance_stops_both_backends_at_the_same_place(tolerance: float) -> No
 
 
 def test_weak_labels_are_frozen_without_a_trace() -> None:
-    from pmm_ray.method.crf.mean_field import LatticeSolver
-
     rng = np.random.default_rng(0)
     image_HW3 = make_image(40, 50, 2)
     scores_MHW = np.full((91, 40, 50), 1e-7, np.float32)
     scores_MHW[[0, 15, 60]] = rng.dirichlet([1, 1, 1], (40, 50)).transpose(2, 0, 1)
     parameters = CrfParameters.segmentation()
-    solver = LatticeSolver(image_HW3, parameters)
-    frozen_M = solver.weak_labels(np.clip(scores_MHW, 1e-5, 1.0).reshape(91, -1))
+    strongest = float(FilterBank(image_HW3, parameters).mass().max())
+    frozen_M = weak_labels(np.clip(scores_MHW, 1e-5, 1.0).reshape(91, -1), strongest)
     np.testing.assert_array_equal(np.flatnonzero(~frozen_M), [0, 15, 60])
 
     ours = DenseCrf(image_HW3, parameters).joint(scores_MHW)
@@ -113,10 +113,22 @@ def test_weak_labels_are_frozen_without_a_trace() -> None:
 
 
 def test_a_label_that_could_matter_is_not_frozen() -> None:
-    from pmm_ray.method.crf.mean_field import LatticeSolver
-
     scores_MN = np.full((3, 40 * 50), 1e-5, np.float32)
     scores_MN[0] = 1.0
     scores_MN[2, 7] = 0.02
-    solver = LatticeSolver(make_image(40, 50, 2), CrfParameters.segmentation())
-    np.testing.assert_array_equal(solver.weak_labels(scores_MN), [False, True, False])
+    np.testing.assert_array_equal(weak_labels(scores_MN, 7.0), [False, True, False])
+
+
+def test_labels_settle_after_the_first_iteration() -> None:
+    # Absent labels of about 1e-3: too strong to leave out unseen, too weak to move again.
+    rng = np.random.default_rng(1)
+    image_HW3 = make_image(40, 50, 2)
+    scores_MHW = rng.uniform(1e-4, 1e-3, (40, 40, 50)).astype(np.float32)
+    scores_MHW[[0, 15]] = rng.dirichlet([1, 1], (40, 50)).transpose(2, 0, 1)
+    parameters = CrfParameters.segmentation()
+    strongest = float(FilterBank(image_HW3, parameters).mass().max())
+    assert weak_labels(scores_MHW.reshape(40, -1), strongest).sum() < 20
+    ours = DenseCrf(image_HW3, parameters).joint(scores_MHW)
+    theirs = DenseCrf(image_HW3, parameters, "pydensecrf").joint(scores_MHW)
+    assert np.abs(ours - theirs).max() <= 2e-4
+    np.testing.assert_allclose(ours.sum(axis=0), 1.0, atol=1e-5)
