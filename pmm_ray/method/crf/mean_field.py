@@ -15,7 +15,7 @@ from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.filter_bank import FilterBank
 from pmm_ray.method.crf.joint import FLOOR, padded, solve_joint
 from pmm_ray.method.crf.parameters import CrfParameters
-from pmm_ray.method.crf.updates import log_ratio, logistic, lower, pack, unpack
+from pmm_ray.method.crf.updates import log_ratio, logistic, lower, movement, pack, unpack
 
 # The widest row a kernel handles at once, one AVX-512 register or two of AVX2, and the most
 # binary problems solved together.
@@ -74,15 +74,17 @@ class LatticeSolver:
         lower(base, lanes, self._bank.mass())
         scratches = self._bank.scratches(lanes)
         still_K = np.zeros(count, np.bool_)
-        rows_NL = posterior[: pixels * lanes].reshape(pixels, lanes)
+        moved_K = np.empty(count, np.float32)
         for _ in range(self._iterations):
-            previous_NL = rows_NL.copy() if tolerance else rows_NL
+            previous = posterior.copy() if tolerance else posterior
             self._bank.apply(posterior, 0, lanes, 2.0, scratches)
             logistic(wide, base, posterior)
             if tolerance:
                 # A class that stands still keeps that state, whatever the others do.
-                rows_NL[:, :count][:, still_K] = previous_NL[:, :count][:, still_K]
-                still_K = np.abs(rows_NL - previous_NL).max(axis=0)[:count] <= tolerance
+                for k in np.flatnonzero(still_K):
+                    posterior[k::lanes] = previous[k::lanes]
+                movement(previous, posterior, lanes, moved_K)
+                still_K = moved_K <= tolerance
                 if still_K.all():
                     break
         unpack(posterior, self._bank.places, lanes, 0, planes_KN)

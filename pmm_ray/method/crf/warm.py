@@ -66,7 +66,7 @@ def warm_up() -> float:
 
 def _touch_all() -> None:
     image_HW3 = np.zeros((4, 5, 3), np.uint8)
-    crf = DenseCrf(image_HW3, CrfParameters.visualization(), backend="lattice")
+    crf = DenseCrf(image_HW3, CrfParameters.visualization(), "lattice", tolerance=1e-6)
     for count in (1, 2, 4, 8, 16):
         scores = np.full((count, 4, 5), 0.5, np.float32)
         crf.binary(scores, scores)
