@@ -1,0 +1,121 @@
+"""CAMs: the worker without Ray, sizes, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pmm_ray.config import CamsConfig, RunConfig
+from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.registry import build_classifier
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.index import index_file, read_all
+from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages import make_cams
+from pmm_ray.stages.make_cams import multi_scale_cam, stored_size, view_sizes
+from pmm_ray.stages.make_masks import decode_cam
+
+MakeContext = Callable[..., RunContext]
+CPU = torch.device("cpu")
+
+
+class Redness(nn.Module):
+    """Scores that can be worked out by hand: class i is the mean of colour channel i."""
+
+    input_mean = (0.0, 0.0, 0.0)
+    input_std = (1.0, 1.0, 1.0)
+
+    def cam_scores(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        return images_B3HW
+
+
+def cam(image: Any, labels: list[int], **settings: Any) -> np.ndarray[Any, Any]:
+    config = CamsConfig(stride=1, **settings)
+    return multi_scale_cam(image, labels, Redness(), config, CPU)  # type: ignore[arg-type]
+
+
+def test_one_view_is_the_normalised_score() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[1:3, 2:4, 0] = 255
+    image[0, 0, 2] = 255
+    maps = cam(image, [1, 3], scales=(1.0,), flip=False)
+    assert maps.dtype == np.float16
+    assert maps.shape == (2, 4, 6)
+    np.testing.assert_allclose(maps[0], image[..., 0] / 255, atol=2e-3)
+    np.testing.assert_allclose(maps[1], image[..., 2] / 255, atol=2e-3)
+
+
+def test_views_are_turned_back_before_they_are_added() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, :2, 0] = 255
+    once = cam(image, [1], scales=(1.0,), flip=False)
+    both = cam(image, [1], scales=(1.0,), flip=True)
+    np.testing.assert_allclose(once, both, atol=2e-3)
+    mirrored = cam(np.ascontiguousarray(image[:, ::-1]), [1], scales=(1.0, 2.0), flip=True)
+    straight = cam(image, [1], scales=(1.0, 2.0), flip=True)
+    np.testing.assert_allclose(mirrored[..., ::-1], straight, atol=2e-3)
+
+
+def test_a_map_without_any_score_is_zero_not_nan() -> None:
+    assert not cam(np.zeros((5, 5, 3), np.uint8), [1, 2], scales=(1.0,)).any()
+
+
+def test_scores_that_are_not_finite_are_an_error_row() -> None:
+    class Broken(Redness):
+        def cam_scores(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+            return images_B3HW / 0.0
+
+    with pytest.raises(RowError) as caught:
+        multi_scale_cam(
+            np.zeros((4, 4, 3), np.uint8),
+            [1],
+            Broken(),
+            CamsConfig(),
+            CPU,  # type: ignore[arg-type]
+        )
+    assert caught.value.kind == "nonfinite"
+
+
+def test_sizes() -> None:
+    assert stored_size(375, 500, 4) == (94, 125)
+    assert stored_size(1, 1, 4) == (1, 1)
+    assert view_sizes(375, 500, CamsConfig(scales=(0.5, 1.0))) == [(188, 250), (375, 500)]
+    # a phone's photograph is shrunk first
+    assert view_sizes(3000, 4000, CamsConfig(scales=(1.0,), max_long=1000)) == [(750, 1000)]
+    assert view_sizes(1, 1, CamsConfig(scales=(0.5,))) == [(1, 1)]
+
+
+def test_the_stage_writes_one_row_per_labelled_image(
+    make_context: MakeContext, shapes: Manifest, tmp_path: Path
+) -> None:
+    config = RunConfig.model_validate(
+        {"cams": {"scales": [1.0], "flip": False}, "classifier": {"weights": "none"}}
+    )
+    context = make_context(shapes, config)
+    model = build_classifier(config.classifier, 3)
+    checkpoint = str(tmp_path / "model.pt")
+    meta = {"config": config.classifier.model_dump(mode="json"), "num_foreground": 3}
+    save_model(checkpoint, "classifier", model, meta | {"label_space": "", "training": {}})
+    folder = StageFolder.below(context.run_dir, "make_cams", "12345678")
+    summary = make_cams.run(
+        config.cams, context, folder, images=index_file(shapes.uri), checkpoint_uri=checkpoint
+    )
+    assert (summary.images, summary.errors) == (16, 0)
+    table = read_all(folder.uri)
+    assert table.schema.equals(tables.CAMS)
+    manifest = {r["image_id"]: r for r in tables.read_table(shapes.uri).to_pylist()}
+    for row in table.to_pylist():
+        image = manifest[row["image_id"]]
+        assert row["labels"] == image["labels"]
+        maps = decode_cam(row)
+        assert maps.shape == (len(row["labels"]), *stored_size(image["height"], image["width"], 4))
+        assert maps.min() >= 0
+        assert maps.max() <= 1
