@@ -204,6 +204,9 @@ class SegmenterConfig(Section):
     """Head dropout."""
     auxiliary_weight: float = Field(0.4, ge=0)
     """Weight of the auxiliary FCN head's loss; 0 leaves the head out."""
+    freeze_norm: bool = False
+    """Keep the backbone's BatchNorm at its pretrained statistics: for batches too small to have
+    statistics of their own (released code: no)."""
     iterations: Positive = 20_000
     """Optimiser steps of one round (paper: 20,000)."""
     batch_size: Positive = 16

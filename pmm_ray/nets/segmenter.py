@@ -47,12 +47,24 @@ class SegmentationBackbone(nn.Module):
 
     STAGES = ("stage2", "stage3", "stage5", "stage7")
 
-    def __init__(self, output_stride: int) -> None:
+    def __init__(self, output_stride: int, freeze_norm: bool = False) -> None:
         super().__init__()
         self.net = efficientnet_lite.EfficientNetLite0(output_stride, with_head=False)
+        self._norms = [m for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._freeze_norm = freeze_norm
+        if freeze_norm:
+            for norm in self._norms:
+                norm.requires_grad_(False)
         names = [info.name for info in self.net.features]
         self._indices = [names.index(name) for name in self.STAGES]
         self.channels = [self.net.features[i].channels for i in self._indices]
+
+    def train(self, mode: bool = True) -> SegmentationBackbone:
+        super().train(mode)
+        if self._freeze_norm:
+            for norm in self._norms:
+                norm.eval()
+        return self
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, ...]:
         taps = self.net.forward_features(images_B3HW)
@@ -141,7 +153,11 @@ def build_segmenter(
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         model: nn.Module = EncoderDecoder(
-            backbone={"type": "PmmEfficientNetLite0", "output_stride": config.output_stride},
+            backbone={
+                "type": "PmmEfficientNetLite0",
+                "output_stride": config.output_stride,
+                "freeze_norm": config.freeze_norm,
+            },
             decode_head=head("PSPHead", 3, config.channels, 1.0, pool_scales=config.pool_scales),
             auxiliary_head=auxiliary,
             train_cfg={},

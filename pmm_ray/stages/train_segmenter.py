@@ -124,6 +124,8 @@ class SegmenterTask:
         backbone: list[nn.Parameter] = []
         heads: list[nn.Parameter] = []
         for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             (backbone if name.startswith("backbone.") else heads).append(parameter)
         decay = self.config.weight_decay
         return [
