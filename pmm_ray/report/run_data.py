@@ -166,7 +166,7 @@ def _curves(run_dir: str) -> tuple[Curve, ...]:
         if row.get("loss") is None:
             continue
         points = by_stage.setdefault(str(row["stage"]), {})
-        points[int(row["step"])] = (float(row["loss"]), float(row.get("lr") or 0.0))
+        points[int(row["step"])] = (float(row["loss"]), float(row["learning_rate"]))
     curves = []
     for stage, points in by_stage.items():
         steps = tuple(sorted(points))

@@ -39,7 +39,6 @@ LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pyarrow", ("pyarrow",)),
 )
 _REINSTALL = "pip install -c constraints.txt -e ."
-_SLOW_FIRST_USE = 5.0
 _LOW_MEMORY, _LEAST_MEMORY = 4 * _GIB, 1 * _GIB
 _LOW_SHARED = 1 * _GIB
 _LOW_DISK, _LEAST_DISK = 5 * _GIB, _GIB // 2
@@ -66,6 +65,7 @@ def diagnose() -> list[Check]:
         check_opencv(),
         check_mmseg(),
         *check_crf(),
+        check_crf_cache(),
         check_weights(),
         check_cpus(),
         check_gpus(),
@@ -136,13 +136,7 @@ def check_crf() -> list[Check]:
     for backend, result in checks.items():
         name = f"CRF {backend}"
         if isinstance(result, float):
-            slow = result > _SLOW_FIRST_USE
-            advice = (
-                "compiled just now; if every call says so, set NUMBA_CACHE_DIR to a writable folder"
-                if slow and backend == "lattice"
-                else ""
-            )
-            results.append(Check(name, f"works, first use took {result:.1f} s", True, advice))
+            results.append(Check(name, f"works, first use took {result:.1f} s"))
         elif backend == "pydensecrf":
             advice = "optional: pip install 'pmm-ray[pydensecrf]' (needs g++ and python3-dev)"
             results.append(Check(name, _reason(result), True, advice))
@@ -155,6 +149,21 @@ def check_crf() -> list[Check]:
             )
             results.append(Check(name, _reason(result), False, advice, fatal=not usable))
     return results
+
+
+def check_crf_cache() -> Check:
+    """Where compiled CRF kernels are kept, so that not every process compiles them."""
+    name = "CRF kernel cache"
+    try:
+        status = _import("pmm_ray.method.crf.warm").cache_status()
+    except Exception as error:
+        # numba and llvmlite fail in their own ways when they do not fit each other
+        return Check(name, _reason(error), False, _REINSTALL)
+    if status.folder is None:
+        advice = "set PMM_CACHE_DIR to a writable folder, or every process compiles for itself"
+        return Check(name, "no writable folder", False, advice)
+    state = "complete" if status.warm else "filled as kernels are first used"
+    return Check(name, f"{status.kernels} kernels in {status.folder}, {state}")
 
 
 def solve_small_crf(backend: str) -> float:

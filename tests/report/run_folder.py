@@ -176,5 +176,6 @@ class RunFolder:
         log = EventLog(self.uri, name)
         for step in range(steps):
             loss = 2.0 / (1 + step / 8) + 0.1 * (step % 3)
-            log.write("train_step", stage=name, step=step, loss=loss, lr=0.01 * (1 - step / steps))
+            rate = 0.01 * (1 - step / steps)
+            log.write("train_step", stage=name, step=step, loss=loss, learning_rate=rate)
         self.stage(name, details={"steps": steps})

@@ -75,6 +75,7 @@ def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
     assert "evaluate-make_masks-val" in page.words  # pixel labels used
     assert "not finished" not in page.words
     assert "memory 2.0 GiB" in page.words
+    assert "learning rate 0.01 to 0.00025" in page.words
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_users_wrote(full_run: RunFolder) -> None:
@@ -188,7 +189,8 @@ def test_a_training_that_resumed_counts_each_step_once(make_run: Callable[..., R
     for attempt, loss in (("a", 5.0), ("b", 1.0)):
         log = EventLog(run.uri, attempt)
         for step in range(3):
-            log.write("train_step", stage="train_classifier", step=step, loss=loss, lr=0.1)
+            values = {"loss": loss, "learning_rate": 0.1}
+            log.write("train_step", stage="train_classifier", step=step, **values)
     (curve,) = load_run(run.uri).curves
     assert curve.steps == (0, 1, 2)
     assert curve.losses == (1.0, 1.0, 1.0)

@@ -127,11 +127,20 @@ def test_crf_backends(
     assert ("pip install" in pydensecrf.advice) == ("pydensecrf" in broken)
 
 
-def test_a_first_compilation_names_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "solve_small_crf", lambda backend: 20.0)
-    lattice, pydensecrf = doctor.check_crf()
-    assert "NUMBA_CACHE_DIR" in lattice.advice
-    assert pydensecrf.advice == ""
+def test_the_kernel_cache_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pmm_ray.method.crf import warm
+
+    assert "kernels in" in doctor.check_crf_cache().value
+    monkeypatch.setattr(warm, "cache_folder", lambda: None)
+    check = doctor.check_crf_cache()
+    assert not check.ok
+    assert not check.fatal
+    assert "PMM_CACHE_DIR" in check.advice
+
+
+def test_a_numba_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_import(monkeypatch, "pmm_ray.method.crf.warm", OSError("libllvmlite.so"))
+    assert not doctor.check_crf_cache().ok
 
 
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
