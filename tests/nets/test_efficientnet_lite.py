@@ -1,0 +1,80 @@
+"""EfficientNet-lite0: the pretrained network, its dilation, its taps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD, EfficientNetLite0
+from pmm_ray.nets.weights import load_backbone_weights
+
+# ImageNet classes of all dog breeds
+DOGS = range(151, 269)
+VOC_DOG = 11
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> EfficientNetLite0:
+    net = EfficientNetLite0(32, num_classes=1000)
+    load_backbone_weights(net, "imagenet")
+    return net.eval()
+
+
+@pytest.mark.parametrize(("stride", "factor"), [(16, 2), (8, 4)])
+def test_a_dilated_network_computes_the_strided_one(
+    pretrained: EfficientNetLite0, stride: int, factor: int
+) -> None:
+    dilated = EfficientNetLite0(stride)
+    load_backbone_weights(dilated, "imagenet")
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = pretrained.forward_features(images)[-1]
+        got = dilated.eval()(images)
+    assert got.shape[-2:] == (64 // stride, 96 // stride)
+    # SAME padding puts the strided kernels' centres on the odd pixels
+    torch.testing.assert_close(
+        got[..., factor - 1 :: factor, factor - 1 :: factor], want, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("size", [(64, 64), (65, 33), (1, 1)])
+def test_features_are_as_announced(stride: int, size: tuple[int, int]) -> None:
+    net = EfficientNetLite0(stride).eval()
+    with torch.no_grad():
+        taps = net.forward_features(torch.zeros(1, 3, *size))
+    assert len(taps) == len(net.features) == 8
+    for tap, info in zip(taps, net.features, strict=True):
+        want = tuple(-(-side // info.stride) for side in size)
+        assert tuple(tap.shape[1:]) == (info.channels, *want)
+    assert net.features[-1].stride == stride
+
+
+def test_other_output_strides_are_refused() -> None:
+    with pytest.raises(ValueError, match="8, 16 or 32"):
+        EfficientNetLite0(4)
+
+
+def test_the_pretrained_network_knows_dogs(shared: Path, pretrained: EfficientNetLite0) -> None:
+    voc = shared / "data/voc12-mini/VOCdevkit/VOC2012"
+    # a pickle, but a known one of the development data
+    labels = np.load(voc / "cls_labels.npy", allow_pickle=True).item()
+    dogs = sorted(i for i, label in labels.items() if label[VOC_DOG])[:25]
+    hits = 0
+    for image_id in dogs:
+        image = cv2.imread(str(voc / "JPEGImages" / f"{image_id}.jpg"))[:, :, ::-1]
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        crop = cv2.resize(
+            image[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA
+        )
+        values = (crop / 255 - np.array(INPUT_MEAN)) / np.array(INPUT_STD)
+        with torch.no_grad():
+            logits = pretrained(torch.from_numpy(values.transpose(2, 0, 1)[None]).float())
+        hits += int(logits.argmax()) in DOGS
+    # many of these photographs show other things too; chance is 12 %
+    assert hits >= 0.6 * len(dogs)

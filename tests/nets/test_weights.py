@@ -1,0 +1,76 @@
+"""Weights are loaded whole or not at all, and saved networks come back as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pmm_ray.config import ClassifierConfig
+from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
+from pmm_ray.nets.registry import build_classifier, load_classifier
+from pmm_ray.nets.weights import imagenet_file, load_backbone_weights, weights_identity
+from pmm_ray.runtime.errors import CannotRunError
+
+
+def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
+    state = torch.load(imagenet_file(), weights_only=True)
+    del state["_blocks.3._bn1.weight"]
+    state["_conv_stem.weight"] = state["_conv_stem.weight"][:, :1]
+    state["extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    net = EfficientNetLite0(16)
+    before = net.conv_stem.weight.clone()
+    with pytest.raises(CannotRunError) as error:
+        load_backbone_weights(net, str(tmp_path / "w.pth"))
+    for part in ("blocks.3.bn1.weight", "conv_stem.weight [32, 1, 3, 3]", "extra"):
+        assert part in str(error.value)
+    assert torch.equal(before, net.conv_stem.weight)
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (print, ("executed",))
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CannotRunError, match="plain tensors"):
+        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "evil.pth"))
+    with pytest.raises(CannotRunError, match="cannot read"):
+        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "absent.pth"))
+
+
+def test_identity_follows_the_content(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(imagenet_file().read_bytes())
+    assert weights_identity(str(copy)) == weights_identity("imagenet")
+    assert weights_identity("none") == "none"
+
+
+def test_logits_are_the_mean_of_the_scores_and_norms_stay_frozen() -> None:
+    net = build_classifier(ClassifierConfig(), 4).train()
+    before = net.backbone.get_submodule("bn0").running_mean.clone()  # type: ignore[operator,union-attr]
+    logits, scores = net(torch.randn(2, 3, 64, 48))
+    assert scores.shape == (2, 4, 4, 3)
+    torch.testing.assert_close(logits, scores.mean(dim=(2, 3)))
+    assert torch.equal(before, net.backbone.get_submodule("bn0").running_mean)  # type: ignore[arg-type]
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert "head.weight" in trained
+    assert not [name for name in trained if ".bn" in name]
+
+
+def test_a_saved_classifier_comes_back(tmp_path: Path) -> None:
+    config = ClassifierConfig(weights="none")
+    net = build_classifier(config, 3).eval()
+    uri = str(tmp_path / "model.pt")
+    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
+    save_model(uri, "classifier", net, meta)
+    loaded, read = load_classifier(uri)
+    images = torch.randn(1, 3, 40, 40)
+    assert read == meta
+    assert torch.equal(net.cam_scores(images), loaded.cam_scores(images))
+    save_model(uri, "segmenter", net, meta)
+    with pytest.raises(CannotRunError, match="holds a segmenter"):
+        load_classifier(uri)
