@@ -15,7 +15,7 @@ from typing import Any
 
 from pmm_ray.config import RunConfig, load_recipe, section_hash, to_yaml
 from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError
 from pmm_ray.runtime.guard import guarded
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.progress import Progress
@@ -303,6 +303,7 @@ def run_recipe(
     address: str = "auto",
     first: str | None = None,
     last: str | None = None,
+    only: str | None = None,
     fresh: bool = False,
     retry_errors: bool = False,
 ) -> int:
@@ -315,6 +316,7 @@ def run_recipe(
         address: `auto`, `local`, or a Ray address.
         first: name of the first stage that may run.
         last: name of the last.
+        only: name of the only ones.
         fresh: compute the selected stages anew.
         retry_errors: run images with error rows again.
 
@@ -324,11 +326,15 @@ def run_recipe(
 
     def body(progress: Progress) -> None:
         config = load_recipe(recipe, settings)
-        selection = Selection(planned_stages(config), first, last, fresh, retry_errors)
+        selection = Selection(planned_stages(config), first, last, only, fresh, retry_errors)
         place = storage.absolute(run_dir or str(Path("runs") / config.name))
         with Session(place, config, selection, progress, address) as session:
             session.hold()
-            run_stages(session)
+            try:
+                run_stages(session)
+            except BudgetExceededError:
+                _report(session)  # its table of errors is what is needed now
+                raise
             session.write_record(finished=True)
             _report(session)
 

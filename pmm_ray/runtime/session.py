@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -29,16 +30,17 @@ class EndOfSelection(Exception):  # noqa: N818 - not an error
 
 @dataclass(frozen=True)
 class Selection:
-    """Which stages of the plan may run: from `first` to `last`, and what they are called."""
+    """Which stages of the plan may run: from `first` to `last`, or those called `only`."""
 
     plan: tuple[str, ...]
     first: str | None = None
     last: str | None = None
+    only: str | None = None
     fresh: bool = False
     retry_errors: bool = False
 
     def __post_init__(self) -> None:
-        for name in (self.first, self.last):
+        for name in (self.first, self.last, self.only):
             if name is not None and not self._matches(name):
                 raise CannotRunError(
                     f"no stage is called {name!r}; this recipe has {', '.join(self.plan)}"
@@ -47,14 +49,19 @@ class Selection:
     def _matches(self, name: str) -> list[int]:
         return [i for i, stage in enumerate(self.plan) if name in (stage, base_name(stage))]
 
-    @property
-    def span(self) -> range:
+    @cached_property
+    def positions(self) -> frozenset[int]:
         """Positions in the plan that may run. Evaluations go with the masks before them."""
-        start = self._matches(self.first)[0] if self.first else 0
-        stop = self._matches(self.last)[-1] if self.last else len(self.plan) - 1
-        while stop + 1 < len(self.plan) and base_name(self.plan[stop + 1]) == "evaluate":
-            stop += 1
-        return range(start, stop + 1)
+        if self.only:
+            chosen = set(self._matches(self.only))
+        else:
+            start = self._matches(self.first)[0] if self.first else 0
+            stop = self._matches(self.last)[-1] if self.last else len(self.plan) - 1
+            chosen = set(range(start, stop + 1))
+        for position, stage in enumerate(self.plan):
+            if base_name(stage) == "evaluate" and position - 1 in chosen:
+                chosen.add(position)
+        return frozenset(chosen)
 
 
 def base_name(stage: str) -> str:
@@ -150,11 +157,10 @@ class Session:
         """
         position = self.selection.plan.index(name)
         folder = StageFolder.below(self.run_dir, name, stage_hash)
-        span = self.selection.span
-        if position >= span.stop:
+        if position > max(self.selection.positions):
             raise EndOfSelection
         summary = folder.summary()
-        selected = position in span
+        selected = position in self.selection.positions
         if selected and self.selection.fresh:
             storage.delete_folder(folder.uri)
             summary = None
@@ -169,16 +175,16 @@ class Session:
             and summary.details.get("input_rows") != input_rows
         ):
             summary = None
-        if summary is None:
-            if not selected:
-                raise CannotRunError(f"{name} is not done in {self.run_dir}: run it first")
-            self.work_done = True
-            storage.make_folder(folder.uri)
-            folder.finish(body(folder))
+        if summary is None and not selected:
+            raise CannotRunError(f"{name} is not done in {self.run_dir}: run it first")
+        self.work_done |= summary is None
         self._stages.append(
             {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
         )
         self.write_record()
+        if summary is None:
+            storage.make_folder(folder.uri)
+            folder.finish(body(folder))
         return folder
 
     def write_record(self, *, finished: bool = False) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -134,34 +136,40 @@ def chunk_name(image_ids: Iterable[str]) -> str:
     return digest[:20]
 
 
+def _version(uri: str) -> tuple[int, int]:
+    """(modification time, size): a file that was written again is another file."""
+    filesystem, path = storage.resolve(uri)
+    info = filesystem.get_file_info(path)
+    return info.mtime_ns or 0, info.size or 0
+
+
 @lru_cache(maxsize=8)
-def _row_group_bounds(uri: str) -> tuple[int, ...]:
+def _row_group_bounds(uri: str, version: tuple[int, int]) -> tuple[int, ...]:
     filesystem, path = storage.resolve(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    bounds = [0]
-    for size in sizes:
-        bounds.append(bounds[-1] + size)
-    return tuple(bounds)
+    return tuple(accumulate(sizes, initial=0))
 
 
 @lru_cache(maxsize=2)
-def _row_group(uri: str, group: int) -> pa.Table:
+def _row_group(uri: str, version: tuple[int, int], group: int) -> pa.Table:
     filesystem, path = storage.resolve(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         return file.read_row_group(group)
 
 
 def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of one immutable Parquet file by position, in the order asked for.
+    """Rows of one Parquet file by position, in the order asked for.
 
     Only the row groups that hold them are read; the last two stay cached in the process.
     """
-    bounds = _row_group_bounds(uri)
+    version = _version(uri)
+    bounds = _row_group_bounds(uri, version)
     out: list[dict[str, Any]] = []
     for row in rows:
-        group = next(i for i in range(len(bounds) - 1) if row < bounds[i + 1])
-        out.append(_row_group(uri, group).slice(row - bounds[group], 1).to_pylist()[0])
+        group = bisect_right(bounds, row) - 1
+        table = _row_group(uri, version, group)
+        out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
     return out
 
 

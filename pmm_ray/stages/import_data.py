@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pmm_ray.config import DataConfig, RunConfig
+from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.stage import StageFolder, Summary
@@ -52,6 +53,9 @@ def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Prog
     progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
     if len(report.errors) > budget:
         raise BudgetExceededError(STAGE, len(report.errors), budget, report.errors)
+    labels_from = tables.table_metadata(report.manifest.uri).get("pmm.labels_from", data.source)
+    if labels_from == "masks":
+        progress.message(f"{STAGE}: pixel labels used (image-level labels read off the masks)")
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
@@ -59,5 +63,6 @@ def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Prog
         errors=len(report.errors),
         seconds=round(seconds, 3),
         images_per_second=round(report.total / max(seconds, 1e-9), 1),
-        details={"counts": report.counts},
+        details={"counts": report.counts, "labels_from": labels_from},
+        pixel_labels_used=labels_from == "masks",
     )

@@ -23,6 +23,7 @@ from pmm_ray.sources.manifest import Manifest
 
 MakeContext = Callable[..., RunContext]
 
+TWO_TASKS = Pool(2)
 SCHEMA = pa.schema([("image_id", pa.string()), ("area", pa.int32())])
 
 
@@ -59,7 +60,7 @@ def run(
     *,
     ids: Sequence[str] | None = None,
     batch: int = 3,
-    pool: Pool = Pool(2),
+    pool: Pool = TWO_TASKS,
     name: str = "area",
 ) -> tuple[Summary, StageFolder]:
     folder = StageFolder.below(context.run_dir, name, "12345678")
@@ -227,9 +228,7 @@ def test_any_exception_becomes_an_internal_row() -> None:
 
     rows: Sequence[InputRow] = [{"manifest": {"image_id": "a", "uri": "a.jpg"}}]
     results: Iterator[Any] = row_by_row("area", process)(rows)
-    assert list(results) == [
-        ErrorRow("a", "area", "internal", "ZeroDivisionError: a bug", "a.jpg")
-    ]
+    assert list(results) == [ErrorRow("a", "area", "internal", "ZeroDivisionError: a bug", "a.jpg")]
 
 
 def test_batches_leave_enough_tasks_for_every_worker() -> None:
