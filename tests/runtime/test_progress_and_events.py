@@ -1,0 +1,73 @@
+"""What a person reads while a run goes on, and what is kept of it."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.events import EventLog, read_events, tensorboard_folder
+from pmm_ray.runtime.progress import Progress, StageProgress, format_seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (187, "3:07"), (7384, "2:03:04")]
+)
+def test_seconds_are_readable(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_a_line_counts_images_errors_and_what_is_left() -> None:
+    progress = StageProgress("make_masks", 100, 40, "images")
+    assert progress.line().startswith("make_masks: 40/100 images")
+    progress.advance(10, 2)
+    time.sleep(0.25)
+    progress.advance(10)
+    line = progress.line()
+    assert "60/100 images" in line
+    assert "2 errors" in line
+    # the rate counts from the first result, so that start-up and earlier attempts do not
+    assert 0 < progress.rate <= 10 / 0.25
+    progress.set_done(100, "loss 0.41")
+    assert progress.line().endswith("ETA 0 s, 2 errors, loss 0.41")
+
+
+def test_a_log_file_gets_a_heartbeat() -> None:
+    stream = io.StringIO()
+    progress = Progress(heartbeat_seconds=0.02, stream=stream)
+    with progress.stage("make_cams", 5) as stage:
+        deadline = time.monotonic() + 20
+        while stream.getvalue().count("make_cams: 0/5") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        stage.advance(5)
+    assert stream.getvalue().splitlines()[-1].startswith("make_cams: 5/5 images")
+
+
+def test_events_are_lines_in_order_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:
+    log = EventLog(str(tmp_path), "driver")
+    log.write("stage_start", stage="make_cams", images=3)
+    log.write("chunk", stage="make_cams", images=1)
+    with open(tmp_path / "events" / "driver.jsonl", "a") as file:
+        file.write('{"time": 1, "ev')
+    rows = list(read_events(str(tmp_path)))
+    assert [row["event"] for row in rows] == ["stage_start", "chunk"]
+    assert rows[0]["images"] == 3
+    assert [row["event"] for row in read_events(str(tmp_path), "chunk")] == ["chunk"]
+    assert tensorboard_folder(str(tmp_path), "x") == tmp_path / "tensorboard" / "x"
+    assert tensorboard_folder("s3://bucket/run", "x") is None
+
+
+def test_a_request_that_can_never_be_met_is_refused_by_name() -> None:
+    cluster = ClusterResources(cpus=4, gpus=0, nodes=1, local=True)
+    cluster.require("a worker", cpus=4)
+    with pytest.raises(CannotRunError, match=r"training needs 8 CPUs \(the cluster has 4\) and 1"):
+        cluster.require("training", cpus=8, gpus=1)
+    assert cluster.default_train_workers() == 2
+    assert ClusterResources(1, 0, 1, True).default_train_workers() == 1
+    assert ClusterResources(96, 8, 1, False).default_train_workers() == 8
+    assert ClusterResources(96, 8, 1, False).default_actors() == 8

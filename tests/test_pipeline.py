@@ -1,0 +1,153 @@
+"""The pipeline's plan, its selection of stages, and what makes a stage run again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.pipeline import planned_stages, weights_hash
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.session import EndOfSelection, Selection, Session
+from pmm_ray.runtime.stage import StageFolder, Summary
+
+PLAN = planned_stages(RunConfig())
+Body = Callable[[StageFolder], Summary]
+
+
+@pytest.fixture
+def ran() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def body(ran: list[str]) -> Body:
+    def run(folder: StageFolder) -> Summary:
+        ran.append(folder.stage)
+        return Summary(
+            stage=folder.stage, hash=folder.hash, images=3, errors=1, details={"input_rows": 4}
+        )
+
+    return run
+
+
+def session(run_dir: Path, **selection: object) -> Session:
+    chosen = Selection(PLAN, **selection)  # type: ignore[arg-type]
+    return Session(str(run_dir), RunConfig(), chosen, Progress(stream=io.StringIO()))
+
+
+def test_the_plan_follows_the_paper() -> None:
+    assert PLAN == (
+        "import_data",
+        "train_classifier",
+        "make_cams",
+        "make_masks-cam_argmax",
+        "evaluate-cam_argmax",
+        "make_masks-crf_argmax",
+        "evaluate-crf_argmax",
+        "make_masks",
+        "evaluate-ppmg",
+        "evaluate-ppmg-train",
+        "train_segmenter-r0",
+        "predict_masks-r0-val",
+        "evaluate-segmenter-r0",
+        "predict_masks-r1",
+        "evaluate-cyclic-r1",
+        "train_segmenter-r1",
+        "predict_masks-r1-val",
+        "evaluate-segmenter-r1",
+    )
+    short = RunConfig.model_validate(
+        {"cycles": {"rounds": 0}, "evaluate": {"ladder": [], "train_masks": False}}
+    )
+    assert planned_stages(short)[-3:] == PLAN[10:13]
+    assert len(planned_stages(short)) == 8
+
+
+def chosen(**selection: object) -> list[str]:
+    positions = Selection(PLAN, **selection).positions  # type: ignore[arg-type]
+    return [PLAN[i] for i in sorted(positions)]
+
+
+def test_selections() -> None:
+    assert chosen() == list(PLAN)
+    assert chosen(last="make_cams") == list(PLAN[:3])
+    assert chosen(first="train_segmenter-r1") == list(PLAN[15:])
+    # evaluations go with their masks; a name without its round means all of them
+    assert chosen(only="make_masks") == list(PLAN[3:10])
+    assert chosen(only="train_segmenter") == ["train_segmenter-r0", "train_segmenter-r1"]
+    assert chosen(only="evaluate") == [name for name in PLAN if name.startswith("evaluate")]
+    with pytest.raises(CannotRunError, match="no stage is called 'brew'; this recipe has import"):
+        Selection(PLAN, first="brew")
+
+
+def test_a_finished_stage_does_not_run_again(tmp_path: Path, ran: list[str], body: Body) -> None:
+    for _ in range(2):
+        with session(tmp_path) as attempt:
+            attempt.stage("make_cams", "11111111", body, input_rows=4)
+    assert ran == ["make_cams"]
+    with session(tmp_path) as attempt:
+        attempt.stage("make_cams", "22222222", body, input_rows=4)  # another configuration
+        attempt.stage("make_cams", "11111111", body, input_rows=5)  # more rows to map
+    assert ran == ["make_cams"] * 3
+
+
+def test_a_stage_that_failed_has_no_summary_and_runs_again(
+    tmp_path: Path, ran: list[str], body: Body
+) -> None:
+    def fail(folder: StageFolder) -> Summary:
+        raise CannotRunError("no")
+
+    with session(tmp_path) as attempt, pytest.raises(CannotRunError, match="no"):
+        attempt.stage("make_cams", "11111111", fail)
+    with session(tmp_path) as attempt:
+        attempt.stage("make_cams", "11111111", body)
+    assert ran == ["make_cams"]
+
+
+def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], body: Body) -> None:
+    with session(tmp_path) as attempt:
+        folder = attempt.stage("make_cams", "11111111", body, input_rows=4)
+    part, error = Path(folder.path("part-a.parquet")), Path(folder.errors_uri) / "part-a.parquet"
+    error.parent.mkdir()
+    for file in (part, error):
+        file.touch()
+    with session(tmp_path, retry_errors=True) as attempt:
+        attempt.stage("make_cams", "11111111", body, input_rows=4)
+    assert len(ran) == 2
+    assert part.exists()  # rows stay, only what failed is done again
+    assert not error.exists()
+    with session(tmp_path, fresh=True) as attempt:
+        attempt.stage("make_cams", "11111111", body, input_rows=4)
+    assert len(ran) == 3
+    assert not part.exists()
+
+
+def test_stages_outside_the_selection_do_not_run(
+    tmp_path: Path, ran: list[str], body: Body
+) -> None:
+    with (
+        session(tmp_path, first="make_masks", last="make_masks") as attempt,
+        pytest.raises(CannotRunError, match=r"make_cams is not done in .*: run it first"),
+    ):
+        attempt.stage("make_cams", "11111111", body)
+    with session(tmp_path, last="make_cams") as attempt:
+        attempt.stage("make_cams", "11111111", body)
+        with pytest.raises(EndOfSelection):
+            attempt.stage("make_masks", "11111111", body)
+    assert ran == ["make_cams"]
+
+
+def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"the same")
+    assert weights_hash(str(tmp_path / "a")) == weights_hash(str(tmp_path / "b"))
+    (tmp_path / "b").write_bytes(b"another")
+    assert weights_hash(str(tmp_path / "a")) != weights_hash(str(tmp_path / "b"))
+    assert weights_hash("imagenet") == "imagenet"
+    with pytest.raises(CannotRunError, match="no weights file at"):
+        weights_hash(str(tmp_path / "absent"))
