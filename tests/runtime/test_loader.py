@@ -1,0 +1,192 @@
+"""The training loader: the same samples for any number of workers, exact resume, bad images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pmm_ray.config import ClassifierConfig
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.augment import augment, jitter, resize_to_long
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.loader import ImageSource, TrainingSet, batches, training_rows
+from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
+from pmm_ray.runtime.sampling import BatchPlan, epoch_order, sample_seed, split_workers
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages.train_classifier import ClassifierSample, image_source
+
+CONFIG = ClassifierConfig(resize_long=(48, 80), crop_size=64)
+SPACE = LabelSpace.from_names(["a", "b", "c"])
+
+
+def dataset(manifest: Manifest, rows: pa.Table | None = None) -> TrainingSet:
+    if rows is None:
+        rows = training_rows(manifest.uri, "train", labelled=True)
+    source = image_source(manifest, 10**7)
+    return TrainingSet(rows, source, ClassifierSample(CONFIG, source.num_foreground), 5, "stage")
+
+
+def global_batches(manifest: Manifest, workers: int, **options: Any) -> list[torch.Tensor]:
+    data = dataset(manifest)
+    plan = BatchPlan(5, len(data), 4, workers)
+    options = {"first": 0, "last": 2 * plan.steps_per_epoch, **options}
+    shares = [list(batches(data, plan, rank, **options)) for rank in range(workers)]
+    return [torch.cat([batch.images for batch in step]) for step in zip(*shares, strict=True)]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_sees_the_same_samples(shapes: Manifest, workers: int) -> None:
+    for one, many in zip(global_batches(shapes, 1), global_batches(shapes, workers), strict=True):
+        assert torch.equal(one, many)
+
+
+def test_loader_processes_give_the_same_samples(shapes: Manifest) -> None:
+    want = global_batches(shapes, 1, last=2)
+    got = global_batches(shapes, 1, last=2, processes=1)
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+def test_resume_at_any_step_is_exact(shapes: Manifest) -> None:
+    whole = global_batches(shapes, 2)
+    for first in (1, len(whole) - 1):
+        rest = global_batches(shapes, 2, first=first)
+        assert all(torch.equal(a, b) for a, b in zip(whole[first:], rest, strict=True))
+
+
+def test_the_order_of_the_manifest_does_not_matter(shapes: Manifest, tmp_path: Path) -> None:
+    table = tables.read_table(shapes.uri)
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    uri = str(tmp_path / "manifest.parquet")
+    storage.write_bytes(uri, tables.to_bytes(shuffled))
+    assert training_rows(uri, "train").equals(training_rows(shapes.uri, "train"))
+
+
+def test_an_epoch_holds_every_image_once_and_epochs_differ() -> None:
+    plan = BatchPlan(0, 10, 4, 2)
+    assert plan.steps_per_epoch == 2
+    first = np.concatenate([plan.batch(step)[1] for step in range(2)])
+    assert len(set(first)) == 8
+    assert plan.batch(2)[0] == 1
+    assert not np.array_equal(epoch_order(0, 0, 10), epoch_order(0, 1, 10))
+    # fewer images than a batch holds: they repeat
+    assert BatchPlan(0, 3, 8, 2).batch(5)[1].shape == (8,)
+
+
+def test_batches_that_cannot_be_split_are_refused() -> None:
+    with pytest.raises(CannotRunError, match="split evenly over 3"):
+        BatchPlan(0, 10, 16, 3)
+    with pytest.raises(CannotRunError, match="no image"):
+        BatchPlan(0, 0, 16, 2)
+    assert split_workers("auto", 3, 16) == 2
+    assert split_workers(3, 1, 16) == 3
+
+
+def test_seeds_are_stable_over_processes_and_machines() -> None:
+    assert sample_seed(1, 2, "cat") == 17485411663938178853
+    assert len({sample_seed(s, e, i) for s in (1, 12) for e in (2, 3) for i in ("a", "b")}) == 8
+
+
+def test_a_bad_image_is_recorded_and_substituted(shapes: Manifest, tmp_path: Path) -> None:
+    rows = training_rows(shapes.uri, "train", labelled=True).to_pylist()
+    for row in rows:
+        row["uri"] = shapes.locate(row["uri"])
+    (tmp_path / "cut.jpg").write_bytes(Path(rows[1]["uri"]).read_bytes()[:600])
+    rows[0]["uri"] = str(tmp_path / "absent.jpg")
+    rows[1]["uri"] = str(tmp_path / "cut.jpg")
+    rows[2]["labels"] = [9]
+    data = dataset(shapes, pa.Table.from_pylist(rows))
+    kinds = []
+    for index in range(3):
+        image, target, errors = data[0, index]
+        again = data[0, index]
+        kinds.append(errors[0].kind)
+        assert errors[0].image_id == rows[index]["image_id"]
+        assert torch.equal(image, again[0])
+        assert target.sum() > 0
+    assert kinds == ["missing", "decode", "label"]
+
+
+def test_a_data_set_without_a_good_image_ends_with_a_reason(shapes: Manifest) -> None:
+    row = {"image_id": "a", "uri": "/absent.jpg", "labels": [1]}
+    data = dataset(shapes, pa.Table.from_pylist([row]))
+    with pytest.raises(CannotRunError, match=r"a: missing.*/absent\.jpg"):
+        data[0, 0]
+
+
+def write_masks(folder: Path, masks: dict[str, np.ndarray], space: LabelSpace = SPACE) -> str:
+    for part, (image_id, mask) in enumerate(masks.items()):
+        row = {"image_id": image_id, "height": 8, "width": 8, "labels": [], "round": 0}
+        row |= {"mask_png": encode_mask(mask, space), "foreground": 0.5}
+        tables.write_rows(str(folder / f"part-{part}.parquet"), [row], tables.MASKS)
+    return str(folder)
+
+
+def test_masks_are_mapped_from_one_file(tmp_path: Path) -> None:
+    masks = {name: np.full((8, 8), i, np.uint8) for i, name in enumerate("pqr")}
+    masks["p"][0] = 255
+    uri = write_masks(tmp_path / "masks", masks)
+    path = build_mask_file(uri, SPACE, tmp_path / "scratch")
+    stamp = path.stat().st_mtime_ns
+    assert build_mask_file(uri, SPACE, tmp_path / "scratch") == path
+    assert path.stat().st_mtime_ns == stamp
+    file = MaskFile(path)
+    assert mask_ids(uri) == ["p", "q", "r"]
+    assert len(file) == 3
+    assert file.png("q") == encode_mask(masks["q"], SPACE)
+    with pytest.raises(KeyError):
+        file.png("absent")
+    assert not list(path.parent.glob("*.tmp"))
+    write_masks(tmp_path / "masks", {"p": masks["q"]})
+    assert build_mask_file(uri, SPACE, tmp_path / "scratch") != path
+
+
+def test_a_mask_outside_the_label_space_is_named(tmp_path: Path) -> None:
+    wide = LabelSpace.from_names(list("abcdefgh"))
+    uri = write_masks(tmp_path / "masks", {"bad": np.full((8, 8), 7, np.uint8)}, wide)
+    with pytest.raises(CannotRunError, match=r"bad .* holds \[7\]: allowed are 0\.\.3 and 255"):
+        build_mask_file(uri, SPACE, tmp_path / "scratch")
+    with pytest.raises(CannotRunError, match="no masks"):
+        build_mask_file(str(tmp_path / "empty"), SPACE, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 20), (1, 1)])
+def test_augmentation_has_its_size_and_its_seed(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+    def view(seed: int) -> Any:
+        return augment(
+            image,
+            np.random.default_rng(seed),
+            resize_long=(60, 90),
+            crop_size=64,
+            color_jitter=0.3,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        )
+
+    assert view(1).shape == (3, 64, 64)
+    assert view(1).dtype == np.float32
+    assert np.array_equal(view(1), view(1))
+    assert not np.array_equal(view(1), view(2))
+    assert np.abs(view(1)).max() <= 1
+
+
+def test_jitter_without_strength_changes_nothing_and_greys_stay_grey() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((8, 8, 3)).astype(np.float32)
+    assert np.array_equal(jitter(image, rng, 0.0), image)
+    grey = np.repeat(rng.random((8, 8, 1)).astype(np.float32), 3, axis=2)
+    out = jitter(grey, rng, 0.3)
+    assert np.allclose(out, out[..., :1], atol=1e-5)
+    assert resize_to_long(np.zeros((10, 1000, 3), np.uint8), 50).shape == (1, 50, 3)
+
+
+def test_an_image_source_is_plain(shapes: Manifest) -> None:
+    assert image_source(shapes, 7) == ImageSource(shapes.root, shapes.apply_exif, 7, 3)

@@ -1,0 +1,235 @@
+"""The training loop on real workers: lost workers, exact resume, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray import cloudpickle
+from torch import nn
+
+from pmm_ray.config import RunConfig
+from pmm_ray.nets.checkpoints import load_model
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from pmm_ray.runtime.training import run_training, training_job
+from pmm_ray.runtime.training_job import LossModule, TrainingJob, poly
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages.train_classifier import ClassifierTask, image_source
+from pmm_ray.stages.train_segmenter import SegmenterTask
+
+STEPS = 5
+LOST_AT = 3
+CONFIG = RunConfig.model_validate(
+    {
+        "classifier": {"weights": "none", "batch_size": 4, "resize_long": [32, 48]}
+        | {"crop_size": 32, "output_stride": 32, "epochs": 1},
+        "segmenter": {"weights": "none", "batch_size": 4, "iterations": STEPS, "crop_size": 48}
+        | {"channels": 8, "resize_base": [96, 48], "output_stride": 32, "dropout": 0.5}
+        | {"checkpoint_seconds": 1e-6},
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def _pickle_this_module_by_value() -> Iterator[None]:
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def truth_as_masks(manifest: Manifest, folder: Path) -> str:
+    rows = []
+    for row in tables.read_table(manifest.uri).to_pylist():
+        png = storage.read_bytes(manifest.locate(row["ground_truth_uri"]))
+        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
+        rows.append({**kept, "mask_png": png, "foreground": 0.5, "round": 0})
+    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
+    return str(folder)
+
+
+class FragileTask(SegmenterTask):
+    """Its second worker's process is lost once, in the middle of the training."""
+
+    marker: str = ""
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        if step == LOST_AT and os.environ.get("RANK") == "1" and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os._exit(1)
+        return super().learning_rate(step, steps)
+
+
+def segmenter_job(
+    context: RunContext, name: str, masks_uri: str, task_type: type[SegmenterTask]
+) -> TrainingJob:
+    manifest = context.manifest
+    task = task_type(
+        config=CONFIG.segmenter,
+        stage=name,
+        round=0,
+        seed=context.seed,
+        split="train",
+        manifest_uri=manifest.uri,
+        masks_uri=masks_uri,
+        source=image_source(manifest, 10**7),
+        label_space=manifest.label_space.to_json(),
+    )
+    if isinstance(task, FragileTask):
+        task.marker = f"{masks_uri}.lost"
+    folder = StageFolder.below(context.run_dir, name, "0")
+    images = manifest.splits["train"]
+    return training_job(CONFIG.segmenter, context, folder, task, images=images, steps=STEPS)
+
+
+def losses(context: RunContext, stage: str) -> dict[int, float]:
+    """Loss by step; of a step that was repeated, the last one."""
+    events = read_events(context.run_dir, "train_step")
+    return {event["step"]: event["loss"] for event in events if event["stage"] == stage}
+
+
+def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    context = make_context(shapes, CONFIG)
+    masks_uri = truth_as_masks(shapes, tmp_path / "masks")
+    models = {}
+    for name, kind in (("whole", SegmenterTask), ("lost", FragileTask)):
+        job = segmenter_job(context, name, masks_uri, kind)
+        run_training(job, context, max_failures=1)
+        models[name], _ = load_model(job.model_uri, "segmenter")
+        assert not checkpoints(job.checkpoints_uri)
+    assert Path(f"{masks_uri}.lost").exists()
+    want, got = losses(context, "whole"), losses(context, "lost")
+    assert sorted(want) == sorted(got) == list(range(1, STEPS + 1))
+    assert got == pytest.approx(want, rel=1e-4)
+    # it went on at the checkpoint instead of beginning again
+    steps = [e["step"] for e in read_events(context.run_dir, "train_step") if e["stage"] == "lost"]
+    assert steps.count(1) == 1
+    for key, tensor in models["whole"].items():
+        torch.testing.assert_close(models["lost"][key], tensor, rtol=1e-3, atol=1e-5)
+
+
+class NanLoss(LossModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(1, 1)
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.network(inputs.mean().view(1, 1)).sum() * float("nan")
+
+
+class NanTask(ClassifierTask):
+    def build(self) -> Any:
+        return NanLoss()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_never_finite_ends_with_advice(shapes: Manifest, make_context: Any) -> None:
+    context = make_context(shapes, CONFIG)
+    task = NanTask(
+        config=CONFIG.classifier,
+        stage="nan",
+        seed=0,
+        split="train",
+        manifest_uri=shapes.uri,
+        source=image_source(shapes, 10**7),
+        label_space=shapes.label_space.to_json(),
+    )
+    images = len(task.dataset())
+    folder = StageFolder.below(context.run_dir, "nan", "0")
+    job = training_job(CONFIG.classifier, context, folder, task, images=images, steps=30)
+    with pytest.raises(CannotRunError, match="not finite for 10 steps"):
+        run_training(job, context, max_failures=0)
+
+
+def test_more_workers_than_cpus_are_refused_at_once(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    context = make_context(shapes, CONFIG)
+    job = segmenter_job(context, "big", str(tmp_path), SegmenterTask)
+    started = time.monotonic()
+    with pytest.raises(CannotRunError, match=r"4 workers needs 4 CPUs \(the cluster has 2\)"):
+        run_training(dataclasses.replace(job, workers=4), context, max_failures=0)
+    assert time.monotonic() - started < 5
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    folder = str(tmp_path / "train")
+    assert checkpoints(folder) == []
+    for step in (10, 20, 100):
+        save_checkpoint(folder, step, {"step": step, "network": {"a": torch.ones(2)}})
+    (tmp_path / "train" / ".step-000000200.pt.1234.tmp").write_bytes(b"half")
+    found = checkpoints(folder)
+    assert [step for step, _ in found] == [20, 100]
+    assert load_checkpoint(found[-1][1])["step"] == 100
+
+
+@pytest.mark.parametrize(("step", "want"), [(0, 1.0), (50, 0.1 + 0.9 * 0.5**0.9), (100, 0.1)])
+def test_the_poly_schedule(step: int, want: float) -> None:
+    assert poly(step, 100, 1.0, 0.1, 0.9) == pytest.approx(want)
+
+
+DRIVER = """
+import io, sys
+from pathlib import Path
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime.cluster import connect
+from pmm_ray.runtime.events import EventLog
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.stages import train_classifier
+
+run_dir, manifest = sys.argv[1:]
+config = RunConfig.model_validate({
+    "classifier": {"weights": "none", "batch_size": 4, "resize_long": [32, 48], "crop_size": 32,
+                   "output_stride": 32, "epochs": 40, "checkpoint_seconds": 0.2},
+    "runtime": {"cpus": 2, "object_store_bytes": 150_000_000},
+})
+with connect("local", config.runtime, run_dir) as cluster:
+    context = RunContext(run_dir, config, open_manifest(manifest), cluster,
+                         EventLog(run_dir, "driver"), Progress(stream=io.StringIO()), "a")
+    folder = StageFolder.below(run_dir, "train_classifier", "0")
+    train_classifier.run(config.classifier, context, folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_driver_resumes_exactly(shapes: Manifest, tmp_path: Path) -> None:
+    def start(run_dir: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", DRIVER, str(run_dir), shapes.uri]
+        return subprocess.Popen(command)
+
+    assert start(tmp_path / "whole").wait(150) == 0
+    process = start(tmp_path / "killed")
+    folder = str(tmp_path / "killed" / "train_classifier-0" / "train")
+    deadline = time.monotonic() + 100
+    while not checkpoints(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = checkpoints(folder)[-1][0]
+    time.sleep(5)  # its workers notice and end
+    assert start(tmp_path / "killed").wait(150) == 0
+    rows = {
+        name: [(e["step"], e["loss"]) for e in read_events(str(tmp_path / name), "train_step")]
+        for name in ("whole", "killed")
+    }
+    assert [s for s, _ in rows["killed"]].count(1) == 1
+    assert step > 0
+    assert dict(rows["killed"]) == pytest.approx(dict(rows["whole"]), rel=1e-4)
