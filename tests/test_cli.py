@@ -49,9 +49,7 @@ def test_a_mistyped_key_is_answered_with_the_nearest_known_one() -> None:
     ],
 )
 def test_exit_codes(arguments: tuple[str, ...], code: int, text: str) -> None:
-    arguments = tuple(
-        str(REPOSITORY / a) if a.startswith("recipes/") else a for a in arguments
-    )
+    arguments = tuple(str(REPOSITORY / a) if a.startswith("recipes/") else a for a in arguments)
     done = pmm(*arguments)
     assert done.returncode == code
     assert text in done.stderr
