@@ -1,0 +1,85 @@
+"""The segmenter's stage: masks of the label space only, batches that BatchNorm can use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.labels import LabelSpace
+from pmm_ray.nets.segmenter import load_segmenter
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages import train_segmenter
+from pmm_ray.stages.train_segmenter import round_underfitting
+
+
+def config(**segmenter: Any) -> RunConfig:
+    values = {"batch_size": 4, "iterations": 3, "crop_size": 48, "resize_base": [96, 48]}
+    values |= {"channels": 8, "output_stride": 32, "weights": "none", **segmenter}
+    return RunConfig.model_validate({"segmenter": values})
+
+
+def masks(manifest: Manifest, folder: Path, value: int) -> str:
+    """Masks with a rectangle of one value, for the training split."""
+    space = LabelSpace.from_names([f"class {i}" for i in range(9)])
+    rows = []
+    for row in tables.read_table(manifest.uri).to_pylist():
+        mask_HW = np.zeros((row["height"], row["width"]), np.uint8)
+        mask_HW[8:24, 8:24] = value
+        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
+        png = encode_mask(mask_HW, space)
+        rows.append({**kept, "mask_png": png, "foreground": 0.1, "round": 0})
+    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
+    return str(folder)
+
+
+def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
+    context = make_context(shapes, config())
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r1", "0")
+    uri = masks(shapes, tmp_path / "masks", 1)
+    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=1)
+    assert summary.images == shapes.splits["train"]
+    assert np.isfinite(summary.metrics["loss"])
+    _, meta = load_segmenter(folder.path("model.pt"))
+    assert meta["round"] == 1
+    assert LabelSpace.from_json(meta["label_space"]) == shapes.label_space
+
+
+def test_a_mask_outside_the_label_space_stops_it_before_training(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    context = make_context(shapes, config())
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(shapes, tmp_path / "masks", 9)
+    with pytest.raises(CannotRunError, match=r"holds \[9\]: allowed are 0\.\.3 and 255"):
+        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 2, "workers": 2}, "BatchNorm needs two"),
+        ({"batch_size": 8, "workers": 3}, "split evenly over 3"),
+    ],
+)
+def test_batches_that_cannot_work_are_refused_at_once(
+    shapes: Manifest, make_context: Any, tmp_path: Path, values: dict[str, int], message: str
+) -> None:
+    context = make_context(shapes, config(**values))
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(shapes, tmp_path / "masks", 1)
+    with pytest.raises(CannotRunError, match=message):
+        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+
+
+def test_only_the_first_round_pretends() -> None:
+    section = config().segmenter
+    assert round_underfitting(section, 0) == section.underfitting
+    assert round_underfitting(section, 1).kind == "none"
