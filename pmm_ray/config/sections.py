@@ -104,7 +104,8 @@ class ClassifierConfig(Section):
     crop_size: Positive = 320
     """Square training crop, px (paper: 448); smaller images are padded with the mean."""
     color_jitter: float = Field(0.3, ge=0, le=1)
-    """Strength of brightness, contrast and saturation jitter (released code: 0.3)."""
+    """Strength of brightness, contrast and saturation jitter, a third of it for the hue
+    (released code: 0.3)."""
     freeze_norm: bool = True
     """Keep BatchNorm at its pretrained statistics (released code: yes)."""
     amp: bool = True
@@ -114,9 +115,9 @@ class ClassifierConfig(Section):
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
     loader_processes: int = execution(0, ge=0)
-    """Decoding processes per worker; 0 decodes in the worker itself."""
+    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself."""
     checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often, and at every epoch's end."""
+    """A checkpoint is written about this often, s."""
     max_failures: int = execution(3, ge=0)
     """How often a lost worker or node is replaced before the run gives up."""
 
@@ -240,9 +241,9 @@ class SegmenterConfig(Section):
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
     loader_processes: int = execution(0, ge=0)
-    """Decoding processes per worker; 0 decodes in the worker itself."""
+    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself."""
     checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often."""
+    """A checkpoint is written about this often, s."""
     max_failures: int = execution(3, ge=0)
     """How often a lost worker or node is replaced before the run gives up."""
 
