@@ -89,6 +89,7 @@ class Session:
         self._manifest: Manifest | None = None
         self._started = time.time()
         self._stages: list[dict[str, str]] = []
+        self._seconds = 0.0  # of all stages, whichever attempt finished them
         self.work_done = False
 
     def __enter__(self) -> Session:
@@ -184,7 +185,11 @@ class Session:
         self.write_record()
         if summary is None:
             storage.make_folder(folder.uri)
-            folder.finish(body(folder))
+            started = time.monotonic()
+            summary = body(folder)
+            seconds = round(time.monotonic() - started, 3)
+            summary = folder.finish(summary.model_copy(update={"seconds": seconds}))
+        self._seconds += summary.seconds
         return folder
 
     def write_record(self, *, finished: bool = False) -> None:
@@ -197,7 +202,7 @@ class Session:
             "name": self.config.name,
             "started": _iso(self._started),
             "finished": _iso(now) if finished else None,
-            "seconds": round(now - self._started, 1),
+            "seconds": round(self._seconds, 1),
             "command": " ".join(sys.argv),
             "machine": machine(),
             "versions": versions(),

@@ -31,7 +31,7 @@ class Summary(BaseModel):
     errors: int = 0
     """Rows of the errors table."""
     seconds: float = 0.0
-    """Wall time of the attempt that finished the stage, s."""
+    """Wall time of the attempt that finished the stage, s; the session measures it."""
     images_per_second: float = 0.0
     """Throughput of the last attempt, start-up left out."""
     metrics: dict[str, float] = {}

@@ -150,7 +150,6 @@ def _finalize(
         hash=folder.hash,
         images=len(got),
         errors=len(bad),
-        seconds=round(seconds, 3),
         images_per_second=round(rate, 3),
         details={"input_rows": len(expected)},
     )

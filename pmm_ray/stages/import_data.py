@@ -61,7 +61,6 @@ def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Prog
         hash=folder.hash,
         images=report.rows,
         errors=len(report.errors),
-        seconds=round(seconds, 3),
         images_per_second=round(report.total / max(seconds, 1e-9), 1),
         details={"counts": report.counts, "labels_from": labels_from},
         pixel_labels_used=labels_from == "masks",
