@@ -91,6 +91,7 @@ def connect(
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
+        "runtime_env": {"env_vars": dict(THREAD_ENVIRONMENT)},
     }
     if local:
         # Workers of a Ray of our own need not give way to everything else on the machine.
@@ -98,7 +99,6 @@ def connect(
         options |= {"address": "local", "include_dashboard": False}
         options |= {"num_cpus": config.cpus} if config.cpus else {}
         options["object_store_memory"] = config.object_store_bytes or _default_store()
-        options["runtime_env"] = {"env_vars": worker_environment()}
     else:
         options["address"] = None if address == "auto" else address
     with _native_stderr_to(run_dir):
@@ -118,11 +118,6 @@ def connect(
             ray.shutdown()
             if session is not None and run_dir is not None:
                 _keep_logs(session, run_dir)
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment of worker processes."""
-    return dict(THREAD_ENVIRONMENT)
 
 
 def one_thread() -> None:
