@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pmm_ray.runtime import lease, storage, tables
-from pmm_ray.runtime.cluster import one_thread
+from pmm_ray.runtime.cluster import inference_process
 from pmm_ray.runtime.errors import CannotRunError, ErrorRow, RowError
 from pmm_ray.runtime.index import TableIndex
 
@@ -163,7 +163,7 @@ class _ChunkMapper:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self._worker is None:
-            one_thread()
+            inference_process()
             try:
                 self._worker = self._factory()
             except Exception as error:  # reported to the driver
