@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from pmm_ray.nets.weights import load_torch
@@ -13,6 +14,8 @@ from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError
 
 FORMAT_VERSION = 1
+
+_Section = TypeVar("_Section", bound=BaseModel)
 
 
 def save_model(uri: str, kind: str, module: nn.Module, meta: dict[str, Any]) -> None:
@@ -48,3 +51,18 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, 
             f"a {kind}, version {FORMAT_VERSION}, is needed"
         )
     return content["state_dict"], content["meta"]
+
+
+def stored_section(section: type[_Section], meta: dict[str, Any], uri: str) -> _Section:
+    """The configuration a network was trained with, its weights no longer asked for.
+
+    Raises:
+        CannotRunError: this version of the project does not know such a configuration.
+    """
+    try:
+        values = {**meta["config"], "weights": "none"}
+        return section.model_validate(values)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CannotRunError(
+            f"{uri} was trained with a configuration that this version does not know: {error}"
+        ) from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets import efficientnet_lite
-from pmm_ray.nets.checkpoints import load_model
+from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.weights import load_backbone_weights, load_strict
 
 
@@ -117,7 +117,7 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamClassifier, dict[str, Any]]
         CannotRunError: the file is not a trained classifier.
     """
     state, meta = load_model(checkpoint_uri, "classifier")
-    config = ClassifierConfig.model_validate(meta["config"]).model_copy(update={"weights": "none"})
+    config = stored_section(ClassifierConfig, meta, checkpoint_uri)
     with torch.random.fork_rng(devices=[]):
         module = build_classifier(config, int(meta["num_foreground"]))
     load_strict(module, state, checkpoint_uri)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pmm_ray.config import SegmenterConfig, UnderfittingConfig
 from pmm_ray.method.underfitting import UnderfittingKind, pretended_underfitting
 from pmm_ray.nets import efficientnet_lite
-from pmm_ray.nets.checkpoints import load_model
+from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.weights import load_backbone_weights, load_strict
 
 # importing mmsegmentation warns of operators that we do not use and prints to standard output
@@ -211,7 +211,7 @@ def load_segmenter(checkpoint_uri: str) -> tuple[nn.Module, dict[str, Any]]:
         CannotRunError: the file is not a trained segmenter.
     """
     state, meta = load_model(checkpoint_uri, "segmenter")
-    config = SegmenterConfig.model_validate(meta["config"]).model_copy(update={"weights": "none"})
+    config = stored_section(SegmenterConfig, meta, checkpoint_uri)
     with torch.random.fork_rng(devices=[]):
         model = build_segmenter(config, int(meta["num_classes"]), int(meta["ignore_index"]))
     load_strict(model, state, checkpoint_uri)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,13 @@ def load_torch(uri: str) -> Any:
     Raises:
         CannotRunError: missing, not such a file, or one that needs unpickling of code.
     """
+    data = io.BytesIO(_read(uri))
     try:
-        return torch.load(io.BytesIO(_read(uri)), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(data, map_location="cpu", weights_only=True)
+    # the unpickler meets damaged bytes with whatever they lead it to: IndexError, struct.error...
+    except Exception as error:
         raise CannotRunError(
             f"{uri} is not a file of plain tensors (torch.load with weights_only=True): "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -79,7 +83,9 @@ def load_backbone_weights(backbone: nn.Module, weights: str) -> None:
     if uri is None:
         return
     content = load_torch(uri)
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise CannotRunError(f"{uri} is not a state dict (names -> tensors)")
     state = {_public_name(name): tensor for name, tensor in content.items()}
     absent = [layer for layer in ("fc", "conv_head", "bn1") if not _has(backbone, layer)]

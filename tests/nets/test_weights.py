@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
 from pmm_ray.nets.registry import build_classifier, load_classifier
-from pmm_ray.nets.weights import imagenet_file, load_backbone_weights, weights_identity
+from pmm_ray.nets.weights import (
+    imagenet_file,
+    load_backbone_weights,
+    load_torch,
+    weights_identity,
+)
 from pmm_ray.runtime.errors import CannotRunError
 
 
@@ -40,6 +46,48 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
         load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "evil.pth"))
     with pytest.raises(CannotRunError, match="cannot read"):
         load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "absent.pth"))
+
+
+def test_the_public_weights_fit_whole(tmp_path: Path) -> None:
+    public = torch.load(imagenet_file(), weights_only=True)
+    net = EfficientNetLite0(32, num_classes=1000)
+    load_backbone_weights(net, "imagenet")
+    loaded = net.state_dict()
+    renamed = {".".join(p.lstrip("_") for p in name.split(".")): t for name, t in public.items()}
+    assert renamed.keys() == loaded.keys()
+    assert all(torch.equal(renamed[name], tensor) for name, tensor in loaded.items())
+
+
+def test_a_path_loads_what_was_saved_and_none_leaves_the_network_alone(tmp_path: Path) -> None:
+    saved, net = EfficientNetLite0(16), EfficientNetLite0(16)
+    torch.save(saved.state_dict(), tmp_path / "w.pth")
+    before = net.conv_stem.weight.clone()
+    load_backbone_weights(net, "none")
+    assert torch.equal(net.conv_stem.weight, before)
+    load_backbone_weights(net, str(tmp_path / "w.pth"))
+    assert torch.equal(net.conv_stem.weight, saved.conv_stem.weight)
+
+
+@pytest.mark.parametrize("content", [[1], {"state_dict": {}}, {1: torch.ones(1)}, torch.ones(2)])
+def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CannotRunError, match="not a state dict"):
+        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_refused_whatever_their_bytes(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 16, 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CannotRunError, match="plain tensors"):
+            load_torch(str(path))
+    for data in (b"\x89PNG\r\n\x1a\n", pickle.dumps([1, 2]), b"text\n"):
+        path.write_bytes(data)
+        with pytest.raises(CannotRunError, match="plain tensors"):
+            load_torch(str(path))
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:
