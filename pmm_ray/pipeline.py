@@ -97,18 +97,18 @@ class Pipeline:
 
             earlier = yaml.safe_load(storage.read_bytes(uri))
         update: dict[str, Any] = {}
-        for section in ("classifier", "segmenter"):
-            workers = getattr(self.config, section).workers
-            if workers == "auto":
-                workers = (
-                    earlier[section]["workers"]
-                    if earlier
-                    else self.session.cluster.default_train_workers()
-                )
-                value = getattr(self.config, section).model_copy(update={"workers": workers})
-                update[section] = value
+        for name in ("classifier", "segmenter"):
+            section = getattr(self.config, name)
+            if section.workers == "auto":
+                workers = earlier[name]["workers"] if earlier else self._workers(section.batch_size)
+                update[name] = section.model_copy(update={"workers": workers})
         self.config = self.session.config = self.config.model_copy(update=update)
         storage.write_bytes(uri, to_yaml(self.config).encode())
+
+    def _workers(self, batch_size: int) -> int:
+        from pmm_ray.runtime.sampling import split_workers
+
+        return split_workers("auto", self.session.cluster.default_train_workers(), batch_size)
 
     def train_classifier(self) -> StageFolder:
         """(ii) Image-level labels -> a classifier."""
