@@ -200,6 +200,9 @@ def batches(
         processes: decoding processes; 0 decodes in this one. They are started by a fork server,
             never forked from this process, whose threads would leave their locks behind.
         pin_memory: put batches into page-locked memory, for GPUs.
+
+    Raises:
+        CannotRunError: the images cannot be trained on.
     """
     context: Any = multiprocessing.get_context("forkserver") if processes else None
     loader = DataLoader(
@@ -211,4 +214,8 @@ def batches(
         worker_init_fn=_start_process,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except CannotRunError as error:
+        # from a decoding process it comes wrapped into that process's traceback
+        raise CannotRunError(str(error).rsplit("CannotRunError: ", 1)[-1].strip()) from error

@@ -66,6 +66,7 @@ class _Worker:
         self.plan = BatchPlan(job.seed, job.images, job.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
+        self.log: TrainLog | None = None
 
     def run(self) -> dict[str, Any]:
         one_thread()
@@ -77,7 +78,11 @@ class _Worker:
             self.problem = str(error)
         reason = self._shared_problem()
         if reason is None:
-            result, reason = self._train()
+            try:
+                result, reason = self._train()
+            finally:
+                if self.log is not None:
+                    self.log.close()
         return {"stopped": reason} if reason is not None else result
 
     def _prepare(self) -> None:
@@ -129,7 +134,9 @@ class _Worker:
             if self.log is not None:
                 self.log.step(step + 1, now_loss, rate)
                 self._report(step + 1, now_loss, now)
-                if now - saved >= self.job.checkpoint_seconds:
+                # after the last step the network itself is written
+                due = now - saved >= self.job.checkpoint_seconds
+                if due and step + 1 < self.job.steps:
                     self._save(step + 1)
                     saved = time.monotonic()
         steps_timed = max(self.job.steps - first - 1, 0)
@@ -143,7 +150,6 @@ class _Worker:
         }
         if self.log is not None:
             self.job.task.save(self.job.model_uri, self.module.network, training)
-            self.log.close()
         dist.barrier()
         return training, None
 

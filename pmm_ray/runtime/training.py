@@ -41,6 +41,8 @@ _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 def run_training(job: TrainingJob, context: RunContext, *, max_failures: int) -> None:
     """Train until the last step, going on from the newest checkpoint if there is one.
 
+    Nothing is trained if the network is there already.
+
     Args:
         job: what is trained, with how many workers.
         context: of the run.
@@ -53,6 +55,10 @@ def run_training(job: TrainingJob, context: RunContext, *, max_failures: int) ->
             too often, or nothing happened for `runtime.stall_seconds`.
         BudgetExceededError: too many images cannot be used.
     """
+    if storage.exists(job.model_uri):
+        # of a run that was killed just after it wrote the network
+        storage.delete_folder(job.checkpoints_uri)
+        return
     gpu = context.cluster.gpus >= 1
     cpus = job.threads + job.loader_processes
     context.cluster.require(

@@ -16,7 +16,6 @@ from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets import efficientnet_lite
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.registry import CamClassifier, build_classifier
-from pmm_ray.runtime import storage
 from pmm_ray.runtime.augment import augment
 from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
@@ -150,7 +149,6 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
         label_space=manifest.label_space.to_json(),
     )
     job = training_job(config, context, folder, task, images=images, epochs=config.epochs)
-    if not storage.exists(job.model_uri):
-        run_training(job, context, max_failures=config.max_failures)
+    run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "classifier")
     return summarize(folder, job, meta["training"])

@@ -199,7 +199,6 @@ def run(
             f"segmenter.batch_size {job.batch_size} leaves {job.workers} workers one image each: "
             "BatchNorm needs two; raise segmenter.batch_size or lower segmenter.workers"
         )
-    if not storage.exists(job.model_uri):
-        run_training(job, context, max_failures=config.max_failures)
+    run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "segmenter")
     return summarize(folder, job, meta["training"])

@@ -196,7 +196,7 @@ from pmm_ray.stages import train_classifier
 
 run_dir, manifest = sys.argv[1:]
 config = RunConfig.model_validate({
-    "classifier": {"weights": "none", "batch_size": 4, "resize_long": [32, 48], "crop_size": 32,
+    "classifier": {"batch_size": 4, "resize_long": [32, 48], "crop_size": 32,
                    "output_stride": 32, "epochs": 40, "checkpoint_seconds": 0.2},
     "runtime": {"cpus": 2, "object_store_bytes": 150_000_000},
 })

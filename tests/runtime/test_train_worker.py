@@ -1,0 +1,224 @@
+"""The training loop: in this process on a gloo group of one, and on two workers of a real Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ray import cloudpickle
+
+from pmm_ray.config import RunConfig
+from pmm_ray.nets.registry import load_classifier
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.train_checkpoint import checkpoints
+from pmm_ray.runtime.train_worker import _Worker
+from pmm_ray.runtime.training import run_training
+from pmm_ray.runtime.training_job import TrainingJob
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
+
+STEPS = 5
+STOP_AT = 3
+CONFIG = RunConfig.model_validate(
+    {"classifier": {"resize_long": [32, 48], "crop_size": 32, "output_stride": 32}}
+)
+
+
+class DropoutLoss(ClassifierLoss):
+    """Draws from torch's generator at every step, as a segmenter's dropout does."""
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        noise = torch.nn.functional.dropout(torch.ones_like(inputs), 0.2)
+        return super().forward(inputs * noise, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class TroubledTask(ClassifierTask):
+    """Raises at a step until the marker is there."""
+
+    marker: str = ""
+    dropout: bool = False
+
+    def build(self) -> ClassifierLoss:
+        loss = super().build()
+        return DropoutLoss(loss.network) if self.dropout else loss
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        if self.marker and step == STOP_AT and not Path(self.marker).exists():
+            raise RuntimeError("told to stop here")
+        return super().learning_rate(step, steps)
+
+
+def job(manifest: Manifest, run_dir: Path, **changes: Any) -> TrainingJob:
+    options = {k: changes.pop(k) for k in ("marker", "dropout") if k in changes}
+    task = TroubledTask(
+        config=CONFIG.classifier,
+        stage="stage",
+        seed=3,
+        split="train",
+        manifest_uri=manifest.uri,
+        source=image_source(manifest, 10**7),
+        label_space=manifest.label_space.to_json(),
+        **options,
+    )
+    folder = StageFolder.below(str(run_dir), "stage", "0")
+    values: dict[str, Any] = {
+        "stage": "stage",
+        "task": task,
+        "run_dir": str(run_dir),
+        "model_uri": folder.path("model.pt"),
+        "checkpoints_uri": folder.path("train"),
+        "errors_uri": folder.errors_uri,
+        "error_budget": 10,
+        "fingerprint": "f",
+        "seed": 3,
+        "images": len(task.dataset()),
+        "steps": STEPS,
+        "batch_size": 4,
+        "momentum": 0.9,
+        "amp": False,
+        "workers": 1,
+        "threads": 1,
+        "loader_processes": 0,
+        "checkpoint_seconds": 1e-9,
+        "scratch": run_dir,
+    }
+    return TrainingJob(**{**values, **changes})
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A gloo group of this process alone; its number of torch threads is put back."""
+    threads = torch.get_num_threads()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+def train(job: TrainingJob) -> dict[str, Any]:
+    """Run the loop here; nobody listens to its reports."""
+    remote = SimpleNamespace(remote=lambda *_: None)
+    reporter = SimpleNamespace(update=remote, failed=remote)
+    return _Worker(job, reporter, 0, 1, torch.device("cpu")).run()
+
+
+def steps(run_dir: Path) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in read_events(str(run_dir), "train_step")]
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(
+    shapes: Manifest, group: None, tmp_path: Path
+) -> None:
+    whole = job(shapes, tmp_path / "whole", dropout=True)
+    train(whole)
+    marker = tmp_path / "stopped"
+    stopped = job(shapes, tmp_path / "parts", dropout=True, marker=str(marker))
+    with pytest.raises(RuntimeError, match="told to stop"):
+        train(stopped)
+    assert [step for step, _ in checkpoints(stopped.checkpoints_uri)] == [STOP_AT - 1, STOP_AT]
+    assert not storage.exists(stopped.model_uri)
+    marker.touch()
+    train(stopped)
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
+    assert len({loss for _, loss in steps(tmp_path / "whole")}) == STEPS
+    want, got = (load_classifier(j.model_uri)[0].state_dict() for j in (whole, stopped))
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+def test_checkpoints_of_another_training_are_not_resumed(
+    shapes: Manifest, group: None, tmp_path: Path
+) -> None:
+    train(job(shapes, tmp_path))
+    train(job(shapes, tmp_path, fingerprint="other"))
+    assert [step for step, _ in steps(tmp_path)] == [*range(1, STEPS + 1)] * 2
+
+
+def test_a_run_killed_before_it_wrote_the_network_still_knows_its_loss(
+    shapes: Manifest, group: None, tmp_path: Path
+) -> None:
+    this = job(shapes, tmp_path)
+    train(this)
+    assert checkpoints(this.checkpoints_uri)[-1][0] == STEPS - 1
+    storage.delete_file(this.model_uri)
+    assert math.isfinite(train(this)["loss"])
+    assert [step for step, _ in steps(tmp_path)] == [*range(1, STEPS + 1), STEPS]
+
+
+def test_an_update_that_is_not_finite_is_left_out(
+    shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = job(shapes, tmp_path)
+    forward, calls = ClassifierLoss.forward, []
+
+    def sometimes(self: ClassifierLoss, inputs: torch.Tensor, targets: torch.Tensor) -> Any:
+        calls.append(len(calls))
+        return forward(self, inputs, targets) * (math.nan if calls[-1] in (1, 2) else 1)
+
+    monkeypatch.setattr(ClassifierLoss, "forward", sometimes)
+    assert train(this)["skipped"] == 2
+    net, meta = load_classifier(this.model_uri)
+    assert meta["training"]["skipped"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in net.state_dict().values())
+    assert math.isfinite(meta["training"]["loss"])
+
+
+def test_a_data_set_that_changed_is_refused(shapes: Manifest, group: None, tmp_path: Path) -> None:
+    stopped = train(job(shapes, tmp_path, images=99))["stopped"]
+    assert "instead of 99" in stopped
+    assert not steps(tmp_path)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_unusable_images_end_it_with_one_line(
+    shapes: Manifest, group: None, tmp_path: Path, processes: int
+) -> None:
+    table = tables.read_table(shapes.uri)
+    column = table.schema.get_field_index("uri")
+    gone = table.set_column(column, "uri", [["/gone.jpg"] * table.num_rows])
+    (tmp_path / "data").mkdir()
+    uri = str(tmp_path / "data" / "manifest.parquet")
+    storage.write_bytes(uri, tables.to_bytes(gone))
+    this = job(shapes, tmp_path, loader_processes=processes)
+    broken = dataclasses.replace(this.task, manifest_uri=uri)  # type: ignore[type-var]
+    stopped = train(dataclasses.replace(this, task=broken))["stopped"]
+    assert stopped.startswith("stage: 20 images in a row cannot be used")
+    assert "missing" in stopped
+    assert "\n" not in stopped
+
+
+def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
+    shapes: Manifest, group: None, make_context: Any, tmp_path: Path
+) -> None:
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        context = make_context(shapes, CONFIG)
+        run_dir = Path(context.run_dir)
+        marker = tmp_path / "stopped"
+        two = job(shapes, run_dir, workers=2, marker=str(marker))
+        with pytest.raises(CannotRunError, match="told to stop here"):
+            run_training(two, context, max_failures=0)
+        marker.touch()
+        run_training(two, context, max_failures=0)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    train(job(shapes, tmp_path / "one"))
+    assert [step for step, _ in steps(run_dir)] == [*range(1, STEPS + 1)]
+    assert dict(steps(run_dir)) == pytest.approx(dict(steps(tmp_path / "one")), rel=1e-4)
+    # of a run that was killed between the network and its summary
+    storage.make_folder(two.checkpoints_uri)
+    run_training(two, context, max_failures=0)
+    assert not storage.exists(two.checkpoints_uri)
+    assert len(steps(run_dir)) == STEPS
