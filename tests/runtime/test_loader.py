@@ -86,6 +86,8 @@ def test_batches_that_cannot_be_split_are_refused() -> None:
         BatchPlan(0, 0, 16, 2)
     assert split_workers("auto", 3, 16) == 2
     assert split_workers(3, 1, 16) == 3
+    with pytest.raises(CannotRunError, match="at least 1, got 0"):
+        split_workers(0, 2, 16)
 
 
 def test_seeds_are_stable_over_processes_and_machines() -> None:

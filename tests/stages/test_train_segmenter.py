@@ -13,6 +13,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.segmenter import load_segmenter
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.stage import StageFolder
 from pmm_ray.sources.manifest import Manifest
@@ -58,8 +59,10 @@ def test_a_mask_outside_the_label_space_stops_it_before_training(
     context = make_context(shapes, config())
     folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
     uri = masks(shapes, tmp_path / "masks", 9)
-    with pytest.raises(CannotRunError, match=r"holds \[9\]: allowed are 0\.\.3 and 255"):
+    first = tables.read_table(shapes.uri, ["image_id"]).column(0)[0].as_py()
+    with pytest.raises(CannotRunError, match=rf"{first} .*holds \[9\]: allowed are 0\.\.3 and 255"):
         train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    assert not list(read_events(context.run_dir, "train_step"))
 
 
 @pytest.mark.parametrize(
