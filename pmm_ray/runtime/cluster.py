@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,6 +103,9 @@ def connect(
         options["object_store_memory"] = config.object_store_bytes or _default_store()
     else:
         options["address"] = None if address == "auto" else address
+    # ray.init installs a SIGTERM handler of its own; ours turns it into a resumable exit
+    in_main = threading.current_thread() is threading.main_thread()
+    on_terminate = signal.getsignal(signal.SIGTERM) if in_main else None
     with _native_stderr_to(run_dir):
         try:
             ray.init(**options)
@@ -110,6 +115,9 @@ def connect(
         import ray.train
 
         _quiet(run_dir)
+        _quiet_raylet()
+        if on_terminate is not None:
+            signal.signal(signal.SIGTERM, on_terminate)
         try:
             yield _resources(local=local)
         finally:
@@ -182,6 +190,19 @@ def _quiet(run_dir: str | None) -> None:
         handler = logging.FileHandler(log, delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+def _quiet_raylet() -> None:
+    """Send what raylets tell the driver ("task failed, will be retried") to Ray's log."""
+    from ray._private import worker
+
+    def to_log(batch: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in batch["lines"]:
+            logging.getLogger("ray").warning("(%s) %s", batch.get("pid"), line)
+
+    # Ray prints these lines to stdout and has no switch for them (`log_to_driver` is another)
+    worker.print_to_stdstream = to_log
 
 
 @contextlib.contextmanager
