@@ -40,6 +40,10 @@ def test_unknown_key_names_the_nearest(recipe: Path) -> None:
         ("masks.alpha.x=1", "alpha is a value, not a section"),
         ("masks.alpha=[", "not valid YAML"),
         ("data.held_out_split=train", "must differ"),
+        ("classifier.resize_long=[90, 40]", r"resize_long = \[90, 40\]: .*low <= high"),
+        ("segmenter.resize_ratio=[0, 1]", "0 < low"),
+        ("cams.scales=[]", r"cams\.scales"),
+        ("cams.actors=0", r"cams\.actors"),
     ],
 )
 def test_bad_settings_are_explained(recipe: Path, setting: str, message: str) -> None:

@@ -10,10 +10,21 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0)]
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"a range is [low, high] with 0 < low <= high, got {list(value)}")
+    return value
+
+
+IntRange = Annotated[tuple[int, int], AfterValidator(_ascending)]
+FloatRange = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
 def execution(default: Any, **constraints: Any) -> Any:
@@ -99,7 +110,7 @@ class ClassifierConfig(Section):
     """L2 penalty on convolution weights."""
     poly_power: float = Field(0.9, gt=0)
     """lr = lr0 * (1 - step / steps) ** power."""
-    resize_long: tuple[Positive, Positive] = (256, 416)
+    resize_long: IntRange = (256, 416)
     """The long side is drawn from this range, px (released code: 448..768)."""
     crop_size: Positive = 320
     """Square training crop, px (paper: 448); smaller images are padded with the mean."""
@@ -110,7 +121,7 @@ class ClassifierConfig(Section):
     """Keep BatchNorm at its pretrained statistics (released code: yes)."""
     amp: bool = True
     """bfloat16 autocast on GPUs; CPUs compute in float32."""
-    workers: int | Auto = "auto"
+    workers: Positive | Auto = "auto"
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
@@ -125,7 +136,7 @@ class ClassifierConfig(Section):
 class CamsConfig(Section):
     """Class activation maps: multi-scale and flip, present classes only (Eq. 1)."""
 
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    scales: tuple[Scale, ...] = Field((0.5, 1.0, 1.5, 2.0), min_length=1)
     """Image scales whose maps are summed (reference: SEAM's multi-scale CAM)."""
     flip: bool = True
     """Also average the horizontally mirrored image."""
@@ -135,7 +146,7 @@ class CamsConfig(Section):
     """Storage resolution: original px per stored CAM px."""
     batch_size: Positive = execution(8)
     """Images per task."""
-    actors: int | Auto = execution("auto")
+    actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""
 
 
@@ -171,9 +182,9 @@ class MasksConfig(Section):
     """Per-class CRF."""
     backend: Literal["lattice", "pydensecrf"] = "lattice"
     """CRF implementation; both give the same masks."""
-    batch_size: int | Auto = execution("auto")
+    batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto` aims at some seconds of work."""
-    tasks: int | Auto = execution("auto")
+    tasks: Positive | Auto = execution("auto")
     """Tasks at once; `auto`: one per CPU of the cluster."""
 
 
@@ -226,7 +237,7 @@ class SegmenterConfig(Section):
     """L2 penalty."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
     """mmseg's (long, short) scale that ratio 1 stands for, px."""
-    resize_ratio: tuple[float, float] = (0.5, 2.0)
+    resize_ratio: FloatRange = (0.5, 2.0)
     """Range of the random resize."""
     crop_size: Positive = 512
     """Square training crop, px."""
@@ -236,7 +247,7 @@ class SegmenterConfig(Section):
     """Pretended under-fitting; used in round 0 only, as in the paper."""
     amp: bool = True
     """bfloat16 autocast on GPUs."""
-    workers: int | Auto = "auto"
+    workers: Positive | Auto = "auto"
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
@@ -261,7 +272,7 @@ def _segmentation_crf() -> CrfConfig:
 class PredictConfig(Section):
     """Masks from the segmenter: multi-scale, flip, softmax mean, dense CRF."""
 
-    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    ratios: tuple[Scale, ...] = Field((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), min_length=1)
     """Scales of `resize_base` (released code: these six)."""
     flip: bool = True
     """Also average the mirrored image."""
@@ -277,7 +288,7 @@ class PredictConfig(Section):
     """Forbid classes that the image's labels do not name (released code: no)."""
     batch_size: Positive = execution(8)
     """Images per task."""
-    actors: int | Auto = execution("auto")
+    actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""
 
 
