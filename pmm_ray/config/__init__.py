@@ -3,24 +3,23 @@
 Imports no torch, ray or stage, so that a typing mistake is answered at once.
 """
 
+from pmm_ray.config.base import Section, section_hash
+from pmm_ray.config.classifier import CamsConfig, ClassifierConfig
+from pmm_ray.config.data import DataConfig
 from pmm_ray.config.load import ConfigError, load_recipe, to_yaml
+from pmm_ray.config.masks import CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
-    CamsConfig,
-    ClassifierConfig,
-    CrfConfig,
-    CyclesConfig,
-    DataConfig,
     ErrorsConfig,
     EvaluateConfig,
-    MasksConfig,
-    PredictConfig,
     ReportConfig,
     RunConfig,
     RuntimeConfig,
-    Section,
+)
+from pmm_ray.config.segmenter import (
+    CyclesConfig,
+    PredictConfig,
     SegmenterConfig,
     UnderfittingConfig,
-    section_hash,
 )
 
 __all__ = [

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pmm_ray.config.sections import RunConfig, Section
+from pmm_ray.config.base import Section
+from pmm_ray.config.sections import RunConfig
 
 
 class ConfigError(ValueError):

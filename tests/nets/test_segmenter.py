@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pmm_ray.config import SegmenterConfig
-from pmm_ray.config.sections import UnderfittingConfig
+from pmm_ray.config.segmenter import UnderfittingConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,

@@ -1,0 +1,14 @@
+"""The `pmm` command: parses, calls, prints. Whatever is slow to import is imported where used.
+
+One module holds the commands of one subject; importing it registers them.
+"""
+
+from pmm_ray.cli import data, run
+from pmm_ray.cli.app import app
+
+__all__ = ["app", "data", "main", "run"]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

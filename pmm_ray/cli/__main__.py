@@ -1,0 +1,5 @@
+"""`python -m pmm_ray.cli`."""
+
+from pmm_ray.cli import main
+
+main()

@@ -1,0 +1,26 @@
+"""The `pmm` command's root and the options that commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Pixel masks from image-level labels, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make or import a data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key.")
+]
+RunDir = Annotated[str | None, typer.Option(help="Run folder or uri. Default: runs/NAME.")]
+Address = Annotated[
+    str,
+    typer.Option(help="auto: the cluster of RAY_ADDRESS, else a Ray of its own; local; or a host."),
+]

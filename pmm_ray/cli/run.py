@@ -1,0 +1,77 @@
+"""`pmm run`, `predict`, `report` and `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmm_ray.cli.app import Address, RunDir, Setting, app
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
+    run_dir: RunDir = None,
+    setting: Setting = None,
+    first: Annotated[str | None, typer.Option("--from", help="First stage that may run.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last stage that may run.")] = None,
+    only: Annotated[str | None, typer.Option(help="The only stages that may run.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Compute the selected stages anew.")] = False,
+    retry_errors: Annotated[bool, typer.Option(help="Run images with error rows again.")] = False,
+    address: Address = "auto",
+) -> None:
+    """Run a whole recipe, or go on with one that was interrupted."""
+    from pmm_ray.pipeline import run_recipe
+
+    if only and (first or until):
+        raise typer.BadParameter("--only stands alone: leave out --from and --until")
+    code = run_recipe(
+        recipe,
+        run_dir=run_dir,
+        settings=setting or (),
+        address=address,
+        first=first,
+        last=until,
+        only=only,
+        fresh=fresh,
+        retry_errors=retry_errors,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(help="A run folder, or a segmenter's model.pt.")],
+    images: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
+    setting: Setting = None,
+    address: Address = "auto",
+) -> None:
+    """Mask unlabelled photographs with a trained segmenter."""
+    from pmm_ray.predict import predict_folder
+
+    raise typer.Exit(predict_folder(source, images, out, settings=setting or (), address=address))
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
+    """Write RUN/report.html and print its path."""
+    from pmm_ray.report import build_report
+
+    typer.echo(build_report(run_dir))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what to do about what it lacks."""
+    from pmm_ray.runtime.doctor import diagnose
+
+    checks = diagnose()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{'ok ' if check.ok else '!! '} {check.name:{width}}  {check.value}")
+        if check.advice:
+            typer.echo(f"    {'':{width}}  -> {check.advice}")
+    raise typer.Exit(1 if any(check.fatal and not check.ok for check in checks) else 0)

@@ -1,0 +1,56 @@
+"""What every section of a recipe is made of.
+
+Fields made with `execution(...)` say how the machine is used; they never enter a stage's hash, so
+changing them re-runs nothing. All others do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(gt=0)]
+Scale = Annotated[float, Field(gt=0)]
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"a range is [low, high] with 0 < low <= high, got {list(value)}")
+    return value
+
+
+IntRange = Annotated[tuple[int, int], AfterValidator(_ascending)]
+FloatRange = Annotated[tuple[float, float], AfterValidator(_ascending)]
+
+
+def execution(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change the result: left out of the section's hash."""
+    return Field(default, json_schema_extra={"identity": False}, **constraints)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the result, nested sections included, as plain values."""
+        out: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                continue
+            value = getattr(self, name)
+            out[name] = value.identity() if isinstance(value, Section) else value
+        return out
+
+
+def section_hash(*parts: Any) -> str:
+    """Eight hex digits over sections and plain values: the name of a stage's output folder."""
+    plain = [part.identity() if isinstance(part, Section) else part for part in parts]
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,47 @@
+"""The sections of the mask stage: CVS, per-class CRF, PPMG."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pmm_ray.config.base import Auto, Positive, Section, execution
+
+
+class CrfConfig(Section):
+    """Dense CRF parameters; the defaults are those of PPMG (released code)."""
+
+    iterations: int = Field(10, ge=0)
+    """Mean-field iterations."""
+    gaussian_sigma: float = Field(3.0, gt=0)
+    """Smoothness kernel, px."""
+    gaussian_weight: float = Field(10.0, ge=0)
+    """Smoothness kernel's compatibility."""
+    bilateral_sigma: float = Field(80.0, gt=0)
+    """Appearance kernel, px."""
+    bilateral_color_sigma: float = Field(13.0, gt=0)
+    """Appearance kernel, grey levels."""
+    bilateral_weight: float = Field(10.0, ge=0)
+    """Appearance kernel's compatibility."""
+
+
+class MasksConfig(Section):
+    """Pseudo-masks from CAMs: CVS, per-class CRF, PPMG (Eq. 2, 5-9, Alg. 1)."""
+
+    alpha: float = Field(11.0, gt=0)
+    """Background exponent (Eq. 2). The best value depends on the CAMs; the paper searched 0..20."""
+    smoothing: float = Field(0.3, ge=0)
+    """Scale factor s of the coefficient of variation (Eq. 6)."""
+    threshold: float = Field(0.05, ge=0, lt=1)
+    """Foreground threshold t of the coefficient of variation (Eq. 5)."""
+    semantics: Literal["released", "paper"] = "released"
+    """Which to follow where the paper's text and the released code differ."""
+    crf: CrfConfig = CrfConfig()
+    """Per-class CRF."""
+    backend: Literal["lattice", "pydensecrf"] = "lattice"
+    """CRF implementation; both give the same masks."""
+    batch_size: Positive | Auto = execution("auto")
+    """Images per task; `auto` aims at some seconds of work."""
+    tasks: Positive | Auto = execution("auto")
+    """Tasks at once; `auto`: one per CPU of the cluster."""
