@@ -4,10 +4,16 @@ Imports no torch, ray or stage, so that a typing mistake is answered at once.
 """
 
 from pmm_ray.config.base import Section, section_hash
-from pmm_ray.config.classifier import CamsConfig, ClassifierConfig
+from pmm_ray.config.classifier import (
+    CamsConfig,
+    ClassifierConfig,
+    CropsConfig,
+    MulticropConfig,
+    PcmConfig,
+)
 from pmm_ray.config.data import DataConfig
 from pmm_ray.config.load import ConfigError, load_recipe, to_yaml
-from pmm_ray.config.masks import CrfConfig, MasksConfig
+from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
     ErrorsConfig,
     EvaluateConfig,
@@ -23,15 +29,19 @@ from pmm_ray.config.segmenter import (
 )
 
 __all__ = [
+    "BaseConfig",
     "CamsConfig",
     "ClassifierConfig",
     "ConfigError",
     "CrfConfig",
+    "CropsConfig",
     "CyclesConfig",
     "DataConfig",
     "ErrorsConfig",
     "EvaluateConfig",
     "MasksConfig",
+    "MulticropConfig",
+    "PcmConfig",
     "PredictConfig",
     "ReportConfig",
     "RunConfig",

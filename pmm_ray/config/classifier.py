@@ -1,4 +1,4 @@
-"""The sections of the classifier and its activation maps (paper 3.5, 4.1)."""
+"""The sections of the classifiers, their windows and their activation maps (paper 3.5, 4.1)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,51 @@ from pydantic import Field
 
 from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, execution
 
+Backbone = Literal[
+    "efficientnet_lite0", "scalenet50", "scalenet101", "scalenet152", "resnet38", "res2net101"
+]
+
+
+class PcmConfig(Section):
+    """SEAM's pixel correlation module."""
+
+    gate_labels: bool = False
+    """Only an image's own labels take part in the module's winner-take-all (released code: all
+    classes do, the likely cause of COCO's missing person)."""
+
+
+class CropsConfig(Section):
+    """Windows of multi-crop training and testing (paper 3.5)."""
+
+    geometry: Literal["paper", "released"] = "paper"
+    """`paper`: the image is resized, then cut into overlapping windows. `released`: all but the
+    last window of an axis are `stride` wide, and all are stretched to `size`."""
+    scales: tuple[Scale, ...] = Field(
+        (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0), min_length=1
+    )
+    """Scales of the image that windows are cut from (released code)."""
+    size: Positive = 448
+    """Side of a window, px."""
+    stride: Positive = 300
+    """From one window to the next, px."""
+
 
 class ClassifierConfig(Section):
     """The image classifier whose activation maps become masks (paper 3.5, 4.1)."""
 
-    backbone: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    backbone: Backbone = "efficientnet_lite0"
     """Network; `efficientnet_lite0` is the small one for CPUs."""
     weights: str = "imagenet"
     """`imagenet` (from the installed package), `none`, or a path to a state dict."""
+    kind: Literal["plain", "seam"] = "plain"
+    """`plain`: a class head and its loss. `seam`: the siamese network with pixel correlation and
+    the losses of SEAM (reference: SEAM; the paper's baseline)."""
+    pcm: PcmConfig = PcmConfig()
+    """Pixel correlation module, for `seam`."""
     output_stride: Literal[8, 16, 32] = 16
-    """Input px per feature px."""
+    """Input px per feature px, of `efficientnet_lite0`; the others have 8."""
+    resnet38_dilation: Literal[2, 4] = 4
+    """Dilation of the last block of `resnet38` (released classifier: 2; everyone else: 4)."""
     epochs: Positive = 8
     """Passes over the training split."""
     batch_size: Positive = 16
@@ -41,8 +76,18 @@ class ClassifierConfig(Section):
     (released code: 0.3)."""
     freeze_norm: bool = True
     """Keep BatchNorm at its pretrained statistics (released code: yes)."""
+    freeze_first: bool = False
+    """Keep the first layers as pretrained (released code: yes; `efficientnet_lite0` has none)."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Gradients are scaled down to this norm over all parameters; empty: never."""
+    accumulate: Positive = 1
+    """Forward and backward passes per optimiser step: the batch is kept on fewer GPUs."""
     amp: bool = True
     """bfloat16 autocast on GPUs; CPUs compute in float32."""
+    channels_last: bool = False
+    """Memory layout of images and features; faster on GPUs with tensor cores."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
     workers: Positive | Auto = "auto"
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
@@ -53,13 +98,32 @@ class ClassifierConfig(Section):
     """A checkpoint is written about this often, s."""
     max_failures: int = execution(3, ge=0)
     """How often a lost worker or node is replaced before the run gives up."""
+    validation_images: int = execution(100, ge=0)
+    """Held-out images that are scored after every epoch (mean average precision, and CAM mIoU of
+    those with ground truth); 0: none. They never decide anything."""
+
+
+class MulticropConfig(ClassifierConfig):
+    """The second classifier, trained on windows relabelled by base masks (paper 3.5)."""
+
+    enabled: bool = False
+    """Train it; else the maps come from the first classifier."""
+    crops: CropsConfig = CropsConfig()
+    """The windows; one is drawn per image and epoch."""
+    relabel_share: float = Field(0.1, ge=0, le=1)
+    """A window keeps a class if it holds more than this share of the class's base mask, or if the
+    class covers more than this share of the window (paper 3.5: 10 %)."""
 
 
 class CamsConfig(Section):
-    """Class activation maps: multi-scale and flip, present classes only (Eq. 1)."""
+    """Class activation maps of whole images or of windows, present classes only (Eq. 1)."""
 
+    kind: Literal["multi_scale", "multi_crop"] = "multi_scale"
+    """`multi_scale`: whole images at several scales. `multi_crop`: windows (paper 3.5)."""
+    crops: CropsConfig = CropsConfig()
+    """The windows of `multi_crop`."""
     scales: tuple[Scale, ...] = Field((0.5, 1.0, 1.5, 2.0), min_length=1)
-    """Image scales whose maps are summed (reference: SEAM's multi-scale CAM)."""
+    """Image scales whose maps are summed by `multi_scale` (reference: SEAM's multi-scale CAM)."""
     flip: bool = True
     """Also average the horizontally mirrored image."""
     max_long: Positive = 1024
@@ -68,5 +132,7 @@ class CamsConfig(Section):
     """Storage resolution: original px per stored CAM px."""
     batch_size: Positive = execution(8)
     """Images per task."""
+    views: Positive = execution(16)
+    """Windows and their mirror images per pass of `multi_crop`, of one or several images."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""

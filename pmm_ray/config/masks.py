@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pmm_ray.config.base import Auto, Positive, Section, execution
+from pmm_ray.config.classifier import CamsConfig
 
 
 class CrfConfig(Section):
@@ -39,6 +40,33 @@ class MasksConfig(Section):
     """Which to follow where the paper's text and the released code differ."""
     crf: CrfConfig = CrfConfig()
     """Per-class CRF."""
+    backend: Literal["lattice", "pydensecrf"] = "lattice"
+    """CRF implementation; both give the same masks."""
+    batch_size: Positive | Auto = execution("auto")
+    """Images per task; `auto` aims at some seconds of work."""
+    tasks: Positive | Auto = execution("auto")
+    """Tasks at once; `auto`: one per CPU of the cluster."""
+
+
+class BaseCrfConfig(CrfConfig):
+    """Dense CRF of the base masks: all classes jointly (released code)."""
+
+    gaussian_weight: float = Field(3.0, ge=0)
+    """Smoothness kernel's compatibility."""
+
+
+class BaseConfig(Section):
+    """Base masks, which relabel the windows of multi-crop training (paper 3.5)."""
+
+    cams: CamsConfig = CamsConfig()
+    """Maps of the first classifier."""
+    alpha: float = Field(24.0, gt=0)
+    """Background exponent (released code)."""
+    threshold: float = Field(0.9, ge=0.5, le=1)
+    """A pixel holds the class whose joint posterior exceeds this (released code); from 0.5 on at
+    most one can."""
+    crf: BaseCrfConfig = BaseCrfConfig()
+    """Joint CRF."""
     backend: Literal["lattice", "pydensecrf"] = "lattice"
     """CRF implementation; both give the same masks."""
     batch_size: Positive | Auto = execution("auto")

@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from pmm_ray.config.base import Section, execution
-from pmm_ray.config.classifier import CamsConfig, ClassifierConfig
+from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
 from pmm_ray.config.data import DataConfig
-from pmm_ray.config.masks import MasksConfig
+from pmm_ray.config.masks import BaseConfig, MasksConfig
 from pmm_ray.config.segmenter import CyclesConfig, PredictConfig, SegmenterConfig
 
 
@@ -60,6 +60,8 @@ class RunConfig(Section):
     """Every random draw is seeded from this and the image's id."""
     data: DataConfig = DataConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    base: BaseConfig = BaseConfig()
+    multicrop: MulticropConfig = MulticropConfig()
     cams: CamsConfig = CamsConfig()
     masks: MasksConfig = MasksConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
