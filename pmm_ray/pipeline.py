@@ -46,9 +46,7 @@ def run_stages(session: Session) -> None:
     """Run every selected stage that is not done."""
     pipeline = Pipeline(session)
     try:
-        pipeline.import_data()
-        classifier = pipeline.train_classifier()
-        cams = pipeline.make_cams(classifier)
+        cams = pipeline.up_to_cams()
         for method in session.config.evaluate.ladder:
             pipeline.make_ladder_masks(cams, method)
         masks = pipeline.make_masks(cams)
@@ -66,6 +64,11 @@ class Pipeline:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.config = session.config
+
+    def up_to_cams(self) -> StageFolder:
+        """All stages from photographs to CAMs: what every ablation of masks begins with."""
+        self.import_data()
+        return self.make_cams(self.train_classifier())
 
     def import_data(self) -> None:
         """(i) The outside world -> a manifest."""

@@ -23,6 +23,9 @@ FLOORS = {
     "report": 4,
     "pipeline": 5,
     "predict": 6,
+    "ablations": 6,
+    "export": 6,
+    "plan": 6,
     "cli": 7,
     "jobs": 8,
 }

@@ -3,10 +3,10 @@
 One module holds the commands of one subject; importing it registers them.
 """
 
-from pmm_ray.cli import data, run
+from pmm_ray.cli import ablate, data, export, run
 from pmm_ray.cli.app import app
 
-__all__ = ["app", "data", "main", "run"]
+__all__ = ["ablate", "app", "data", "export", "main", "run"]
 
 
 def main() -> None:

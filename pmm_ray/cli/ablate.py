@@ -1,0 +1,46 @@
+"""`pmm ablate`: the paper's tables and parameter sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmm_ray.cli.app import Address, RunDir, Setting, app
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
+    table: Annotated[int | None, typer.Option(min=1, max=6, help="A table of the paper.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V,...",
+            help="Score every combination of masks.alpha, masks.smoothing, masks.threshold.",
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images used at most.")] = None,
+    run_dir: RunDir = None,
+    setting: Setting = None,
+    address: Address = "auto",
+) -> None:
+    """Make a table of the paper on your data, or search the mask parameters."""
+    from pmm_ray.ablations import Ablation, run_table
+    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
+
+    if (table is None) == (not sweep):
+        raise typer.BadParameter("give either --table N or --sweep KEY=V,V,...")
+    request = Ablation(recipe, run_dir, tuple(setting or ()), address, images)
+    try:
+        if table is not None:
+            code = run_table(table, request)
+        else:
+            from pmm_ray.ablations.sweep import run_sweep
+
+            code = run_sweep(request, tuple(sweep or ()))
+    except CannotRunError as error:
+        typer.echo(f"pmm: {error}", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN) from error
+    raise typer.Exit(code)

@@ -1,0 +1,37 @@
+"""`pmm export`: a run's masks in formats that other programs read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from pmm_ray.cli.app import app
+
+
+class Format(StrEnum):
+    """What `pmm export` writes."""
+
+    voc = "voc"
+    coco = "coco"
+    mmseg = "mmseg"
+
+
+@app.command()
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or uri.")],
+    out: Annotated[str, typer.Argument(help="Folder or uri to write below.")],
+    name: Annotated[
+        Format,
+        typer.Option("--format", help="Palette PNG tree, COCO RLE JSON, or mmseg config and data."),
+    ],
+    masks: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Whose masks. Default: each split's last ones."),
+    ] = None,
+) -> None:
+    """Write a run's masks as a VOC tree, COCO JSON, or an mmsegmentation project."""
+    from pmm_ray.export import export_run
+
+    raise typer.Exit(export_run(run_dir, out, name.value, masks))

@@ -1,0 +1,105 @@
+"""The masks of a finished run, split by split, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pmm_ray.report.run_data import StageRecord, load_run
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.index import TableIndex, read_index
+from pmm_ray.sources.manifest import Manifest, open_manifest
+
+_MAKERS = ("make_masks", "predict_masks")
+_MANIFEST_COLUMNS = ["image_id", "split"]
+
+
+@dataclass(frozen=True)
+class SplitMasks:
+    """The masks of one split.
+
+    Attributes:
+        split: its name.
+        stage: the stage that made them.
+        index: where each image's row is.
+    """
+
+    split: str
+    stage: str
+    index: TableIndex
+
+    @property
+    def image_ids(self) -> list[str]:
+        return sorted(self.index.image_ids)
+
+
+@dataclass(frozen=True)
+class RunMasks:
+    """What an exporter is given."""
+
+    name: str
+    """Of the run."""
+    manifest: Manifest
+    splits: tuple[SplitMasks, ...]
+
+    def rows(self, masks: SplitMasks) -> Iterator[dict[str, Any]]:
+        """Rows of `tables.MASKS`, one part in memory at a time."""
+        table = masks.index.table
+        for number, uri in enumerate(masks.index.parts):
+            wanted = table.filter(pc.equal(table.column("part"), number)).column("row")
+            if len(wanted):
+                yield from _row_by_row(tables.read_table(uri).take(wanted))
+
+
+def _row_by_row(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for row in range(table.num_rows):
+        yield table.slice(row, 1).to_pylist()[0]
+
+
+def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
+    """Find the masks of a run.
+
+    Args:
+        run_dir: uri of the run folder.
+        stage: whose masks; None: for each split the last stage that made some.
+
+    Raises:
+        CannotRunError: the folder is no run, the run is not finished, it has no such stage, or it
+            made no masks.
+    """
+    run = load_run(run_dir, with_curves=False)
+    made = [s for s in run.stages if s.stage.split("-", 1)[0] in _MAKERS and s.summary is not None]
+    if stage is None and not run.record.get("finished"):
+        raise CannotRunError(
+            f"{run.run_dir} is not finished: run `pmm run` to its end, or choose a stage that is "
+            f"done with --masks ({', '.join(s.stage for s in made) or 'none is'})"
+        )
+    if stage is not None and stage not in [s.stage for s in made]:
+        known = ", ".join(s.stage for s in made) or "none"
+        raise CannotRunError(
+            f"{run.run_dir} has no finished masks called {stage!r}; it has {known}"
+        )
+    # the ladder's masks are for comparison: only asked for by name
+    chosen = [s for s in made if s.stage == stage or (stage is None and not _is_ladder(s))]
+    if run.manifest_uri is None or not chosen:
+        raise CannotRunError(f"{run.run_dir} has made no masks yet")
+    manifest = open_manifest(run.manifest_uri)
+    table = tables.read_table(manifest.uri, _MANIFEST_COLUMNS)
+    indices = [(s.stage, read_index(s.folder.uri)) for s in chosen]
+    splits = []
+    for split in manifest.splits:
+        ids = table.filter(pc.equal(table.column("split"), split)).column("image_id").to_pylist()
+        found = [(name, index.select(ids)) for name, index in indices]
+        found = [(name, index) for name, index in found if len(index)]
+        if found:
+            splits.append(SplitMasks(split, *found[-1]))
+    return RunMasks(str(run.record.get("name", "run")), manifest, tuple(splits))
+
+
+def _is_ladder(record: StageRecord) -> bool:
+    return record.stage.startswith("make_masks-")
