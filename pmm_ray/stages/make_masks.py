@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
-from pmm_ray.runtime import tables
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import RowError
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.index import TableIndex
@@ -26,6 +27,8 @@ STAGE = "make_masks"
 CODE_VERSION = 1
 
 Method = Literal["proportional", "cam_argmax", "crf_argmax"]
+# (labels, floating [K, h, w]) of a row; how `pmm masks` reads the CAMs that others made
+CamReader = Callable[[InputRow], tuple[list[int], NDArray[Any]]]
 
 
 def crf_parameters(config: CrfConfig) -> CrfParameters:
@@ -67,36 +70,50 @@ def mask_row(
     }
 
 
+def decode_cam(row: dict[str, Any]) -> NDArray[np.float16]:
+    """The float16 [K, h, w] array of a cams row."""
+    shape = (len(row["labels"]), row["cam_height"], row["cam_width"])
+    return np.frombuffer(row["cam"], "<f2").reshape(shape)
+
+
+def table_cam(row: InputRow) -> tuple[list[int], NDArray[Any]]:
+    """Labels and CAM of a row of our own cams table."""
+    return row["cams"]["labels"], decode_cam(row["cams"])
+
+
 def mask_worker(
     method: Method,
     parameters: MaskParameters,
     backend: Literal["lattice", "pydensecrf"],
     photographs: Photographs,
     stage: str,
+    read_cam: CamReader = table_cam,
+    png_folder: str | None = None,
 ) -> Worker:
-    """Makes the worker of one task."""
+    """Makes the worker of one task.
+
+    With `png_folder` each mask is also written there as `<image_id>.png`.
+    """
 
     def make(row: InputRow) -> dict[str, Any]:
-        manifest, cams = row["manifest"], row["cams"]
+        manifest = row["manifest"]
         image = photographs.image(manifest)
-        stored = decode_cam(cams)
+        labels, stored = read_cam(row)
         if not np.isfinite(stored).all():
             raise RowError("nonfinite", "the CAM holds NaN or infinity")
         cam = upsample_cam(stored, *image.shape[:2])
         if method == "proportional":
-            mask = proportional_mask(image, cam, cams["labels"], parameters, backend)
+            mask = proportional_mask(image, cam, labels, parameters, backend)
         else:
             use_crf = method == "crf_argmax"
-            mask = argmax_mask(image, cam, cams["labels"], parameters, backend, use_crf)
-        return mask_row(manifest, mask, photographs.label_space, round_number=0)
+            mask = argmax_mask(image, cam, labels, parameters, backend, use_crf)
+        out = mask_row(manifest, mask, photographs.label_space, round_number=0)
+        if png_folder is not None:
+            name = f"{tables.check_image_id(manifest['image_id'])}.png"
+            storage.write_bytes(storage.join(png_folder, name), out["mask_png"])
+        return out
 
     return row_by_row(stage, make)
-
-
-def decode_cam(row: dict[str, Any]) -> NDArray[np.float16]:
-    """The float16 [K, h, w] array of a cams row."""
-    shape = (len(row["labels"]), row["cam_height"], row["cam_width"])
-    return np.frombuffer(row["cam"], "<f2").reshape(shape)
 
 
 def run(
@@ -107,8 +124,10 @@ def run(
     cams: TableIndex,
     images: TableIndex,
     method: Method = "proportional",
+    read_cam: CamReader = table_cam,
+    png_folder: str | None = None,
 ) -> Summary:
-    """Masks of every image of `cams` (an index of a cams table)."""
+    """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
     tasks = max(1, int(context.cluster.cpus)) if config.tasks == "auto" else config.tasks
     batch = auto_batch(len(cams), tasks) if config.batch_size == "auto" else config.batch_size
     factory = partial(
@@ -118,6 +137,8 @@ def run(
         config.backend,
         Photographs.of(context),
         folder.stage,
+        read_cam,
+        png_folder,
     )
     return run_table_stage(
         context,
