@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +64,6 @@ def _read(path: Path, flags: int) -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def oracle() -> Oracle:
+def oracle(shared: Path) -> Oracle:
     """The oracle; skips the test where the shared photographs are absent."""
-    beside = Path(__file__).resolve().parents[3] / "shared"
-    folder = Path(os.environ.get("PMM_SHARED", beside)) / "data"
-    if not (folder / "oracle").is_dir():
-        pytest.skip(f"the shared photographs are absent ({folder}): set PMM_SHARED")
-    return Oracle(folder)
+    return Oracle(shared / "data")
