@@ -163,6 +163,7 @@ def test_oracle_masks_of_some_photographs(oracle: Oracle, backend: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # pydensecrf alone takes minutes
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_oracle_masks_of_all_photographs(oracle: Oracle, backend: Any) -> None:
     assert min(_equal_share(oracle, oracle.ids(), backend)) >= 0.9999
