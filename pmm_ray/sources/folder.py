@@ -39,7 +39,7 @@ _SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
-class _Line:
+class LabelLine:
     """A line of the CSV file; `fault` says what is wrong with it."""
 
     name: str
@@ -86,27 +86,27 @@ def import_folder(
         raise CannotRunError(f"no photographs ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
     default_csv = storage.join(root, "labels.csv")
     csv_uri = labels_csv or (default_csv if storage.exists(default_csv) else None)
-    lines = _read_csv(csv_uri) if csv_uri and read_labels else []
+    lines = read_labels_csv(csv_uri) if csv_uri and read_labels else []
     space = _label_space(root, class_names, lines)
     importer = Importer(out, space, source="folder", exif="apply", max_pixels=max_pixels)
-    by_name: dict[str, _Line] = {}
+    by_name: dict[str, LabelLine] = {}
     for line in lines:
         if line.name in by_name:
             importer.fail(line.name, "label", "the CSV names it twice; the first line counts")
         by_name.setdefault(line.name, line)
-    masks = {_stem(uri): uri for uri in storage.list_files(storage.join(root, "masks"), ".png")}
+    masks = {file_stem(uri): uri for uri in storage.list_files(storage.join(root, "masks"), ".png")}
     used: set[str] = set()
     for uri in uris:
-        stem = _stem(uri)
-        name = next((n for n in (_file_name(uri), stem) if n in by_name), stem)
+        stem = file_stem(uri)
+        name = next((n for n in (file_name(uri), stem) if n in by_name), stem)
         used.add(name)
-        line = by_name.get(name, _Line(name, (), DEFAULT_SPLIT))
+        line = by_name.get(name, LabelLine(name, (), DEFAULT_SPLIT))
         labels = partial(_label_ids, line, space)
         importer.add(safe_image_id(stem), uri, line.split, labels, masks.get(stem))
     for name in by_name.keys() - used:
         importer.fail(name, "missing", f"the CSV names it, but it is not in {folder}")
     importer.errors.sort(key=lambda error: error.image_id)
-    unused = len(masks.keys() - {_stem(uri) for uri in uris})
+    unused = len(masks.keys() - {file_stem(uri) for uri in uris})
     return importer.finish({"masks without a photograph": unused} if unused else None)
 
 
@@ -120,16 +120,23 @@ def safe_image_id(name: str) -> str:
     return f"{readable or 'image'}-{digest}"
 
 
-def _file_name(uri: str) -> str:
+def file_name(uri: str) -> str:
+    """The last part of a uri, composed (Unicode NFC)."""
     # a Mac stores file names decomposed, a CSV is mostly written composed
     return unicodedata.normalize("NFC", uri.rsplit("/", 1)[-1])
 
 
-def _stem(uri: str) -> str:
-    return _file_name(uri).rsplit(".", 1)[0]
+def file_stem(uri: str) -> str:
+    """The file's name without its ending."""
+    return file_name(uri).rsplit(".", 1)[0]
 
 
-def _read_csv(uri: str) -> list[_Line]:
+def read_labels_csv(uri: str) -> list[LabelLine]:
+    """The lines of a CSV file with the columns image_id and labels (or label).
+
+    Raises:
+        CannotRunError: no such file, not UTF-8, or without those columns.
+    """
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -151,7 +158,7 @@ def _read_csv(uri: str) -> list[_Line]:
         raise CannotRunError(f"{uri} is not a CSV file: {error}") from error
 
 
-def _line(record: dict[Any, Any], label_column: str, number: int) -> _Line:
+def _line(record: dict[Any, Any], label_column: str, number: int) -> LabelLine:
     fault = ""
     # the csv module files surplus fields under None
     if None in record:
@@ -160,7 +167,7 @@ def _line(record: dict[Any, Any], label_column: str, number: int) -> _Line:
             f"separate the classes of an image by {_SEPARATOR!r}"
         )
     words = (record[label_column] or "").split(_SEPARATOR)
-    return _Line(
+    return LabelLine(
         name=unicodedata.normalize("NFC", (record["image_id"] or "").strip()),
         labels=tuple(name for word in words if (name := normalize_name(word))),
         split=(record.get("split") or "").strip() or DEFAULT_SPLIT,
@@ -169,19 +176,25 @@ def _line(record: dict[Any, Any], label_column: str, number: int) -> _Line:
 
 
 def _label_space(
-    root: str, class_names: Sequence[str] | None, lines: Sequence[_Line]
+    root: str, class_names: Sequence[str] | None, lines: Sequence[LabelLine]
 ) -> LabelSpace:
-    classes_txt = storage.join(root, "classes.txt")
-    if class_names is None and storage.exists(classes_txt):
-        text = storage.read_bytes(classes_txt).decode("utf-8-sig")
-        class_names = [line.strip() for line in text.splitlines() if line.strip()]
+    class_names = class_names if class_names is not None else read_class_names(root)
     if class_names is None:
         found = {name for line in lines if not line.fault for name in line.labels}
         class_names = sorted(found - {BACKGROUND}) or [UNNAMED_CLASS]
     return LabelSpace.from_names(list(class_names), name="folder")
 
 
-def _label_ids(line: _Line, space: LabelSpace) -> list[int]:
+def read_class_names(root: str) -> list[str] | None:
+    """The lines of `ROOT/classes.txt`, if there is one."""
+    uri = storage.join(root, "classes.txt")
+    if not storage.exists(uri):
+        return None
+    text = storage.read_bytes(uri).decode("utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _label_ids(line: LabelLine, space: LabelSpace) -> list[int]:
     if line.fault:
         raise ValueError(line.fault)
     ids = [space.id_of(name) for name in line.labels]

@@ -1,7 +1,8 @@
 """Reading the pickled `.npy` dictionaries of the field, without the power of pickle.
 
 A pickle can run any code when it is loaded. Two fences: the user must say that the file is
-trusted, and even then only numpy arrays, dictionaries, lists, strings and numbers are admitted.
+trusted, and even then only numpy arrays, torch tensors, dictionaries, lists, strings and numbers
+are admitted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _ADMITTED = {
     "numpy.core.numeric": {"_frombuffer"},
     "numpy._core.numeric": {"_frombuffer"},
     "collections": {"OrderedDict"},
+    "torch._utils": {"_rebuild_tensor_v2"},
 }
 
 
@@ -33,10 +35,19 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _tensor_bytes(data: bytes) -> Any:
+    """Stands for `torch.storage._load_from_bytes`, which would unpickle without any fence."""
+    import torch  # only a file with tensors needs it: a CRF process starts without
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _latin1_bytes
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _tensor_bytes
         if name not in _ADMITTED.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not admitted")
         # older files name numpy's modules as they were called before numpy 2
