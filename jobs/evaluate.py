@@ -1,11 +1,12 @@
-"""Masks -> scores, wherever there is ground truth.
+"""Masks against ground truth.
 
-ray job submit --working-dir . -- python jobs/evaluate.py RECIPE [options of `pmm run`]
+python jobs/evaluate.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
 """
 
-import sys
-
-from pmm_ray.cli import app
+from pmm_ray.cli.jobs import run_job
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:], "--only", "evaluate"])
+    run_job("evaluate")

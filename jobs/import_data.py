@@ -1,11 +1,12 @@
-"""Photographs and image-level labels -> a manifest.
+"""Photographs and image-level labels -> the manifest.
 
-ray job submit --working-dir . -- python jobs/import_data.py RECIPE [options of `pmm run`]
+python jobs/import_data.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
 """
 
-import sys
-
-from pmm_ray.cli import app
+from pmm_ray.cli.jobs import run_job
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:], "--only", "import_data"])
+    run_job("import_data")

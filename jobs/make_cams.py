@@ -1,11 +1,12 @@
-"""The classifier -> class activation maps.
+"""Classifier -> class activation maps.
 
-ray job submit --working-dir . -- python jobs/make_cams.py RECIPE [options of `pmm run`]
+python jobs/make_cams.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
 """
 
-import sys
-
-from pmm_ray.cli import app
+from pmm_ray.cli.jobs import run_job
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:], "--only", "make_cams"])
+    run_job("make_cams")

@@ -1,11 +1,12 @@
-"""The segmenter -> masks of the held-out split, and the relabelled training split.
+"""Segmenter -> masks of photographs.
 
-ray job submit --working-dir . -- python jobs/predict_masks.py RECIPE [options of `pmm run`]
+python jobs/predict_masks.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
 """
 
-import sys
-
-from pmm_ray.cli import app
+from pmm_ray.cli.jobs import run_job
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:], "--only", "predict_masks"])
+    run_job("predict_masks")

@@ -1,11 +1,12 @@
-"""Pseudo-masks -> the segmenter, with its cyclic rounds: everything after the pseudo-masks.
+"""Pseudo-masks -> a segmenter.
 
-ray job submit --working-dir . -- python jobs/train_segmenter.py RECIPE [options of `pmm run`]
+python jobs/train_segmenter.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
 """
 
-import sys
-
-from pmm_ray.cli import app
+from pmm_ray.cli.jobs import run_job
 
 if __name__ == "__main__":
-    app(["run", *sys.argv[1:], "--from", "train_segmenter-r0"])
+    run_job("train_segmenter")

@@ -1,0 +1,136 @@
+"""A cluster of real nodes on this machine: a head and workers started with `ray start`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass
+class RayNodes:
+    """Nodes on ports and in a folder of their own, with a token; ended by their own pids."""
+
+    folder: Path
+    port: int
+    dashboard_port: int
+    token: str
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What a machine that submits jobs has."""
+        return os.environ | {
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+        }
+
+    def start(self, *options: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_worker_niceness": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment.pop("RAY_ADDRESS", None)
+        log = open(self.folder / f"node-{len(self.processes)}.log", "wb")  # noqa: SIM115
+        process = subprocess.Popen(
+            [*prefix, RAY, "start", *options, "--block", "--disable-usage-stats"],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def start_head(self) -> None:
+        self.start(
+            "--head",
+            f"--port={self.port}",
+            f"--dashboard-port={self.dashboard_port}",
+            "--num-cpus=0",
+            "--object-store-memory=150000000",
+        )
+        self._wait(lambda: self.ask("job", "list").returncode == 0, "the head's dashboard")
+
+    def start_worker(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
+        self.start(
+            f"--address=127.0.0.1:{self.port}",
+            "--object-store-memory=150000000",
+            *options,
+            prefix=prefix,
+        )
+
+    def wait_for_nodes(self, count: int) -> None:
+        def alive() -> bool:
+            listing = self.ask("list", "nodes", "--filter", "state=ALIVE", "--format=json")
+            return listing.stdout.count('"node_id"') >= count
+
+        self._wait(alive, f"{count} nodes")
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Ray's own command, from the machine that submits."""
+        return subprocess.run(
+            [RAY, *arguments], env=self.client_environment, capture_output=True, text=True
+        )
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 180
+        while not ready():
+            for number, process in enumerate(self.processes):
+                log = (self.folder / f"node-{number}.log").read_text(errors="replace")
+                assert process.poll() is None, f"node {number} ended:\n{log}"
+            assert time.monotonic() < deadline, f"{what} did not come up"
+            time.sleep(1)
+
+    def stop(self) -> None:
+        """End what was started here and its children; `ray stop` would end others' as well."""
+        family = []
+        for process in self.processes:
+            if process.poll() is None:
+                own = psutil.Process(process.pid)
+                family += [own, *own.children(recursive=True)]
+        for one in family:
+            one.send_signal(signal.SIGTERM) if one.is_running() else None
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for one in alive:
+            one.kill()
+        psutil.wait_procs(alive, timeout=10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ray_head() -> Iterator[RayNodes]:
+    """A head without CPUs; tests add workers."""
+    # sockets below it have a path limit of 107 bytes
+    folder = Path(tempfile.mkdtemp(prefix="pmm-", dir="/tmp"))
+    nodes = RayNodes(folder, free_port(), free_port(), secrets.token_hex(16))
+    try:
+        nodes.start_head()
+        yield nodes
+    finally:
+        nodes.stop()
