@@ -10,11 +10,11 @@ computes the strided one's features and those in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pmm_ray.nets.backbone import Backbone, FeatureInfo
 
 # what the public weights were trained with: (x / 255 - 0.5) / 0.5, RGB
 INPUT_MEAN = (0.5, 0.5, 0.5)
@@ -35,16 +35,6 @@ _STAGES = (
 # TensorFlow's batch_norm_epsilon and 1 - batch_norm_momentum for this network
 _NORM_EPSILON = 1e-3
 _NORM_MOMENTUM = 0.01
-
-
-@dataclass(frozen=True)
-class FeatureInfo:
-    """One tap of a backbone: the output of a stage."""
-
-    name: str
-    channels: int
-    stride: int
-    """Input px per feature px."""
 
 
 class SameConv2d(nn.Conv2d):
@@ -102,7 +92,7 @@ class InvertedResidual(nn.Module):
         return x + input if self.shortcut else x
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """EfficientNet-lite0.
 
     Args:
@@ -115,6 +105,10 @@ class EfficientNetLite0(nn.Module):
 
     Input: float32 [B, 3, H, W], RGB, normalised with `INPUT_MEAN` and `INPUT_STD`; any H, W >= 1.
     """
+
+    input_mean = INPUT_MEAN
+    input_std = INPUT_STD
+    heads = ("fc", "conv_head", "bn1")
 
     def __init__(
         self, output_stride: int = 32, *, with_head: bool = True, num_classes: int | None = None
@@ -151,7 +145,6 @@ class EfficientNetLite0(nn.Module):
             features.append(FeatureInfo("head", _HEAD, stride))
         self.fc = nn.Linear(_HEAD, num_classes) if num_classes is not None else None
         self.features = tuple(features)
-        """What `forward_features` returns, in order."""
 
     def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
         """The output of every stage (and of the head, if built), as `features` lists them."""

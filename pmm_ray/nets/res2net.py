@@ -1,0 +1,134 @@
+"""Res2Net-101 v1b, 26w x 4s: a ResNet whose 3x3 convolutions work in a hierarchy of four groups.
+
+Legend: B = batch, C = channels, H, W = input px.
+
+Source: Gao et al., "Res2Net: A New Multi-scale Backbone Architecture", TPAMI 2021, with the layer
+names of its public checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pmm_ray.nets.backbone import Backbone, FeatureInfo, initialise
+
+BLOCKS = (3, 4, 23, 3)
+PLANES = (64, 128, 256, 512)
+EXPANSION = 4
+GROUPS = 4
+_BASE_WIDTH = 26
+
+
+class HierarchyBlock(nn.Module):
+    """1x1 convolution, three 3x3 convolutions of which each sees the one before, 1x1 convolution.
+
+    Args:
+        inputs: channels of the input.
+        planes: a quarter of the output's channels.
+        stride: of the 3x3 convolutions.
+        dilation: of the 3x3 convolutions.
+        first: whether the block begins a stage: its groups are independent, its fourth is pooled.
+    """
+
+    def __init__(
+        self, inputs: int, planes: int, stride: int, dilation: int, *, first: bool
+    ) -> None:
+        super().__init__()
+        width = planes * _BASE_WIDTH // 64
+        outputs = planes * EXPANSION
+        self.first = first
+        self.conv1 = nn.Conv2d(inputs, width * GROUPS, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width * GROUPS)
+        self.pool = nn.AvgPool2d(3, stride, padding=1) if first else nn.Identity()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+            for _ in range(GROUPS - 1)
+        )
+        self.bns = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(GROUPS - 1))
+        self.conv3 = nn.Conv2d(width * GROUPS, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False),
+                nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        shortcut = input if self.downsample is None else self.downsample(input)
+        *groups, last = F.relu(self.bn1(self.conv1(input))).chunk(GROUPS, dim=1)
+        parts: list[Tensor] = []
+        for group, conv, norm in zip(groups, self.convs, self.bns, strict=True):
+            x = group if self.first or not parts else parts[-1] + group
+            parts.append(F.relu(norm(conv(x))))
+        x = self.bn3(self.conv3(torch.cat([*parts, self.pool(last)], dim=1)))
+        return F.relu(x + shortcut)
+
+
+class Res2Net101(Backbone):
+    """Res2Net-101 v1b, 26w x 4s.
+
+    Args:
+        strides: of the four stages. ImageNet: 1, 2, 2, 2; CAMs and segmentation: 1, 2, 1, 1.
+        dilations: of the four stages. Segmentation: 1, 1, 2, 4.
+        num_classes: also build the linear classifier of the pretrained network.
+
+    Input of any size. Taps `layer1` to `layer4`.
+    """
+
+    first_layers = ("conv1", "bn1", "layer1")
+    heads = ("fc",)
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int] = (1, 2, 1, 1),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        )
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        channels, total = 64, 4
+        stages, features = [], []
+        for count, planes, stride, dilation in zip(BLOCKS, PLANES, strides, dilations, strict=True):
+            blocks = []
+            for block in range(count):
+                first = block == 0
+                step = stride if first else 1
+                blocks.append(HierarchyBlock(channels, planes, step, dilation, first=first))
+                channels = planes * EXPANSION
+            total *= stride
+            stages.append(nn.Sequential(*blocks))
+            features.append(FeatureInfo(f"layer{len(stages)}", channels, total))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
+        self.features = tuple(features)
+        initialise(self)
+
+    def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images_B3HW))))
+        taps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            taps.append(x)
+        return taps
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """The last tap [B, 2048, h, w]; with `num_classes`, logits [B, num_classes]."""
+        last = super().forward(images_B3HW)
+        return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
