@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,44 @@ def confusion_matrix(
     Raises:
         ValueError: Shapes differ, or a counted id lies outside 0..C-1.
     """
+    return confusion_matrices(truth, [prediction], num_classes, ignore)[0]
+
+
+def confusion_matrices(
+    truth: npt.NDArray[np.integer[Any]],
+    predictions: Sequence[npt.NDArray[np.integer[Any]]],
+    num_classes: int,
+    ignore: int,
+) -> list[Confusion]:
+    """`confusion_matrix` of several predictions, whose truth is prepared once.
+
+    Raises:
+        ValueError: as `confusion_matrix`.
+    """
     axes = "HWXYZ"[: np.ndim(truth)]
     check_array("truth", truth, axes, kinds="iu")
-    check_array("prediction", prediction, axes, truth.shape, kinds="iu")
     if num_classes < 1:
         raise ValueError(f"num_classes = {num_classes} is not at least 1")
     counted = truth != ignore
-    rows = truth[counted].astype(np.int64)
-    columns = prediction[counted].astype(np.int64)
-    for name, ids in (("truth", rows), ("prediction", columns)):
-        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-            raise ValueError(
-                f"{name} holds class ids {ids.min()}..{ids.max()}, outside 0..{num_classes - 1}"
-            )
-    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes).astype(np.int64)
+    everywhere = bool(counted.all())
+    rows = (truth.ravel() if everywhere else truth[counted]).astype(np.int64)
+    _check_ids("truth", rows, num_classes)
+    rows *= num_classes
+    matrices = []
+    for prediction in predictions:
+        check_array("prediction", prediction, axes, truth.shape, kinds="iu")
+        columns = prediction.ravel() if everywhere else prediction[counted]
+        _check_ids("prediction", columns, num_classes)
+        counts = np.bincount(rows + columns.astype(np.int64), minlength=num_classes**2)
+        matrices.append(counts.reshape(num_classes, num_classes).astype(np.int64))
+    return matrices
+
+
+def _check_ids(name: str, ids: npt.NDArray[np.integer[Any]], num_classes: int) -> None:
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        raise ValueError(
+            f"{name} holds class ids {ids.min()}..{ids.max()}, outside 0..{num_classes - 1}"
+        )
 
 
 def to_sparse(confusion: Confusion) -> tuple[npt.NDArray[np.int32], Confusion]:

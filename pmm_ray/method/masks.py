@@ -18,6 +18,9 @@ from pmm_ray.method.crf.dense_crf import Backend
 
 Mask = npt.NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 
+# CRF problems solved together: what the widest row of the filter holds.
+_TOGETHER = 16
+
 
 @dataclass(frozen=True)
 class MaskParameters:
@@ -107,27 +110,93 @@ def proportional_mask(
     Raises:
         ValueError: A shape, dtype, label or value does not fit.
     """
-    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
-    if len(cam) == 0:
-        return np.zeros(image.shape[:2], _mask_dtype(label_ids))
-    smooth_KHW = _smooth(cam, parameters)
-    background_KHW = (1.0 - smooth_KHW) ** np.float32(parameters.alpha)
-    crf = DenseCrf(image, parameters.crf, backend)
-    posterior_KHW = crf.binary(smooth_KHW, background_KHW)
+    return proportional_masks(image_HW3, cam_KHW, labels, [parameters], backend)[0]
 
-    best_HW = np.zeros(image.shape[:2], np.float64)
-    mask_HW = np.zeros(image.shape[:2], _mask_dtype(label_ids))
+
+def proportional_masks(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+) -> list[Mask]:
+    """`proportional_mask` for many parameters at once: the same masks, one lattice for all.
+
+    Every (combination, class) is one more independent problem of the same CRF, and filtering
+    many channels costs little more than filtering one.
+
+    Args:
+        image_HW3: RGB image, uint8 [H, W, 3].
+        cam_KHW: Normalized CAM at the image's size, floating [K, H, W], 0..1.
+        labels: K different label ids, 1..65534.
+        combinations: S parameters, at least one, that differ in anything but `crf`.
+        backend: CRF backend, see `DenseCrf`.
+
+    Returns:
+        S masks, as `proportional_mask` gives for each combination alone.
+
+    Raises:
+        ValueError: A shape, dtype, label or value does not fit, or the combinations need
+            different lattices.
+    """
+    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    if len({p.crf for p in combinations}) != 1:
+        raise ValueError("the combinations must share one set of CRF parameters")
+    if len(cam) == 0:
+        return [np.zeros(image.shape[:2], _mask_dtype(label_ids)) for _ in combinations]
+    inside_SKHW = _inside(image, cam, combinations, backend)
+    wide_KHW = cam.astype(np.float64)
+    return [
+        _largest_proportion(wide_KHW, label_ids, inside_KHW, parameters.proportion_offset)
+        for inside_KHW, parameters in zip(inside_SKHW, combinations, strict=True)
+    ]
+
+
+def _inside(
+    image: npt.NDArray[np.uint8],
+    cam_KHW: Float32Array,
+    combinations: Sequence[MaskParameters],
+    backend: Backend,
+) -> npt.NDArray[np.bool_]:
+    """Where each combination segments each class (Eq. 7), bool [S, K, H, W]."""
+    smoothings = {(p.smoothing, p.threshold, p.zero_below_threshold): p for p in combinations}
+    smooth_KHW = {key: _smooth(cam_KHW, p) for key, p in smoothings.items()}
+    crf = DenseCrf(image, combinations[0].crf, backend)
+    problems = [(s, k) for s in range(len(combinations)) for k in range(len(cam_KHW))]
+    inside_SKHW = np.empty((len(combinations), *cam_KHW.shape), np.bool_)
+    # In groups: the memory does not grow with the number of combinations.
+    for first in range(0, len(problems), _TOGETHER):
+        group = problems[first : first + _TOGETHER]
+        foreground = np.empty((len(group), *image.shape[:2]), np.float32)
+        background = np.empty_like(foreground)
+        for i, (s, k) in enumerate(group):
+            p = combinations[s]
+            foreground[i] = smooth_KHW[p.smoothing, p.threshold, p.zero_below_threshold][k]
+            background[i] = (1.0 - foreground[i]) ** np.float32(p.alpha)
+        for (s, k), posterior_HW in zip(group, crf.binary(foreground, background), strict=True):
+            np.greater(posterior_HW, combinations[s].foreground_threshold, out=inside_SKHW[s, k])
+    return inside_SKHW
+
+
+def _largest_proportion(
+    cam_KHW: npt.NDArray[np.float64],
+    label_ids: npt.NDArray[np.int64],
+    inside_KHW: npt.NDArray[np.bool_],
+    offset: float,
+) -> Mask:
+    """A pixel goes to the class of whose total score it holds the largest proportion (Eq. 8-9)."""
+    best_HW = np.zeros(cam_KHW.shape[1:], np.float64)
+    mask_HW = np.zeros(cam_KHW.shape[1:], _mask_dtype(label_ids))
     # Ascending ids and a strict comparison: first maximum wins, as argmax over
     # [background, classes ascending] does.
     for k in np.argsort(label_ids):
-        inside_HW = posterior_KHW[k] > parameters.foreground_threshold
-        weight = float(cam[k].sum(where=inside_HW, dtype=np.float64)) + parameters.proportion_offset
+        weight = float(cam_KHW[k].sum(where=inside_KHW[k])) + offset
         if weight == 0.0:
             continue
-        proportion_HW = cam[k].astype(np.float64) / weight
-        wins_HW = inside_HW & (proportion_HW > best_HW)
-        best_HW[wins_HW] = proportion_HW[wins_HW]
-        mask_HW[wins_HW] = label_ids[k]
+        proportion_HW = cam_KHW[k] / weight
+        wins_HW = inside_KHW[k] & (proportion_HW > best_HW)
+        np.copyto(best_HW, proportion_HW, where=wins_HW)
+        np.copyto(mask_HW, mask_HW.dtype.type(label_ids[k]), where=wins_HW)
     return mask_HW
 
 
