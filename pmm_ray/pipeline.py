@@ -9,18 +9,14 @@ all that can change its result, so running the pipeline again runs just what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pmm_ray.config import RunConfig, load_recipe, section_hash, to_yaml
+from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError
-from pmm_ray.runtime.guard import guarded
+from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import EndOfSelection, Selection, Session
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.session import EndOfSelection, Session
+from pmm_ray.runtime.stage import StageFolder, Summary
 
 LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
 
@@ -28,7 +24,10 @@ LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
 def planned_stages(config: RunConfig) -> tuple[str, ...]:
     """Names of all stages of a recipe, in order. Evaluations are skipped where truth is absent."""
     held_out = config.data.held_out_split
-    plan = ["import_data", "train_classifier", "make_cams"]
+    drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
+    plan = ["import_data", *(["rasterize_masks"] if drawn else [])]
+    plan += ["train_classifier", "make_cams"]
+    plan += ["sweep-alpha"] if config.masks.alpha == "auto" else []
     for method in config.evaluate.ladder:
         plan += [f"make_masks-{method}", f"evaluate-{method}"]
     plan += ["make_masks", "evaluate-ppmg"]
@@ -47,6 +46,7 @@ def run_stages(session: Session) -> None:
     pipeline = Pipeline(session)
     try:
         cams = pipeline.up_to_cams()
+        pipeline.choose_alpha(cams)
         for method in session.config.evaluate.ladder:
             pipeline.make_ladder_masks(cams, method)
         masks = pipeline.make_masks(cams)
@@ -64,6 +64,7 @@ class Pipeline:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.config = session.config
+        self._truth: tuple[str, ...] = ()  # hash of the masks that were drawn, if any were
 
     def up_to_cams(self) -> StageFolder:
         """All stages from photographs to CAMs: what every ablation of masks begins with."""
@@ -85,11 +86,30 @@ class Pipeline:
                 lambda folder: import_data.run(data, self.config, folder, self.session.progress),
             )
             self.session.manifest_uri = folder.path("manifest.parquet")
+            self._rasterize_masks()
         from pmm_ray.sources.manifest import manifest_hash
 
         self._manifest_hash = manifest_hash(self.session.manifest_uri)
         self._images = index_file(self.session.manifest_uri)
+        if self.config.masks.alpha == "auto":
+            self._check_truth()
         self._pin_auto_values()
+
+    def _rasterize_masks(self) -> None:
+        """Annotated objects -> ground-truth masks, where the data set has objects, not masks."""
+        from pmm_ray.stages import rasterize_masks
+
+        uri, data = self.session.manifest_uri, self.config.data
+        assert uri is not None
+        if rasterize_masks.objects_fingerprint(uri) is None:
+            return
+        drawn = self.session.stage(
+            rasterize_masks.STAGE,
+            rasterize_masks.stage_hash(data, uri),
+            lambda folder: rasterize_masks.run(data, self.session.context(), folder),
+            input_rows=len(rasterize_masks.images_to_draw(uri)),
+        )
+        self._truth = (drawn.hash,)
 
     def _pin_auto_values(self) -> None:
         """Resolve `workers: auto` once per run folder: trained weights depend on it."""
@@ -153,6 +173,36 @@ class Pipeline:
                 checkpoint_uri=classifier.path("model.pt"),
             ),
             input_rows=len(images),
+        )
+
+    def choose_alpha(self, cams: StageFolder) -> None:
+        """Resolve `masks.alpha: auto` on the held-out split, and pin it in `resolved.yaml`."""
+        if self.config.masks.alpha != "auto":
+            return
+        from pmm_ray.stages import sweep_masks
+
+        alphas = {"alpha": sweep_masks.AUTO_ALPHAS}
+        chosen = self.search("sweep-alpha", cams, sweep_masks.grid(alphas), sweep_masks.AUTO_IMAGES)
+        masks = self.config.masks.model_copy(update=chosen.details["chosen"])
+        self.config = self.session.config = self.config.model_copy(update={"masks": masks})
+        uri = storage.join(self.session.run_dir, "resolved.yaml")
+        storage.write_bytes(uri, to_yaml(self.config).encode())
+
+    def search(
+        self, name: str, cams: StageFolder, combinations: list[dict[str, float]], limit: int
+    ) -> Summary:
+        """Score combinations of mask parameters on held-out images with truth."""
+        from pmm_ray.stages import sweep_masks
+
+        return sweep_masks.search(
+            self.session,
+            name,
+            cams=cams,
+            images=self._images,
+            with_truth=self._with_truth(self.config.data.held_out_split),
+            data_hash=[self._manifest_hash, *self._truth],
+            combinations=combinations,
+            limit=limit,
         )
 
     def make_masks(self, cams: StageFolder) -> StageFolder:
@@ -264,7 +314,9 @@ class Pipeline:
             return
         self.session.stage(
             name,
-            section_hash(masks.stage, masks.hash, self._manifest_hash, evaluate.CODE_VERSION),
+            section_hash(
+                masks.stage, masks.hash, self._manifest_hash, *self._truth, evaluate.CODE_VERSION
+            ),
             lambda folder: evaluate.run(
                 self.session.context(),
                 folder,
@@ -276,6 +328,15 @@ class Pipeline:
             ),
             input_rows=len(index),
         )
+
+    def _check_truth(self) -> None:
+        """Refuse `masks.alpha: auto` before anything is trained where it cannot be resolved."""
+        split = self.config.data.held_out_split
+        if not self._with_truth(split):
+            raise CannotRunError(
+                f"masks.alpha: auto needs images of split {split!r} with ground-truth masks, and "
+                "this data set has none: set masks.alpha to a number"
+            )
 
     def _with_truth(self, split: str) -> list[str]:
         """Ids of a split's images that have ground truth."""
@@ -296,59 +357,3 @@ def weights_hash(weights: str) -> str:
         return hashlib.sha256(storage.read_bytes(storage.absolute(weights))).hexdigest()
     except FileNotFoundError as error:
         raise CannotRunError(f"no weights file at {weights}") from error
-
-
-def run_recipe(
-    recipe: str | Path,
-    *,
-    run_dir: str | None = None,
-    settings: Sequence[str] = (),
-    address: str = "auto",
-    first: str | None = None,
-    last: str | None = None,
-    only: str | None = None,
-    fresh: bool = False,
-    retry_errors: bool = False,
-) -> int:
-    """Run a recipe and write its report.
-
-    Args:
-        recipe: YAML file.
-        run_dir: folder or uri of the run; default `runs/<name>`.
-        settings: `section.key=value`, see `load_recipe`.
-        address: `auto`, `local`, or a Ray address.
-        first: name of the first stage that may run.
-        last: name of the last.
-        only: name of the only ones.
-        fresh: compute the selected stages anew.
-        retry_errors: run images with error rows again.
-
-    Returns:
-        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 130 interrupted.
-    """
-
-    def body(progress: Progress) -> None:
-        config = load_recipe(recipe, settings)
-        selection = Selection(planned_stages(config), first, last, only, fresh, retry_errors)
-        place = storage.absolute(run_dir or str(Path("runs") / config.name))
-        with Session(place, config, selection, progress, address) as session:
-            session.hold()
-            try:
-                run_stages(session)
-            except BudgetExceededError:
-                _report(session)  # its table of errors is what is needed now
-                raise
-            session.write_record(finished=True)
-            _report(session)
-
-    return guarded(body)
-
-
-def _report(session: Session) -> None:
-    from rich.console import Console
-
-    from pmm_ray.report import build_report, print_stage_table
-
-    report = build_report(session.run_dir)
-    print_stage_table(session.run_dir, Console(highlight=False))
-    print(report)

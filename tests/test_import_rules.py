@@ -23,9 +23,12 @@ FLOORS = {
     "report": 4,
     "pipeline": 5,
     "predict": 6,
+    "datasets": 6,
+    "bring_your_own": 6,
     "ablations": 6,
     "export": 6,
     "plan": 6,
+    "run": 6,
     "cli": 7,
     "jobs": 8,
 }

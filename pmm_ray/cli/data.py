@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import data_app
+from pmm_ray.cli.app import Address, data_app
 
 
 class LabelsFrom(StrEnum):
-    """Where VOC12's image-level labels come from."""
+    """Where image-level labels come from."""
 
     auto = "auto"
     cls_labels = "cls_labels"
     xml = "xml"
     masks = "masks"
+    annotations = "annotations"
+    lists = "lists"
 
 
 @data_app.command("shapes")
@@ -40,37 +42,85 @@ class Importable(StrEnum):
     """Data sets that `pmm data import` knows."""
 
     voc12 = "voc12"
+    coco14 = "coco14"
     folder = "folder"
+    coco = "coco"
+    parquet = "parquet"
+
+
+class GroundTruth(StrEnum):
+    """For which splits masks are drawn from annotations."""
+
+    all = "all"
+    held_out = "held_out"
+    none = "none"
+
+
+class Overlap(StrEnum):
+    """What a drawn pixel gets that several objects cover."""
+
+    last = "last"
+    smallest = "smallest"
+    highest_id = "highest_id"
+    ignore = "ignore"
+
+
+class Crowd(StrEnum):
+    """What a crowd region is in a drawn mask."""
+
+    as_class = "class"
+    ignore = "ignore"
+    background = "background"
 
 
 @data_app.command("import")
 def data_import(
     source: Annotated[Importable, typer.Argument(help="What ROOT is.")],
-    root: Annotated[Path, typer.Argument(help="VOCdevkit, or a folder with images/.")],
-    out: Annotated[Path, typer.Option(help="Folder for manifest.parquet.")],
-    split: Annotated[list[str] | None, typer.Option(help="voc12: split list, repeatable.")] = None,
-    labels_from: Annotated[LabelsFrom, typer.Option(help="voc12 labels.")] = LabelsFrom.auto,
+    root: Annotated[str, typer.Argument(help="Folder or uri of the data set.")],
+    out: Annotated[str, typer.Option(help="Folder for manifest.parquet and drawn masks.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Repeatable; the last one is held out. voc12: train_aug, val."),
+    ] = None,
+    labels_from: Annotated[
+        LabelsFrom, typer.Option(help="voc12, coco14: source of the labels.")
+    ] = LabelsFrom.auto,
+    lists: Annotated[
+        str, typer.Option(help="voc12, coco14: folder of NAME.txt, NAME_cls.txt to compare with.")
+    ] = "",
+    ground_truth: Annotated[
+        GroundTruth, typer.Option(help="coco14, coco: splits to draw masks of.")
+    ] = GroundTruth.all,
+    overlap: Annotated[
+        Overlap, typer.Option(help="coco14, coco: whose pixel it is.")
+    ] = Overlap.last,
+    crowd: Annotated[
+        Crowd, typer.Option(help="coco14, coco: what crowd regions are.")
+    ] = Crowd.as_class,
     trust_pickle: Annotated[
-        bool, typer.Option(help="Allow cls_labels.npy, which is a pickle.")
+        bool, typer.Option(help="voc12: allow cls_labels.npy, which is a pickle.")
     ] = False,
+    address: Address = "auto",
 ) -> None:
     """Turn a data set into a manifest; what cannot be used becomes error rows beside it."""
-    from pmm_ray.sources.folder import import_folder
-    from pmm_ray.sources.voc12 import import_voc12
+    from pmm_ray.config import DataConfig, RunConfig
+    from pmm_ray.datasets import draw_masks, import_dataset
 
-    if source is Importable.voc12:
-        splits = split or ["train_aug", "val"]
-        _print_import(
-            lambda: import_voc12(
-                str(root),
-                str(out),
-                splits=splits,
-                labels_from=labels_from.value,
-                trust_pickle=trust_pickle,
-            )
+    splits = split or (["train_aug", "val"] if source is Importable.voc12 else ["train", "val"])
+    config = RunConfig(
+        data=DataConfig(
+            source=source.value,
+            root=root,
+            labels_from=labels_from.value,
+            lists=lists,
+            ground_truth=ground_truth.value,
+            overlap=overlap.value,
+            crowd=crowd.value,
+            trust_pickle=trust_pickle,
         )
-    else:
-        _print_import(lambda: import_folder(str(root), str(out)))
+    )
+    _print_import(lambda: import_dataset(config, out, splits))
+    raise typer.Exit(draw_masks(config, out, address))
 
 
 def _print_import(make: object) -> None:

@@ -12,16 +12,33 @@ from pmm_ray.config.base import Positive, Section, execution
 class DataConfig(Section):
     """Where the photographs and labels come from."""
 
-    source: Literal["shapes", "voc12", "folder", "manifest"] = "shapes"
-    """`shapes` makes its own; the others read `root` (for `manifest`: a manifest.parquet)."""
+    source: Literal["shapes", "voc12", "coco14", "folder", "coco", "parquet", "manifest"] = "shapes"
+    """`shapes` makes its own; the others read `root`: `voc12` a VOCdevkit, with SBD beside it or
+    not; `coco14` the folder with `annotations/instances_train2014.json`; `folder` photographs and
+    a CSV; `coco` COCO-style JSON with any categories; `parquet` image bytes and labels as
+    Hugging Face's datasets are stored; `manifest` a manifest.parquet."""
     root: str = ""
     """Folder or uri of the data set; give it with `--set data.root=...`."""
     train_split: str = "train"
-    """Split that the classifier and the segmenter are trained on."""
+    """Split that the classifier and the segmenter are trained on. `voc12`: a list below
+    ImageSets/Segmentation (`train_aug`, `train`); `coco14`: `train` or `train2014`."""
     held_out_split: str = "val"
-    """Split that is never trained on: evaluation, selection."""
-    labels_from: Literal["auto", "cls_labels", "xml", "masks"] = "auto"
-    """`voc12`: where image-level labels come from."""
+    """Split that is never trained on: evaluation, selection. `coco14`: `val` or `val2014`."""
+    labels_from: Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists"] = "auto"
+    """Where image-level labels come from. `voc12`: cls_labels, xml, masks or lists; `coco14`:
+    annotations (`auto`) or lists."""
+    lists: str = ""
+    """`voc12`, `coco14`: folder of the field's lists, `NAME.txt` (ids) and `NAME_cls.txt` (ids and
+    classes, from 0); what differs from them is written to differences.csv."""
+    ground_truth: Literal["all", "held_out", "none"] = "all"
+    """`coco14`, `coco`: for which splits masks are drawn from the annotations, for evaluation."""
+    overlap: Literal["last", "smallest", "highest_id", "ignore"] = "last"
+    """`coco14`, `coco`: what a drawn pixel gets that several objects cover: the later one of the
+    file, the smallest one, the highest class id, or the ignore value where classes differ. `last`
+    gives the labels of the field's COCO lists on all images tried."""
+    crowd: Literal["class", "ignore", "background"] = "class"
+    """`coco14`, `coco`: what a crowd region is in a drawn mask: its class like any object, the
+    ignore value where no object covers it, or nothing."""
     trust_pickle: bool = False
     """`voc12`: allow `cls_labels.npy`, which is a pickle. Only for files you trust."""
     images: int = Field(120, ge=4)

@@ -6,7 +6,7 @@ An image becomes a manifest row or an error row; `ImportReport.total` counts bot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime import storage, tables
@@ -70,6 +70,8 @@ class Importer:
         split: str,
         labels: Callable[[], Iterable[int]],
         ground_truth_uri: str | None = None,
+        *,
+        stated_size: tuple[int, int] | None = None,
     ) -> None:
         """One photograph: a manifest row if all of it is sound, else an error row.
 
@@ -79,9 +81,11 @@ class Importer:
             split: its split.
             labels: gives the contiguous ids in any order; its ValueError is a `label` error.
             ground_truth_uri: absolute uri of its mask, if it has one.
+            stated_size: (height, width) that an annotation file says, px; another size is a
+                `label` error. Its mask is yet to be drawn, and not opened.
         """
         try:
-            row = self._checked(image_id, uri, split, labels, ground_truth_uri)
+            row = self._checked(image_id, uri, split, labels, ground_truth_uri, stated_size)
         except RowError as error:
             self.fail(image_id, error.kind, error.message, error.uri or uri)
         except ValueError as error:
@@ -90,6 +94,36 @@ class Importer:
             self.fail(image_id, "missing", f"its labels cannot be read: {error}", uri)
         else:
             self.rows[image_id] = row
+
+    def add_known(
+        self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str = ""
+    ) -> bool:
+        """One photograph of which all is known without opening it; whether it became a row.
+
+        Args:
+            row: as it will stand, its `labels` left empty.
+            labels: as for `add`.
+            missing: why the file cannot be there, if it cannot.
+        """
+        try:
+            tables.check_image_id(row.image_id)
+            if row.image_id in self.rows:
+                raise ValueError("the image id occurs twice; the first one stays")
+            if missing:
+                raise RowError("missing", missing, row.uri)
+            if row.height <= 0 or row.width <= 0:
+                raise ValueError(f"a size of {row.width} x {row.height} pixels")
+            if row.height * row.width > self.max_pixels:
+                raise RowError("too_large", f"{row.width} x {row.height} pixels are stated")
+            found = check_labels(sorted(set(labels())), self.label_space)
+        except RowError as error:
+            self.fail(row.image_id, error.kind, error.message, error.uri or row.uri)
+        except ValueError as error:
+            self.fail(row.image_id, "label", str(error), row.uri)
+        else:
+            self.rows[row.image_id] = replace(row, labels=found)
+            return True
+        return False
 
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One photograph that cannot be used."""
@@ -132,12 +166,18 @@ class Importer:
         split: str,
         labels: Callable[[], Iterable[int]],
         ground_truth_uri: str | None,
+        stated_size: tuple[int, int] | None,
     ) -> ManifestRow:
         tables.check_image_id(image_id)
         if image_id in self.rows:
             raise ValueError(f"the image id occurs twice; the first is {self.rows[image_id].uri}")
         size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
-        if ground_truth_uri is not None:
+        if stated_size is not None and stated_size != size:
+            raise ValueError(
+                f"the annotations are for {stated_size[1]} x {stated_size[0]} pixels, the "
+                f"photograph has {size[1]} x {size[0]}"
+            )
+        if ground_truth_uri is not None and stated_size is None:
             mask_size = read_mask_size(ground_truth_uri)
             if mask_size != size:
                 raise ValueError(

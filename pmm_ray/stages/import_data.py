@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from pmm_ray.config import DataConfig, RunConfig
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.raster import require_pycocotools
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.sources.voc12 import import_voc12
 
@@ -18,8 +23,16 @@ STAGE = "import_data"
 CODE_VERSION = 1
 
 
-def import_source(data: DataConfig, out: str, seed: int) -> ImportReport:
+def import_source(
+    data: DataConfig, out: str, seed: int, splits: Sequence[str] = ()
+) -> ImportReport:
     """Run the importer that `data.source` names; writes `out/manifest.parquet`.
+
+    Args:
+        data: the section.
+        out: folder or uri.
+        seed: of the synthetic data set.
+        splits: default: the training and the held-out split of `data`; the last is held out.
 
     Raises:
         CannotRunError: `data.root` is missing.
@@ -28,16 +41,40 @@ def import_source(data: DataConfig, out: str, seed: int) -> ImportReport:
         return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
     if not data.root:
         raise CannotRunError(f"data.source = {data.source} needs --set data.root=FOLDER")
+    splits = splits or [data.train_split, data.held_out_split]
     if data.source == "voc12":
         return import_voc12(
             data.root,
             out,
-            splits=[data.train_split, data.held_out_split],
-            labels_from=data.labels_from,
+            splits=splits,
+            labels_from=_of("voc12", data.labels_from, ("auto", "cls_labels", "xml", "masks")),
             trust_pickle=data.trust_pickle,
             max_pixels=data.max_pixels,
         )
-    return import_folder(data.root, out, max_pixels=data.max_pixels)
+    if data.source == "folder":
+        return import_folder(data.root, out, max_pixels=data.max_pixels)
+    truth_splits = {"all": splits, "held_out": splits[-1:], "none": []}[data.ground_truth]
+    if truth_splits:
+        require_pycocotools()  # before the minutes that reading the annotations takes
+    if data.source == "coco14":
+        return import_coco14(
+            data.root,
+            out,
+            splits=splits,
+            truth_splits=truth_splits,
+            labels_from=_of("coco14", data.labels_from, ("auto", "annotations", "lists")),
+            lists=data.lists or None,
+            max_pixels=data.max_pixels,
+        )
+    return import_coco(
+        data.root, out, splits=splits, truth_splits=truth_splits, max_pixels=data.max_pixels
+    )
+
+
+def _of(source: str, labels_from: str, known: tuple[str, ...]) -> Any:
+    if labels_from not in known:
+        raise CannotRunError(f"data.labels_from for {source} is one of {', '.join(known)}")
+    return labels_from
 
 
 def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Progress) -> Summary:

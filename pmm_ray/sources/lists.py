@@ -1,0 +1,97 @@
+"""The field's lists of images and of their labels, and what differs from them.
+
+`NAME.txt` holds an id a line; `NAME_cls.txt` an id and its classes, counted from 0 without the
+background. Both are what papers train and score on, so an import can be held against them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
+
+Labels = tuple[int, ...]
+DIFFERENCES = "differences.csv"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One image that an import and a list do not agree on; labels are contiguous ids."""
+
+    image_id: str
+    kind: Literal["labels differ", "only in the list", "not in the list"]
+    here: Labels = ()
+    listed: Labels = ()
+
+
+def read_words(uri: str) -> Iterator[list[str]]:
+    """The words of each line that has some. Raises CannotRunError if there is no such file."""
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise CannotRunError(f"no list at {uri}") from error
+    yield from (line.split() for line in text.splitlines() if line.strip())
+
+
+def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
+    """Contiguous ids of each image of a `NAME_cls.txt`.
+
+    Raises:
+        CannotRunError: no such file, a word that is no number, or a class outside the space.
+    """
+    found: dict[str, Labels] = {}
+    for image_id, *words in read_words(uri):
+        try:
+            labels = tuple(sorted({int(word) + 1 for word in words}))
+        except ValueError as error:
+            raise CannotRunError(f"{uri}: {image_id}: classes are numbers: {words}") from error
+        if any(not 1 <= label <= space.num_foreground for label in labels):
+            raise CannotRunError(
+                f"{uri}: {image_id}: classes must be 0..{space.num_foreground - 1}: {words}"
+            )
+        found[image_id] = labels
+    return found
+
+
+def compare_labels(here: Mapping[str, Labels], listed: Mapping[str, Labels]) -> list[Difference]:
+    """Every image on which an import and a list differ, by id."""
+    differences = []
+    for image_id in sorted(here.keys() | listed.keys()):
+        if image_id not in here:
+            differences.append(Difference(image_id, "only in the list", listed=listed[image_id]))
+        elif image_id not in listed:
+            differences.append(Difference(image_id, "not in the list", here=here[image_id]))
+        elif here[image_id] != listed[image_id]:
+            differences.append(
+                Difference(image_id, "labels differ", here[image_id], listed[image_id])
+            )
+    return differences
+
+
+def write_differences(uri: str, differences: Iterable[Difference], space: LabelSpace) -> None:
+    """Write them as CSV, one line an image, with the names of the classes that one side lacks."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["image_id", "kind", "only_here", "only_in_list"])
+    for item in differences:
+        here, listed = set(item.here), set(item.listed)
+        names = [
+            ";".join(space.names[label] for label in sorted(labels))
+            for labels in (here - listed, listed - here)
+        ]
+        writer.writerow([item.image_id, item.kind, *names])
+    storage.write_bytes(uri, out.getvalue().encode())
+
+
+def count_differences(differences: Iterable[Difference]) -> dict[str, int]:
+    """How many there are of each kind, for an import's counts."""
+    counts = {"labels differ from the list": 0, "only in the list": 0, "not in the list": 0}
+    for item in differences:
+        counts["labels differ from the list" if item.here and item.listed else item.kind] += 1
+    return counts

@@ -1,0 +1,116 @@
+"""Annotated objects -> ground-truth masks, for evaluation only: one PNG file per image."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pmm_ray.config import DataConfig, section_hash
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.index import TableIndex, index_file, read_all, read_index
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
+from pmm_ray.sources.manifest import manifest_hash
+from pmm_ray.sources.raster import draw_objects, require_pycocotools
+
+STAGE = "rasterize_masks"
+CODE_VERSION = 1
+
+DRAWN = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("labels", pa.list_(pa.int16())),
+        ("hidden", pa.list_(pa.int16())),
+        ("foreground", pa.float32()),
+        ("ignored", pa.float32()),
+    ]
+)
+"""One row per mask: the classes that appear in it, those of the image's labels that do not
+(small ones under later objects), and the shares of its pixels that are foreground and ignored."""
+
+
+def rasterize_worker(root: str, space: LabelSpace, overlap: str, crowd: str, stage: str) -> Worker:
+    """Makes the worker of one task; `root` is the manifest's folder."""
+
+    def draw(row: InputRow) -> dict[str, Any]:
+        manifest, objects = row["manifest"], row["objects"]["objects"]
+        mask = draw_objects(
+            objects, manifest["height"], manifest["width"], space, overlap=overlap, crowd=crowd
+        )
+        uri = storage.anchor(manifest["ground_truth_uri"], root)
+        storage.write_bytes(uri, encode_mask(mask, space))
+        counts = np.bincount(mask.ravel(), minlength=space.ignore + 1) / mask.size
+        labels = np.flatnonzero(counts[1 : space.num_classes]) + 1
+        return {
+            "image_id": manifest["image_id"],
+            "labels": labels.tolist(),
+            "hidden": sorted({*manifest["labels"]} - {*labels.tolist()}),
+            "foreground": float(counts[1 : space.num_classes].sum()),
+            "ignored": float(counts[space.ignore]),
+        }
+
+    return row_by_row(stage, draw)
+
+
+def objects_fingerprint(manifest_uri: str) -> str | None:
+    """Of the objects that a manifest's masks are drawn from; None where there are none to draw."""
+    return tables.table_metadata(manifest_uri).get(OBJECTS_KEY)
+
+
+def stage_hash(data: DataConfig, manifest_uri: str) -> str:
+    """Of all that decides the drawn masks."""
+    rules = (data.overlap, data.crowd, objects_fingerprint(manifest_uri))
+    return section_hash(*rules, manifest_hash(manifest_uri), CODE_VERSION)
+
+
+def images_to_draw(manifest_uri: str) -> TableIndex:
+    """The rows of the manifest that name a mask."""
+    table = tables.read_table(manifest_uri, ["image_id", "ground_truth_uri"])
+    columns = (table.column(name).to_pylist() for name in table.column_names)
+    wanted = [image_id for image_id, truth in zip(*columns, strict=True) if truth]
+    return index_file(manifest_uri).select(wanted)
+
+
+def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
+    """Draw the masks that the manifest names, from the objects beside it.
+
+    Raises:
+        CannotRunError: pycocotools is not installed.
+    """
+    require_pycocotools()
+    manifest = context.manifest
+    wanted = images_to_draw(manifest.uri)
+    context.progress.message(f"{folder.stage}: pixel labels used ({len(wanted)} masks drawn)")
+    tasks = max(1, int(context.cluster.cpus))
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={
+            "manifest": wanted,
+            "objects": read_index(storage.join(manifest.root, OBJECTS_FOLDER)),
+        },
+        primary="manifest",
+        factory=partial(
+            rasterize_worker,
+            manifest.root,
+            manifest.label_space,
+            data.overlap,
+            data.crowd,
+            folder.stage,
+        ),
+        schema=DRAWN,
+        pool=Pool(tasks),
+        batch_size=auto_batch(len(wanted), tasks),
+    )
+    drawn = read_all(folder.uri)
+    hidden = sum(bool(labels) for labels in drawn.column("hidden").to_pylist())
+    counts = {"masks": drawn.num_rows, "masks without one of the image's labels": hidden}
+    details = summary.details | {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
+    return summary.model_copy(update={"details": details, "pixel_labels_used": True})
