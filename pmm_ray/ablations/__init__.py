@@ -6,11 +6,19 @@ see `guard.guarded`); `TABLES` names it. It is imported when it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pmm_ray.runtime.errors import CannotRunError
+
+if TYPE_CHECKING:
+    from pmm_ray.pipeline import Pipeline
+    from pmm_ray.runtime.progress import Progress
+    from pmm_ray.runtime.session import Session
 
 # number of the paper's table -> the module that makes it
 TABLES: dict[int, str] = {}
@@ -33,6 +41,35 @@ class Ablation:
     settings: tuple[str, ...] = ()
     address: str = "auto"
     images: int | None = None
+
+
+@contextlib.contextmanager
+def open_session(
+    request: Ablation, stages: tuple[str, ...], progress: Progress
+) -> Iterator[tuple[Session, Pipeline]]:
+    """A session whose plan is the recipe's up to its CAMs, then the ablation's own stages.
+
+    It runs what is not done yet of the first (`pipeline.up_to_cams()`), and adds to the record of
+    a run that is in the folder already. The caller takes the lease with `session.hold()`.
+
+    Args:
+        request: what the user asked for.
+        stages: names of the ablation's stages.
+        progress: from `guarded`.
+    """
+    from pmm_ray.config import load_recipe
+    from pmm_ray.pipeline import Pipeline, planned_stages
+    from pmm_ray.runtime import storage
+    from pmm_ray.runtime.session import Selection, Session
+
+    config = load_recipe(request.recipe, request.settings)
+    planned = planned_stages(config)
+    plan = (*planned[: planned.index("make_cams") + 1], *stages)
+    place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
+    with Session(
+        place, config, Selection(plan), progress, request.address, adds_to_record=True
+    ) as session:
+        yield session, Pipeline(session)
 
 
 def run_table(number: int, request: Ablation) -> int:

@@ -23,7 +23,7 @@ def run(
     address: Address = "auto",
 ) -> None:
     """Run a whole recipe, or go on with one that was interrupted."""
-    from pmm_ray.pipeline import run_recipe
+    from pmm_ray.run import run_recipe
 
     if only and (first or until):
         raise typer.BadParameter("--only stands alone: leave out --from and --until")

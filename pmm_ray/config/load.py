@@ -90,9 +90,21 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: ValidationError, path: str | Path) -> str:
-    lines = []
+    lines: list[str] = []
+    known = set(known_keys())
+    unions: dict[str, int] = {}  # key of a value that may be of several kinds -> its line
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+        parts = [str(part) for part in item["loc"] if not isinstance(part, int)]
+        key = ".".join(parts)
+        outer = ".".join(parts[:-1])
+        if key not in known and outer in known and item["type"] != "extra_forbidden":
+            # pydantic tries each kind, and names it after the key
+            if outer in unions:
+                lines[unions[outer]] += f"; or: {item['msg']}"
+            else:
+                unions[outer] = len(lines)
+                lines.append(f"{outer} = {item.get('input')!r}: {item['msg']}")
+            continue
         if item["type"] == "extra_forbidden":
             nearest = nearest_key(key)
             hint = f"; did you mean {nearest}?" if nearest else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,8 +30,9 @@ class CrfConfig(Section):
 class MasksConfig(Section):
     """Pseudo-masks from CAMs: CVS, per-class CRF, PPMG (Eq. 2, 5-9, Alg. 1)."""
 
-    alpha: float = Field(11.0, gt=0)
-    """Background exponent (Eq. 2). The best value depends on the CAMs; the paper searched 0..20."""
+    alpha: Annotated[float, Field(gt=0)] | Auto = 11.0
+    """Background exponent (Eq. 2). The best value depends on the CAMs; the paper searched 0..20.
+    `auto` searches on held-out images with ground truth, see `pmm ablate --sweep`."""
     smoothing: float = Field(0.3, ge=0)
     """Scale factor s of the coefficient of variation (Eq. 6)."""
     threshold: float = Field(0.05, ge=0, lt=1)

@@ -78,6 +78,8 @@ class Session:
     selection: Selection
     progress: Progress
     address: str = "auto"
+    adds_to_record: bool = False
+    """An ablation: its stages join the record of the run it was made in."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     manifest_uri: str | None = None
 
@@ -197,6 +199,9 @@ class Session:
         uri = storage.join(self.run_dir, "run.json")
         if not self.work_done and storage.exists(uri):
             return  # nothing was computed: the record of the run that did stays
+        if self.adds_to_record and (earlier := self._extended_record(uri)) is not None:
+            storage.write_bytes(uri, json.dumps(earlier, indent=1).encode())
+            return
         now = time.time()
         record: dict[str, Any] = {
             "name": self.config.name,
@@ -212,6 +217,24 @@ class Session:
         if self._cluster is not None:
             record["cluster"] = dict(self._cluster.__dict__)
         storage.write_bytes(uri, json.dumps(record, indent=1).encode())
+
+    def _extended_record(self, uri: str) -> dict[str, Any] | None:
+        """The record in the run folder with this session's new stages.
+
+        None where there is none, or where a stage that it names has changed: then the session's
+        own record replaces it.
+        """
+        try:
+            record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        except FileNotFoundError:
+            return None
+        names = {stage["stage"] for stage in record["stages"]}
+        new = [stage for stage in self._stages if stage not in record["stages"]]
+        changed = {stage["stage"] for stage in new} & names
+        if any(base_name(name) != "sweep" for name in changed):
+            return None
+        record["stages"] += new
+        return record
 
 
 def _iso(seconds: float) -> str:
