@@ -47,6 +47,15 @@ class RuntimeConfig(Section):
     """A stage in which no image finished for this long fails with what it waited for."""
     heartbeat_seconds: float = execution(10.0, gt=0)
     """A line of progress in log files this often."""
+    cpu_labels: dict[str, str] = execution({})
+    """Labels of the nodes where stages without a GPU run, for example {pool: cpu}; empty: the nodes
+    without a GPU, or all nodes where each has one."""
+    autoscaled_cpus: int | None = execution(None, gt=0)
+    """CPUs that an autoscaler may give to stages without a GPU; empty: those that are there."""
+    autoscaled_gpus: int | None = execution(None, gt=0)
+    """GPUs that an autoscaler may bring the cluster to; empty: those that are there."""
+    preflight: bool = execution(True)
+    """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)
     """Local folder of each node for memory-mapped masks; empty: the system's temporary folder."""
 

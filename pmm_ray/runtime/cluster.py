@@ -11,14 +11,15 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.placement import largest_memory, place
 
 # One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
 THREAD_ENVIRONMENT = {
@@ -38,6 +39,12 @@ class ClusterResources:
     nodes: int
     local: bool
     """Whether this process started the Ray it uses."""
+    cpu_stage_cpus: float | None = None
+    """CPUs of the nodes where stages without a GPU run; None: all."""
+    cpu_stage_labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector for these nodes; empty: any node."""
+    node_memory: float = 0.0
+    """Memory that the largest node offers to tasks, bytes; 0: unknown."""
 
     def default_train_workers(self) -> int:
         """One per GPU; on CPUs 2, or 1 on a single core."""
@@ -49,9 +56,23 @@ class ClusterResources:
         """Model copies for inference: one per GPU, else one per CPU."""
         return max(1, int(self.gpus) if self.gpus >= 1 else int(self.cpus))
 
-    def require(self, what: str, *, cpus: float = 0, gpus: float = 0) -> None:
+    def default_tasks(self) -> int:
+        """Tasks at once of a stage without a GPU: one per CPU where it runs."""
+        return max(1, int(self.cpus if self.cpu_stage_cpus is None else self.cpu_stage_cpus))
+
+    def require(
+        self,
+        what: str,
+        *,
+        cpus: float = 0,
+        gpus: float = 0,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         """Raise CannotRunError at once if the cluster can never give this much."""
         missing = []
+        if labels and cpus > (self.cpu_stage_cpus or 0):
+            selected = ", ".join(f"{key}={value}" for key, value in labels.items())
+            missing.append(f"{cpus:g} CPUs on nodes with {selected}, of which there are none")
         if cpus > self.cpus:
             missing.append(f"{cpus:g} CPUs (the cluster has {self.cpus:g})")
         if gpus > self.gpus:
@@ -86,7 +107,7 @@ def connect(
 
     _quiet(run_dir)
     if ray.is_initialized():
-        yield _resources(local=False)
+        yield _resources(config, local=False)
         return
     local = address == "local" or (address == "auto" and not wants_cluster(address))
     options: dict[str, Any] = {
@@ -119,7 +140,7 @@ def connect(
         if on_terminate is not None:
             signal.signal(signal.SIGTERM, on_terminate)
         try:
-            yield _resources(local=local)
+            yield _resources(config, local=local)
         finally:
             node = ray._private.worker._global_node
             session = Path(node.get_session_dir_path()) if local else None
@@ -155,12 +176,20 @@ def _default_store() -> int:
     return max(min(limits), 80 * 1024**2)
 
 
-def _resources(*, local: bool) -> ClusterResources:
+def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
     import ray
 
-    total = ray.cluster_resources()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    return ClusterResources(total.get("CPU", 0.0), total.get("GPU", 0.0), len(alive), local)
+    placement = place(alive, config)
+    return ClusterResources(
+        cpus=placement.cpus,
+        gpus=placement.gpus,
+        nodes=len(alive),
+        local=local,
+        cpu_stage_cpus=placement.cpu_stage_cpus,
+        cpu_stage_labels=placement.cpu_stage_labels,
+        node_memory=largest_memory(alive),
+    )
 
 
 def _quiet(run_dir: str | None) -> None:

@@ -1,9 +1,9 @@
-"""The stream every inference stage runs on: chunks of image ids through Ray Data, exactly once.
+"""What happens to a chunk of images inside a worker process; `operators` sends the chunks.
 
-The driver sends chunks (ids and the places of their rows, never an image); a task reads the rows,
-maps them, and commits its output and its error rows as files that appear whole or not at all. What
-flows back is a count. Finished ids are found again from the files, so any process may die at any
-moment. See docs/decisions/001-tasks-write-their-own-parts.md.
+The driver sends ids and the places of their rows, never an image; a task reads the rows, maps them,
+and commits its output and its error rows as files that appear whole or not at all. What flows back
+is a count. Finished ids are found again from the files, so any process may die at any moment. See
+docs/decisions/001-tasks-write-their-own-parts.md.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pmm_ray.runtime import lease, storage, tables
-from pmm_ray.runtime.cluster import inference_process
 from pmm_ray.runtime.errors import CannotRunError, ErrorRow, RowError
 from pmm_ray.runtime.index import TableIndex
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
-
-# A process that dies takes its chunk with it; Ray tries again this often before we isolate it.
-_RETRIES = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,36 @@ class Pool:
     """Actors keep a model between chunks; tasks scale with the cluster by themselves."""
     cpus: float = 1.0
     gpus: float = 0.0
+    memory: int = 0
+    """Bytes that a worker reserves; 0: none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector for the nodes it may run on; empty: any."""
+
+
+@dataclass(frozen=True)
+class Producer:
+    """The first of two pools: its rows reach the second one's workers without touching disk.
+
+    Attributes:
+        table: the name under which a row reaches the second worker, `row[table]`.
+        factory: makes the first worker inside a pool process.
+        schema: of its rows; encoded bytes are `large_binary`.
+        pool: actors, since a producer keeps a model. They must not hold the CPUs that the second
+            pool needs to take their rows: see `PRODUCER_CPUS`.
+    """
+
+    table: str
+    factory: Callable[[], Worker]
+    schema: pa.Schema
+    pool: Pool
+
+
+# Two pools on the same CPUs. Actors never give theirs back, so that after a node is lost the
+# restarted ones could fill the survivors, and the second pool, on which they wait, would never run
+# again. They ask for next to nothing instead (not zero: a head without CPUs must get none), and
+# tasks for a little less than a CPU, so that as many fit as there are CPUs.
+PRODUCER_CPUS = 0.05
+CONSUMER_CPUS = 0.9
 
 
 @dataclass(frozen=True)
@@ -103,14 +129,80 @@ def read_chunk(chunk: Mapping[str, Any]) -> list[InputRow]:
     return rows
 
 
-def run_chunk(payload: str, worker: Worker, output: Output) -> dict[str, Any]:
-    """Map one chunk and commit its part; returns counts, or the reason why it could not."""
+def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
+    """Map one chunk in the first pool; returns a row of `PRODUCED`."""
+    sink = pa.BufferOutputStream()
+    done, errors, failure = [], [], ""
+    try:
+        rows = read_chunk(json.loads(payload))
+        for result in worker(rows):
+            if isinstance(result, ErrorRow):
+                errors.append(result.as_dict())
+            else:
+                done.append(result)
+        if len(done) + len(errors) != len(rows):
+            raise AssertionError(f"{len(rows)} rows in, {len(done) + len(errors)} out")
+        with pa.ipc.new_stream(sink, producer.schema) as writer:
+            writer.write_table(pa.Table.from_pylist(done, schema=producer.schema))
+    except Exception as error:  # travels to the driver, which stops the stage with this text
+        failure = f"{type(error).__name__}: {error}"
+    return {
+        "chunk": payload,
+        "rows": sink.getvalue().to_pybytes(),
+        "errors": json.dumps(errors),
+        "failure": failure,
+    }
+
+
+PRODUCED = pa.schema(
+    [
+        ("chunk", pa.string()),
+        ("rows", pa.large_binary()),
+        ("errors", pa.string()),
+        ("failure", pa.string()),
+    ]
+)
+
+
+def consume_chunk(
+    produced: Mapping[str, Any], table: str, worker: Worker, output: Output
+) -> dict[str, Any]:
+    """Map what the first pool made of a chunk and commit the error rows of both; see `run_chunk`."""
+    if produced["failure"]:
+        return _result(failure=produced["failure"])
+    with pa.ipc.open_stream(produced["rows"]) as reader:
+        made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
+    errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
+    return run_chunk(produced["chunk"], worker, output, (table, made), errors)
+
+
+def run_chunk(
+    payload: str,
+    worker: Worker,
+    output: Output,
+    made: tuple[str, Mapping[str, dict[str, Any]]] | None = None,
+    earlier: Sequence[ErrorRow] = (),
+) -> dict[str, Any]:
+    """Map one chunk and commit its part; returns counts, or the reason why it could not.
+
+    Args:
+        payload: from `make_chunks`.
+        worker: maps the rows.
+        output: the table to commit to.
+        made: name and rows of a table that a first pool made of this chunk.
+        earlier: error rows of the first pool, for the images that it made no row of.
+    """
     chunk = json.loads(payload)
     started = time.monotonic()
     done: list[dict[str, Any]] = []
-    errors: list[ErrorRow] = []
+    errors = list(earlier)
     try:
-        for result in worker(read_chunk(chunk)):
+        rows = read_chunk(chunk)
+        if made is not None:
+            table, row_of = made
+            joined = zip(chunk["ids"], rows, strict=True)
+            rows = [row | {table: row_of[i]} for i, row in joined if i in row_of]
+        for result in worker(rows):
             if isinstance(result, ErrorRow):
                 errors.append(result)
             else:
@@ -137,6 +229,11 @@ def run_chunk(payload: str, worker: Worker, output: Output) -> dict[str, Any]:
     )
 
 
+def failed_chunk(reason: str) -> dict[str, Any]:
+    """The counts of a chunk whose worker could not be made."""
+    return _result(failure=reason)
+
+
 def _result(
     images: int = 0, errors: int = 0, size: int = 0, seconds: float = 0.0, failure: str = ""
 ) -> dict[str, Any]:
@@ -147,118 +244,3 @@ def _result(
         "seconds": seconds,
         "failure": failure,
     }
-
-
-class _ChunkMapper:
-    """Maps chunks with a worker that it makes at its first chunk.
-
-    A worker that cannot be made (no weights, no memory) is a failure of the chunk, so that its
-    reason reaches the driver instead of ending in Ray's retries.
-    """
-
-    def __init__(self, factory: Callable[[], Worker], output: Output) -> None:
-        self._factory = factory
-        self._output = output
-        self._worker: Worker | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if self._worker is None:
-            inference_process()
-            try:
-                self._worker = self._factory()
-            except Exception as error:  # reported to the driver
-                return _columns([_result(failure=f"{type(error).__name__}: {error}")])
-        worker = self._worker
-        return _columns(run_chunk(str(p), worker, self._output) for p in batch["chunk"])
-
-
-def _chunk_task(factory: Callable[[], Worker], output: Output) -> Callable[[Any], Any]:
-    def task(batch: dict[str, Any]) -> dict[str, Any]:
-        return _ChunkMapper(factory, output)(batch)
-
-    return task
-
-
-def _columns(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    rows = list(results)
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def stream(
-    chunks: Sequence[str],
-    factory: Callable[[], Worker],
-    output: Output,
-    pool: Pool,
-    stall_seconds: float,
-) -> Iterator[dict[str, Any]]:
-    """Send chunks through the pool; yields each chunk's counts as it is committed.
-
-    A chunk whose process dies again and again is missing from the counts: the caller finds its
-    images uncommitted and isolates them.
-
-    Args:
-        chunks: from `make_chunks`.
-        factory: makes the worker inside a pool process; its arguments must be small (paths, not
-            weights), since Ray keeps them for restarts.
-        output: the table to commit to.
-        pool: how many processes.
-        stall_seconds: with no chunk finished for this long the stream fails.
-
-    Raises:
-        CannotRunError: a task could not do its work at all (full disk, broken model), or nothing
-            moved for `stall_seconds`.
-    """
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-    from ray.data.exceptions import ExecutionTimeoutError
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = stall_seconds
-    context.max_errored_blocks = -1
-    context.op_resource_reservation_enabled = False  # blocks hold counts: nothing to reserve
-
-    items = [{"chunk": chunk} for chunk in chunks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    options: dict[str, Any] = {
-        "batch_size": None,
-        "num_cpus": pool.cpus,
-        "num_gpus": pool.gpus or None,
-    }
-    if pool.actors:
-        dataset = dataset.map_batches(
-            _ChunkMapper,
-            compute=ActorPoolStrategy(size=min(pool.size, len(items))),
-            fn_constructor_args=(factory, output),
-            **(options | {"batch_size": 1}),
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
-        )
-    else:
-        dataset = dataset.map_batches(
-            _chunk_task(factory, output),
-            compute=TaskPoolStrategy(size=pool.size),
-            **options,
-            max_retries=_RETRIES,
-        )
-    try:
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            for position in range(len(batch["images"])):
-                counts = {name: column[position] for name, column in batch.items()}
-                if counts["failure"]:
-                    raise CannotRunError(f"{output.stage}: {counts['failure']}")
-                yield counts
-    except ray.exceptions.RayError as error:
-        raise CannotRunError(f"{output.stage}: {_first_line(error)}") from error
-    except ExecutionTimeoutError as error:
-        raise CannotRunError(
-            f"{output.stage}: nothing finished for {stall_seconds:g} s: {_first_line(error)}. "
-            "Look at logs/ray.log in the run folder; raise runtime.stall_seconds if images are "
-            "simply slow."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -15,8 +15,9 @@ from pmm_ray.runtime.errors import (
     error_budget,
 )
 from pmm_ray.runtime.index import TableIndex, scan_parts, write_index
+from pmm_ray.runtime.operators import stream
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import Output, Pool, Worker, make_chunks, stream
+from pmm_ray.runtime.stream import Output, Pool, Producer, Worker, make_chunks
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk,
 # which bounds what a dying process can lose and the size of a part.
@@ -42,6 +43,7 @@ def run_table_stage(
     schema: pa.Schema,
     pool: Pool,
     batch_size: int,
+    producer: Producer | None = None,
 ) -> Summary:
     """Map every image of the primary table to a row or an error row, resuming where it stopped.
 
@@ -54,6 +56,8 @@ def run_table_stage(
         schema: of the output table.
         pool: how many workers and what each needs.
         batch_size: images per task.
+        producer: a first pool whose rows `factory`'s workers take; error rows of both are rows of
+            this stage's errors table.
 
     Returns:
         The summary, to which the stage may add metrics.
@@ -77,7 +81,9 @@ def run_table_stage(
         for size in (batch_size, 1):
             if not todo:
                 break
-            context.cluster.require(f"{folder.stage}: one worker", cpus=pool.cpus, gpus=pool.gpus)
+            context.cluster.require(
+                f"{folder.stage}: one worker", cpus=pool.cpus, gpus=pool.gpus, labels=pool.labels
+            )
             for counts in stream(make_chunks(todo, inputs, size), factory, output, pool, stall):
                 failed += counts["errors"]
                 progress.advance(counts["images"], counts["errors"])

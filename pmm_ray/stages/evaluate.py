@@ -87,7 +87,7 @@ def run(
         masks_stage: name of the stage that made them.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(masks)} images)")
-    tasks = max(1, int(context.cluster.cpus))
+    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -95,7 +95,7 @@ def run(
         primary="masks",
         factory=partial(evaluation_worker, Photographs.of(context), folder.stage),
         schema=tables.EVALUATION,
-        pool=Pool(tasks),
+        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
         batch_size=auto_batch(len(masks), tasks),
     )
     table = read_all(folder.uri)

@@ -15,13 +15,14 @@ from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
 from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.errors import CannotRunError, RowError
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.placement import mask_memory
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.photographs import Photographs, large_image
 
 STAGE = "make_masks"
 CODE_VERSION = 1
@@ -38,6 +39,8 @@ def crf_parameters(config: CrfConfig) -> CrfParameters:
 
 def mask_parameters(config: MasksConfig, method: Method) -> MaskParameters:
     """The method's parameters; the argmax rows of Tab. 2 take the CAM as it is, CRF row A."""
+    if config.alpha == "auto":
+        raise CannotRunError("masks.alpha: auto is resolved by `pmm run` only: give a number here")
     if method != "proportional":
         return MaskParameters(
             alpha=config.alpha, smoothing=0.0, zero_below_threshold=False, crf=CrfParameters.seam()
@@ -128,7 +131,7 @@ def run(
     png_folder: str | None = None,
 ) -> Summary:
     """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
-    tasks = max(1, int(context.cluster.cpus)) if config.tasks == "auto" else config.tasks
+    tasks = context.cluster.default_tasks() if config.tasks == "auto" else config.tasks
     batch = auto_batch(len(cams), tasks) if config.batch_size == "auto" else config.batch_size
     factory = partial(
         mask_worker,
@@ -147,6 +150,10 @@ def run(
         primary="cams",
         factory=factory,
         schema=tables.MASKS,
-        pool=Pool(tasks),
+        pool=Pool(
+            tasks,
+            memory=mask_memory(large_image(context.manifest.uri), context.cluster.node_memory),
+            labels=context.cluster.cpu_stage_labels,
+        ),
         batch_size=batch,
     )

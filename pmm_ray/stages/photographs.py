@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import RowError
 from pmm_ray.runtime.images import decode_mask, read_image
 from pmm_ray.runtime.stage import RunContext
@@ -89,3 +89,10 @@ class Photographs:
             raise RowError("missing", f"no ground truth at {uri}", uri) from error
         except ValueError as error:
             raise RowError("decode", str(error), uri) from error
+
+
+def large_image(manifest_uri: str) -> float:
+    """Pixels of a large image of a manifest: 99 of 100 images have no more."""
+    sizes = tables.read_table(manifest_uri, ["height", "width"])
+    height, width = (sizes[name].to_numpy().astype(np.int64) for name in sizes.column_names)
+    return float(np.quantile(height * width, 0.99)) if len(height) else 0.0
