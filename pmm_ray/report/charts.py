@@ -1,9 +1,10 @@
-"""Loss curves as inline SVG, drawn in the page's own colours."""
+"""Loss curves and parameter sweeps as inline SVG, drawn in the page's own colours."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -52,6 +53,62 @@ def loss_chart(curve: Curve) -> Markup:
     parts.append(f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>')
     parts.append(f'<polyline class="line" points="{" ".join(line)}"/></svg>')
     return Markup("".join(parts))
+
+
+def sweep_chart(details: Mapping[str, Any]) -> Markup:
+    """mIoU over the values of the first swept parameter, a line for each setting of the others.
+
+    Args:
+        details: of a sweep's summary: `fields`, `combinations`, `chosen`.
+
+    Only numbers and the names of our own parameters enter the markup.
+    """
+    first, *others = details["fields"]
+    values = sorted({row[first] for row in details["combinations"]})
+    lines: dict[tuple[float, ...], list[Mapping[str, float]]] = {}
+    for row in details["combinations"]:
+        if math.isfinite(row["mean_iou"]):
+            lines.setdefault(tuple(row[name] for name in others), []).append(row)
+    scores = [row["mean_iou"] * 100 for rows in lines.values() for row in rows]
+    if not scores:
+        return Markup("")
+    y_ticks = nice_ticks(min(scores), max(scores), 4)
+    low, high = y_ticks[0], y_ticks[-1]
+
+    def x(value: float) -> float:
+        share = (values.index(value) + 0.5) / len(values)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(score: float) -> float:
+        return _HEIGHT - _BOTTOM - (score - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for tick in y_ticks:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+            f'y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    for value in values:
+        parts.append(
+            f'<text x="{x(value):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{value:g}</text>'
+        )
+    for setting, rows in lines.items():
+        rows = sorted(rows, key=lambda row: row[first])
+        points = " ".join(f"{x(r[first]):.1f},{y(r['mean_iou'] * 100):.1f}" for r in rows)
+        chosen = all(details["chosen"][n] == v for n, v in zip(others, setting, strict=True))
+        parts.append(f'<polyline class="line{"" if chosen else " other"}" points="{points}"/>')
+        if others:
+            name = ", ".join(f"{n} {v:g}" for n, v in zip(others, setting, strict=True))
+            last = rows[-1]["mean_iou"] * 100
+            parts.append(
+                f'<text x="{_WIDTH - _RIGHT}" y="{y(last) - 5:.1f}" text-anchor="end">{name}</text>'
+            )
+    best = max(scores)
+    parts.append(
+        f'<circle class="mark" cx="{x(details["chosen"][first]):.1f}" cy="{y(best):.1f}" r="4"/>'
+    )
+    return Markup("".join(parts) + "</svg>")
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pmm_ray.report.charts import loss_chart
+from pmm_ray.report.charts import loss_chart, sweep_chart
 from pmm_ray.report.console import format_rate, format_scores, rows_of
 from pmm_ray.report.gallery import Gallery, make_gallery
 from pmm_ray.report.run_data import Evaluation, RunData, load_run
@@ -91,6 +91,7 @@ def render(run: RunData) -> str:
         ladders=[(split, [e for e in run.evaluations if e.split == split]) for split in splits],
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
+        sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
         errors=errors[:_MOST_ERRORS],
         error_count=len(errors),
         error_groups=group_errors(errors),
@@ -126,6 +127,15 @@ def _splits(run: RunData) -> list[str]:
     """The evaluated splits, the held-out one first."""
     found = dict.fromkeys(e.split for e in run.evaluations)
     return sorted(found, key=lambda split: split != run.held_out_split)
+
+
+def _sweeps(run: RunData) -> list[tuple[str, dict[str, Any]]]:
+    """(stage, details) of the finished parameter sweeps."""
+    return [
+        (record.stage, record.summary.details)
+        for record in run.stages
+        if record.stage.split("-", 1)[0] == "sweep" and record.summary is not None
+    ]
 
 
 def _pixel_labels(run: RunData) -> list[tuple[str, str]]:
