@@ -64,8 +64,19 @@ def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> Non
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, and what to do about what it lacks."""
+def doctor(
+    cluster: Annotated[bool, typer.Option(help="Look at every node of a cluster instead.")] = False,
+    run_dir: Annotated[
+        str | None, typer.Option(help="With --cluster: every node must be able to write there.")
+    ] = None,
+    setting: Setting = None,
+    address: Address = "auto",
+) -> None:
+    """Say what this machine or cluster has, and what to do about what it lacks."""
+    if cluster:
+        from pmm_ray.runtime.preflight import diagnose_cluster
+
+        raise typer.Exit(diagnose_cluster(run_dir, setting or (), address, typer.echo))
     from pmm_ray.runtime.doctor import diagnose
 
     checks = diagnose()

@@ -117,7 +117,31 @@ class Session:
             where = cluster.connect(self.address, self.config.runtime, self.run_dir)
             self._cluster = self._exit.enter_context(where)
             self.events.write("cluster", **self._cluster.__dict__)
+            self._look_at_nodes()
         return self._cluster
+
+    def _look_at_nodes(self) -> None:
+        """Refuse a cluster of several nodes of which one cannot do its part."""
+        assert self._cluster is not None
+        several = not self._cluster.local and self._cluster.nodes > 1
+        if not several or not self.config.runtime.preflight:
+            return
+        from pmm_ray.runtime.preflight import inspect_cluster, training_scratch
+
+        data, classifier = self.config.data, self.config.classifier
+        files = (data.root, classifier.weights, self.config.segmenter.weights)
+        named = {uri for uri in files if uri not in ("", "imagenet", "none")}
+        trains = any(
+            base_name(self.selection.plan[position]) == "train_segmenter"
+            for position in self.selection.positions
+        )
+        needed = training_scratch(self.manifest_uri, data.train_split) if trains else 0
+        inspect_cluster(
+            self.run_dir,
+            self.config.runtime,
+            inputs=sorted(storage.absolute(uri) for uri in named),
+            scratch_bytes=needed,
+        ).require_healthy()
 
     @property
     def manifest(self) -> Manifest:
