@@ -7,6 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from pmm_ray.nets.backbone import Backbone, freeze, norms
+from pmm_ray.nets.weights import Loaded
 
 
 class CamNetwork(nn.Module):
@@ -23,6 +24,9 @@ class CamNetwork(nn.Module):
     """Names of the new layers, which start from random values and learn faster."""
     align_corners: bool
     """How `cam_scores` are brought to the input's size (bilinear)."""
+    backbone: Backbone
+    loaded: Loaded | None = None
+    """What the weights file gave, if there was one."""
 
     def __init__(
         self, backbone: Backbone, num_foreground: int, *, freeze_norm: bool, freeze_first: bool

@@ -33,6 +33,7 @@ class SeamNetwork(CamNetwork):
 
     head_layers = ("fc8", *PixelCorrelation.layers)
     align_corners = True
+    correlation: PixelCorrelation
 
     def __init__(
         self,
@@ -111,6 +112,3 @@ class SeamNetwork(CamNetwork):
         self.__dict__[name] = part
         for layer, module in part.named_children():
             self.add_module(layer, module)
-
-    backbone: Backbone
-    correlation: PixelCorrelation

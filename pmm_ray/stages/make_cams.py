@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
-from pmm_ray.nets.registry import CamClassifier, load_classifier
+from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import RowError
@@ -47,7 +48,7 @@ def view_sizes(height: int, width: int, config: CamsConfig) -> list[tuple[int, i
 def multi_scale_cam(
     image_HW3: NDArray[np.uint8],
     labels: list[int],
-    model: CamClassifier,
+    model: CamNetwork,
     config: CamsConfig,
     device: torch.device,
 ) -> NDArray[np.float16]:

@@ -12,11 +12,11 @@ from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
 from pmm_ray.nets.registry import build_classifier, load_classifier
+from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.nets.weights import (
     imagenet_file,
     load_backbone_weights,
     load_torch,
-    weights_identity,
 )
 from pmm_ray.runtime.errors import CannotRunError
 
@@ -91,10 +91,15 @@ def test_damaged_files_are_refused_whatever_their_bytes(tmp_path: Path, zipped: 
 
 
 def test_identity_follows_the_content(tmp_path: Path) -> None:
-    copy = tmp_path / "copy.pth"
-    copy.write_bytes(imagenet_file().read_bytes())
-    assert weights_identity(str(copy)) == weights_identity("imagenet")
-    assert weights_identity("none") == "none"
+    one, copy, other = (tmp_path / name for name in ("one.pth", "copy.pth", "other.pth"))
+    one.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    other.write_bytes(b"other weights")
+    assert weights_identity(str(copy)) == weights_identity(str(one))
+    assert weights_identity(str(other)) != weights_identity(str(one))
+    assert [weights_identity(name) for name in ("none", "imagenet")] == ["none", "imagenet"]
+    with pytest.raises(CannotRunError, match="absent.pth"):
+        weights_identity(str(tmp_path / "absent.pth"))
 
 
 def test_logits_are_the_mean_of_the_scores_and_norms_stay_frozen() -> None:
