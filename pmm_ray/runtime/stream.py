@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,7 +167,7 @@ PRODUCED = pa.schema(
 def consume_chunk(
     produced: Mapping[str, Any], table: str, worker: Worker, output: Output
 ) -> dict[str, Any]:
-    """Map what the first pool made of a chunk and commit the error rows of both; see `run_chunk`."""
+    """Map what the first pool made of a chunk, and commit it with the error rows of both."""
     if produced["failure"]:
         return _result(failure=produced["failure"])
     with pa.ipc.open_stream(produced["rows"]) as reader:

@@ -81,10 +81,12 @@ def run_table_stage(
         for size in (batch_size, 1):
             if not todo:
                 break
-            context.cluster.require(
-                f"{folder.stage}: one worker", cpus=pool.cpus, gpus=pool.gpus, labels=pool.labels
-            )
-            for counts in stream(make_chunks(todo, inputs, size), factory, output, pool, stall):
+            for one in (pool, producer.pool) if producer else (pool,):
+                context.cluster.require(
+                    f"{folder.stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels
+                )
+            chunks = make_chunks(todo, inputs, size)
+            for counts in stream(chunks, factory, output, pool, stall, producer):
                 failed += counts["errors"]
                 progress.advance(counts["images"], counts["errors"])
                 context.events.write("chunk", stage=folder.stage, **_plain(counts))
