@@ -151,7 +151,7 @@ def parse_object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
         if not isinstance(polygon, list) or len(polygon) % 2:
             raise ValueError("a polygon is not a list x, y, x, y, ...")
         try:
-            finite = all(map(math.isfinite, polygon))
+            finite = math.isfinite(sum(polygon))
         except TypeError as error:
             raise ValueError(f"a polygon holds something that is no number: {error}") from error
         if not finite:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -144,7 +144,7 @@ def write_manifest(
             raise ValueError(f"image {row.image_id}: {error}") from error
         if row.height <= 0 or row.width <= 0 or not row.split:
             raise ValueError(f"image {row.image_id}: needs a positive size and a split, got {row}")
-        records.append({**asdict(row), **places})
+        records.append({**vars(row), **places})
     table = pa.Table.from_pylist(records, schema=tables.MANIFEST).replace_schema_metadata(
         {
             **(metadata or {}),

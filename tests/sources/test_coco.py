@@ -1,0 +1,112 @@
+"""A user's own COCO-style JSON: any categories, names and sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.index import read_all
+from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.raster import draw_objects
+
+from .coco_tree import HEIGHT, WIDTH, annotation, box, entry, photo, write
+
+KINDS = [{"id": 7, "name": "кошка"}, {"id": 3, "name": "犬"}, {"id": 40, "name": "Vögel"}]
+
+
+def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
+    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
+
+
+def test_one_file_with_splits_folders_and_other_scripts(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.jpg")
+    photo(tmp_path / "images/деревня/b 1.png")
+    photo(tmp_path / "c.jpg")
+    write(
+        tmp_path / "annotations.json",
+        [entry(1, "a.jpg"), entry(2, "деревня/b 1.png", split="val"), entry(3, "c.jpg")],
+        [annotation(1, 40, [box(1, 1, 5, 5)]), annotation(2, 3, []), annotation(1, 7, [])],
+        KINDS,
+    )
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    space = report.manifest.label_space
+    assert space.names == ("background", "犬", "кошка", "Vögel")
+    assert space.dataset_ids == (0, 3, 7, 40)
+    found = {row["uri"].removeprefix(f"{tmp_path}/"): row for row in rows(report).values()}
+    assert {uri: (row["labels"], row["split"]) for uri, row in found.items()} == {
+        "images/a.jpg": ([2, 3], "train"),
+        "images/деревня/b 1.png": ([1], "val"),
+        "c.jpg": ([], "train"),
+    }
+    assert report.manifest.ground_truth == {"train": 1, "val": 1}
+    assert report.counts["unlabelled"] == 1
+    assert not report.errors
+
+
+def test_a_file_for_each_split_and_a_json_alone(tmp_path: Path) -> None:
+    for split, image in (("train", "x"), ("val", "y")):
+        photo(tmp_path / f"images/{split}/{image}.jpg")
+        content = ([entry(1, f"{image}.jpg")], [annotation(1, 3, [])], KINDS)
+        write(tmp_path / f"annotations/{split}.json", *content)
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    assert report.manifest.splits == {"train": 1, "val": 1}
+    alone = tmp_path / "images/val/_annotations.coco.json"
+    write(alone, *content)
+    report = import_coco(str(alone), str(tmp_path / "out2"))
+    assert report.manifest.splits == {"train": 1}
+
+
+def test_a_category_called_background_is_no_class(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    kinds = [{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}]
+    path = write(
+        tmp_path / "a.json",
+        [entry(1, "a.jpg")],
+        [annotation(1, 0, [box(0, 0, 30, 20)]), annotation(1, 1, [box(1, 1, 3, 3)])],
+        kinds,
+    )
+    report = import_coco(str(path), str(tmp_path / "out"))
+    assert report.manifest.label_space.names == ("background", "cat")
+    assert rows(report)["a"]["labels"] == [1]
+
+
+def test_a_thousand_categories_need_sixteen_bits(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    kinds = [{"id": i, "name": f"вид {i}"} for i in range(1000)]
+    content = ([entry(1, "a.jpg")], [annotation(1, 999, [box(0, 0, 30, 20)])], kinds)
+    report = import_coco(str(write(tmp_path / "a.json", *content)), str(tmp_path / "out"))
+    space = report.manifest.label_space
+    assert (space.num_foreground, space.ignore) == (1000, 65535)
+    assert rows(report)["a"]["labels"] == [1000]
+    [objects] = read_all(str(tmp_path / "out/objects")).to_pylist()
+    mask = draw_objects(objects["objects"], HEIGHT, WIDTH, space)
+    assert set(np.unique(mask)) == {1000}
+
+
+def test_what_is_wrong_with_one_image_is_one_error_row(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    photo(tmp_path / "other-size.jpg", (8, 8))
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    names = ("a.jpg", "other-size.jpg", "broken.jpg", "absent.jpg", "../../etc/passwd", "a.jpg")
+    write(
+        tmp_path / "train.json",
+        [entry(i, name) for i, name in enumerate(names)],
+        [annotation(0, 3, []), annotation(1, 3, [])],
+        KINDS,
+    )
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    assert list(rows(report)) == ["a"]
+    kinds = sorted(error.kind for error in report.errors)
+    assert kinds == ["decode", "label", "label", "missing", "missing"]
+    assert any("8 x 8" in error.message for error in report.errors)
+
+
+def test_nothing_to_import_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match="no annotation file"):
+        import_coco(str(tmp_path), str(tmp_path / "out"))
