@@ -48,6 +48,17 @@ class TrainLog:
                 self._board.add_scalar(name, value, step)
         self._losses, self._since = [], now
 
+    def validation(self, step: int, epoch: int, values: dict[str, float], seconds: float) -> None:
+        """Record what was measured on held-out images after an epoch (1-based).
+
+        The seconds that it took do not count into the training's throughput.
+        """
+        self._events.write("validation", stage=self._job.stage, step=step, epoch=epoch, **values)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"validation/{name}", value, step)
+        self._since += seconds
+
     def recent_loss(self, default: float) -> float:
         """Mean of the last twenty finite losses: the number a summary shows."""
         finite = [loss for loss in self._recent if math.isfinite(loss)]

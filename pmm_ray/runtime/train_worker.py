@@ -6,6 +6,7 @@ not finite) is shared before any of them acts on it, so that none waits for a pa
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import Any
@@ -22,7 +23,7 @@ from pmm_ray.runtime.loader import Batch, batches
 from pmm_ray.runtime.sampling import BatchPlan, sample_seed
 from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from pmm_ray.runtime.train_log import TrainLog
-from pmm_ray.runtime.training_job import TrainingJob
+from pmm_ray.runtime.training_job import TrainingJob, Validated
 
 # a training whose loss is not finite so many times in a row will not recover
 _MAX_NOT_FINITE = 10
@@ -66,6 +67,7 @@ class _Worker:
         self.plan = BatchPlan(job.seed, job.images, job.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
+        self.validation: dict[str, float] = {}
         self.log: TrainLog | None = None
 
     def run(self) -> dict[str, Any]:
@@ -95,6 +97,8 @@ class _Worker:
             )
         torch.manual_seed(self.job.seed)
         self.module = self.job.task.build().to(self.device).train()
+        if self.job.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = self.job.task.parameter_groups(self.module.network)
         self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.job.momentum)
 
@@ -112,7 +116,7 @@ class _Worker:
             pin_memory=self.device.type == "cuda",
         )
         saved = started = time.monotonic()
-        warm, loss, not_finite = started, math.nan, 0
+        warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
         for step in range(first, self.job.steps):
             batch = self._next(loader)
             reason = self._shared_problem()
@@ -130,23 +134,28 @@ class _Worker:
                     f"step {step}: lower the learning rate"
                 )
             now = time.monotonic()
-            warm = now if step == first else warm
+            if step == first:
+                warm, timed_out = now, 0.0
             if self.log is not None:
                 self.log.step(step + 1, now_loss, rate)
                 self._report(step + 1, now_loss, now)
+            if (step + 1) % self.plan.steps_per_epoch == 0:
+                timed_out += self._validate(step + 1)
+            if self.log is not None:
                 # after the last step the network itself is written
-                due = now - saved >= self.job.checkpoint_seconds
+                due = time.monotonic() - saved >= self.job.checkpoint_seconds
                 if due and step + 1 < self.job.steps:
                     self._save(step + 1)
                     saved = time.monotonic()
         steps_timed = max(self.job.steps - first - 1, 0)
-        seconds = time.monotonic() - warm
+        seconds = time.monotonic() - warm - timed_out
         training = {
             "steps": self.job.steps,
             "loss": self.log.recent_loss(loss) if self.log else loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.job.batch_size / seconds if seconds else 0.0,
             "skipped": self.skipped,
+            **self.validation,
         }
         if self.log is not None:
             self.job.task.save(self.job.model_uri, self.module.network, training)
@@ -155,12 +164,17 @@ class _Worker:
 
     def _distributed(self) -> nn.Module:
         """The module whose gradients are averaged over all workers."""
-        if self.world == 1:
-            return self.module
-        if self.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
-            return DistributedDataParallel(module, device_ids=[self.device])
-        return DistributedDataParallel(self.module)
+        module: nn.Module = self.module
+        if self.world > 1 and self.device.type == "cuda":
+            # a frozen norm has nothing to share, and stays what its network holds on to
+            if any(isinstance(m, nn.BatchNorm2d) and m.training for m in module.modules()):
+                module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            module = DistributedDataParallel(module, device_ids=[self.device])
+        elif self.world > 1:
+            module = DistributedDataParallel(module)
+        if self.job.compile:
+            module.compile()
+        return module
 
     def _step(self, module: nn.Module, batch: Batch, step: int, rate: float) -> float:
         """One update; returns the loss over all workers. Not finite: the update is left out."""
@@ -170,15 +184,43 @@ class _Worker:
         torch.manual_seed(sample_seed(self.job.seed, step, str(self.rank)))
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
+        if self.job.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
         amp = self.job.amp and self.device.type == "cuda"
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
-            loss = module(images, targets)
-        loss.backward()
-        mean = float(self._sum(loss.detach().float())) / self.world
+        passes = self.job.accumulate
+        total = torch.zeros((), device=self.device)
+        for number, (part, aims) in enumerate(
+            zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
+        ):
+            with _gradients_stay(module, number < passes):
+                with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
+                    loss = module(part, aims) / passes
+                loss.backward()
+            total += loss.detach().float()
+        mean = float(self._sum(total)) / self.world
         if math.isfinite(mean):
+            if self.job.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.job.clip_norm)
             self.optimizer.step()
         return mean
+
+    def _validate(self, step: int) -> float:
+        """Score the network on held-out images, a share on every worker; returns the seconds."""
+        task, started = self.job.task, time.monotonic()
+        if not isinstance(task, Validated):
+            return 0.0
+        self.module.eval()
+        share = task.measure(self.module.network, self.device, self.rank, self.world)
+        self.module.train()
+        shares: list[Any] = [None] * self.world
+        dist.all_gather_object(shares, share)
+        self.validation = task.metrics(shares)
+        seconds = time.monotonic() - started
+        if self.log is not None and self.validation:
+            epoch = step // self.plan.steps_per_epoch
+            self.log.validation(step, epoch, self.validation, seconds)
+        return seconds
 
     def _next(self, loader: Any) -> Batch | None:
         try:
@@ -220,6 +262,7 @@ class _Worker:
             "fingerprint": self.job.fingerprint,
             "step": step,
             "skipped": self.skipped,
+            "validation": self.validation,
             "network": self.module.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -240,9 +283,17 @@ class _Worker:
         self.module.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.skipped = int(content["skipped"])
+        self.validation = dict(content.get("validation", {}))
         return int(content["step"])
 
     def _report(self, step: int, loss: float, now: float) -> None:
         if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
             self._reported = now
             self.reporter.update.remote(step, loss)
+
+
+def _gradients_stay(module: nn.Module, more_passes: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are exchanged between workers at a step's last pass only."""
+    if more_passes and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pmm_ray.runtime.stage import RunContext, StageFolder
     from pmm_ray.runtime.training_job import TrainingJob, TrainingTask
 
+VALIDATION = ("mean_average_precision", "cam_miou", "cam_threshold")
+"""Names of what a classifier's training measures on held-out images after every epoch."""
+
 _POLL_SECONDS = 0.5
 # Ray Train's own settings: notice the end of a training soon, stay where the driver was started,
 # and leave out what only its dashboard would show
@@ -100,7 +103,10 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
         images=job.images,
         errors=len(tables.read_errors(job.errors_uri)),
         images_per_second=training["images_per_second"],
-        metrics={"loss": training["loss"]},
+        metrics={"loss": training["loss"]}
+        | {name: training[name] for name in VALIDATION if name in training},
+        # the maps were scored against the held-out split's masks; nothing was decided by that
+        pixel_labels_used="cam_miou" in training,
         details={
             "checkpoint": job.model_uri,
             "workers": job.workers,
@@ -144,6 +150,16 @@ def training_job(
     if steps is None:
         assert epochs is not None, "epochs or steps"
         steps = epochs * plan.steps_per_epoch
+    options: dict[str, Any] = {}
+    if isinstance(config, ClassifierConfig):
+        names = ("accumulate", "clip_norm", "channels_last", "compile")
+        options = {name: getattr(config, name) for name in names}
+        share = config.batch_size // workers
+        if share % config.accumulate:
+            raise CannotRunError(
+                f"{folder.stage}: a worker's {share} images cannot be split evenly over "
+                f"{config.accumulate} passes: change accumulate, batch_size or workers"
+            )
     return TrainingJob(
         stage=folder.stage,
         task=task,
@@ -164,6 +180,7 @@ def training_job(
         loader_processes=config.loader_processes,
         checkpoint_seconds=config.checkpoint_seconds,
         scratch=scratch_folder(context.config.runtime),
+        **options,
     )
 
 

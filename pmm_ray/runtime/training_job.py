@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from pmm_ray.runtime.loader import TrainingSet
@@ -47,6 +48,17 @@ class TrainingTask(Protocol):
         """Write the trained network."""
 
 
+@runtime_checkable
+class Validated(Protocol):
+    """A task whose network is also scored on held-out images after every epoch."""
+
+    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Any:
+        """One worker's share of the measurement; small, it is sent to the first worker."""
+
+    def metrics(self, shares: list[Any]) -> dict[str, float]:
+        """The numbers by name, from every worker's share; may be empty."""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """A whole training, as the driver hands it to every worker."""
@@ -77,6 +89,14 @@ class TrainingJob:
     loader_processes: int
     checkpoint_seconds: float
     scratch: Path
+    accumulate: int = 1
+    """Forward and backward passes per step; each takes an equal part of a worker's share."""
+    clip_norm: float | None = None
+    """Gradients are scaled down to this norm."""
+    channels_last: bool = False
+    """Memory layout of images and features."""
+    compile: bool = False
+    """Compile the network with its loss."""
 
 
 def poly(step: int, steps: int, first: float, last: float, power: float) -> float:
