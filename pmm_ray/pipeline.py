@@ -15,7 +15,7 @@ from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
-from pmm_ray.runtime.session import EndOfSelection, Session
+from pmm_ray.runtime.session import EndOfSelection, Session, base_name
 from pmm_ray.runtime.stage import StageFolder, Summary
 
 LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
@@ -45,7 +45,7 @@ def run_stages(session: Session) -> None:
     """Run every selected stage that is not done."""
     pipeline = Pipeline(session)
     try:
-        cams = pipeline.up_to_cams()
+        cams = pipeline.up_to_cams(streamed=pipeline.fused)
         pipeline.choose_alpha(cams)
         for method in session.config.evaluate.ladder:
             pipeline.make_ladder_masks(cams, method)
@@ -65,11 +65,22 @@ class Pipeline:
         self.session = session
         self.config = session.config
         self._truth: tuple[str, ...] = ()  # hash of the masks that were drawn, if any were
+        self._streamed: tuple[StageFolder, TableIndex] | None = None  # classifier, its images
 
-    def up_to_cams(self) -> StageFolder:
-        """All stages from photographs to CAMs: what every ablation of masks begins with."""
+    @property
+    def fused(self) -> bool:
+        """Whether CAMs are streamed into the mask stages and never stored."""
+        selection, masks = self.session.selection, self.config.masks
+        makes_masks = any(base_name(selection.plan[i]) == "make_masks" for i in selection.positions)
+        return masks.fused and masks.alpha != "auto" and makes_masks
+
+    def up_to_cams(self, *, streamed: bool = False) -> StageFolder:
+        """All stages from photographs to CAMs: what every ablation of masks begins with.
+
+        Where CAMs are `streamed` none is made yet, and the folder is not written.
+        """
         self.import_data()
-        return self.make_cams(self.train_classifier())
+        return self.make_cams(self.train_classifier(), streamed=streamed)
 
     def import_data(self) -> None:
         """(i) The outside world -> a manifest."""
@@ -140,7 +151,7 @@ class Pipeline:
         config = self.config.classifier
         stage_hash = section_hash(
             config,
-            weights_hash(config.weights),
+            weights_hash(config.weights, config.backbone),
             self.config.seed,
             self._manifest_hash,
             self.config.data.train_split,
@@ -152,7 +163,7 @@ class Pipeline:
             lambda folder: train_classifier.run(config, self.session.context(), folder),
         )
 
-    def make_cams(self, classifier: StageFolder) -> StageFolder:
+    def make_cams(self, classifier: StageFolder, *, streamed: bool = False) -> StageFolder:
         """(iii) Classifier -> class activation maps of both splits (Eq. 1)."""
         from pmm_ray.stages import make_cams
 
@@ -162,6 +173,10 @@ class Pipeline:
         stage_hash = section_hash(
             self.config.cams, self._manifest_hash, splits, classifier.hash, make_cams.CODE_VERSION
         )
+        folder = StageFolder.below(self.session.run_dir, "make_cams", stage_hash)
+        if streamed and folder.summary() is None:
+            self._streamed = (classifier, images)
+            return folder
         return self.session.stage(
             "make_cams",
             stage_hash,
@@ -207,7 +222,7 @@ class Pipeline:
 
     def make_masks(self, cams: StageFolder) -> StageFolder:
         """(iv) CAMs -> pseudo-masks of both splits (Alg. 1), and their scores."""
-        masks = self._masks_stage("make_masks", cams, read_index(cams.uri), "proportional")
+        masks = self._masks_stage("make_masks", cams, None, "proportional")
         data = self.config.data
         self._evaluate("evaluate-ppmg", "PPMG", masks, data.held_out_split)
         if self.config.evaluate.train_masks:
@@ -220,30 +235,32 @@ class Pipeline:
         wanted = self._with_truth(held_out)
         if not wanted:
             return
-        masks = self._masks_stage(
-            f"make_masks-{method}", cams, read_index(cams.uri).select(wanted), method
-        )
+        masks = self._masks_stage(f"make_masks-{method}", cams, wanted, method)
         self._evaluate(f"evaluate-{method}", LADDER_TITLES[method], masks, held_out)
 
     def _masks_stage(
-        self, name: str, cams: StageFolder, index: TableIndex, method: Any
+        self, name: str, cams: StageFolder, wanted: list[str] | None, method: Any
     ) -> StageFolder:
+        """Masks of the `wanted` images, or of all that have a CAM, from stored or streamed CAMs."""
         from pmm_ray.stages import make_masks
 
         config = self.config.masks
-        return self.session.stage(
-            name,
-            section_hash(config, method, cams.hash, make_masks.CODE_VERSION),
-            lambda folder: make_masks.run(
-                config,
-                self.session.context(),
-                folder,
-                cams=index,
-                images=self._images,
-                method=method,
-            ),
-            input_rows=len(index),
-        )
+        index = self._streamed[1] if self._streamed else read_index(cams.uri)
+        index = index if wanted is None else index.select(wanted)
+
+        def run(folder: StageFolder) -> Summary:
+            context = self.session.context()
+            if self._streamed:
+                model = self._streamed[0].path("model.pt")
+                return make_masks.run_fused(
+                    config, context, folder, images=index, checkpoint_uri=model, method=method
+                )
+            return make_masks.run(
+                config, context, folder, cams=index, images=self._images, method=method
+            )
+
+        stage_hash = section_hash(config, method, cams.hash, make_masks.CODE_VERSION)
+        return self.session.stage(name, stage_hash, run, input_rows=len(index))
 
     def train_segmenter(self, masks: StageFolder, number: int) -> StageFolder:
         """(v) Pseudo-masks -> a fresh segmenter; under-fitting is pretended in round 0 only."""
@@ -252,7 +269,7 @@ class Pipeline:
         config = self.config.segmenter
         stage_hash = section_hash(
             config,
-            weights_hash(config.weights),
+            weights_hash(config.weights, config.backbone),
             self.config.seed,
             masks.hash,
             len(read_index(masks.uri)),
@@ -347,13 +364,8 @@ class Pipeline:
         return [i for i, of, truth in zip(*columns, strict=True) if of == split and truth]
 
 
-def weights_hash(weights: str) -> str:
-    """A name stands for itself; a file is known by its content."""
-    if weights in ("imagenet", "none"):
-        return weights
-    import hashlib
+def weights_hash(weights: str, backbone: str = "efficientnet_lite0") -> str:
+    """A name of packaged weights stands for itself; a file is known by its content."""
+    from pmm_ray.nets.weight_files import weights_identity
 
-    try:
-        return hashlib.sha256(storage.read_bytes(storage.absolute(weights))).hexdigest()
-    except FileNotFoundError as error:
-        raise CannotRunError(f"no weights file at {weights}") from error
+    return weights_identity(weights, backbone)

@@ -98,7 +98,7 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     assert weights_identity(str(copy)) == weights_identity(str(one))
     assert weights_identity(str(other)) != weights_identity(str(one))
     assert [weights_identity(name) for name in ("none", "imagenet")] == ["none", "imagenet"]
-    with pytest.raises(CannotRunError, match="absent.pth"):
+    with pytest.raises(CannotRunError, match=r"absent\.pth"):
         weights_identity(str(tmp_path / "absent.pth"))
 
 
