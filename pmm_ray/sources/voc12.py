@@ -1,7 +1,8 @@
-"""PASCAL VOC 2012, and anything laid out like it, used in place.
+"""PASCAL VOC 2012, and anything laid out like it, used in place; with or without SBD's masks.
 
 Photographs and masks are not copied: the manifest names them where they are. VOC's mask values
-are contiguous already, so its masks are the ground truth as they stand.
+are contiguous already, so its masks are the ground truth as they stand. SBD's `.mat` files, where
+there is no folder SegmentationClassAug, become PNG files beside the manifest.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from typing import Any, Literal
 import numpy as np
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import storage
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import MAX_PIXELS, decode_mask
+from pmm_ray.runtime.images import MAX_PIXELS, decode_mask, encode_mask
 from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.lists import (
+    DIFFERENCES,
+    compare_labels,
+    count_differences,
+    read_label_list,
+    read_words,
+    write_differences,
+)
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
+from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
 
-LabelSource = Literal["cls_labels", "xml", "masks"]
+LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 # the labels of an image by its id, None where the source says nothing; ValueError if it is wrong
 Reader = Callable[[str], tuple[int, ...] | None]
 
@@ -35,23 +45,29 @@ def import_voc12(
     out: str,
     *,
     splits: Sequence[str] = ("train_aug", "val"),
-    labels_from: Literal["auto", "cls_labels", "xml", "masks"] = "auto",
+    labels_from: Literal["auto", "cls_labels", "xml", "masks", "lists"] = "auto",
     trust_pickle: bool = False,
+    lists: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a VOC 2012 tree.
 
     Args:
-        root: the `VOCdevkit` folder, the `VOC2012` folder in it, or the folder around both.
-        out: folder that gets `manifest.parquet` and `errors/`.
-        splits: lists below `ImageSets/Segmentation`, each of which becomes the split of its name
-            (`train_aug` and `trainaug` are the same list). A line is an id, or
-            `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`.
+        root: the `VOCdevkit` folder, the `VOC2012` folder in it, or the folder around both. SBD's
+            `benchmark_RELEASE` may lie in any of them.
+        out: folder that gets `manifest.parquet`, `errors/` and, from `.mat` files, `masks/`; with
+            `lists` also `differences.csv`.
+        splits: lists below `ImageSets/Segmentation`, else in `lists`, each of which becomes the
+            split of its name (`train_aug` and `trainaug` are the same list). A line is an id, or
+            `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`. Where there is no list `train_aug`
+            but SBD, it is VOC's train and all of SBD, less VOC's val.
         labels_from: `cls_labels` (the field's `cls_labels.npy`, beside `JPEGImages` or in
             `root`), `xml` (every object of `Annotations/ID.xml`), `masks` (the classes in the
-            masks: pixel labels) or `auto`: the first of these that is there, where a
-            `cls_labels.npy` that is not trusted is passed over for `xml` only.
+            masks: pixel labels), `lists` (`SPLIT_cls.txt`) or `auto`: the first of these that is
+            there, where a `cls_labels.npy` that is not trusted is passed over for `xml` only.
         trust_pickle: load `cls_labels.npy`, which is a pickle.
+        lists: folder of the field's lists, `SPLIT.txt` and `SPLIT_cls.txt`; every difference of
+            the labels is written down.
         max_pixels: a photograph that declares more becomes an error row.
 
     Returns:
@@ -63,10 +79,14 @@ def import_voc12(
     """
     root = storage.absolute(root)
     voc = _find_voc(root)
-    masks = _find_masks(voc)
+    sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
+    masks = _find_masks(voc, sbd)
     candidates = (f"{voc}/cls_labels.npy", f"{root}/cls_labels.npy")
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)
+    listed = _read_label_lists(lists, splits)
     readers = _readers(voc, pickled if trust_pickle else None, masks)
+    if listed:
+        readers["lists"] = listed.get
     chosen = _choose(labels_from, readers, None if trust_pickle else pickled)
     others = {name: reader for name, reader in readers.items() if name != chosen}
     compared = dict.fromkeys(others, 0)
@@ -87,15 +107,25 @@ def import_voc12(
         return labels or ()
 
     for split in splits:
-        for image_id in _read_list(voc, split):
+        for image_id in _read_list(voc, split, lists, sbd):
+            try:
+                truth = _as_png(masks.get(image_id), out, image_id)
+            except (ValueError, OSError) as error:
+                importer.fail(image_id, "label", str(error))
+                continue
             importer.add(
                 image_id,
                 f"{voc}/JPEGImages/{image_id}.jpg",
                 split,
                 partial(labels_of, image_id),
-                masks.get(image_id),
+                truth,
             )
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
+    if listed:
+        here = {image_id: row.labels for image_id, row in importer.rows.items()}
+        differences = compare_labels(here, listed)
+        write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
+        counts |= count_differences(differences)
     return importer.finish(counts, metadata={"pmm.labels_from": chosen or "none"})
 
 
@@ -108,12 +138,34 @@ def _find_voc(root: str) -> str:
     )
 
 
-def _find_masks(voc: str) -> dict[str, str]:
-    """The uri of each image's mask by its id."""
-    found: dict[str, str] = {}
+def _find_masks(voc: str, sbd: str | None) -> dict[str, str]:
+    """The uri of each image's mask by its id: a PNG file, or one of SBD's `.mat` files."""
+    found = sbd_masks(sbd) if sbd else {}
     for folder in reversed(_MASK_FOLDERS):
         for uri in storage.list_files(f"{voc}/{folder}", ".png"):
             found[_stem(uri)] = uri
+    return found
+
+
+def _as_png(uri: str | None, out: str, image_id: str) -> str | None:
+    """The mask as an absolute uri of a PNG file, converted from a `.mat` file if it is one."""
+    if uri is None or not uri.endswith(".mat"):
+        return uri
+    tables.check_image_id(image_id)
+    png = storage.join(storage.absolute(out), "masks", f"{image_id}.png")
+    storage.write_bytes(png, encode_mask(read_sbd_mask(uri), VOC12))
+    return png
+
+
+def _read_label_lists(lists: str | None, splits: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The labels of every `SPLIT_cls.txt` that is there."""
+    found: dict[str, tuple[int, ...]] = {}
+    for split in splits if lists else ():
+        assert lists is not None
+        for name in (split, _SPELLINGS.get(split, split)):
+            uri = storage.join(storage.absolute(lists), f"{name}_cls.txt")
+            if storage.exists(uri):
+                found |= read_label_list(uri, VOC12)
     return found
 
 
@@ -121,14 +173,26 @@ def _stem(name: str) -> str:
     return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _read_list(voc: str, split: str) -> list[str]:
+def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list[str]:
     """The ids of a list, in its order."""
-    available = {_stem(uri): uri for uri in storage.list_files(f"{voc}/{_LISTS}", ".txt")}
-    uri = available.get(split) or available.get(_SPELLINGS.get(split, ""))
+    available: dict[str, str] = {}
+    for folder in (storage.absolute(lists) if lists else "", f"{voc}/{_LISTS}"):
+        if folder:
+            available |= {_stem(uri): uri for uri in storage.list_files(folder, ".txt")}
+    other = _SPELLINGS.get(split, "")
+    uri = available.get(split) or available.get(other)
     if uri is None:
-        raise CannotRunError(f"no list {split}.txt in {voc}/{_LISTS}: there are {[*available]}")
-    lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
-    first = [line.split()[0] for line in lines if line.strip()]
+        if "train_aug" in (split, other) and sbd and {"train", "val"} <= available.keys():
+            return train_aug_ids(sbd, *(_ids(available[name]) for name in ("train", "val")))
+        raise CannotRunError(
+            f"no list {split}.txt in {voc}/{_LISTS}: there are {[*available]}. Give the folder "
+            "of the field's lists with --lists (data.lists)"
+        )
+    return _ids(uri)
+
+
+def _ids(uri: str) -> list[str]:
+    first = [words[0] for words in read_words(uri)]
     return [_stem(word) if word.lower().endswith(".jpg") else word for word in first]
 
 
@@ -192,5 +256,7 @@ def _xml_labels(uri: str | None) -> tuple[int, ...] | None:
 def _mask_labels(uri: str | None) -> tuple[int, ...] | None:
     if uri is None:
         return None
+    if uri.endswith(".mat"):
+        return tuple(int(v) for v in np.unique(read_sbd_mask(uri)) if v)
     values = VOC12.to_contiguous(decode_mask(storage.read_bytes(uri), uri=uri))
     return tuple(int(v) for v in np.unique(values) if v not in (0, VOC12.ignore))

@@ -47,8 +47,11 @@ def import_source(
             data.root,
             out,
             splits=splits,
-            labels_from=_of("voc12", data.labels_from, ("auto", "cls_labels", "xml", "masks")),
+            labels_from=_of(
+                "voc12", data.labels_from, ("auto", "cls_labels", "xml", "masks", "lists")
+            ),
             trust_pickle=data.trust_pickle,
+            lists=data.lists or None,
             max_pixels=data.max_pixels,
         )
     if data.source == "folder":
