@@ -47,6 +47,10 @@ class MasksConfig(Section):
     """Images per task; `auto` aims at some seconds of work."""
     tasks: Positive | Auto = execution("auto")
     """Tasks at once; `auto`: one per CPU of the cluster."""
+    fused: bool = execution(False)
+    """Stream CAMs from the classifier's actors straight into the mask tasks and store none. The
+    masks are the same bytes. Each mask stage then makes its own CAMs; `alpha: auto` and the
+    ablations, which read CAMs again and again, store them all the same."""
 
 
 class BaseCrfConfig(CrfConfig):

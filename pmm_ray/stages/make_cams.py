@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -124,17 +125,29 @@ def run(
     checkpoint_uri: str,
 ) -> Summary:
     """CAMs of every image of `images`, an index of the manifest."""
-    cluster = context.cluster
-    use_gpu = cluster.gpus >= 1
-    actors = cluster.default_actors() if config.actors == "auto" else config.actors
-    factory = partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu)
     return run_table_stage(
         context,
         folder,
         inputs={"manifest": images},
         primary="manifest",
-        factory=factory,
+        factory=cam_factory(config, context, checkpoint_uri),
         schema=tables.CAMS,
-        pool=Pool(actors, actors=True, cpus=0.0 if use_gpu else 1.0, gpus=1.0 if use_gpu else 0.0),
+        pool=cam_pool(config, context),
         batch_size=config.batch_size,
     )
+
+
+def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
+    """Actors that hold the classifier: one per GPU, else one per CPU."""
+    cluster = context.cluster
+    size = cluster.default_actors() if config.actors == "auto" else config.actors
+    on_gpu = cluster.gpus >= 1
+    return Pool(size, actors=True, cpus=0.0 if on_gpu else 1.0, gpus=1.0 if on_gpu else 0.0)
+
+
+def cam_factory(
+    config: CamsConfig, context: RunContext, checkpoint_uri: str
+) -> Callable[[], Worker]:
+    """What makes the worker of one actor; see `cam_worker`."""
+    use_gpu = context.cluster.gpus >= 1
+    return partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu)

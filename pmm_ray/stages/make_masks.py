@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +21,15 @@ from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.index import TableIndex
 from pmm_ray.runtime.placement import mask_memory
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.stream import (
+    CONSUMER_CPUS,
+    PRODUCER_CPUS,
+    InputRow,
+    Pool,
+    Producer,
+    Worker,
+    row_by_row,
+)
 from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
 from pmm_ray.stages.photographs import Photographs, large_image
 
@@ -131,29 +140,93 @@ def run(
     png_folder: str | None = None,
 ) -> Summary:
     """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
-    tasks = context.cluster.default_tasks() if config.tasks == "auto" else config.tasks
-    batch = auto_batch(len(cams), tasks) if config.batch_size == "auto" else config.batch_size
-    factory = partial(
-        mask_worker,
-        method,
-        mask_parameters(config, method),
-        config.backend,
-        Photographs.of(context),
-        folder.stage,
-        read_cam,
-        png_folder,
-    )
+    pool = mask_pool(config, context)
+    batch = auto_batch(len(cams), pool.size) if config.batch_size == "auto" else config.batch_size
     return run_table_stage(
         context,
         folder,
         inputs={"cams": cams, "manifest": images},
         primary="cams",
-        factory=factory,
+        factory=mask_factory(config, context, folder.stage, method, read_cam, png_folder),
         schema=tables.MASKS,
-        pool=Pool(
-            tasks,
-            memory=mask_memory(large_image(context.manifest.uri), context.cluster.node_memory),
-            labels=context.cluster.cpu_stage_labels,
-        ),
+        pool=pool,
         batch_size=batch,
+    )
+
+
+def run_fused(
+    config: MasksConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    images: TableIndex,
+    checkpoint_uri: str,
+    method: Method = "proportional",
+) -> Summary:
+    """Masks of every image of `images`, whose CAMs go from actor to task without touching disk.
+
+    A row is what `make_cams` would have stored, so the masks are the same bytes. Error rows of
+    both steps are rows of this stage's errors table.
+
+    Args:
+        config: the mask section.
+        context: the run.
+        folder: the stage's folder.
+        images: index of the manifest.
+        checkpoint_uri: the classifier.
+        method: from CAM to mask.
+    """
+    from pmm_ray.stages import make_cams  # torch, which a process of the other pool never imports
+
+    pool = replace(mask_pool(config, context), cpus=CONSUMER_CPUS)
+    first = make_cams.cam_pool(context.config.cams, context)
+    if first.gpus == 0:
+        first = replace(first, cpus=PRODUCER_CPUS, labels=pool.labels)
+    batch = context.config.cams.batch_size if config.batch_size == "auto" else config.batch_size
+    return run_table_stage(
+        context,
+        folder,
+        inputs={"manifest": images},
+        primary="manifest",
+        factory=mask_factory(config, context, folder.stage, method),
+        schema=tables.MASKS,
+        pool=pool,
+        batch_size=batch,
+        producer=Producer(
+            "cams",
+            make_cams.cam_factory(context.config.cams, context, checkpoint_uri),
+            tables.CAMS,
+            first,
+        ),
+    )
+
+
+def mask_pool(config: MasksConfig, context: RunContext) -> Pool:
+    """Tasks on every CPU where stages without a GPU run."""
+    cluster = context.cluster
+    return Pool(
+        cluster.default_tasks() if config.tasks == "auto" else config.tasks,
+        memory=mask_memory(large_image(context.manifest.uri), cluster.node_memory),
+        labels=cluster.cpu_stage_labels,
+    )
+
+
+def mask_factory(
+    config: MasksConfig,
+    context: RunContext,
+    stage: str,
+    method: Method,
+    read_cam: CamReader = table_cam,
+    png_folder: str | None = None,
+) -> Callable[[], Worker]:
+    """What makes the worker of one task; see `mask_worker`."""
+    return partial(
+        mask_worker,
+        method,
+        mask_parameters(config, method),
+        config.backend,
+        Photographs.of(context),
+        stage,
+        read_cam,
+        png_folder,
     )

@@ -1,0 +1,92 @@
+"""CAMs that go straight into the mask tasks: the same masks, the same errors, the same resume."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.registry import build_classifier
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import ErrorRow
+from pmm_ray.runtime.index import index_file, read_all, read_index
+from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.stages import make_cams, make_masks
+
+MakeContext = Callable[..., RunContext]
+
+CONFIG = RunConfig.model_validate(
+    {
+        "cams": {"scales": [1.0], "flip": False, "batch_size": 3},
+        "masks": {"alpha": 2, "crf": {"iterations": 2}},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = RunConfig.model_validate({"classifier": {"weights": "none"}}).classifier
+    uri = str(tmp_path_factory.mktemp("model") / "model.pt")
+    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
+    model = build_classifier(config, 3)
+    save_model(uri, "classifier", model, meta | {"label_space": "", "training": {}})
+    return uri
+
+
+def spoiled(shapes: Manifest, folder: Path) -> Manifest:
+    """A copy in which one image has no file and another no label."""
+    shutil.copytree(shapes.root, folder)
+    uri = str(folder / "manifest.parquet")
+    table = tables.read_table(uri)
+    rows = table.to_pylist()
+    (folder / rows[0]["uri"]).unlink()
+    rows[1]["labels"] = []
+    storage.write_bytes(uri, tables.to_bytes(pa.Table.from_pylist(rows, table.schema)))
+    return open_manifest(uri)
+
+
+def stored(context: RunContext, checkpoint: str) -> tuple[StageFolder, list[ErrorRow]]:
+    images = index_file(context.manifest.uri)
+    cams = StageFolder.below(context.run_dir, "make_cams", "00000000")
+    make_cams.run(CONFIG.cams, context, cams, images=images, checkpoint_uri=checkpoint)
+    masks = StageFolder.below(context.run_dir, "make_masks-stored", "00000000")
+    make_masks.run(CONFIG.masks, context, masks, cams=read_index(cams.uri), images=images)
+    return masks, tables.read_errors(cams.errors_uri) + tables.read_errors(masks.errors_uri)
+
+
+def fused(context: RunContext, checkpoint: str) -> StageFolder:
+    folder = StageFolder.below(context.run_dir, "make_masks", "00000000")
+    make_masks.run_fused(
+        CONFIG.masks,
+        context,
+        folder,
+        images=index_file(context.manifest.uri),
+        checkpoint_uri=checkpoint,
+    )
+    return folder
+
+
+def test_fused_masks_are_the_same_bytes_and_an_interrupted_run_goes_on(
+    make_context: MakeContext, shapes: Manifest, tmp_path: Path, checkpoint: str
+) -> None:
+    context = make_context(spoiled(shapes, tmp_path / "data"), CONFIG)
+    expected, errors = stored(context, checkpoint)
+    folder = fused(context, checkpoint)
+    assert tables.content_hash(read_all(folder.uri)) == tables.content_hash(read_all(expected.uri))
+    assert len(read_index(folder.uri)) == 14
+    # error rows of the first pool are rows of the fused stage
+    assert tables.read_errors(folder.errors_uri) == errors
+    assert [(e.stage, e.kind) for e in errors] == [("make_cams", "missing"), ("make_cams", "label")]
+    # as if it had been killed: one part gone, its images are made again, no other
+    parts = read_index(folder.uri).parts
+    before = {uri: Path(uri).stat().st_mtime_ns for uri in parts[1:]}
+    Path(parts[0]).unlink()
+    fused(context, checkpoint)
+    assert tables.content_hash(read_all(folder.uri)) == tables.content_hash(read_all(expected.uri))
+    assert {uri: Path(uri).stat().st_mtime_ns for uri in before} == before
