@@ -29,11 +29,11 @@ def dominant_maps(cam_BChw: Tensor, labels_BC: Tensor | None = None) -> Tensor:
         labels_BC: 0/1 [B, C - 1], the classes that may compete; None lets all of them.
 
     Returns:
-        float [B, C, h, w], 0..1; no gradient.
+        float32 [B, C, h, w], 0..1; no gradient.
 
     Source: released SEAM code; the restriction to the image's labels is ours.
     """
-    scores = F.relu(cam_BChw)
+    scores = F.relu(cam_BChw.float())
     maps = F.relu(scores - _MARGIN) / (scores.amax(dim=(2, 3), keepdim=True) + _MARGIN)
     if labels_BC is not None:
         maps[:, 1:] *= labels_BC[:, :, None, None].to(maps.dtype)
