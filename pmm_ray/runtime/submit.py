@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,16 +66,30 @@ def submit(
     if cluster_address() is None:
         return _run_here(command, env or {})
     client = _client()
-    known = submission_id is not None and _knows(client, submission_id)
-    if known:
-        job = str(submission_id)
-    else:
+    job = submission_id or f"pmm-{uuid.uuid4().hex[:12]}"
+    known = submission_id is not None and _knows(client, job)
+    if not known:
         runtime_env = {"working_dir": working_dir, "env_vars": dict(env or {})}
-        job = client.submit_job(
-            entrypoint=shlex.join(command), submission_id=submission_id, runtime_env=runtime_env
-        )
+        _submit(client, job, shlex.join(command), runtime_env)
     _say(f"{'following' if known else 'submitted'} {job}; stop it with `ray job stop {job}`")
     return follow(client, job, write) if wait else EXIT_DONE
+
+
+def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, Any]) -> None:
+    """Submit, waiting for a head that has just started and has no agent yet."""
+    started = time.monotonic()
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=entrypoint, submission_id=job, runtime_env=dict(runtime_env)
+            )
+        except _connection_errors() as error:
+            patient = time.monotonic() - started < HEAD_LOST_SECONDS
+            if patient and "again later" in str(error):
+                time.sleep(_RETRY_SECONDS)
+                continue
+            raise CannotRunError(f"the cluster did not take the job: {error}") from error
+        return
 
 
 def follow(client: Any, job: str, write: Write | None = None) -> int:
@@ -176,14 +191,16 @@ def _knows(client: Any, job: str) -> bool:
 def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
+    from ray.exceptions import AuthenticationError
 
-    # Ray itself raises the first three, a refused token the second
+    # Ray's client raises the last three for what the head answers
     return (
+        AuthenticationError,
+        aiohttp.ClientError,
+        requests.RequestException,
         ConnectionError,
         RuntimeError,
         ValueError,
-        aiohttp.ClientError,
-        requests.RequestException,
     )
 
 

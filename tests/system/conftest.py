@@ -17,8 +17,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class NodeEndedError(Exception):
+    """A `ray start` ended; its log is the message."""
 
 
 @dataclass
@@ -49,15 +54,16 @@ class RayNodes:
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("RAY_ADDRESS", None)
-        log = open(self.folder / f"node-{len(self.processes)}.log", "wb")  # noqa: SIM115
-        process = subprocess.Popen(
-            [*prefix, RAY, "start", *options, "--block", "--disable-usage-stats"],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        log.close()
+        # where jobs are started; by default the same port for every Ray of a machine
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        with open(self.folder / f"node-{time.monotonic_ns()}.log", "wb") as log:
+            process = subprocess.Popen(
+                [*prefix, RAY, "start", *options, "--block", "--disable-usage-stats", agent],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.processes.append(process)
         return process
 
@@ -69,22 +75,40 @@ class RayNodes:
             "--num-cpus=0",
             "--object-store-memory=150000000",
         )
-        self._wait(lambda: self.ask("job", "list").returncode == 0, "the head's dashboard")
+        self._wait(lambda: self.alive() == 1, "the head")
 
     def start_worker(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
-        self.start(
-            f"--address=127.0.0.1:{self.port}",
-            "--object-store-memory=150000000",
-            *options,
-            prefix=prefix,
-        )
+        """Start a node and wait for it; Ray gives a node 30 s, which a busy machine may not have.
 
-    def wait_for_nodes(self, count: int) -> None:
-        def alive() -> bool:
-            listing = self.ask("list", "nodes", "--filter", "state=ALIVE", "--format=json")
-            return listing.stdout.count('"node_id"') >= count
+        Args:
+            options: of `ray start`.
+            prefix: a command that runs `ray start`, such as `unshare`.
+        """
+        before = self.alive()
+        address = (f"--address=127.0.0.1:{self.port}", "--object-store-memory=150000000")
+        for attempt in range(3):
+            process = self.start(*address, *options, prefix=prefix)
+            try:
+                self._wait(lambda: self.alive() > before, "a node")
+            except NodeEndedError:
+                self.processes.remove(process)
+                if attempt == 2:
+                    raise
+            else:
+                return
 
-        self._wait(alive, f"{count} nodes")
+    def alive(self) -> int:
+        """Nodes that the head knows to be alive; 0 while it does not answer."""
+        try:
+            answer = requests.get(
+                f"http://127.0.0.1:{self.dashboard_port}/api/v0/nodes",
+                headers={"Authorization": f"Bearer {self.token}"},
+                timeout=10,
+            ).json()
+        except (requests.RequestException, ValueError):
+            return 0
+        nodes = answer["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" for node in nodes)
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Ray's own command, from the machine that submits."""
@@ -95,11 +119,14 @@ class RayNodes:
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 180
         while not ready():
-            for number, process in enumerate(self.processes):
-                log = (self.folder / f"node-{number}.log").read_text(errors="replace")
-                assert process.poll() is None, f"node {number} ended:\n{log}"
-            assert time.monotonic() < deadline, f"{what} did not come up"
+            for process in self.processes:
+                if process.poll() is not None:
+                    raise NodeEndedError("\n".join(self.logs()))
+            assert time.monotonic() < deadline, f"{what} did not come up: {self.logs()}"
             time.sleep(1)
+
+    def logs(self) -> list[str]:
+        return [log.read_text(errors="replace") for log in self.folder.glob("node-*.log")]
 
     def stop(self) -> None:
         """End what was started here and its children; `ray stop` would end others' as well."""

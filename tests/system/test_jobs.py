@@ -39,7 +39,6 @@ def cluster(ray_head: RayNodes) -> RayNodes:
     """The head and two workers of one CPU each."""
     for _ in range(2):
         ray_head.start_worker("--num-cpus=1")
-    ray_head.wait_for_nodes(3)
     return ray_head
 
 
