@@ -15,6 +15,7 @@ from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import require_pycocotools
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.sources.voc12 import import_voc12
@@ -56,6 +57,8 @@ def import_source(
         )
     if data.source == "folder":
         return import_folder(data.root, out, max_pixels=data.max_pixels)
+    if data.source == "parquet":
+        return import_parquet(data.root, out, max_pixels=data.max_pixels)
     truth_splits = {"all": splits, "held_out": splits[-1:], "none": []}[data.ground_truth]
     if truth_splits:
         require_pycocotools()  # before the minutes that reading the annotations takes

@@ -1,0 +1,251 @@
+"""Photographs and labels in Parquet files, as Hugging Face's `datasets` stores them.
+
+    ROOT/train-00000-of-00002.parquet    also ROOT/data/..., ROOT/SPLIT/*.parquet, or one file
+        image: struct<bytes: binary, path: string>     or plain bytes
+        label or labels: an integer, a string, or a list of either
+
+Integers are positions in the names that the file's `huggingface` metadata gives (ClassLabel), else
+0, 1, 2, ... The bytes of each image become a file `images/ID.ext` beside the manifest; its id is
+made from the image's path, else from the split and the row. EXIF orientation is applied.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pmm_ray.labels import BACKGROUND, LabelSpace, normalize_name
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
+from pmm_ray.sources.importing import Importer, ImportReport
+
+_IMAGE_COLUMNS = ("image", "img", "pixel_values")
+_LABEL_COLUMNS = ("labels", "label", "classes", "class")
+_ID_COLUMN = "image_id"
+_BATCH_ROWS = 64
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+@dataclass(frozen=True)
+class _File:
+    uri: str
+    split: str
+    image: str
+    label: str | None
+    names: tuple[str, ...] | None
+    """Of integer labels, from the file's metadata."""
+    ids: bool
+
+
+def import_parquet(
+    root: str,
+    out: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> ImportReport:
+    """Write the manifest of Parquet files and their photographs as files.
+
+    Args:
+        root: a `.parquet` file, or a folder of them; a file's split is its name without the
+            shard's number, or that of its folder.
+        out: folder that gets `manifest.parquet`, `errors/` and `images/`.
+        image_column, label_column: default: the first of `image`, `img`, ... and `labels`,
+            `label`, ...; without a label column all photographs are unlabelled.
+        class_names: the classes in the order of their ids; default: the metadata's, else the
+            labels found, strings sorted and integers as `0`, `1`, ...
+        max_pixels: a photograph that declares more becomes an error row.
+
+    Raises:
+        CannotRunError: no such files, or columns that are not there.
+        ValueError: class names that make no label space.
+    """
+    root, out = storage.absolute(root), storage.absolute(out)
+    files = [_open(uri, split, image_column, label_column) for uri, split in _find(root)]
+    names = list(map(normalize_name, class_names or _class_names(files)))
+    space = LabelSpace.from_names(names, name="parquet")
+    importer = Importer(out, space, source="parquet", exif="apply", max_pixels=max_pixels)
+    # a leading "background" is class 0, no label
+    id_of = {name: i for i, name in enumerate(names, 0 if names[0] == BACKGROUND else 1)}
+    seen: set[str] = set()
+    for file in files:
+        for number, row in enumerate(_rows(file)):
+            _add(importer, file, number, row, id_of, root, seen)
+    return importer.finish()
+
+
+def _find(root: str) -> list[tuple[str, str]]:
+    """(uri, split) of the files."""
+    if root.endswith(".parquet"):
+        return [(root, _split(root) or DEFAULT_SPLIT)]
+    found = []
+    for uri in storage.list_files(root, ".parquet", recursive=True):
+        folder = storage.parent(uri)
+        in_root = folder in (root, storage.join(root, "data"))
+        found.append((uri, _split(uri) if in_root else folder.rsplit("/", 1)[-1]))
+    if not found:
+        raise CannotRunError(f"no .parquet files in {root}")
+    return [(uri, split or DEFAULT_SPLIT) for uri, split in found]
+
+
+def _split(uri: str) -> str:
+    """`train-00000-of-00002.parquet` -> `train`."""
+    stem = posixpath.basename(uri).removesuffix(".parquet")
+    return _SHARD.sub("", stem) if _SHARD.search(stem) or stem in ("train", "val", "test") else ""
+
+
+def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
+    filesystem, path = storage.resolve(uri)
+    try:
+        schema = pq.read_schema(path, filesystem=filesystem)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
+    columns = schema.names
+    image = image or next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    wanted_label = label
+    label = label or next((name for name in _LABEL_COLUMNS if name in columns), None)
+    for name in (image, wanted_label):
+        if name is not None and name not in columns:
+            raise CannotRunError(f"{uri} has no column {name!r}: there are {columns}")
+    if image is None:
+        raise CannotRunError(
+            f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
+        )
+    return _File(uri, split, image, label, _metadata_names(schema, label), _ID_COLUMN in columns)
+
+
+def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+    """The ClassLabel names of a column, alone or in a list, from the `huggingface` metadata."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None or label is None:
+        return None
+    try:
+        feature = json.loads(text)["info"]["features"][label]
+        while "names" not in feature:
+            # Sequence(ClassLabel) is {"feature": {...}}, or a list of one in older files
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        return tuple(str(name) for name in feature["names"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _rows(file: _File) -> Iterator[dict[str, Any]]:
+    columns = [file.image, *([file.label] if file.label else []), *([_ID_COLUMN] * file.ids)]
+    filesystem, path = storage.resolve(file.uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _class_names(files: Sequence[_File]) -> list[str]:
+    """The names of all files' metadata, else of the labels found."""
+    named = {file.names for file in files if file.names is not None}
+    if len(named) > 1:
+        raise CannotRunError("the files name different classes in their metadata")
+    if named:
+        return list(named.pop())
+    words: set[str] = set()
+    highest = -1
+    for file in files:
+        if file.label is None:
+            continue
+        filesystem, path = storage.resolve(file.uri)
+        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+            for batch in parquet.iter_batches(10_000, columns=[file.label]):
+                for value in batch.column(0).to_pylist():
+                    for label in value if isinstance(value, list) else [value]:
+                        if isinstance(label, str) and normalize_name(label):
+                            words.add(normalize_name(label))
+                        elif isinstance(label, int):
+                            highest = max(highest, label)
+    if words and highest >= 0:
+        raise CannotRunError("some labels are numbers and some are names: use one or the other")
+    names = sorted(words - {BACKGROUND}) or [str(i) for i in range(highest + 1)]
+    return names or ["object"]
+
+
+def _add(
+    importer: Importer,
+    file: _File,
+    number: int,
+    row: dict[str, Any],
+    id_of: Mapping[str, int],
+    root: str,
+    seen: set[str],
+) -> None:
+    """One row of one file: its image as a file, and a row of the manifest."""
+    image = row[file.image]
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, "")
+    shard = posixpath.basename(file.uri).removesuffix(".parquet")
+    name = str(row.get(_ID_COLUMN) or "") or posixpath.splitext(str(path or ""))[0]
+    image_id = safe_image_id(name) if name else safe_image_id(f"{shard}-{number:07d}")
+    if image_id in seen and row.get(_ID_COLUMN) is None:
+        # paths are unique within a folder of origin, not within a data set
+        image_id = safe_image_id(f"{shard}-{number:07d}")
+    if image_id in seen:
+        importer.fail(image_id, "label", "the image id occurs twice; the first one stays")
+        return
+    seen.add(image_id)
+    labels = partial(_labels, row.get(file.label) if file.label else None, id_of)
+    try:
+        uri = _photograph(data, path, importer.out, image_id, root)
+    except ValueError as error:
+        importer.fail(image_id, "missing", str(error), file.uri)
+        return
+    importer.add(image_id, uri, file.split, labels)
+
+
+def _photograph(data: Any, path: str | None, out: str, image_id: str, root: str) -> str:
+    """The uri of the image's file: written from its bytes, or the one that its path names."""
+    if isinstance(data, bytes):
+        uri = storage.join(out, "images", f"{image_id}{_suffix(data)}")
+        storage.write_bytes(uri, data)
+        return uri
+    if not path:
+        raise ValueError("the row has neither the image's bytes nor its path")
+    if path.startswith("/") or storage.is_remote(path):
+        raise ValueError(f"the row has no bytes, and its path leaves the data set: {path}")
+    folder = storage.parent(root) if root.endswith(".parquet") else root
+    return storage.join(folder, path)
+
+
+def _suffix(data: bytes) -> str:
+    """By content: `.jpg`, `.png`, ...; what is no image keeps no ending and fails as such."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = (image.format or "").lower()
+    # Pillow raises nearly any type on a damaged file; the importer says what is wrong
+    except Exception:
+        return ".bin"
+    return {"jpeg": ".jpg", "mpo": ".jpg", "tiff": ".tif"}.get(kind, f".{kind}")
+
+
+def _labels(value: Any, id_of: Mapping[str, int]) -> list[int]:
+    """Contiguous ids. Raises ValueError for a name or a number that is no class."""
+    by_number = [*id_of.values()]
+    ids = []
+    for label in value if isinstance(value, list) else [value]:
+        # -1 is Hugging Face's mark of an unlabelled row
+        if label in (None, "", -1):
+            continue
+        if isinstance(label, str) and normalize_name(label) in id_of:
+            ids.append(id_of[normalize_name(label)])
+        elif isinstance(label, int) and 0 <= label < len(by_number):
+            ids.append(by_number[label])
+        else:
+            raise ValueError(f"label {label!r} is none of the {len(id_of)} classes")
+    return [label for label in ids if label]

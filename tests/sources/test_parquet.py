@@ -1,0 +1,158 @@
+"""Parquet files as Hugging Face's `datasets` writes them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.parquet import import_parquet
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def encoded(kind: str = "JPEG", size: tuple[int, int] = (16, 12)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, "grey").save(out, kind)
+    return out.getvalue()
+
+
+def write(
+    path: Path,
+    images: list[tuple[bytes | None, str | None]],
+    labels: list[Any] | None,
+    feature: Any = None,
+    column: str = "label",
+    **more: list[Any],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, Any] = {
+        "image": pa.array([{"bytes": b, "path": p} for b, p in images], IMAGE)
+    }
+    columns |= {column: labels} if labels is not None else {}
+    table = pa.table(columns | more)
+    if feature is not None:
+        info = {"info": {"features": {"image": {"_type": "Image"}, column: feature}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, path)
+
+
+def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
+    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
+
+
+def test_class_labels_of_shards_and_splits(tmp_path: Path) -> None:
+    feature = {"names": ["кот", "犬", "Vogel"], "_type": "ClassLabel"}
+    data = tmp_path / "data"
+    write(
+        data / "train-00000-of-00002.parquet",
+        [(encoded(), "a.jpg"), (encoded("PNG"), None)],
+        [2, 0],
+        feature,
+    )
+    write(data / "train-00001-of-00002.parquet", [(encoded(), "a.jpg")], [1], feature)
+    write(data / "validation-00000-of-00001.parquet", [(encoded(), "v.jpg")], [-1], feature)
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert report.manifest.label_space.names == ("background", "кот", "犬", "Vogel")
+    assert report.manifest.splits == {"train": 3, "validation": 1}
+    found = rows(report)
+    assert {i: row["labels"] for i, row in found.items()} == {
+        "a": [3],
+        "train-00000-of-00002-0000001": [1],
+        "train-00001-of-00002-0000000": [2],  # another a.jpg
+        "v": [],
+    }
+    assert found["train-00000-of-00002-0000001"]["uri"].endswith(".png")
+    assert (tmp_path / "out" / found["a"]["uri"]).read_bytes() == encoded()
+    assert report.manifest.apply_exif
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"feature": {"names": ["x", "y"], "_type": "ClassLabel"}, "_type": "Sequence"},
+        [{"names": ["x", "y"], "_type": "ClassLabel"}],
+    ],
+)
+def test_lists_of_class_labels(tmp_path: Path, feature: Any) -> None:
+    images = [(encoded(), "a.jpg"), (encoded(), "b.jpg"), (encoded(), "c.jpg")]
+    write(tmp_path / "train.parquet", images, [[1, 0], [1], []], feature, "labels")
+    report = import_parquet(str(tmp_path / "train.parquet"), str(tmp_path / "out"))
+    assert [row["labels"] for row in rows(report).values()] == [[1, 2], [2], []]
+
+
+def test_names_as_labels_and_a_folder_for_each_split(tmp_path: Path) -> None:
+    write(tmp_path / "train/0.parquet", [(encoded(), "a.jpg")], [["dog", "cat "]], column="labels")
+    write(tmp_path / "val/0.parquet", [(encoded(), "b.jpg")], [["dog"]], column="labels")
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert report.manifest.label_space.names == ("background", "cat", "dog")
+    assert {i: (r["labels"], r["split"]) for i, r in rows(report).items()} == {
+        "a": ([1, 2], "train"),
+        "b": ([2], "val"),
+    }
+
+
+def test_integers_without_names_and_ids_of_their_own(tmp_path: Path) -> None:
+    images = [(encoded(), None), (encoded(), None)]
+    write(tmp_path / "train.parquet", images, [0, 999], image_id=["первый", "second"])
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert report.manifest.label_space.num_foreground == 1000
+    assert report.manifest.label_space.ignore == 65535
+    assert [row["labels"] for row in rows(report).values()] == [[1], [1000]]
+
+
+def test_a_path_instead_of_bytes(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.jpg").write_bytes(encoded())
+    images = [(None, "pictures/a.jpg"), (None, "../a.jpg"), (None, "/etc/passwd"), (None, None)]
+    write(tmp_path / "train.parquet", images, None)
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert [row["uri"] for row in rows(report).values()] == [str(tmp_path / "pictures/a.jpg")]
+    assert [error.kind for error in report.errors] == ["missing"] * 3
+
+
+def test_bad_rows_are_error_rows(tmp_path: Path) -> None:
+    images = [(encoded(), "a.jpg"), (b"no image", "b.jpg"), (encoded()[:100], "c.jpg")]
+    write(
+        tmp_path / "train.parquet",
+        [*images, (encoded(), "a.jpg")],
+        [0, 0, 1, 7],
+        {"names": ["x", "y"]},
+    )
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert list(rows(report)) == ["a"]
+    assert {e.image_id: e.kind for e in report.errors} == {
+        "b": "decode",
+        "c": "decode",
+        "train-0000003": "label",
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"picture": [b"x"]}, "no column of images"),
+        ({"image": [b"x", b"y"], "label": [["a"], ["b"]], "labels": [[1], [2]]}, None),
+    ],
+)
+def test_columns(tmp_path: Path, table: dict[str, Any], text: str | None) -> None:
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    with pytest.raises(CannotRunError, match=text or "no image could be imported"):
+        import_parquet(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_no_files_and_no_parquet(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match=r"no \.parquet files"):
+        import_parquet(str(tmp_path), str(tmp_path / "out"))
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CannotRunError, match="cannot be read"):
+        import_parquet(str(tmp_path), str(tmp_path / "out"))
