@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,6 +74,17 @@ class BudgetExceededError(Exception):
         )
         self.failed = failed
         self.budget = budget
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to say if the error means that a disk, or a quota, is full; else None."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not isinstance(error, OSError) or error.errno not in full:
+        return None
+    return (
+        f"the disk is full: cannot write {error.filename}. Free some space and run the same command"
+        " again; what is finished stays."
+    )
 
 
 def error_budget(configured: int | None, images: int) -> int:

@@ -53,7 +53,8 @@ class EventLog:
             if self._remote:
                 self._pending.append(line)
             else:
-                with open(storage.join(self._folder, f"{self._writer}.jsonl"), "a") as file:
+                path = storage.join(self._folder, f"{self._writer}.jsonl")
+                with storage.naming(path), open(path, "a") as file:
                     file.write(line + "\n")
 
     def flush(self) -> None:

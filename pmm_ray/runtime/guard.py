@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from pmm_ray.runtime.errors import (
     EXIT_INTERRUPTED,
     BudgetExceededError,
     CannotRunError,
+    full_disk,
 )
 from pmm_ray.runtime.progress import Progress
 
@@ -31,9 +31,10 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        message = full_disk(error)
+        if message is None:
             raise
-        progress.message(f"pmm: the disk is full ({error.filename}); free some space and run again")
+        progress.message(f"pmm: {message}")
         return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         progress.message("pmm: interrupted; run the same command again to go on")

@@ -22,6 +22,7 @@ from pmm_ray.runtime.stream import (
     consume_chunk,
     failed_chunk,
     produce_chunk,
+    reason,
     run_chunk,
 )
 
@@ -56,8 +57,7 @@ class _Mapper:
             try:
                 self._worker = self._factory()
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                return _block([self._failed(row, reason) for row in rows])
+                return _block([self._failed(row, reason(error)) for row in rows])
         return _block([self._function(row, self._worker) for row in rows])
 
 
@@ -154,11 +154,11 @@ def stream(
         assert producer is not None
         return consume_chunk(row, producer.table, worker, output)
 
-    def not_produced(row: Row, reason: str) -> Row:
-        return {"chunk": row["chunk"], "rows": b"", "errors": "[]", "failure": reason}
+    def not_produced(row: Row, failure: str) -> Row:
+        return {"chunk": row["chunk"], "rows": b"", "errors": "[]", "failure": failure}
 
-    def not_run(row: Row, reason: str) -> Row:
-        return failed_chunk(reason)
+    def not_run(row: Row, failure: str) -> Row:
+        return failed_chunk(failure)
 
     if producer is not None:
         arguments = (producer.factory, produce, not_produced)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +78,17 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         return cast(bytes, stream.read(limit))
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Give an OSError of a write the path that it lacks: a full disk must be found by its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file so that it appears whole or not at all.
 
@@ -92,7 +104,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

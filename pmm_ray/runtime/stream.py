@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pmm_ray.runtime import lease, storage, tables
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow, RowError, full_disk
 from pmm_ray.runtime.index import TableIndex
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
@@ -145,7 +145,7 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
         with pa.ipc.new_stream(sink, producer.schema) as writer:
             writer.write_table(pa.Table.from_pylist(done, schema=producer.schema))
     except Exception as error:  # travels to the driver, which stops the stage with this text
-        failure = f"{type(error).__name__}: {error}"
+        failure = reason(error)
     return {
         "chunk": payload,
         "rows": sink.getvalue().to_pybytes(),
@@ -220,7 +220,7 @@ def run_chunk(
                 storage.join(output.folder, f"part-{name}.parquet"), done, output.schema
             )
     except Exception as error:  # reported to the driver, which stops the stage with this text
-        return _result(failure=f"{type(error).__name__}: {error}")
+        return _result(failure=reason(error))
     return _result(
         images=len(chunk["ids"]),
         errors=len(errors),
@@ -229,9 +229,14 @@ def run_chunk(
     )
 
 
-def failed_chunk(reason: str) -> dict[str, Any]:
+def failed_chunk(failure: str) -> dict[str, Any]:
     """The counts of a chunk whose worker could not be made."""
-    return _result(failure=reason)
+    return _result(failure=failure)
+
+
+def reason(error: Exception) -> str:
+    """Why a chunk could not be done, for the driver to print."""
+    return full_disk(error) or f"{type(error).__name__}: {error}"
 
 
 def _result(
