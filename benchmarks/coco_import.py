@@ -119,7 +119,8 @@ def main() -> int:
             kept &= result["seconds"] < LIMIT_SECONDS and result["peak_bytes"] < LIMIT_BYTES
             print(
                 f"{what:9} {result['rows']} images, {result['annotations']} annotations: "
-                f"{result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of CPU), peak {result['peak_bytes'] / 1e6:.0f} MB "
+                f"{result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of CPU), "
+                f"peak {result['peak_bytes'] / 1e6:.0f} MB "
                 f"({result['peak_bytes_of_imports'] / 1e6:.0f} MB of it before the import)"
             )
         print(f"under {LIMIT_SECONDS:.0f} s and {LIMIT_BYTES / 1e9:.0f} GB: {kept}")
