@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe, section_hash
-from pmm_ray.pipeline import weights_hash
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
 from pmm_ray.runtime.guard import guarded

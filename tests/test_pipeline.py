@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline import planned_stages, weights_hash
+from pmm_ray.pipeline import planned_stages
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.session import EndOfSelection, Selection, Session
