@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pmm_ray.report.run_data import StageRecord, load_run
@@ -49,16 +48,16 @@ class RunMasks:
 
     def rows(self, masks: SplitMasks) -> Iterator[dict[str, Any]]:
         """Rows of `tables.MASKS`, one part in memory at a time."""
+        for part in self.parts(masks):
+            yield from part
+
+    def parts(self, masks: SplitMasks) -> Iterator[list[dict[str, Any]]]:
+        """Rows of `tables.MASKS`, some dozens at a time."""
         table = masks.index.table
         for number, uri in enumerate(masks.index.parts):
             wanted = table.filter(pc.equal(table.column("part"), number)).column("row")
             if len(wanted):
-                yield from _row_by_row(tables.read_table(uri).take(wanted))
-
-
-def _row_by_row(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for row in range(table.num_rows):
-        yield table.slice(row, 1).to_pylist()[0]
+                yield tables.read_table(uri).take(wanted).to_pylist()
 
 
 def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:

@@ -1,0 +1,158 @@
+"""`pmm export`: what other programs read is what the run's masks table holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from typer.testing import CliRunner
+
+from pmm_ray.cli import app
+from pmm_ray.export import export_run
+from pmm_ray.labels import COCO14, LabelSpace, voc_palette
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.index import scan_parts, write_index
+from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.manifest import ManifestRow, write_manifest
+
+Masks = dict[str, np.ndarray[Any, Any]]
+COCO_IDS = ("COCO_val2014_000000000042", "COCO_val2014_000000000139")
+
+
+def make_run(root: Path, ids: tuple[str, ...], space: LabelSpace) -> Masks:
+    """A finished run: one training image, the others held out; returns their masks."""
+    random = np.random.default_rng(0)
+    masks: Masks = {}
+    rows, records = [], []
+    for number, image_id in enumerate(ids):
+        height, width = 20 + number, 31
+        mask = np.zeros((height, width), space.mask_dtype)
+        mask[3:12, 5:20] = random.integers(0, space.num_classes, (9, 15))
+        mask[15:, :4] = space.ignore
+        masks[image_id] = mask
+        split = "train" if number == 0 else "val"
+        uri = f"/photographs/{image_id}.jpg"
+        rows.append(ManifestRow(image_id, uri, (1,), height, width, split))
+        records.append(
+            {
+                "image_id": image_id,
+                "height": height,
+                "width": width,
+                "mask_png": encode_mask(mask, space),
+                "foreground": 0.5,
+                "labels": [1],
+                "round": 0,
+            }
+        )
+    write_manifest(str(root / "manifest.parquet"), rows, space, source="test", exif="ignore")
+    stages = []
+    for name, part in (("make_masks", records), ("make_masks-cam_argmax", records[1:])):
+        folder = StageFolder.below(str(root), name, "00000000")
+        tables.write_rows(folder.path("part-0.parquet"), part[::2], tables.MASKS)
+        tables.write_rows(folder.path("part-1.parquet"), part[1::2], tables.MASKS)
+        write_index(folder.uri, scan_parts(folder.uri)[0])
+        folder.finish(Summary(stage=name, hash=folder.hash, images=len(part)))
+        stages.append({"stage": name, "hash": folder.hash, "folder": f"{name}-{folder.hash}"})
+    record = {"name": "test", "finished": "now", "manifest": "manifest.parquet", "stages": stages}
+    (root / "run.json").write_text(json.dumps(record))
+    return masks
+
+
+def test_a_voc_tree_holds_every_mask_and_lists_every_split(tmp_path: Path) -> None:
+    space = LabelSpace.from_names(["cat", "dog"], name="pets")
+    masks = make_run(tmp_path / "run", ("a", "b", "c"), space)
+    out = tmp_path / "out"
+    for _ in range(2):  # the same command again overwrites
+        assert export_run(str(tmp_path / "run"), str(out), "voc") == 0
+    for image_id, mask in masks.items():
+        with Image.open(out / "SegmentationClass" / f"{image_id}.png") as image:
+            assert image.mode == "P"
+            palette = np.array(image.getpalette()).reshape(-1, 3)
+            assert np.array_equal(palette, voc_palette())
+            assert np.array_equal(np.array(image), mask)
+    lists = out / "ImageSets" / "Segmentation"
+    assert (lists / "train.txt").read_text() == "a\n"
+    assert (lists / "val.txt").read_text() == "b\nc\n"
+    assert (out / "class_names.txt").read_text() == "background\ncat\ndog\n"
+    assert len(list((out / "SegmentationClass").iterdir())) == 3
+
+
+def test_coco_json_gives_the_masks_back(tmp_path: Path) -> None:
+    masks = make_run(tmp_path / "run", COCO_IDS, COCO14)
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "coco") == 0
+    coco = COCO(tmp_path / "out" / "instances_val.json")
+    image_id = COCO_IDS[1]
+    assert coco.getImgIds() == [139]
+    assert coco.loadImgs(139)[0]["file_name"] == f"{image_id}.jpg"
+    assert {c["id"]: c["name"] for c in coco.loadCats(coco.getCatIds())} == dict(
+        zip(COCO14.dataset_ids[1:], COCO14.names[1:], strict=True)
+    )
+    mask = masks[image_id]
+    again = np.zeros_like(mask)
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[139]))
+    assert len({a["id"] for a in annotations}) == len(annotations) > 10
+    for annotation in annotations:
+        region = coco.annToMask(annotation).astype(bool)
+        label = COCO14.dataset_ids.index(annotation["category_id"])
+        again[region] = label
+        assert annotation["area"] == (mask == label).sum()
+        rows, columns = np.nonzero(mask == label)
+        x, y, width, height = annotation["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+    mask[mask == COCO14.ignore] = 0
+    assert np.array_equal(again, mask)
+
+
+def test_images_whose_ids_end_in_the_same_number_are_counted(tmp_path: Path) -> None:
+    space = LabelSpace.from_names(["cat", "dog"], name="pets")
+    make_run(tmp_path / "run", ("t", "2007_000032", "2008_000032"), space)
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "coco") == 0
+    written = json.loads((tmp_path / "out" / "instances_val.json").read_text())
+    assert [(i["id"], i["file_name"]) for i in written["images"]] == [
+        (1, "2007_000032.jpg"),
+        (2, "2008_000032.jpg"),
+    ]
+    assert {a["image_id"] for a in written["annotations"]} == {1, 2}
+
+
+def test_other_masks_are_exported_by_name(tmp_path: Path) -> None:
+    space = LabelSpace.from_names(["cat", "dog"], name="pets")
+    make_run(tmp_path / "run", ("a", "b"), space)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert export_run(run, out, "voc", "make_masks-cam_argmax") == 0
+    assert [p.name for p in (tmp_path / "out" / "SegmentationClass").iterdir()] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "message"),
+    [
+        ({"finished": None}, None, "is not finished"),
+        ({}, "make_mask", "has no finished masks called 'make_mask'"),
+        ({"stages": []}, None, "has made no masks"),
+    ],
+)
+def test_what_cannot_be_exported_is_explained(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    stage: str | None,
+    message: str,
+) -> None:
+    make_run(tmp_path / "run", ("a", "b"), LabelSpace.from_names(["cat"], name="pets"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | change))
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "voc", stage) == 1
+    assert not (tmp_path / "out").exists()
+    assert message in " ".join(capfd.readouterr().err.split())
+
+
+def test_an_unknown_format_is_a_wrong_use(tmp_path: Path) -> None:
+    command = ["export", str(tmp_path), str(tmp_path / "out"), "--format", "png"]
+    assert CliRunner().invoke(app, command).exit_code == 2
