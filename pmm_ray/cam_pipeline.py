@@ -52,8 +52,12 @@ class CamPipeline:
             )
             self.session.manifest_uri = folder.path("manifest.parquet")
             self._rasterize_masks()
+        self._open_manifest()
+
+    def _open_manifest(self) -> None:
         from pmm_ray.sources.manifest import manifest_hash
 
+        assert self.session.manifest_uri is not None
         self._manifest_hash = manifest_hash(self.session.manifest_uri)
         self._images = index_file(self.session.manifest_uri)
         if self.config.masks.alpha == "auto":

@@ -41,9 +41,9 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
     return tuple(plan)
 
 
-def run_stages(session: Session) -> None:
+def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
     """Run every selected stage that is not done."""
-    pipeline = Pipeline(session)
+    pipeline = pipeline or Pipeline(session)
     try:
         cams = pipeline.up_to_cams(streamed=pipeline.fused)
         pipeline.choose_alpha(cams)

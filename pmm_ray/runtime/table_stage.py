@@ -74,7 +74,15 @@ def run_table_stage(
     failed = len(tables.read_errors(folder.errors_uri))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
     stall = context.config.runtime.stall_seconds
-    context.events.write("stage_start", stage=folder.stage, images=len(expected), done=earlier)
+    context.events.write(
+        "stage_start",
+        stage=folder.stage,
+        images=len(expected),
+        done=earlier,
+        workers=pool.size,
+        cpus=pool.cpus,
+        gpus=pool.gpus,
+    )
     rate = 0.0
     with context.progress.stage(folder.stage, len(expected), already_done=earlier) as progress:
         # Chunks first; then, one by one, the images of chunks whose process kept dying.

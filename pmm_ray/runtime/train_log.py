@@ -53,7 +53,8 @@ class TrainLog:
 
         The seconds that it took do not count into the training's throughput.
         """
-        self._events.write("validation", stage=self._job.stage, step=step, epoch=epoch, **values)
+        about = {"stage": self._job.stage, "step": step, "epoch": epoch, "seconds": seconds}
+        self._events.write("validation", **about, **values)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"validation/{name}", value, step)
