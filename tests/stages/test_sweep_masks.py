@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.images import decode_mask
 from pmm_ray.runtime.index import index_file
+from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.stage import RunContext, StageFolder
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages import sweep_masks
@@ -63,7 +66,8 @@ def test_scores_are_those_of_each_combination_alone(
     source = storage.join(str(tmp_path), "cams.parquet")
     storage.write_bytes(source, tables.to_bytes(pa.Table.from_pylist(cams, tables.CAMS)))
     chosen = sample([row["image_id"] for row in manifest], 6, seed=0)
-    context = make_context(shapes, RunConfig())
+    said = io.StringIO()
+    context = replace(make_context(shapes, RunConfig()), progress=Progress(stream=said))
     folder = StageFolder.below(context.run_dir, "sweep", "00000000")
     points = grid({"alpha": [1.0, 4.0], "smoothing": [0.0, 0.3]})
     summary = sweep_masks.run(
@@ -77,7 +81,7 @@ def test_scores_are_those_of_each_combination_alone(
     )
     assert (summary.images, summary.errors) == (6, 0)
     assert summary.pixel_labels_used
-    assert "pixel labels used (val, 6 images)" in context.progress.stream.getvalue()  # type: ignore[attr-defined]
+    assert "pixel labels used (val, 6 images)" in said.getvalue()
     found = summary.details["combinations"]
     assert [{k: row[k] for k in ("alpha", "smoothing")} for row in found] == points
     photographs = Photographs.of(context)
