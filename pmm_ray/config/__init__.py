@@ -3,6 +3,7 @@
 Imports no torch, ray or stage, so that a typing mistake is answered at once.
 """
 
+from pmm_ray.config.affinity import AffinityConfig, WalkConfig
 from pmm_ray.config.base import Section, section_hash
 from pmm_ray.config.classifier import (
     CamsConfig,
@@ -29,6 +30,7 @@ from pmm_ray.config.segmenter import (
 )
 
 __all__ = [
+    "AffinityConfig",
     "BaseConfig",
     "CamsConfig",
     "ClassifierConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "Section",
     "SegmenterConfig",
     "UnderfittingConfig",
+    "WalkConfig",
     "load_recipe",
     "section_hash",
     "to_yaml",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pmm_ray.config.affinity import AffinityConfig
 from pmm_ray.config.base import Section, execution
 from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
 from pmm_ray.config.data import DataConfig
@@ -72,6 +73,7 @@ class RunConfig(Section):
     base: BaseConfig = BaseConfig()
     multicrop: MulticropConfig = MulticropConfig()
     cams: CamsConfig = CamsConfig()
+    affinity: AffinityConfig = AffinityConfig()
     masks: MasksConfig = MasksConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     predict: PredictConfig = PredictConfig()

@@ -139,7 +139,7 @@ def proportional_masks(
         ValueError: A shape, dtype, label or value does not fit, or the combinations need
             different lattices.
     """
-    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
     if len({p.crf for p in combinations}) != 1:
         raise ValueError("the combinations must share one set of CRF parameters")
     if len(cam) == 0:
@@ -226,8 +226,8 @@ def argmax_mask(
     Raises:
         ValueError: A shape, dtype, label or value does not fit.
     """
-    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
-    scores_MHW = _with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
+    image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
+    scores_MHW = with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
     if use_crf and len(cam):
         scores_MHW = DenseCrf(image, parameters.crf, backend).joint(scores_MHW)
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
@@ -261,12 +261,12 @@ def base_mask(
     Raises:
         ValueError: A shape, dtype, label or value does not fit.
     """
-    image, cam, label_ids = _check(image_HW3, cam_KHW, labels)
+    image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
     check_number("threshold", threshold, 0.5, 1.0)
     mask_HW = np.zeros(image.shape[:2], _mask_dtype(label_ids))
     if len(cam) == 0:
         return mask_HW
-    scores_MHW = _with_background(cam, label_ids, alpha)
+    scores_MHW = with_background(cam, label_ids, alpha)
     solver = DenseCrf(image, crf if crf is not None else CrfParameters.base_mask(), backend)
     posterior_MHW = solver.joint(scores_MHW)
     for label, posterior_HW in zip(np.sort(label_ids), posterior_MHW[1:], strict=True):
@@ -274,9 +274,14 @@ def base_mask(
     return mask_HW
 
 
-def _check(
+def check_cams(
     image_HW3: object, cam_KHW: object, labels: Sequence[int]
 ) -> tuple[npt.NDArray[np.uint8], Float32Array, npt.NDArray[np.int64]]:
+    """An image, its CAMs and their label ids (int64 [K]), checked as `argmax_mask` describes.
+
+    Raises:
+        ValueError: A shape, dtype, label or value does not fit.
+    """
     image = check_image(image_HW3)
     cam = check_cam("cam_KHW", cam_KHW, *image.shape[:2])
     label_ids = np.asarray(labels)
@@ -295,7 +300,7 @@ def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:
     return smooth(cam_KHW, p.smoothing, p.threshold, p.zero_below_threshold)
 
 
-def _with_background(
+def with_background(
     cam_KHW: Float32Array, label_ids: npt.NDArray[np.int64], alpha: float
 ) -> Float32Array:
     """Eq. 3: the background score and the classes in ascending order of their ids."""

@@ -47,8 +47,8 @@ def augment(
     if rng.random() < 0.5:
         resized = resized[:, ::-1]
     height, width = resized.shape[:2]
-    rows, top = _window(height, crop_size, rng)
-    columns, left = _window(width, crop_size, rng)
+    rows, top = window(height, crop_size, rng)
+    columns, left = window(width, crop_size, rng)
     crop = np.ascontiguousarray(resized[rows, columns], np.float32) / np.float32(255)
     crop = (jitter(crop, rng, color_jitter) - np.array(mean, np.float32)) / np.array(
         std, np.float32
@@ -96,7 +96,7 @@ def jitter(image_HW3: Image, rng: np.random.Generator, strength: float) -> Image
     return out
 
 
-def _window(side: int, crop: int, rng: np.random.Generator) -> tuple[slice, int]:
+def window(side: int, crop: int, rng: np.random.Generator) -> tuple[slice, int]:
     """(what to cut from an axis, where it goes in the crop)."""
     if side >= crop:
         start = int(rng.integers(0, side - crop + 1))

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.config import ClassifierConfig, SegmenterConfig
+from pmm_ray.config import AffinityConfig, ClassifierConfig, SegmenterConfig
 from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.cluster import scratch_folder
 from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
@@ -119,7 +119,7 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
 
 
 def training_job(
-    config: ClassifierConfig | SegmenterConfig,
+    config: ClassifierConfig | SegmenterConfig | AffinityConfig,
     context: RunContext,
     folder: StageFolder,
     task: TrainingTask,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -97,6 +98,32 @@ class TrainingJob:
     """Memory layout of images and features."""
     compile: bool = False
     """Compile the network with its loss."""
+
+
+def head_groups(
+    network: nn.Module, heads: Sequence[str], *, weight_decay: float, multiplier: float
+) -> list[dict[str, Any]]:
+    """SGD groups: backbone x 1, heads x `multiplier`; weight decay on weights, not on norms.
+
+    Args:
+        network: only what requires a gradient is trained.
+        heads: names of the layers that start from random values.
+        weight_decay: L2 penalty.
+        multiplier: the heads' learning rate over the backbone's.
+
+    Source: released code (its two further groups, for biases, are empty).
+    """
+    names = tuple(f"{layer}." for layer in heads)
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    head = {n: p for n, p in trained.items() if n.startswith(names)}
+    weights = [p for n, p in trained.items() if n not in head and p.ndim > 1]
+    others = [p for n, p in trained.items() if n not in head and p.ndim <= 1]
+    groups = [
+        {"params": weights, "rate": 1.0, "weight_decay": weight_decay},
+        {"params": others, "rate": 1.0, "weight_decay": 0.0},
+        {"params": list(head.values()), "rate": multiplier, "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def poly(step: int, steps: int, first: float, last: float, power: float) -> float:

@@ -22,7 +22,7 @@ from pmm_ray.runtime.augment import augment
 from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.training import run_training, summarize, training_job
-from pmm_ray.runtime.training_job import LossModule, poly
+from pmm_ray.runtime.training_job import LossModule, head_groups, poly
 from pmm_ray.stages.validation import Share, Validation
 
 if TYPE_CHECKING:
@@ -116,21 +116,14 @@ class ClassifierTask:
         return SiameseLoss(network) if self.config.kind == "seam" else ClassifierLoss(network)
 
     def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Backbone x 1, head layers x `head_multiplier`; weight decay on weights, not on norms."""
+        """Backbone x 1, head layers x `head_multiplier`, see `head_groups`."""
         assert isinstance(network, CamNetwork)
-        heads = tuple(f"{layer}." for layer in network.head_layers)
-        decay = self.config.weight_decay
-        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        head = {n: p for n, p in trained.items() if n.startswith(heads)}
-        weights = [p for n, p in trained.items() if n not in head and p.ndim > 1]
-        others = [p for n, p in trained.items() if n not in head and p.ndim <= 1]
-        multiplier = self.config.head_multiplier
-        groups = [
-            {"params": weights, "rate": 1.0, "weight_decay": decay},
-            {"params": others, "rate": 1.0, "weight_decay": 0.0},
-            {"params": list(head.values()), "rate": multiplier, "weight_decay": decay},
-        ]
-        return [group for group in groups if group["params"]]
+        return head_groups(
+            network,
+            network.head_layers,
+            weight_decay=self.config.weight_decay,
+            multiplier=self.config.head_multiplier,
+        )
 
     def learning_rate(self, step: int, steps: int) -> float:
         return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)

@@ -1,0 +1,76 @@
+"""CAMs -> what an affinity network learns from: labels on which two CRF strengths agree."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.config import AffinityConfig
+from pmm_ray.method.affinity_labels import confident_labels
+from pmm_ray.method.cams import upsample_cam
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.placement import mask_memory
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.stages.make_masks import crf_parameters, mask_row, table_cam
+from pmm_ray.stages.photographs import Photographs, large_image
+
+STAGE = "make_affinity_labels"
+CODE_VERSION = 1
+
+
+def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
+    """Makes the worker of one task."""
+    space = photographs.label_space
+
+    def make(row: InputRow) -> dict[str, Any]:
+        manifest = row["manifest"]
+        image = photographs.image(manifest)
+        labels, stored = table_cam(row)
+        if not np.isfinite(stored).all():
+            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        found = confident_labels(
+            image,
+            upsample_cam(stored, *image.shape[:2]),
+            labels,
+            alpha_low=config.alpha_low,
+            alpha_high=config.alpha_high,
+            ignore=space.ignore,
+            crf=crf_parameters(config.crf),
+            backend=config.backend,
+        )
+        return mask_row(manifest, found.astype(space.mask_dtype), space, round_number=0)
+
+    return row_by_row(STAGE, make)
+
+
+def run(
+    config: AffinityConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    cams: TableIndex,
+    images: TableIndex,
+) -> Summary:
+    """Labels of every image of `cams`, an index of a cams table: a masks table with ignored px."""
+    cluster = context.cluster
+    pool = Pool(
+        cluster.default_tasks(),
+        memory=mask_memory(large_image(context.manifest.uri), cluster.node_memory),
+        labels=cluster.cpu_stage_labels,
+    )
+    return run_table_stage(
+        context,
+        folder,
+        inputs={"cams": cams, "manifest": images},
+        primary="cams",
+        factory=partial(label_worker, config, Photographs.of(context)),
+        schema=tables.MASKS,
+        pool=pool,
+        batch_size=auto_batch(len(cams), pool.size),
+    )

@@ -1,0 +1,170 @@
+"""CAMs + affinities -> CAMs after a random walk (AffinityNet): a cams table with two more columns.
+
+A walk has scores for the background too. They are kept, and so is the largest score of each class,
+which divides its map: the maps are 0..1 like all CAMs, and the scores as they walked can be told
+from them.
+"""
+
+# K: present classes; M: K and the background; h, w: feature px; D: directions.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pmm_ray.config import AffinityConfig, WalkConfig
+from pmm_ray.method.affinity import pair_affinities
+from pmm_ray.method.cams import upsample_cam
+from pmm_ray.method.masks import background_score
+from pmm_ray.method.random_walk import pooled, random_walk
+from pmm_ray.nets.affinity import AffinityNetwork, load_affinity
+from pmm_ray.nets.views import normalise_views
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.augment import resize_to_long
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import run_table_stage
+from pmm_ray.stages.make_masks import decode_cam, table_cam
+from pmm_ray.stages.photographs import Photographs
+
+STAGE = "walk_cams"
+CODE_VERSION = 1
+WALKED = pa.schema(
+    [
+        *tables.CAMS,
+        # float16 [h, w] like `cam`, and the score that each class's map was divided by
+        ("background", pa.large_binary()),
+        ("peaks", pa.list_(pa.float32())),
+    ]
+)
+
+
+@torch.inference_mode()
+def walk_scores(
+    image_HW3: NDArray[np.uint8],
+    cam_Khw: NDArray[Any],
+    network: AffinityNetwork,
+    radius: int,
+    config: WalkConfig,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Scores of the background and the classes after the walk, at feature size.
+
+    Args:
+        image_HW3: RGB, uint8.
+        cam_Khw: stored CAM, floating 0..1, of any size.
+        network: on `device`, in evaluation mode.
+        radius: the pairs that it was trained on, see `method.affinity.directions`.
+        config: exponents and steps of the walk; `max_long`.
+        device: where the network is.
+
+    Returns:
+        float32 [K + 1, h, w], 0..1, the background first.
+
+    Source: released code of AffinityNet (scores averaged over the px of a feature); it takes the
+    image at its own size.
+    """
+    cam_KHW = upsample_cam(cam_Khw, *image_HW3.shape[:2])
+    scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
+    view = image_HW3
+    if max(view.shape[:2]) > config.max_long:
+        view = resize_to_long(view, config.max_long)
+    pixels = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1))).to(device)
+    features = network(normalise_views(pixels[None], network.input_mean, network.input_std))
+    affinity_Dhw = pair_affinities(features, radius)[0].cpu().numpy()
+    if not np.isfinite(affinity_Dhw).all():
+        raise RowError("nonfinite", "the affinity network's features are not finite")
+    return random_walk(
+        pooled(scores_MHW, *affinity_Dhw.shape[1:]),
+        affinity_Dhw,
+        radius,
+        beta=config.beta,
+        log_steps=config.log_steps,
+    )
+
+
+def walk_worker(
+    checkpoint_uri: str, config: AffinityConfig, photographs: Photographs, use_gpu: bool
+) -> Worker:
+    """Makes the worker of one pool process; loads the network once."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    network, _ = load_affinity(checkpoint_uri)
+    network = network.to(device).eval()
+
+    def make(row: InputRow) -> dict[str, Any]:
+        manifest = row["manifest"]
+        labels, stored = table_cam(row)
+        if not np.isfinite(stored).all():
+            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        image = photographs.image(manifest)
+        scores_Mhw = walk_scores(image, stored, network, config.radius, config.walk, device)
+        peaks_K = scores_Mhw[1:].max(axis=(1, 2))
+        cam_Khw = scores_Mhw[1:] / np.where(peaks_K > 0, peaks_K, 1)[:, None, None]
+        return {
+            "image_id": manifest["image_id"],
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "labels": labels,
+            "cam": cam_Khw.astype("<f2").tobytes(),
+            "cam_height": cam_Khw.shape[1],
+            "cam_width": cam_Khw.shape[2],
+            "background": scores_Mhw[0].astype("<f2").tobytes(),
+            "peaks": peaks_K.tolist(),
+        }
+
+    return row_by_row(STAGE, make)
+
+
+def walked_mask(row: dict[str, Any], height: int, width: int) -> NDArray[np.int64]:
+    """The class with the largest score after the walk, ids int64 [height, width] (released code).
+
+    Args:
+        row: of this stage's table.
+        height, width: of the image.
+    """
+    scale_K = np.array(row["peaks"], np.float32)[:, None, None]
+    scores_Khw = decode_cam(row).astype(np.float32) * scale_K
+    background_hw = np.frombuffer(row["background"], "<f2").reshape(scores_Khw.shape[1:])
+    maps = (background_hw.astype(np.float32), *scores_Khw)
+    best = np.argmax(
+        [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps], axis=0
+    )
+    return np.array([0, *row["labels"]])[best]
+
+
+def run(
+    config: AffinityConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    cams: TableIndex,
+    images: TableIndex,
+    checkpoint_uri: str,
+) -> Summary:
+    """Walked CAMs of every image of `cams`, an index of a cams table."""
+    cluster = context.cluster
+    on_gpu = cluster.gpus >= 1
+    walk = config.walk
+    return run_table_stage(
+        context,
+        folder,
+        inputs={"cams": cams, "manifest": images},
+        primary="cams",
+        factory=partial(walk_worker, checkpoint_uri, config, Photographs.of(context), on_gpu),
+        schema=WALKED,
+        pool=Pool(
+            cluster.default_actors() if walk.actors == "auto" else walk.actors,
+            actors=True,
+            cpus=0.0 if on_gpu else 1.0,
+            gpus=1.0 if on_gpu else 0.0,
+        ),
+        batch_size=walk.batch_size,
+    )
