@@ -69,10 +69,9 @@ class PairSample:
         columns, left = window(label_HW.shape[1], size, rng)
         network = BACKBONES[self._config.backbone].network
         crop = np.ascontiguousarray(image_HW3[rows, columns], np.float32) / np.float32(255)
-        crop = jitter(crop, rng, self._config.color_jitter)
-        crop = (crop - np.array(network.input_mean, np.float32)) / np.array(
-            network.input_std, np.float32
-        )
+        mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
+        crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
+        crop = (jitter(crop / np.float32(255), rng, self._config.color_jitter) - mean) / std
         place = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
         image_3SS = np.zeros((3, size, size), np.float32)
         image_3SS[:, *place] = crop.transpose(2, 0, 1)
