@@ -53,11 +53,19 @@ def shifted(
     directions: tuple[tuple[int, int], ...], height: int, width: int
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
     """(rows and columns of the pixels, those of their partners) of each direction's pairs."""
-    for dy, dx in directions:
-        rows = slice(0, max(height - dy, 0)), slice(dy, height)
-        left, right = max(-dx, 0), max(width - max(dx, 0), 0)
-        columns = slice(left, max(right, left)), slice(left + dx, max(right, left) + dx)
-        yield (rows[0], columns[0]), (rows[1], columns[1])
+    for way in directions:
+        (rows, partner_rows), (columns, partner_columns) = (
+            _overlap(side, step) for side, step in zip((height, width), way, strict=True)
+        )
+        yield (rows, columns), (partner_rows, partner_columns)
+
+
+def _overlap(side: int, step: int) -> tuple[slice, slice]:
+    """Where an axis has a partner `step` px on, and where the partners are; empty past its end."""
+    count = max(side - abs(step), 0)
+    first = max(-step, 0) if count else 0
+    partner = max(step, 0) if count else 0
+    return slice(first, first + count), slice(partner, partner + count)
 
 
 def pair_affinities(features_BFhw: Tensor, radius: int) -> Tensor:

@@ -68,7 +68,6 @@ class PairSample:
         rows, top = window(label_HW.shape[0], size, rng)
         columns, left = window(label_HW.shape[1], size, rng)
         network = BACKBONES[self._config.backbone].network
-        crop = np.ascontiguousarray(image_HW3[rows, columns], np.float32) / np.float32(255)
         mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
         crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
         crop = (jitter(crop / np.float32(255), rng, self._config.color_jitter) - mean) / std
