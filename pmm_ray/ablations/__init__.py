@@ -1,7 +1,8 @@
 """`pmm ablate`: the paper's tables, and sweeps over the mask parameters, on the user's own data.
 
 A table is a module of this package with a function `run(request: Ablation) -> int` (the exit code,
-see `guard.guarded`); `TABLES` names it. It is imported when it is asked for.
+see `guard.guarded`); `TABLES` names it. It is imported when it is asked for. Its rows are stages of
+the run folder, so a table that was cut off goes on; `table.keep_table` ends it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def open_session(
     plan = (*planned[: planned.index("make_cams") + 1], *stages)
     place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
     with Session(
-        place, config, Selection(plan), progress, request.address, adds_to_record=True
+        place, config, Selection(plan), progress, request.address, frozenset(stages)
     ) as session:
         yield session, Pipeline(session)
 

@@ -91,6 +91,7 @@ def render(run: RunData) -> str:
         ladders=[(split, [e for e in run.evaluations if e.split == split]) for split in splits],
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
+        tables=_tables(run),
         sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
         errors=errors[:_MOST_ERRORS],
         error_count=len(errors),
@@ -136,6 +137,12 @@ def _sweeps(run: RunData) -> list[tuple[str, dict[str, Any]]]:
         for record in run.stages
         if record.stage.split("-", 1)[0] == "sweep" and record.summary is not None
     ]
+
+
+def _tables(run: RunData) -> list[dict[str, Any]]:
+    """The paper's tables that were made of this run."""
+    found = (r.summary.details.get("table") for r in run.stages if r.summary is not None)
+    return sorted((t for t in found if isinstance(t, dict)), key=lambda table: table["number"])
 
 
 def _pixel_labels(run: RunData) -> list[tuple[str, str]]:

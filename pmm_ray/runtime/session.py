@@ -78,8 +78,8 @@ class Session:
     selection: Selection
     progress: Progress
     address: str = "auto"
-    adds_to_record: bool = False
-    """An ablation: its stages join the record of the run it was made in."""
+    adds: frozenset[str] = frozenset()
+    """Stages of an ablation: they join the record of the run that it is made in."""
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)
     manifest_uri: str | None = None
 
@@ -223,7 +223,7 @@ class Session:
         uri = storage.join(self.run_dir, "run.json")
         if not self.work_done and storage.exists(uri):
             return  # nothing was computed: the record of the run that did stays
-        if self.adds_to_record and (earlier := self._extended_record(uri)) is not None:
+        if self.adds and (earlier := self._extended_record(uri)) is not None:
             storage.write_bytes(uri, json.dumps(earlier, indent=1).encode())
             return
         now = time.time()
@@ -255,9 +255,11 @@ class Session:
         names = {stage["stage"] for stage in record["stages"]}
         new = [stage for stage in self._stages if stage not in record["stages"]]
         changed = {stage["stage"] for stage in new} & names
-        if any(base_name(name) != "sweep" for name in changed):
+        if any(name not in self.adds for name in changed):
             return None
-        record["stages"] += new
+        # sweeps are kept side by side; a row of a table has one value
+        replaced = {name for name in changed if base_name(name) != "sweep"}
+        record["stages"] = [s for s in record["stages"] if s["stage"] not in replaced] + new
         return record
 
 

@@ -76,9 +76,8 @@ def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> N
         return Summary(stage=folder.stage, hash=folder.hash)
 
     def session(*stages: str, adds: bool = False) -> Session:
-        return Session(
-            str(tmp_path), RunConfig(), Selection(stages), Progress(), adds_to_record=adds
-        )
+        own = frozenset(stages[1:] if adds else ())
+        return Session(str(tmp_path), RunConfig(), Selection(stages), Progress(), adds=own)
 
     with session("make_cams", "make_masks") as run:
         run.stage("make_cams", "1", body)
