@@ -123,6 +123,40 @@ def data_import(
     raise typer.Exit(draw_masks(config, out, address))
 
 
+class Downloadable(StrEnum):
+    """Data sets that `pmm data download` knows."""
+
+    voc12 = "voc12"
+    sbd = "sbd"
+    coco14 = "coco14"
+
+
+@data_app.command("download")
+def data_download(
+    dataset: Annotated[Downloadable, typer.Argument(help="What to download.")],
+    root: Annotated[Path, typer.Argument(help="Local folder to make it in.")],
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PMM_MIRROR", help="Url of a folder with the archives under their own names."
+        ),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Archives loaded at once.")] = 3,
+) -> None:
+    """Download and extract a data set; the same command goes on where it was interrupted."""
+    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, EXIT_INTERRUPTED, CannotRunError
+    from pmm_ray.sources.download import download
+
+    try:
+        download(dataset.value, root, mirror=mirror, parallel=parallel, say=typer.echo)
+    except CannotRunError as error:
+        typer.echo(f"pmm: {error}", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN) from error
+    except KeyboardInterrupt as error:
+        typer.echo("pmm: interrupted; run the same command again to go on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
 def _print_import(make: object) -> None:
     from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
 

@@ -1,0 +1,244 @@
+"""What is in cluster/ is what Ray, KubeRay, Docker and Slurm take. No cloud is asked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from pmm_ray.config import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "cluster"
+LAUNCHERS = ("aws.yaml", "gcp.yaml")
+MANIFESTS = {"raycluster.yaml": "ray.io_rayclusters.yaml", "rayjob.yaml": "ray.io_rayjobs.yaml"}
+RAY_VERSION = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def launcher(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8")))
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CLUSTER / "kuberay" / name).read_text(encoding="utf-8")))
+
+
+def tool(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    assert found, f"{name} is part of the extra `dev`"
+    return found
+
+
+class TestLaunchers:
+    @pytest.mark.parametrize("name", LAUNCHERS)
+    def test_ray_takes_them(self, name: str) -> None:
+        from ray.autoscaler._private.util import prepare_config, validate_config
+
+        validate_config(prepare_config(launcher(name)))
+        # the check can fail: an unknown key and a head type that is not there are refused
+        wrong = copy.deepcopy(launcher(name))
+        wrong["available_node_types"]["cpu"]["max_worker"] = 3
+        with pytest.raises(jsonschema.ValidationError):
+            validate_config(prepare_config(wrong))
+        wrong = launcher(name) | {"head_node_type": "none"}
+        with pytest.raises(ValueError, match="head_node_type"):
+            validate_config(prepare_config(wrong))
+
+    @pytest.mark.parametrize("name", LAUNCHERS)
+    def test_head_does_no_work_and_listens_to_itself_only(self, name: str) -> None:
+        config = launcher(name)
+        assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+        [start] = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+        for option in ("--num-cpus=0", "--dashboard-host=127.0.0.1"):
+            assert option in shlex.split(start.replace(";", " "))
+        starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+        for line in (line for line in starts if "ray start" in line):
+            assert "--object-spilling-directory=" in line
+        assert config["provider"]["use_internal_ips"] is True
+        assert "0.0.0.0" not in (CLUSTER / name).read_text()
+
+    @pytest.mark.parametrize("name", LAUNCHERS)
+    def test_token_is_on_everywhere(self, name: str) -> None:
+        config = launcher(name)
+        assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+        assert "/home/ray/.ray/auth_token" in config["file_mounts"]
+
+    @pytest.mark.parametrize("name", LAUNCHERS)
+    def test_cpu_pool_is_spot_and_head_is_not(self, name: str) -> None:
+        types = launcher(name)["available_node_types"]
+        spot = {
+            kind: node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+            or {"preemptible": True} in node["node_config"].get("scheduling", [])
+            for kind, node in types.items()
+        }
+        assert spot == {"head": False, "cpu": True, "gpu": False}
+        assert {kind: node.get("labels") for kind, node in types.items()} == {
+            "head": None,
+            "cpu": {"pool": "cpu"},
+            "gpu": {"pool": "gpu"},
+        }
+        assert "GPU" in types["gpu"]["resources"]
+        assert "GPU" not in types["cpu"]["resources"]
+
+    def test_no_node_may_do_everything(self) -> None:
+        for path in (CLUSTER / "iam").glob("*.json"):
+            statements = json.loads(path.read_text())["Statement"]
+            for statement in statements:
+                actions = statement["Action"]
+                actions = [actions] if isinstance(actions, str) else actions
+                assert all("*" not in action for action in actions), path
+                reads = all(
+                    re.match(r"(ec2:Describe|ecr:GetAuthorizationToken)", a) for a in actions
+                )
+                assert reads or statement["Resource"] != "*", (path, actions)
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """A CRD's OpenAPI schema as JSON schema in which an unknown field is an error."""
+    out = {k: v for k, v in schema.items() if k in ("type", "enum", "minimum", "minItems")}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if "properties" in schema:
+        out["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
+        out["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
+        defaulted = {k for k, v in schema["properties"].items() if "default" in v}
+        out["required"] = [k for k in schema.get("required", []) if k not in defaulted]
+    elif isinstance(schema.get("additionalProperties"), dict):
+        out["additionalProperties"] = strict(schema["additionalProperties"])
+    if "items" in schema:
+        out["items"] = strict(schema["items"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def crds(shared: Path) -> dict[str, dict[str, Any]]:
+    """The strict schema of each kind of manifest."""
+    schemas = {}
+    for name, file in MANIFESTS.items():
+        text = (shared / "data" / "kuberay" / file).read_text(encoding="utf-8")
+        crd = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        [version] = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
+        schema = strict(version["schema"]["openAPIV3Schema"])
+        # metadata is Kubernetes' own and not in the CRD
+        schema["properties"]["metadata"] = {"type": "object"}
+        schemas[name] = schema
+    return schemas
+
+
+def probes(node: Any) -> Iterator[dict[str, Any]]:
+    for container in node["template"]["spec"]["containers"]:
+        yield container["readinessProbe"]
+        yield container["livenessProbe"]
+
+
+class TestKubeRay:
+    @pytest.mark.parametrize("name", MANIFESTS)
+    def test_the_crd_takes_them(self, crds: dict[str, dict[str, Any]], name: str) -> None:
+        # not jsonschema.validate, which holds the schema itself against its meta-schema for 20 s
+        check = jsonschema.Draft202012Validator(crds[name]).validate
+        check(manifest(name))
+        wrong = manifest(name)
+        spec = wrong["spec"].get("rayClusterSpec", wrong["spec"])
+        spec["headGroupSpec"]["rayStartParms"] = {}
+        with pytest.raises(jsonschema.ValidationError, match="rayStartParms"):
+            check(wrong)
+        wrong = manifest(name)
+        spec = wrong["spec"].get("rayClusterSpec", wrong["spec"])
+        spec["workerGroupSpecs"][0]["maxReplicas"] = "16"
+        with pytest.raises(jsonschema.ValidationError, match="'16'"):
+            check(wrong)
+
+    def test_the_job_has_the_same_cluster(self) -> None:
+        job, cluster = manifest("rayjob.yaml"), manifest("raycluster.yaml")
+        assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+        assert job["spec"]["backoffLimit"] > 0
+        assert job["spec"]["shutdownAfterJobFinishes"] is True
+
+    def test_its_nodes(self) -> None:
+        spec = manifest("raycluster.yaml")["spec"]
+        assert RAY_VERSION is not None
+        assert spec["rayVersion"] == RAY_VERSION[1]
+        assert spec["autoscalerOptions"]["version"] == "v2"
+        assert spec["authOptions"]["mode"] == "token"
+        head, groups = spec["headGroupSpec"], spec["workerGroupSpecs"]
+        assert head["rayStartParams"]["num-cpus"] == "0"
+        assert head["serviceType"] == "ClusterIP"
+        assert [group["labels"] for group in groups] == [{"pool": "cpu"}, {"pool": "gpu"}]
+        for node in (head, *groups):
+            pod = node["template"]["spec"]
+            assert node["rayStartParams"]["object-spilling-directory"] == "/spill"
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert all("exec" in probe for probe in probes(node))
+            for container in pod["containers"]:
+                assert container["securityContext"]["allowPrivilegeEscalation"] is False
+                gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+                assert gpu == (node.get("groupName") == "gpu")
+                assert container["image"].endswith(":cuda" if gpu else ":cpu")
+
+    def test_only_its_own_nodes_may_talk_to_it(self) -> None:
+        policy = manifest("networkpolicy.yaml")["spec"]
+        assert policy["podSelector"]["matchLabels"] == {"app": "pmm-ray"}
+        spec = manifest("raycluster.yaml")["spec"]
+        for node in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            assert node["template"]["metadata"]["labels"] == {"app": "pmm-ray"}
+
+    def test_the_jobs_command_is_one_that_runs(self) -> None:
+        words = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
+        assert (ROOT / words[words.index("python") + 1]).is_file()
+        settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        config = load_recipe(None, settings)
+        assert config.runtime.cpu_labels == {"pool": "cpu"}
+        groups = manifest("raycluster.yaml")["spec"]["workerGroupSpecs"]
+        most = {
+            group["groupName"]: group["maxReplicas"]
+            * int(limits.get("nvidia.com/gpu", limits["cpu"]))
+            for group in groups
+            for limits in [group["template"]["spec"]["containers"][0]["resources"]["limits"]]
+        }
+        assert config.runtime.autoscaled_cpus == most["cpu"]
+        assert config.runtime.autoscaled_gpus == most["gpu"]
+
+
+class TestImageAndScripts:
+    def test_the_linter_takes_the_dockerfile(self) -> None:
+        answer = subprocess.run(
+            [tool("hadolint"), str(CLUSTER / "Dockerfile")], capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stdout
+
+    def test_the_linter_would_notice(self, tmp_path: Path) -> None:
+        text = (CLUSTER / "Dockerfile").read_text().replace("USER 1000", "USER root")
+        (tmp_path / "Dockerfile").write_text(text)
+        answer = subprocess.run(
+            [tool("hadolint"), str(tmp_path / "Dockerfile")], capture_output=True, text=True
+        )
+        assert answer.returncode == 1
+        assert "root" in answer.stdout
+
+    def test_the_image_pins_what_the_tests_ran_with(self) -> None:
+        text = (CLUSTER / "Dockerfile").read_text()
+        installs = re.findall(r"pip install [^\n]*", text)
+        assert installs
+        assert all("-c constraints.txt" in line for line in installs)
+        assert "ARG TORCH=cpu" in text
+        for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (ROOT / source).exists(), source
+
+    def test_the_slurm_script(self) -> None:
+        script = str(CLUSTER / "slurm.sbatch")
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        answer = subprocess.run([tool("shellcheck"), script], capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stdout
