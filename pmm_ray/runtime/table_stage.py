@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,14 +24,29 @@ from pmm_ray.runtime.stream import Output, Pool, Producer, Worker, make_chunks
 # which bounds what a dying process can lose and the size of a part.
 _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
+# What one driver hands out and takes back: measured by benchmarks/control_plane.py.
+_CHUNKS_PER_SECOND = 30
 
 
-def auto_batch(images: int, workers: int) -> int:
-    """Images per task: enough tasks for an even end, few enough that Ray's cost per task is lost.
+def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
+    """Images per task.
 
-    Raises nothing; at least 1, at most 32.
+    At most 32 and few enough for an even end; but more where the driver, which can hand out only
+    so many chunks a second, would otherwise leave workers idle: as many as keep `workers` busy, or,
+    where the images do not last that long, as many as make handing out take no longer than a chunk.
+
+    Args:
+        images: to be mapped.
+        workers: at once.
+        image_seconds: what one image takes a worker, roughly.
+
+    Returns:
+        At least 1.
     """
-    return max(1, min(_MOST_IMAGES, images // (workers * _CHUNKS_PER_WORKER)))
+    even = min(_MOST_IMAGES, images // (workers * _CHUNKS_PER_WORKER))
+    busy = workers / (_CHUNKS_PER_SECOND * image_seconds)
+    short = math.sqrt(images / (_CHUNKS_PER_SECOND * image_seconds))
+    return max(1, even, int(min(busy, short)))
 
 
 def run_table_stage(

@@ -36,6 +36,9 @@ from pmm_ray.stages.photographs import Photographs, large_image
 STAGE = "make_masks"
 CODE_VERSION = 1
 
+# A mask of a VOC photograph, on one core: measured by benchmarks/masks_pipeline.py.
+_IMAGE_SECONDS = 0.06
+
 Method = Literal["proportional", "cam_argmax", "crf_argmax"]
 # (labels, floating [K, h, w]) of a row; how `pmm masks` reads the CAMs that others made
 CamReader = Callable[[InputRow], tuple[list[int], NDArray[Any]]]
@@ -141,7 +144,9 @@ def run(
 ) -> Summary:
     """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
     pool = mask_pool(config, context)
-    batch = auto_batch(len(cams), pool.size) if config.batch_size == "auto" else config.batch_size
+    batch = config.batch_size
+    if batch == "auto":
+        batch = auto_batch(len(cams), pool.size, _IMAGE_SECONDS)
     return run_table_stage(
         context,
         folder,

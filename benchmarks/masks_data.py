@@ -1,0 +1,100 @@
+"""What the comparisons of `masks_pipeline.py` share: tables of photographs, a run folder, rates."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pmm_ray.config import RunConfig
+from pmm_ray.labels import VOC12
+from pmm_ray.runtime import lease, storage, tables
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.events import EventLog
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.stage import RunContext
+from pmm_ray.sources.manifest import ManifestRow, open_manifest, write_manifest
+
+
+def shared() -> Path:
+    """Where the development photographs are."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    return Path(os.environ.get("PMM_SHARED", beside)) / "data"
+
+
+def make_tables(
+    folder: Path, options: argparse.Namespace, rows: int, scale: float = 1.0
+) -> tuple[str, str]:
+    """(manifest, cams table) of so many rows; photographs are scaled, CAMs are as they are."""
+    files = sorted(Path(options.cams).glob("*.npz"))
+    sources, cams = [], []
+    for file in files[:rows]:
+        photograph = Path(options.voc) / "JPEGImages" / f"{file.stem}.jpg"
+        if scale != 1.0:
+            small = folder / f"{file.stem}.jpg"
+            with Image.open(photograph) as image:
+                size = (round(image.width * scale), round(image.height * scale))
+                image.resize(size).save(small, quality=95)
+            photograph = small
+        with Image.open(photograph) as image:
+            width, height = image.size
+        stored = np.load(file)
+        sources.append((file.stem, str(photograph), height, width, stored["keys"] + 1))
+        cams.append(stored["cam"].astype("<f2"))
+    manifest_rows, cam_rows = [], []
+    for number in range(rows):
+        repeat, which = divmod(number, len(sources))
+        stem, uri, height, width, labels = sources[which]
+        image_id = f"{stem}-{repeat:03d}"
+        labels = [int(label) for label in labels]
+        manifest_rows.append(ManifestRow(image_id, uri, tuple(labels), height, width, "train"))
+        shape = {"cam_height": cams[which].shape[1], "cam_width": cams[which].shape[2]}
+        about = {"image_id": image_id, "height": height, "width": width, "labels": labels}
+        cam_rows.append({**about, "cam": cams[which].tobytes(), **shape})
+    manifest = str(folder / "manifest.parquet")
+    write_manifest(manifest, manifest_rows, VOC12, source="benchmark", exif="ignore")
+    table = pa.Table.from_pylist(cam_rows, schema=tables.CAMS)
+    storage.write_bytes(str(folder / "cams.parquet"), tables.to_bytes(table, row_group_size=64))
+    return manifest, str(folder / "cams.parquet")
+
+
+@contextmanager
+def run_in(run_dir: Path, manifest: str, cluster: ClusterResources) -> Iterator[RunContext]:
+    """A run folder that is held for the length of the block."""
+    attempt = uuid.uuid4().hex
+    with lease.hold(str(run_dir), attempt):
+        yield RunContext(
+            run_dir=str(run_dir),
+            config=RunConfig(),
+            manifest=open_manifest(manifest),
+            cluster=cluster,
+            events=EventLog(str(run_dir), "driver"),
+            progress=Progress(stream=io.StringIO()),
+            attempt=attempt,
+        )
+
+
+def steady(times: Sequence[float], images: Sequence[int], workers: int) -> float:
+    """Images/s from the moment when every worker had finished a chunk to the end."""
+    return sum(images[workers:]) / (times[-1] - times[workers - 1])
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """Peak resident bytes of a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+
+
+def runtime(options: argparse.Namespace) -> Any:
+    """The runtime section: as many CPUs as workers."""
+    return RunConfig.model_validate({"runtime": {"cpus": options.workers}}).runtime

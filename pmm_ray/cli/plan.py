@@ -1,0 +1,40 @@
+"""`pmm plan`: what a run will take, before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmm_ray.cli.app import Address, RunDir, Setting, app
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
+    run_dir: RunDir = None,
+    setting: Setting = None,
+    sample: Annotated[int, typer.Option(min=2, help="Images to time.")] = 20,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Also predict for a cluster with so many CPUs.")
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-core-hour", min=0, help="Of one core, in your currency."),
+    ] = None,
+    address: Address = "auto",
+) -> None:
+    """Time a few images and training steps; print images, bytes, hours and cost of every stage."""
+    from pmm_ray.plan import plan_recipe
+
+    code = plan_recipe(
+        recipe,
+        run_dir=run_dir,
+        settings=setting or (),
+        address=address,
+        sample=sample,
+        cores=cores,
+        price=price,
+    )
+    raise typer.Exit(code)

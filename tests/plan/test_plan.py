@@ -1,0 +1,63 @@
+"""`pmm plan` whole: the real pipeline on a sample, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.pipeline import planned_stages
+from pmm_ray.plan import plan_recipe
+from pmm_ray.plan.measure import sample_config
+from pmm_ray.runtime.cluster import ClusterResources
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml"
+TWO_CPUS = ClusterResources(cpus=2, gpus=0, nodes=1, local=True)
+
+
+def test_the_recipe_of_a_sample_is_short_and_otherwise_the_same() -> None:
+    recipe = RunConfig.model_validate(
+        {
+            "classifier": {"weights": "/not/there.pt", "epochs": 15, "crop_size": 448},
+            "segmenter": {"workers": 4, "batch_size": 16, "crop_size": 100},
+            "masks": {"alpha": 5, "tasks": 100},
+            "cams": {"scales": [1.0]},
+        }
+    )
+    short = sample_config(recipe, TWO_CPUS, 10)
+    assert short.classifier.weights == "none"
+    assert (short.classifier.epochs, short.classifier.workers) == (4, 2)
+    assert short.classifier.batch_size == 8  # a step of sixteen such crops would take too long
+    assert (short.segmenter.iterations, short.segmenter.workers) == (4, 4)
+    assert short.segmenter.batch_size == 16
+    assert (short.masks.tasks, short.masks.alpha) == (2, 5)
+    assert short.cams.scales == (1.0,)
+    gpus = sample_config(recipe, ClusterResources(cpus=8, gpus=4, nodes=1, local=True), 10)
+    assert (gpus.classifier.batch_size, gpus.classifier.workers) == (16, 4)
+    assert gpus.cams.actors == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_plans_a_run_and_leaves_only_its_numbers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["data.images=24", "data.size=64", "runtime.cpus=2", "masks.alpha=auto"]
+    run_dir = tmp_path / "run"
+    code = plan_recipe(
+        RECIPE, run_dir=str(run_dir), settings=settings, sample=8, cores=64, price=0.04
+    )
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    assert [path.name for path in run_dir.iterdir()] == ["plan.json"]
+    plan = json.loads((run_dir / "plan.json").read_text())
+    stages = [stage["stage"] for stage in plan["stages"]]
+    assert stages == ["start", *planned_stages(load_recipe(RECIPE, settings))]
+    assert all(stage["timed"] and stage["seconds"] > 0 for stage in plan["stages"])
+    assert all(s["seconds_on_cores"] <= s["seconds"] for s in plan["stages"])
+    assert "not timed" not in printed.out
+    assert "cost, 64 cores" in printed.out
+    images = {s["stage"]: s["images"] for s in plan["stages"]}
+    assert (images["make_cams"], images["make_masks-cam_argmax"]) == (24, 6)
