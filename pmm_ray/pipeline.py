@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pmm_ray.cam_pipeline import CamPipeline, weights_hash
+from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.session import EndOfSelection, Session
 from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.walk_pipeline import WalkPipeline, planned_walk
 
 LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
 
@@ -27,6 +28,7 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
     drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
     plan = ["import_data", *(["rasterize_masks"] if drawn else [])]
     plan += ["train_classifier", "make_cams"]
+    plan += planned_walk(config)
     plan += ["sweep-alpha"] if config.masks.alpha == "auto" else []
     for method in config.evaluate.ladder:
         plan += [f"make_masks-{method}", f"evaluate-{method}"]
@@ -46,6 +48,7 @@ def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
     pipeline = pipeline or Pipeline(session)
     try:
         cams = pipeline.up_to_cams(streamed=pipeline.fused)
+        cams = pipeline.walk(cams) if session.config.affinity.enabled else cams
         pipeline.choose_alpha(cams)
         for method in session.config.evaluate.ladder:
             pipeline.make_ladder_masks(cams, method)
@@ -58,7 +61,7 @@ def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
         return
 
 
-class Pipeline(CamPipeline):
+class Pipeline(WalkPipeline):
     """The stages of one session, each given what it needs from those before."""
 
     def choose_alpha(self, cams: StageFolder) -> None:

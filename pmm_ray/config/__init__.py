@@ -3,6 +3,7 @@
 Imports no torch, ray or stage, so that a typing mistake is answered at once.
 """
 
+from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig, WalkConfig
 from pmm_ray.config.base import Section, section_hash
 from pmm_ray.config.classifier import (
@@ -30,6 +31,7 @@ from pmm_ray.config.segmenter import (
 )
 
 __all__ = [
+    "AblateConfig",
     "AffinityConfig",
     "BaseConfig",
     "CamsConfig",

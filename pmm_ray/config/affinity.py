@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pmm_ray.config.base import Auto, Positive, Section, execution
+from pmm_ray.config.base import Auto, Natural, Positive, Section, execution
 from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import BaseCrfConfig
 
@@ -79,8 +79,9 @@ class AffinityConfig(Section):
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
-    loader_processes: int = execution(0, ge=0)
-    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself."""
+    loader_processes: Natural | Auto = execution("auto")
+    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself. `auto`: on GPUs
+    as many as there are CPUs for, up to 8; on CPUs 0."""
     checkpoint_seconds: float = execution(60.0, gt=0)
     """A checkpoint is written about this often, s."""
     max_failures: int = execution(3, ge=0)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig
 from pmm_ray.config.base import Section, execution
 from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
@@ -79,6 +80,7 @@ class RunConfig(Section):
     predict: PredictConfig = PredictConfig()
     cycles: CyclesConfig = CyclesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablate: AblateConfig = AblateConfig()
     errors: ErrorsConfig = ErrorsConfig()
     report: ReportConfig = ReportConfig()
     runtime: RuntimeConfig = RuntimeConfig()

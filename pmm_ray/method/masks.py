@@ -226,12 +226,38 @@ def argmax_mask(
     Raises:
         ValueError: A shape, dtype, label or value does not fit.
     """
+    return argmax_masks(image_HW3, cam_KHW, labels, [parameters], backend, use_crf)[0]
+
+
+def argmax_masks(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+    use_crf: bool = True,
+) -> list[Mask]:
+    """`argmax_mask` for many parameters: the same masks, one lattice for all.
+
+    Args:
+        image_HW3, cam_KHW, labels, backend, use_crf: see `argmax_mask`.
+        combinations: at least one, that differ in anything but `crf`.
+
+    Raises:
+        ValueError: a shape, dtype, label or value does not fit, or the combinations need
+            different lattices.
+    """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    scores_MHW = with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
-    if use_crf and len(cam):
-        scores_MHW = DenseCrf(image, parameters.crf, backend).joint(scores_MHW)
+    if len({p.crf for p in combinations}) != 1:
+        raise ValueError("the combinations must share one set of CRF parameters")
+    solver = DenseCrf(image, combinations[0].crf, backend) if use_crf and len(cam) else None
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
-    return np.asarray(ids_M[scores_MHW.argmax(axis=0)])
+    masks = []
+    for parameters in combinations:
+        scores_MHW = with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
+        posterior_MHW = scores_MHW if solver is None else solver.joint(scores_MHW)
+        masks.append(np.asarray(ids_M[posterior_MHW.argmax(axis=0)]))
+    return masks
 
 
 def base_mask(

@@ -124,7 +124,9 @@ def _cost(
         held_out = _of(population, lambda g: g.split == config.data.held_out_split)
         trained, validated = training_length(section, images, held_out)
         seconds = trained * timing.image_seconds + validated * timing.validation_seconds
-        threads = section.threads_per_worker + section.loader_processes
+        # `auto` takes what CPUs a GPU's node has to spare, and none where CPUs compute
+        decoding = 0 if section.loader_processes == "auto" else section.loader_processes
+        threads = section.threads_per_worker + decoding
         return Cost(
             stage,
             images,

@@ -205,9 +205,9 @@ class Session:
         if summary is None and not selected:
             raise CannotRunError(f"{name} is not done in {self.run_dir}: run it first")
         self.work_done |= summary is None
-        self._stages.append(
-            {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
-        )
+        entry = {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
+        if entry not in self._stages:
+            self._stages.append(entry)
         self.write_record()
         if summary is None:
             storage.make_folder(folder.uri)

@@ -28,25 +28,33 @@ class TrainLog:
         self._losses: list[float] = []
         self._since = time.monotonic()
         self._recent: list[float] = []
+        self._waited = 0.0
         self._events = EventLog(job.run_dir, f"{job.stage}-rank0")
         folder = tensorboard_folder(job.run_dir, job.stage)
         self._board = SummaryWriter(str(folder), purge_step=first) if folder else None
 
-    def step(self, step: int, loss: float, rate: float) -> None:
-        """Record step number `step` (1-based); the mean of every so many steps is written."""
+    def step(self, step: int, loss: float, rate: float, waited: float) -> None:
+        """Record step number `step` (1-based); the mean of every so many steps is written.
+
+        `waited`: seconds that the first worker has waited for images since its first step.
+        """
         self._losses.append(loss)
         self._recent = [*self._recent[1 - _RECENT :], loss]
         if step % self._every and step != self._job.steps:
             return
         now = time.monotonic()
-        speed = len(self._losses) * self._job.batch_size / max(now - self._since, 1e-9)
-        mean = sum(self._losses) / len(self._losses)
-        values = {"loss": mean, "learning_rate": rate, "images_per_second": speed}
+        seconds = max(now - self._since, 1e-9)
+        values = {
+            "loss": sum(self._losses) / len(self._losses),
+            "learning_rate": rate,
+            "images_per_second": len(self._losses) * self._job.batch_size / seconds,
+            "loader_wait": max(waited - self._waited, 0.0) / seconds,
+        }
         self._events.write("train_step", stage=self._job.stage, step=step, **values)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        self._losses, self._since = [], now
+        self._losses, self._since, self._waited = [], now, waited
 
     def validation(self, step: int, epoch: int, values: dict[str, float], seconds: float) -> None:
         """Record what was measured on held-out images after an epoch (1-based).

@@ -37,8 +37,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         config: `job` (a TrainingJob) and `reporter` (handle of the driver's `Reporter`).
 
     Returns:
-        `steps`, `loss`, `images_per_second`, `seconds`, `skipped`; or `stopped` with a reason that
-        trying again would not mend.
+        `steps`, `loss`, `images_per_second`, `seconds`, `loader_wait` (share of the steps' time
+        that the worker waited for images), `skipped`; or `stopped` with a reason that trying again
+        would not mend.
     """
     import ray.train
     import ray.train.torch
@@ -67,6 +68,7 @@ class _Worker:
         self.plan = BatchPlan(job.seed, job.images, job.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
+        self.waited = 0.0
         self.validation: dict[str, float] = {}
         self.log: TrainLog | None = None
 
@@ -135,9 +137,9 @@ class _Worker:
                 )
             now = time.monotonic()
             if step == first:
-                warm, timed_out = now, 0.0
+                warm, timed_out, self.waited = now, 0.0, 0.0
             if self.log is not None:
-                self.log.step(step + 1, now_loss, rate)
+                self.log.step(step + 1, now_loss, rate, self.waited)
                 self._report(step + 1, now_loss, now)
             if (step + 1) % self.plan.steps_per_epoch == 0:
                 timed_out += self._validate(step + 1)
@@ -154,6 +156,7 @@ class _Worker:
             "loss": self.log.recent_loss(loss) if self.log else loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.job.batch_size / seconds if seconds else 0.0,
+            "loader_wait": self.waited / seconds if seconds else 0.0,
             "skipped": self.skipped,
             **self.validation,
         }
@@ -223,11 +226,14 @@ class _Worker:
         return seconds
 
     def _next(self, loader: Any) -> Batch | None:
+        asked = time.monotonic()
         try:
             batch: Batch = next(loader)
         except CannotRunError as error:
             self.problem = str(error)
             return None
+        finally:
+            self.waited += time.monotonic() - asked
         for row in batch.errors:
             if row.image_id not in self.bad:
                 self._record(row)

@@ -21,6 +21,7 @@ from pmm_ray.runtime.reporter import Reporter
 from pmm_ray.runtime.stage import Summary
 
 if TYPE_CHECKING:
+    from pmm_ray.runtime.cluster import ClusterResources
     from pmm_ray.runtime.progress import StageProgress
     from pmm_ray.runtime.stage import RunContext, StageFolder
     from pmm_ray.runtime.training_job import TrainingJob, TrainingTask
@@ -29,6 +30,7 @@ VALIDATION = ("mean_average_precision", "cam_miou", "cam_threshold")
 """Names of what a classifier's training measures on held-out images after every epoch."""
 
 _POLL_SECONDS = 0.5
+_MOST_LOADER_PROCESSES = 8
 # Ray Train's own settings: notice the end of a training soon, stay where the driver was started,
 # and leave out what only its dashboard would show
 _TRAIN_ENVIRONMENT = {
@@ -114,6 +116,7 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
             "batch_size": job.batch_size,
             "training_seconds": training["seconds"],
             "updates_skipped": training["skipped"],
+            "loader_wait": training["loader_wait"],
         },
     )
 
@@ -177,11 +180,28 @@ def training_job(
         amp=config.amp,
         workers=workers,
         threads=config.threads_per_worker,
-        loader_processes=config.loader_processes,
+        loader_processes=loader_processes(config, context.cluster, workers),
         checkpoint_seconds=config.checkpoint_seconds,
         scratch=scratch_folder(context.config.runtime),
         **options,
     )
+
+
+def loader_processes(
+    config: ClassifierConfig | SegmenterConfig | AffinityConfig,
+    cluster: ClusterResources,
+    workers: int,
+) -> int:
+    """Decoding processes of each worker: as asked, or enough that a GPU need not wait.
+
+    A CPU worker decodes itself: a process more would take the CPU that it computes on.
+    """
+    if config.loader_processes != "auto":
+        return config.loader_processes
+    if cluster.gpus < 1:
+        return 0
+    spare = int(cluster.cpus / workers) - config.threads_per_worker
+    return max(0, min(_MOST_LOADER_PROCESSES, spare))
 
 
 def _trainer(

@@ -10,7 +10,13 @@ import pytest
 
 from pmm_ray.method.confusion import confusion_matrices, confusion_matrix
 from pmm_ray.method.crf import CrfParameters
-from pmm_ray.method.masks import MaskParameters, proportional_mask, proportional_masks
+from pmm_ray.method.masks import (
+    MaskParameters,
+    argmax_mask,
+    argmax_masks,
+    proportional_mask,
+    proportional_masks,
+)
 
 COMBINATIONS = [
     MaskParameters(alpha=alpha, smoothing=smoothing, threshold=threshold)
@@ -42,6 +48,21 @@ def test_the_masks_of_many_are_the_masks_of_each(backend: Any, classes: int) -> 
         np.testing.assert_array_equal(mask, alone)
         assert mask.dtype == alone.dtype
     assert len({mask.tobytes() for mask in masks}) > len(masks) // 2  # they do differ
+
+
+@pytest.mark.parametrize("use_crf", [True, False])
+def test_argmax_masks_of_many_are_those_of_each(use_crf: bool) -> None:
+    image, cam = photograph(3)
+    masks = argmax_masks(image, cam, [7, 2, 5], COMBINATIONS, use_crf=use_crf)
+    for mask, parameters in zip(masks, COMBINATIONS, strict=True):
+        alone = argmax_mask(image, cam, [7, 2, 5], parameters, use_crf=use_crf)
+        np.testing.assert_array_equal(mask, alone)
+    assert len({mask.tobytes() for mask in masks}) > len(masks) // 2
+    none = argmax_masks(*photograph(0), [], COMBINATIONS[:2], use_crf=use_crf)
+    assert [mask.any() for mask in none] == [False, False]
+    other = replace(COMBINATIONS[0], crf=CrfParameters.segmentation())
+    with pytest.raises(ValueError, match="share one set of CRF parameters"):
+        argmax_masks(image, cam, [7, 2, 5], [COMBINATIONS[0], other])
 
 
 def test_no_class_gives_as_many_empty_masks() -> None:

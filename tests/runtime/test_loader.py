@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.augment import augment, jitter, resize_to_long
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.loader import ImageSource, TrainingSet, batches, training_rows
+from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, batches, training_rows
 from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.runtime.sampling import BatchPlan, epoch_order, sample_seed, split_workers
 from pmm_ray.sources.manifest import Manifest
@@ -51,6 +53,34 @@ def test_loader_processes_give_the_same_samples(shapes: Manifest) -> None:
     want = global_batches(shapes, 1, last=2)
     got = global_batches(shapes, 1, last=2, processes=1)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+class Whereabouts:
+    """A sample that says which process made it."""
+
+    def __call__(self, row: TrainingRow, image: Any, seed: int) -> tuple[torch.Tensor, ...]:
+        place = [os.getpid(), os.getppid(), torch.get_num_threads()]
+        return torch.zeros(1), torch.tensor(place)
+
+
+def test_loader_processes_are_never_forked_from_a_process_with_threads(shapes: Manifest) -> None:
+    rows = training_rows(shapes.uri, "train")
+    source = image_source(shapes, 10**7)
+    data = TrainingSet(rows, source, Whereabouts(), 5, "stage")  # type: ignore[arg-type]
+    plan = BatchPlan(5, len(data), 4, 1)
+    idle = threading.Event()
+    thread = threading.Thread(target=idle.wait, daemon=True)
+    thread.start()
+    try:
+        loaded = list(batches(data, plan, 0, first=0, last=2, processes=2))
+    finally:
+        idle.set()
+    makers = {tuple(place.tolist()) for batch in loaded for place in batch.targets}
+    pids, parents, threads = zip(*makers, strict=True)
+    assert len(set(pids)) == 2
+    # a fork server, which has no thread but its own, stands between
+    assert os.getpid() not in {*pids, *parents}
+    assert set(threads) == {1}
 
 
 def test_resume_at_any_step_is_exact(shapes: Manifest) -> None:

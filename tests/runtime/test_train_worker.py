@@ -137,6 +137,32 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
+def test_the_share_of_waiting_is_measured(
+    shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pmm_ray.runtime import train_worker
+
+    clock = [0.0]
+    monkeypatch.setattr(train_worker.time, "monotonic", lambda: clock[0])
+
+    def slow(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for batch in loader(*arguments, **options):
+            clock[0] += 3.0
+            yield batch
+
+    def step(self: Any, *arguments: Any) -> float:
+        clock[0] += 1.0
+        return 0.5
+
+    loader = train_worker.batches
+    monkeypatch.setattr(train_worker, "batches", slow)
+    monkeypatch.setattr(train_worker._Worker, "_step", step)
+    result = train(job(shapes, tmp_path, checkpoint_seconds=1e9))
+    assert result["loader_wait"] == pytest.approx(0.75)
+    shares = [e["loader_wait"] for e in read_events(str(tmp_path), "train_step")]
+    assert shares[1:] == pytest.approx([0.75] * (STEPS - 1))
+
+
 def test_checkpoints_of_another_training_are_not_resumed(
     shapes: Manifest, group: None, tmp_path: Path
 ) -> None:

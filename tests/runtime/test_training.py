@@ -20,11 +20,12 @@ from torch import nn
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.cluster import ClusterResources
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.stage import RunContext, StageFolder
 from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from pmm_ray.runtime.training import run_training, training_job
+from pmm_ray.runtime.training import loader_processes, run_training, training_job
 from pmm_ray.runtime.training_job import LossModule, TrainingJob, poly
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.train_classifier import ClassifierTask, image_source
@@ -176,6 +177,25 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     found = checkpoints(folder)
     assert [step for step, _ in found] == [20, 100]
     assert load_checkpoint(found[-1][1])["step"] == 100
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "gpus", "workers", "want"),
+    [
+        ("auto", 64.0, 0.0, 2, 0),  # the CPUs compute
+        ("auto", 8.0, 1.0, 1, 7),
+        ("auto", 64.0, 4.0, 4, 8),
+        ("auto", 4.0, 4.0, 4, 0),
+        (3, 4.0, 4.0, 4, 3),
+        (0, 64.0, 4.0, 4, 0),
+    ],
+)
+def test_loader_processes(
+    asked: int | str, cpus: float, gpus: float, workers: int, want: int
+) -> None:
+    config = RunConfig.model_validate({"classifier": {"loader_processes": asked}}).classifier
+    cluster = ClusterResources(cpus=cpus, gpus=gpus, nodes=1, local=True)
+    assert loader_processes(config, cluster, workers) == want
 
 
 @pytest.mark.parametrize(("step", "want"), [(0, 1.0), (50, 0.1 + 0.9 * 0.5**0.9), (100, 0.1)])

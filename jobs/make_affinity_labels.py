@@ -1,0 +1,12 @@
+"""CAMs -> the labels that an affinity network learns from, on every CPU (optional).
+
+python jobs/make_affinity_labels.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
+"""
+
+from pmm_ray.cli.jobs import run_job
+
+if __name__ == "__main__":
+    run_job("make_affinity_labels")

@@ -1,0 +1,28 @@
+"""The section of the paper's tables, made by `pmm ablate --table`."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from pmm_ray.config.base import Scale, Section
+from pmm_ray.config.classifier import Backbone
+
+
+class AblateConfig(Section):
+    """What the paper's tables are made with, beside the recipe's own sections."""
+
+    backbones: tuple[Backbone, ...] = ()
+    """Tab. 1: its networks (paper: resnet38, res2net101, scalenet101); empty: the recipe's."""
+    weights: dict[Backbone, str] = Field(default_factory=dict)
+    """Tab. 1: weights of each network that the recipe has none for, as `classifier.weights`."""
+    alphas: tuple[Scale, ...] = Field((1, 2, 3, 4, 5, 6, 8, 11, 14, 17, 20), min_length=1)
+    """Background exponents that every row is scored with; the best one counts (paper: a grid
+    search over 0..20)."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> AblateConfig:
+        for name in ("backbones", "alphas"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"ablate.{name} lists a value twice: {list(values)}")
+        return self
