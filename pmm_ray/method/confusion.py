@@ -77,6 +77,38 @@ def _check_ids(name: str, ids: npt.NDArray[np.integer[Any]], num_classes: int) -
         )
 
 
+def count_pairs(
+    truth: npt.NDArray[np.integer[Any]], prediction: npt.NDArray[np.integer[Any]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Confusion]:
+    """Count pixels by (true value, predicted value), whatever the values stand for.
+
+    Args:
+        truth: Integers 0..65535, any shape.
+        prediction: Integers 0..65535, the shape of `truth`.
+
+    Returns:
+        True values, predicted values and counts of the pairs that occur, int64 [n] each.
+
+    Raises:
+        ValueError: Shapes or types differ from these.
+    """
+    axes = "HWXYZ"[: np.ndim(truth)]
+    check_array("truth", truth, axes, kinds="iu")
+    check_array("prediction", prediction, axes, truth.shape, kinds="iu")
+    for name, values in (("truth", truth), ("prediction", prediction)):
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ValueError(f"{name} holds values outside 0..65535")
+    if truth.dtype == prediction.dtype == np.uint8:
+        joint = np.bincount((truth.astype(np.uint16).ravel() << 8) | prediction.ravel())
+        pairs = np.flatnonzero(joint)
+        return pairs >> 8, pairs & 255, joint[pairs].astype(np.int64)
+    # 65536 x 65536 bins would not fit: the pairs that occur are sorted out
+    joint = (truth.astype(np.uint32).ravel() << 16) | prediction.astype(np.uint32).ravel()
+    pairs, counts = np.unique(joint, return_counts=True)
+    pairs = pairs.astype(np.int64)
+    return pairs >> 16, pairs & 65535, counts.astype(np.int64)
+
+
 def to_sparse(confusion: Confusion) -> tuple[npt.NDArray[np.int32], Confusion]:
     """The non-zero entries of a matrix, for one table row per image.
 

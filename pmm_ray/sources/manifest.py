@@ -8,6 +8,7 @@ moved or uploaded as a whole.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,6 +200,20 @@ def open_manifest(uri: str) -> Manifest:
         splits=dict(sorted(Counter(splits).items())),
         ground_truth=dict(sorted(Counter(with_truth).items())),
     )
+
+
+def manifest_near(place: str) -> Manifest | None:
+    """The manifest that a folder of results belongs to, if it is there.
+
+    Args:
+        place: a stage's folder or a folder of masks: its run's manifest, or the one beside it.
+    """
+    around = storage.parent(storage.absolute(place))
+    beside, record = storage.join(around, FILE_NAME), storage.join(around, "run.json")
+    if storage.exists(beside):
+        return open_manifest(beside)
+    uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None
+    return open_manifest(uri) if uri and storage.exists(uri) else None
 
 
 def manifest_hash(uri: str) -> str:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from pmm_ray.method.confusion import confusion_matrix, from_sparse, iou, mean_iou, to_sparse
+from pmm_ray.method.confusion import (
+    confusion_matrix,
+    count_pairs,
+    from_sparse,
+    iou,
+    mean_iou,
+    to_sparse,
+)
 
 
 def test_by_hand_with_an_absent_and_a_missed_class() -> None:
@@ -98,3 +108,17 @@ def test_callers_mistakes() -> None:
         iou(np.zeros((2, 3), np.int64))
     with pytest.raises(ValueError, match="indices"):
         from_sparse(np.array([9], np.int32), np.array([1], np.int64), 2)
+
+
+@pytest.mark.parametrize("types", [(np.uint8, np.uint8), (np.uint16, np.uint8), (np.int64,) * 2])
+def test_pairs_of_values_are_counted_whatever_they_mean(types: tuple[Any, Any]) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 3, 90, 255], (7, 9)).astype(types[0])
+    mask = rng.choice([0, 3, 200, 255], (7, 9)).astype(types[1])
+    true, predicted, counts = (column.tolist() for column in count_pairs(truth, mask))
+    found = dict(zip(zip(true, predicted, strict=True), counts, strict=True))
+    assert found == Counter(zip(truth.ravel().tolist(), mask.ravel().tolist(), strict=True))
+    with pytest.raises(ValueError, match="65535"):
+        count_pairs(truth.astype(np.int64) - 1, mask)
+    with pytest.raises(ValueError, match="expected"):
+        count_pairs(truth, mask[:-1])

@@ -1,0 +1,154 @@
+"""Score any masks against any truth: pixels are counted per image, and given a meaning at the end.
+
+A task counts pairs of values as they stand in the files. What they mean is decided once, from the
+values of the whole set, when all are counted: see `method.readings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pmm_ray.method.confusion import count_pairs
+from pmm_ray.method.readings import SIDES, Counts, add_up, choose_readings, describe
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import (
+    BudgetExceededError,
+    CannotRunError,
+    ErrorRow,
+    RowError,
+    error_budget,
+)
+from pmm_ray.runtime.images import decode_mask
+from pmm_ray.runtime.index import TableIndex, read_all
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+
+STAGE = "score_masks"
+CODE_VERSION = 1
+
+COUNTED = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("truth", pa.list_(pa.uint16())),
+        ("mask", pa.list_(pa.uint16())),
+        ("counts", pa.list_(pa.int64())),
+    ]
+)
+"""One row per image: how many pixels have each pair of (true value, mask value)."""
+
+
+def scoring_worker(stage: str) -> Worker:
+    """Makes the worker of one task."""
+
+    def count(row: InputRow) -> dict[str, Any]:
+        truth, mask = _read(row["truth"], "ground truth"), _read(row["masks"], "mask")
+        if truth.shape != mask.shape:
+            sizes = [f"{width} x {height}" for height, width in (mask.shape, truth.shape)]
+            raise RowError("label", f"the mask has {sizes[0]} px, its ground truth {sizes[1]}")
+        true, predicted, counts = count_pairs(truth, mask)
+        return {
+            "image_id": row["manifest"]["image_id"],
+            "truth": true.tolist(),
+            "mask": predicted.tolist(),
+            "counts": counts.tolist(),
+        }
+
+    return row_by_row(stage, count)
+
+
+def _read(row: Mapping[str, Any], what: str) -> NDArray[Any]:
+    """The values of a mask: of a masks table's row, or of the file that the row names."""
+    uri = row.get("uri") or ""
+    data = row.get("mask_png")
+    if data is None:
+        try:
+            data = storage.read_bytes(uri)
+        except FileNotFoundError as error:
+            raise RowError("missing", f"the {what} does not exist", uri) from error
+    try:
+        return decode_mask(data, uri=uri)
+    except ValueError as error:
+        raise RowError("label", str(error), uri) from error
+
+
+def counts_of(table: pa.Table) -> Counts:
+    """The counts of a `COUNTED` table; images are numbered by their rows."""
+    columns = [table.column(name).combine_chunks() for name in COUNTED.names[1:]]
+    lengths = columns[-1].value_lengths().to_numpy(zero_copy_only=False)
+    flat = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
+    return Counts(np.repeat(np.arange(table.num_rows), lengths), *flat)
+
+
+def run(
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    masks: TableIndex,
+    truth: TableIndex,
+    pairs: TableIndex,
+    wanted: Sequence[str],
+    unmatched: Sequence[ErrorRow],
+) -> Summary:
+    """Count and score.
+
+    Args:
+        context: the run; its manifest's label space says what the classes are.
+        folder: the stage's folder.
+        masks, truth: where the masks and the ground truth are.
+        pairs: the images that have both.
+        wanted: how truth and masks are to be read, see `choose_readings`.
+        unmatched: error rows of images that lack one or the other; they count for the budget.
+
+    Raises:
+        BudgetExceededError: too many images could not be scored.
+        CannotRunError: see `choose_readings`.
+    """
+    space = context.manifest.label_space
+    tasks = context.cluster.default_tasks()
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"manifest": pairs, "masks": masks, "truth": truth},
+        primary="manifest",
+        factory=partial(scoring_worker, folder.stage),
+        schema=COUNTED,
+        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
+        batch_size=auto_batch(len(pairs), tasks),
+    )
+    table = read_all(folder.uri)
+    if not table.num_rows:
+        raise CannotRunError(f"not one image could be scored, see {folder.errors_uri}")
+    counts = counts_of(table)
+    try:
+        readings, note = choose_readings(counts, space, wanted)
+    except ValueError as error:
+        raise CannotRunError(str(error)) from error
+    total, faults = add_up(counts, space, readings)
+    image_ids = table.column("image_id").to_pylist()
+    rows = [ErrorRow(image_ids[image], STAGE, "label", text) for image, text in faults.items()]
+    tables.write_errors(storage.join(context.run_dir, "errors"), "values", rows)
+    failed = [*unmatched, *tables.read_errors(folder.errors_uri), *rows]
+    budget = error_budget(context.config.errors.budget, len(pairs) + len(unmatched))
+    if len(failed) > budget:
+        raise BudgetExceededError(STAGE, len(failed), budget, failed)
+    metrics, details = describe(total, space)
+    about = {
+        "readings": dict(zip(SIDES, readings, strict=True)),
+        "note": note,
+        "scored": len(pairs) - summary.errors - len(rows),
+        "error_rows": len(failed),
+    }
+    return summary.model_copy(
+        update={
+            "metrics": metrics,
+            "details": summary.details | about | details,
+            "pixel_labels_used": True,
+        }
+    )
