@@ -31,6 +31,7 @@ FLOORS = {
     "export": 8,
     "plan": 8,
     "run": 8,
+    "scoring": 8,
     "cli": 9,
     "jobs": 10,
 }
