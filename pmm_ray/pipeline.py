@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.index import TableIndex, index_file, read_index
@@ -143,7 +142,7 @@ class Pipeline(WalkPipeline):
         config = self.config.segmenter
         stage_hash = section_hash(
             config,
-            weights_hash(config.weights, config.backbone),
+            *train_segmenter.model_identity(config),
             self.config.seed,
             masks.hash,
             len(read_index(masks.uri)),

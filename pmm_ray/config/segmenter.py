@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pmm_ray.config.base import Auto, FloatRange, Natural, Positive, Scale, Section, execution
+from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import CrfConfig
 
 
 class UnderfittingConfig(Section):
     """Pretended under-fitting (Eq. 10-13)."""
 
-    kind: Literal["clamp", "none"] = "clamp"
-    """Operation on the loss map while its mean is below beta."""
+    kind: Literal["none", "clamp", "pow", "ignore", "reweight"] = "clamp"
+    """Operation on the loss map while its mean is below beta: `clamp` (Eq. 11), `pow` (Eq. 12),
+    `ignore` (Eq. 13), `reweight` (Eq. 11 with kappa / L as a constant weight), or `none`."""
+    scope: Literal["worker", "image", "global"] = "worker"
+    """Whose mean is compared with beta: one worker's images of one pass, padding included (released
+    code); each image's own (the paper's text); or the images of all workers."""
     beta: float = Field(0.5, ge=0)
     """Warm-up threshold on the mean loss (VOC 0.5, COCO 0.8)."""
     kappa: float = Field(0.5, gt=0)
-    """Clamp level (VOC 0.5, COCO 0.8)."""
+    """Level of the loss or, for `pow`, exponent (VOC 0.5, COCO 0.8)."""
 
 
 class SegmenterConfig(Section):
-    """The fully supervised segmenter: PSPNet from mmsegmentation (paper 4.1)."""
+    """The fully supervised segmenter: PSPNet, or any model of mmsegmentation (paper 4.1)."""
 
-    backbone: Literal["efficientnet_lite0"] = "efficientnet_lite0"
-    """Backbone, registered with mmsegmentation."""
+    config: str | None = execution(None)
+    """An mmsegmentation config whose `model` replaces PSPNet; its content, not its path, decides
+    the result. Of the fields below it replaces backbone to freeze_norm, but for weights."""
+    backbone: Backbone = "efficientnet_lite0"
+    """Backbone of PSPNet, registered with mmsegmentation (paper: resnet38, scalenet101,
+    res2net101)."""
     weights: str = "imagenet"
-    """`imagenet`, `none`, or a path to a backbone state dict."""
+    """`imagenet` (with `config`: what that file names), `none`, or a path to a state dict of the
+    backbone."""
+    layout: Literal["contiguous", "dataset"] = "contiguous"
+    """Outputs of the network: one per class, or one per id up to the data set's last. `dataset` is
+    the paper's 91 for COCO; outputs that are no class take no part in training and prediction."""
     output_stride: Literal[8, 16, 32] = 8
     """Input px per feature px (paper: 8)."""
     channels: Positive = 512
@@ -65,10 +78,26 @@ class SegmenterConfig(Section):
     """Square training crop, px."""
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
     """A crop is redrawn (10 tries) while one class fills more than this share."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Gradients are scaled down to this norm over all parameters; empty: never (released code)."""
+    accumulate: Positive = 1
+    """Forward and backward passes per optimiser step: the batch is kept on fewer GPUs."""
     underfitting: UnderfittingConfig = UnderfittingConfig()
     """Pretended under-fitting; used in round 0 only, as in the paper."""
     amp: bool = True
     """bfloat16 autocast on GPUs."""
+    channels_last: bool = False
+    """Memory layout of images and features; faster on GPUs with tensor cores."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    choose: Literal["best", "last"] = "best"
+    """Which weights are kept: those with the best mIoU on held-out images where these have ground
+    truth, as in the released code, which uses pixel labels; or the last ones."""
+    validate_every: Positive = execution(2000)
+    """Iterations from one scoring of held-out images to the next (released code: VOC 2000, COCO
+    4000). The last iteration is scored too, and nothing is where it would be the only one."""
+    validation_images: int | None = execution(None, ge=0)
+    """Held-out images that are scored, single-scale and without CRF; empty: all; 0: none."""
     workers: Positive | Auto = "auto"
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
@@ -80,6 +109,13 @@ class SegmenterConfig(Section):
     """A checkpoint is written about this often, s."""
     max_failures: int = execution(3, ge=0)
     """How often a lost worker or node is replaced before the run gives up."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; how it is validated only where that chooses the weights."""
+        out = super().identity()
+        if self.choose == "best":
+            out |= {name: getattr(self, name) for name in ("validate_every", "validation_images")}
+        return out
 
 
 def _segmentation_crf() -> CrfConfig:

@@ -1,6 +1,21 @@
 """Pretended under-fitting: the loss of pixels whose pseudo-label is probably wrong is limited.
 
-Legend: L = loss map, any shape: one cross-entropy value per pixel.
+Legend: L = loss map, any shape: one cross-entropy value per pixel; B = images.
+
+While the network still under-fits (mean L >= beta) nothing is changed. Later, pixels that it still
+disagrees with are more likely to be noise of the pseudo-mask than hard examples, and four
+operations limit what they contribute:
+
+    clamp     min(L, kappa)                         gradient 1 below kappa, 0 above
+    ignore    L where L <= kappa, else 0            gradient 1 below kappa, 0 above
+    pow       (L + 1e-9) ** kappa                   gradient kappa * L ** (kappa - 1)
+    reweight  min(kappa / L, 1) * L, weight fixed   gradient 1 below kappa, kappa / L above
+
+`clamp` and `ignore` train alike. Both equal L below kappa, and a constant above it: kappa in one,
+0 in the other. The derivative of a constant is 0 either way, so their gradients are the same, bit
+for bit; only the value that is logged differs. The paper's fraction L * kappa / L (Eq. 11) is that
+same constant, unless its weight kappa / L is held fixed when the gradient is taken: this is
+`reweight`, the reading of Eq. 11 under which noisy pixels are weakened instead of dropped.
 """
 
 from __future__ import annotations
@@ -9,55 +24,107 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pmm_ray.method.checks import check_number
 
-UnderfittingKind = Literal["clamp", "none"]
+UnderfittingKind = Literal["none", "clamp", "pow", "ignore", "reweight"]
+UnderfittingScope = Literal["worker", "image", "global"]
+
+# the released code's guard: the power's gradient at 0 would be infinite
+_EPSILON = 1e-9
 
 
 def _clamp(loss_map: Tensor, kappa: float) -> Tensor:
-    """`L * (kappa / L)` where L >= kappa (Eq. 11), written as a minimum: its gradient is 0 there.
-
-    Source: released code, which clamps; the paper's fraction has the same gradient if kappa / L
-    is differentiated too.
-    """
     return loss_map.clamp(max=kappa)
 
 
-_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {"clamp": _clamp}
+def _ignore(loss_map: Tensor, kappa: float) -> Tensor:
+    return loss_map.where(loss_map <= kappa, torch.zeros_like(loss_map))
+
+
+def _pow(loss_map: Tensor, kappa: float) -> Tensor:
+    return (loss_map + _EPSILON) ** kappa
+
+
+def _reweight(loss_map: Tensor, kappa: float) -> Tensor:
+    fixed = loss_map.detach()
+    weight = torch.where(fixed > kappa, kappa / fixed.clamp(min=kappa), torch.ones_like(fixed))
+    return weight * loss_map
+
+
+_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "clamp": _clamp,
+    "pow": _pow,
+    "ignore": _ignore,
+    "reweight": _reweight,
+}
 
 
 def pretended_underfitting(
-    loss_map: Tensor, kind: UnderfittingKind, *, beta: float, kappa: float
+    loss_map: Tensor,
+    kind: UnderfittingKind,
+    *,
+    beta: float,
+    kappa: float,
+    scope: UnderfittingScope = "worker",
+    labelled: Tensor | None = None,
 ) -> Tensor:
-    """The mean of a loss map, of its limited version once training has warmed up (Eq. 10-11).
+    """The mean of a loss map, of its limited version where training has warmed up (Eq. 10-13).
 
-    The statistic is the mean over the whole tensor that is given: in the released code one
-    worker's mini-batch of one head. Ignored pixels belong in the map as zeros; they count in both
-    means. The unmodified mean is tested against beta, at every call anew.
+    The unmodified mean is tested against beta, at every call anew. Ignored pixels belong in the map
+    as zeros; they count in the mean that is returned.
 
     Args:
-        loss_map: floating point, any shape, >= 0, not empty.
-        kind: `clamp` (Eq. 11) or `none` (the plain mean).
+        loss_map: floating point, >= 0, not empty; any shape, [B, ...] for scope `image`.
+        kind: `clamp` (Eq. 11), `pow` (Eq. 12), `ignore` (Eq. 13), `reweight` (Eq. 11 with a fixed
+            weight), or `none` (the plain mean).
         beta: warm-up threshold on the mean, >= 0 (VOC 0.5, COCO 0.8).
-        kappa: level of the clamp, > 0 (VOC 0.5, COCO 0.8).
+        kappa: level or, for `pow`, exponent, > 0 (VOC 0.5, COCO 0.8).
+        scope: whose mean is tested. `worker`: of all that is given, ignored pixels included, as in
+            the released code, where that is one GPU's mini-batch of one head. `image`: each
+            image's own, over its labelled pixels, as the paper's text has it. `global`: as
+            `worker`, over the mini-batches of all workers of the default process group.
+        labelled: bool, of the map's shape: False where a pixel is ignored; None: nowhere. Read by
+            `image` only.
 
     Returns:
         A scalar tensor, differentiable; NaN or infinite values are passed on.
 
     Raises:
-        ValueError: an empty map, an unknown kind, or beta or kappa out of range.
+        ValueError: an empty map, an unknown kind or scope, or beta or kappa out of range.
+
+    Where the paper and the released code differ this is the released code: a loss of exactly kappa
+    is kept (Eq. 11 and 13 limit it), and `pow` adds 1e-9 first.
     """
     if loss_map.numel() == 0 or not loss_map.is_floating_point():
         raise ValueError(f"loss_map must be floating point and not empty, got {loss_map.shape}")
     check_number("beta", beta, 0)
     check_number("kappa", kappa, 0, low_open=True)
-    mean = loss_map.mean()
+    if scope not in ("worker", "image", "global"):
+        raise ValueError(f"unknown scope {scope!r}: worker, image, global")
     if kind == "none":
-        return mean
+        return loss_map.mean()
     operation = _OPERATIONS.get(kind)
     if operation is None:
         raise ValueError(f"unknown kind {kind!r}: none, {', '.join(_OPERATIONS)}")
     # chosen on the device: comparing in Python would wait for the GPU at every step
-    return torch.where(mean.detach() < beta, operation(loss_map, kappa).mean(), mean)
+    warm = _tested_mean(loss_map.detach(), scope, labelled) < beta
+    return torch.where(warm, operation(loss_map, kappa), loss_map).mean()
+
+
+def _tested_mean(loss_map: Tensor, scope: str, labelled: Tensor | None) -> Tensor:
+    """The mean that is compared with beta: a scalar, or [B, 1, ...] for `image`."""
+    if scope == "image":
+        axes = tuple(range(1, loss_map.ndim))
+        if labelled is None:
+            return loss_map.mean(axes, keepdim=True) if axes else loss_map
+        count = labelled.sum(axes, keepdim=True) if axes else labelled.long()
+        total = (loss_map * labelled).sum(axes, keepdim=True) if axes else loss_map * labelled
+        return total / count.clamp(min=1)
+    if scope == "global" and dist.is_available() and dist.is_initialized():
+        both = torch.stack([loss_map.sum(), loss_map.new_tensor(float(loss_map.numel()))])
+        dist.all_reduce(both)
+        return both[0] / both[1]
+    return loss_map.mean()

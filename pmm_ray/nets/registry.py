@@ -43,6 +43,8 @@ class Shape:
     """Of the last block of the wide ResNet-38."""
     state: Mapping[str, Tensor] | None
     """Of the network to come, where its layers depend on it."""
+    allocation: scalenet.Allocation | None = None
+    """Channel table of a ScaleNet, where it is known without a state."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class BackboneSpec:
 
 def _scalenet(depth: int) -> Callable[[Shape], Backbone]:
     def make(shape: Shape) -> Backbone:
-        if depth == 101:
+        if shape.allocation is not None:
+            allocation = shape.allocation
+        elif depth == 101:
             allocation = scalenet.SCALENET101
         elif shape.state is None:
             raise CannotRunError(
@@ -112,6 +116,7 @@ def build_backbone(
     dilate: bool = False,
     last_dilation: Literal[2, 4] = 4,
     state: Mapping[str, Tensor] | None = None,
+    allocation: scalenet.Allocation | None = None,
 ) -> Backbone:
     """A backbone without pretrained weights; its taps are `features`.
 
@@ -121,7 +126,9 @@ def build_backbone(
         dilate: for segmentation: dilations 1, 1, 2, 4 at output stride 8 (released code). CAMs
             have none. EfficientNet-lite0 is dilated either way, and then has no 1x1 head.
         last_dilation: of the last block of `resnet38`.
-        state: the weights to come, see `read_state`; `scalenet50` and `scalenet152` need them.
+        state: the weights to come, see `read_state`; `scalenet50` and `scalenet152` need them,
+            or their `allocation`.
+        allocation: channel table of a ScaleNet, instead of what it is otherwise read from.
 
     Raises:
         ValueError: an unknown name or output stride.
@@ -131,7 +138,7 @@ def build_backbone(
         raise ValueError(f"unknown backbone {name!r}: {', '.join(BACKBONES)}")
     if output_stride not in _STRIDES:
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-    return BACKBONES[name].make(Shape(output_stride, dilate, last_dilation, state))
+    return BACKBONES[name].make(Shape(output_stride, dilate, last_dilation, state, allocation))
 
 
 class CamClassifier(CamNetwork):

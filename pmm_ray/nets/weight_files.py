@@ -95,4 +95,13 @@ def weights_identity(weights: str, backbone: str = _PACKAGED) -> str:
         return weights
     uri = find_weights(weights, backbone)
     assert uri is not None
+    return file_identity(uri)
+
+
+def file_identity(uri: str) -> str:
+    """A hash of a weights file's bytes.
+
+    Raises:
+        CannotRunError: the file cannot be read.
+    """
     return hashlib.sha256(read_weights_file(storage.absolute(uri))).hexdigest()

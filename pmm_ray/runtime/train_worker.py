@@ -21,7 +21,14 @@ from pmm_ray.runtime.cluster import one_thread
 from pmm_ray.runtime.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.loader import Batch, batches
 from pmm_ray.runtime.sampling import BatchPlan, sample_seed
-from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from pmm_ray.runtime.train_checkpoint import (
+    checkpoints,
+    forget_others,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from pmm_ray.runtime.train_log import TrainLog
 from pmm_ray.runtime.training_job import TrainingJob, Validated
 
@@ -70,6 +77,7 @@ class _Worker:
         self.skipped = 0
         self.waited = 0.0
         self.validation: dict[str, float] = {}
+        self.best = (0, -math.inf)  # steps, and what the network scored after them
         self.log: TrainLog | None = None
 
     def run(self) -> dict[str, Any]:
@@ -141,7 +149,7 @@ class _Worker:
             if self.log is not None:
                 self.log.step(step + 1, now_loss, rate, self.waited)
                 self._report(step + 1, now_loss, now)
-            if (step + 1) % self.plan.steps_per_epoch == 0:
+            if self.job.validates(step + 1, self.plan.steps_per_epoch):
                 timed_out += self._validate(step + 1)
             if self.log is not None:
                 # after the last step the network itself is written
@@ -151,7 +159,7 @@ class _Worker:
                     saved = time.monotonic()
         steps_timed = max(self.job.steps - first - 1, 0)
         seconds = time.monotonic() - warm - timed_out
-        training = {
+        training: dict[str, Any] = {
             "steps": self.job.steps,
             "loss": self.log.recent_loss(loss) if self.log else loss,
             "seconds": time.monotonic() - started,
@@ -160,7 +168,13 @@ class _Worker:
             "skipped": self.skipped,
             **self.validation,
         }
+        chosen, score = self.best
+        if self.job.choose_by is not None and chosen:
+            training |= {self.job.choose_by: score, "chosen_step": chosen}
         if self.log is not None:
+            if 0 < chosen < self.job.steps:
+                state = load_best(self.job.checkpoints_uri, chosen)
+                self.module.network.load_state_dict(state)
             self.job.task.save(self.job.model_uri, self.module.network, training)
         dist.barrier()
         return training, None
@@ -219,6 +233,11 @@ class _Worker:
         shares: list[Any] = [None] * self.world
         dist.all_gather_object(shares, share)
         self.validation = task.metrics(shares)
+        score = self.validation.get(self.job.choose_by or "", -math.inf)
+        if score > self.best[1]:
+            self.best = (step, score)
+            if self.rank == 0:
+                save_best(self.job.checkpoints_uri, step, self.module.network.state_dict())
         seconds = time.monotonic() - started
         if self.log is not None and self.validation:
             epoch = step // self.plan.steps_per_epoch
@@ -269,10 +288,12 @@ class _Worker:
             "step": step,
             "skipped": self.skipped,
             "validation": self.validation,
+            "best": self.best,
             "network": self.module.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         save_checkpoint(self.job.checkpoints_uri, step, content)
+        forget_others(self.job.checkpoints_uri, self.best[0])
 
     def _resume(self) -> int:
         """Load the newest checkpoint, chosen by the first worker; returns the step to go on at."""
@@ -290,6 +311,7 @@ class _Worker:
         self.optimizer.load_state_dict(content["optimizer"])
         self.skipped = int(content["skipped"])
         self.validation = dict(content.get("validation", {}))
+        self.best = tuple(content.get("best", self.best))
         return int(content["step"])
 
     def _report(self, step: int, loss: float, now: float) -> None:

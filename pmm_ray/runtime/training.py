@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pmm_ray.runtime.stage import RunContext, StageFolder
     from pmm_ray.runtime.training_job import TrainingJob, TrainingTask
 
-VALIDATION = ("mean_average_precision", "cam_miou", "cam_threshold")
-"""Names of what a classifier's training measures on held-out images after every epoch."""
+VALIDATION = ("mean_average_precision", "cam_miou", "cam_threshold", "validation_miou")
+"""Names of what trainings measure on held-out images."""
+_FROM_PIXEL_LABELS = {"cam_miou", "validation_miou"}
 
 _POLL_SECONDS = 0.5
 _MOST_LOADER_PROCESSES = 8
@@ -107,8 +108,8 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
         images_per_second=training["images_per_second"],
         metrics={"loss": training["loss"]}
         | {name: training[name] for name in VALIDATION if name in training},
-        # the maps were scored against the held-out split's masks; nothing was decided by that
-        pixel_labels_used="cam_miou" in training,
+        # scored against the held-out split's masks; a chosen step was also decided by that
+        pixel_labels_used=bool(_FROM_PIXEL_LABELS & training.keys()),
         details={
             "checkpoint": job.model_uri,
             "workers": job.workers,
@@ -117,7 +118,8 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
             "training_seconds": training["seconds"],
             "updates_skipped": training["skipped"],
             "loader_wait": training["loader_wait"],
-        },
+        }
+        | ({"chosen_step": training["chosen_step"]} if "chosen_step" in training else {}),
     )
 
 
@@ -130,6 +132,8 @@ def training_job(
     images: int,
     epochs: int | None = None,
     steps: int | None = None,
+    validate_every: int | None = None,
+    choose_by: str | None = None,
 ) -> TrainingJob:
     """The job of a stage: its section, its folder and its task put together.
 
@@ -139,6 +143,7 @@ def training_job(
         task: what is trained.
         images: of the training split.
         epochs, steps: the length of the training; one of them.
+        validate_every, choose_by: see `TrainingJob`.
 
     Raises:
         CannotRunError: no images, or the batch cannot be split evenly over the workers.
@@ -154,7 +159,7 @@ def training_job(
         assert epochs is not None, "epochs or steps"
         steps = epochs * plan.steps_per_epoch
     options: dict[str, Any] = {}
-    if isinstance(config, ClassifierConfig):
+    if isinstance(config, ClassifierConfig | SegmenterConfig):
         names = ("accumulate", "clip_norm", "channels_last", "compile")
         options = {name: getattr(config, name) for name in names}
         share = config.batch_size // workers
@@ -183,6 +188,8 @@ def training_job(
         loader_processes=loader_processes(config, context.cluster, workers),
         checkpoint_seconds=config.checkpoint_seconds,
         scratch=scratch_folder(context.config.runtime),
+        validate_every=validate_every,
+        choose_by=choose_by,
         **options,
     )
 

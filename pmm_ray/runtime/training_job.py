@@ -51,7 +51,7 @@ class TrainingTask(Protocol):
 
 @runtime_checkable
 class Validated(Protocol):
-    """A task whose network is also scored on held-out images after every epoch."""
+    """A task whose network is also scored on held-out images while it is trained."""
 
     def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Any:
         """One worker's share of the measurement; small, it is sent to the first worker."""
@@ -98,6 +98,16 @@ class TrainingJob:
     """Memory layout of images and features."""
     compile: bool = False
     """Compile the network with its loss."""
+    validate_every: int | None = None
+    """Held-out images are scored every so many steps and after the last; None: every epoch."""
+    choose_by: str | None = None
+    """The weights with this metric's greatest value are kept; None, or not measured: the last."""
+
+    def validates(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether held-out images are scored after a step, 1-based."""
+        if self.validate_every is None:
+            return step % steps_per_epoch == 0
+        return step % self.validate_every == 0 or step == self.steps
 
 
 def head_groups(

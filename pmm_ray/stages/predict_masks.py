@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from pmm_ray.config import PredictConfig
 from pmm_ray.method.crf import DenseCrf
-from pmm_ray.nets.segmenter import INPUT_MEAN, INPUT_STD, load_segmenter, predict_logits
+from pmm_ray.nets.segmenter import describe, load_segmenter, predict_logits
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import RowError
@@ -65,6 +65,7 @@ def mean_probabilities(
     before the softmax; whole-image mode.
     """
     height, width = image_HW3.shape[:2]
+    about = describe(model)
     total: torch.Tensor | None = None
     views = 0
     for ratio in config.ratios:
@@ -73,7 +74,9 @@ def mean_probabilities(
         pixels = torch.from_numpy(view).to(device).permute(2, 0, 1)
         for flip in (False, True) if config.flip else (False,):
             batch = (pixels.flip(-1) if flip else pixels)[None]
-            logits = predict_logits(model, normalise_views(batch, INPUT_MEAN, INPUT_STD))
+            logits = predict_logits(
+                model, normalise_views(batch, about.input_mean, about.input_std)
+            )
             logits = functional.interpolate(
                 logits.flip(-1) if flip else logits,
                 (height, width),

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import SegmenterConfig, UnderfittingConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import load_model, save_model
+from pmm_ray.nets.segmenter_config import Triple, normalisation, segmenter_model
+from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
+from pmm_ray.nets.weight_files import file_identity, weights_identity
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError, RowError
 from pmm_ray.runtime.images import decode_mask
@@ -22,18 +26,27 @@ from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.training import run_training, summarize, training_job
 from pmm_ray.runtime.training_job import LossModule, poly
+from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation
 from pmm_ray.stages.train_classifier import image_source
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
 
 class SegmenterSample:
     """One augmented image with its mask; opens the mask file in the process that uses it."""
 
-    def __init__(self, config: SegmenterConfig, ignore: int, masks: Path) -> None:
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        space: LabelSpace,
+        statistics: tuple[Triple, Triple],
+        masks: Path,
+    ) -> None:
         self._config = config
-        self._ignore = ignore
+        self._space = space
+        self._statistics = statistics
         self._path = masks
 
     def __call__(
@@ -44,11 +57,13 @@ class SegmenterSample:
             raise RowError(
                 "label", f"the mask is {mask_HW.shape} and the image {image_HW3.shape[:2]} (h, w)"
             )
+        if self._config.layout == "dataset":
+            mask_HW = self._space.to_dataset(mask_HW)
         inputs, target = self._transform(image_HW3, mask_HW, seed % 2**32)
         return inputs, target
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_config", "_ignore", "_path")
+        kept = ("_config", "_space", "_statistics", "_path")
         return {name: value for name, value in self.__dict__.items() if name in kept}
 
     @cached_property
@@ -57,9 +72,9 @@ class SegmenterSample:
 
     @cached_property
     def _transform(self) -> Any:
-        from pmm_ray.nets.segmenter import training_transform
+        from pmm_ray.nets.segmenter_transform import training_transform
 
-        return training_transform(self._config, self._ignore)
+        return training_transform(self._config, self._space.ignore, *self._statistics)
 
 
 class SegmenterLoss(LossModule):
@@ -93,6 +108,9 @@ class SegmenterTask:
     source: ImageSource
     label_space: str
     """JSON text; kept with the network."""
+    model: ModelSource | None = None
+    """The user's, instead of PSPNet."""
+    validation: SegmenterValidation | None = None
     mask_file: Path | None = field(default=None, init=False)
 
     def prepare(self, scratch: Path) -> None:
@@ -103,8 +121,9 @@ class SegmenterTask:
     def dataset(self) -> TrainingSet:
         assert self.mask_file is not None, "prepare comes first"
         rows = training_rows(self.manifest_uri, self.split, among=mask_ids(self.masks_uri))
-        ignore = LabelSpace.from_json(self.label_space).ignore
-        sample = SegmenterSample(self.config, ignore, self.mask_file)
+        space = LabelSpace.from_json(self.label_space)
+        statistics = normalisation(self.config, self.model)
+        sample = SegmenterSample(self.config, space, statistics, self.mask_file)
         return TrainingSet(rows, self.source, sample, self.seed, self.stage)
 
     def build(self) -> SegmenterLoss:
@@ -116,6 +135,8 @@ class SegmenterTask:
             space.num_classes,
             space.ignore,
             underfitting=round_underfitting(self.config, self.round),
+            outputs=space.dataset_ids if self.config.layout == "dataset" else None,
+            source=self.model,
         )
         return SegmenterLoss(network)
 
@@ -138,9 +159,22 @@ class SegmenterTask:
         floor = min(config.min_learning_rate, config.learning_rate)
         return poly(step, steps, config.learning_rate, floor, config.poly_power)
 
+    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Any:
+        """This worker's share of the held-out images; None where nothing is scored."""
+        if self.validation is None:
+            return None
+        return self.validation.measure(network, device, rank, world)
+
+    def metrics(self, shares: list[Any]) -> dict[str, float]:
+        """The mIoU of all shares."""
+        return {} if self.validation is None else self.validation.metrics(shares)
+
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
+        from pmm_ray.nets.segmenter import describe
+
         space = LabelSpace.from_json(self.label_space)
         meta = {
+            **describe(network).meta(),
             "config": self.config.model_dump(mode="json"),
             "num_classes": space.num_classes,
             "ignore_index": space.ignore,
@@ -151,9 +185,45 @@ class SegmenterTask:
         save_model(uri, "segmenter", network, meta)
 
 
+def model_identity(config: SegmenterConfig) -> list[str]:
+    """What the section's paths stand for, by content: part of the stage's hash.
+
+    Raises:
+        CannotRunError: a file cannot be read.
+    """
+    if config.config is None:
+        return [weights_identity(config.weights, config.backbone)]
+    source = read_model(config.config)
+    uri = backbone_weights(config, source)
+    return [source.identity(), "none" if uri is None else file_identity(uri)]
+
+
+def validation_of(config: SegmenterConfig, context: RunContext) -> SegmenterValidation | None:
+    """What is scored while training: None where there is no truth, or where it would be once."""
+    if config.validation_images == 0 or config.validate_every >= config.iterations:
+        return None
+    validation = SegmenterValidation(
+        manifest_uri=context.manifest.uri,
+        split=context.config.data.held_out_split,
+        photographs=Photographs.of(context),
+        images=config.validation_images,
+        resize_base=config.resize_base,
+        seed=context.seed,
+    )
+    return validation if validation.rows() else None
+
+
 def round_underfitting(config: SegmenterConfig, round: int) -> UnderfittingConfig:
     """Under-fitting is pretended in round 0; later rounds use plain cross entropy (paper 4.1)."""
     return config.underfitting if round == 0 else UnderfittingConfig(kind="none")
+
+
+def _check_model(task: SegmenterTask) -> None:
+    """Find out here, before workers are asked for, what cannot be built."""
+    if task.model is None:
+        segmenter_model(task.config, 2, 255)
+    else:
+        task.build()
 
 
 def run(
@@ -182,6 +252,8 @@ def run(
     manifest = context.manifest
     ids = mask_ids(masks_uri)
     images = training_rows(manifest.uri, data.train_split, among=ids).num_rows
+    validation = validation_of(config, context)
+    chosen = config.choose == "best" and validation is not None
     task = SegmenterTask(
         config=config,
         stage=folder.stage,
@@ -192,12 +264,30 @@ def run(
         masks_uri=storage.absolute(masks_uri),
         source=image_source(manifest, data.max_pixels),
         label_space=manifest.label_space.to_json(),
+        model=None if config.config is None else read_model(config.config),
+        validation=validation,
     )
-    job = training_job(config, context, folder, task, images=images, steps=config.iterations)
-    if job.batch_size // job.workers < 2:
+    job = training_job(
+        config,
+        context,
+        folder,
+        task,
+        images=images,
+        steps=config.iterations,
+        validate_every=config.validate_every,
+        choose_by=MIOU if chosen else None,
+    )
+    if job.batch_size // job.workers // job.accumulate < 2:
         raise CannotRunError(
-            f"segmenter.batch_size {job.batch_size} leaves {job.workers} workers one image each: "
-            "BatchNorm needs two; raise segmenter.batch_size or lower segmenter.workers"
+            f"segmenter.batch_size {job.batch_size} leaves {job.workers} workers one image each "
+            "per pass: BatchNorm needs two; raise segmenter.batch_size, or lower segmenter.workers "
+            "or segmenter.accumulate"
+        )
+    _check_model(task)
+    if chosen:
+        context.progress.message(
+            f"{folder.stage}: the weights are chosen by ground truth of split "
+            f"{data.held_out_split!r}, which uses pixel labels; segmenter.choose: last does not"
         )
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "segmenter")

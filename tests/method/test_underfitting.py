@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from pmm_ray.method.underfitting import UnderfittingKind, pretended_underfitting
+from pmm_ray.method.underfitting import (
+    UnderfittingKind,
+    UnderfittingScope,
+    pretended_underfitting,
+)
+
+KINDS: tuple[UnderfittingKind, ...] = ("clamp", "pow", "ignore", "reweight")
 
 
-def loss(values: list[float], kind: UnderfittingKind, beta: float, kappa: float) -> float:
-    return float(pretended_underfitting(torch.tensor(values), kind, beta=beta, kappa=kappa))
+def loss(
+    values: list[float], kind: UnderfittingKind, beta: float, kappa: float, **more: object
+) -> float:
+    map = torch.tensor(values, dtype=torch.float64)
+    return float(pretended_underfitting(map, kind, beta=beta, kappa=kappa, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +35,13 @@ def loss(values: list[float], kind: UnderfittingKind, beta: float, kappa: float)
         ([0.2, 1.0, 0.0], "none", 0.5, 0.5, 0.4),
         ([0.9, 0.0, 0.0, 0.0], "clamp", 0.5, 0.5, 0.125),  # ignored zeros lower both means
         ([0.9], "clamp", 0.5, 0.5, 0.9),
+        ([0.2, 1.0, 0.0], "ignore", 0.5, 0.5, 0.2 / 3),
+        ([0.5, 0.8, 0.0], "ignore", 0.5, 0.5, 0.5 / 3),  # released code: a loss of kappa stays
+        ([0.2, 1.6, 0.0], "ignore", 0.5, 0.5, 0.6),
+        ([0.25, 0.64, 0.0], "pow", 0.5, 0.5, (0.5 + 0.8 + math.sqrt(1e-9)) / 3),
+        ([0.25, 1.44, 0.0], "pow", 0.5, 0.5, 1.69 / 3),
+        ([0.2, 1.0, 0.0], "reweight", 0.5, 0.5, (0.2 + 0.5) / 3),
+        ([0.2, 1.6, 0.0], "reweight", 0.5, 0.5, 0.6),
     ],
 )
 def test_values_worked_by_hand(
@@ -29,17 +50,138 @@ def test_values_worked_by_hand(
     assert loss(values, kind, beta, kappa) == pytest.approx(want, rel=1e-6)
 
 
-def test_the_gradient_is_that_of_finite_differences_and_zero_above_kappa() -> None:
+def random_map() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    values = torch.rand(4, 5, generator=generator, dtype=torch.float64) * 0.9
-    values.requires_grad_()
-    result = pretended_underfitting(values, "clamp", beta=1.0, kappa=0.5)
-    (gradient,) = torch.autograd.grad(result, values)
-    assert torch.all(gradient[values > 0.5] == 0)
-    assert torch.allclose(gradient[values < 0.5], torch.tensor(1 / 20, dtype=torch.float64))
+    return (
+        torch.rand(4, 5, generator=generator, dtype=torch.float64) * 0.9 + 0.02
+    ).requires_grad_()
+
+
+def gradient(values: torch.Tensor, kind: UnderfittingKind, kappa: float = 0.5) -> torch.Tensor:
+    result = pretended_underfitting(values, kind, beta=10.0, kappa=kappa)
+    return torch.autograd.grad(result, values)[0]
+
+
+@pytest.mark.parametrize("kind", ["clamp", "pow", "ignore"])
+def test_gradients_are_those_of_finite_differences(kind: UnderfittingKind) -> None:
     assert torch.autograd.gradcheck(
-        lambda x: pretended_underfitting(x, "clamp", beta=1.0, kappa=0.5), (values,)
+        lambda x: pretended_underfitting(x, kind, beta=10.0, kappa=0.5), (random_map(),)
     )
+
+
+def test_reweighting_has_the_gradient_of_a_loss_with_constant_weights() -> None:
+    values = random_map()
+    weights = (0.5 / values.detach()).clamp(max=1)
+    assert torch.autograd.gradcheck(lambda x: (weights * x).mean(), (values,))
+    (want,) = torch.autograd.grad((weights * values).mean(), values)
+    torch.testing.assert_close(gradient(values, "reweight"), want)
+    # the value is the clamp's
+    options = {"beta": 10.0, "kappa": 0.5}
+    clamped = pretended_underfitting(values, "clamp", **options)
+    torch.testing.assert_close(pretended_underfitting(values, "reweight", **options), clamped)
+
+
+def test_clamp_and_ignore_train_alike_bit_for_bit() -> None:
+    values = torch.cat([random_map().detach().float().flatten(), torch.tensor([0.5, 0.0, 9.0])])
+    values.requires_grad_()
+    clamped, ignored = gradient(values, "clamp"), gradient(values, "ignore")
+    assert torch.equal(clamped, ignored)
+    assert torch.all(clamped[values > 0.5] == 0)
+    assert torch.all(clamped[values <= 0.5] == 1 / len(values))
+    assert not torch.equal(gradient(values, "reweight"), clamped)
+
+
+def test_clamp_and_ignore_train_a_network_alike() -> None:
+    states = []
+    for kind in ("clamp", "ignore"):
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(3, 4, 3, padding=1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+        images, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 4, (2, 8, 8))
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss_map = torch.nn.functional.cross_entropy(net(images), labels, reduction="none")
+            pretended_underfitting(loss_map, kind, beta=9.0, kappa=1.0).backward()  # type: ignore[arg-type]
+            optimizer.step()
+        states.append(net.weight.detach())
+    assert torch.equal(*states)
+
+
+def test_each_image_has_its_own_warm_up_in_scope_image() -> None:
+    """Means 0.4 and 1.0: the first is warm, the second is not, nor are both together."""
+    maps = torch.tensor([[[0.2, 1.0, 0.0]], [[0.4, 1.0, 1.6]]])
+    options = {"beta": 0.5, "kappa": 0.5}
+    whole = pretended_underfitting(maps, "clamp", scope="worker", **options)  # type: ignore[arg-type]
+    own = pretended_underfitting(maps, "clamp", scope="image", **options)  # type: ignore[arg-type]
+    assert float(whole) == pytest.approx(4.2 / 6)
+    assert float(own) == pytest.approx((0.2 + 0.5 + 0.0 + 3.0) / 6)
+
+
+def test_padding_belongs_to_no_image_but_to_the_workers_mean() -> None:
+    maps = torch.tensor([[[0.9, 0.3, 0.0, 0.0]]])  # 0.6 of the image, 0.3 with its padding
+    labelled = torch.tensor([[[True, True, False, False]]])
+    scopes: tuple[UnderfittingScope, ...] = ("worker", "image")
+    found = [
+        float(
+            pretended_underfitting(
+                maps, "clamp", beta=0.5, kappa=0.5, scope=scope, labelled=labelled
+            )
+        )
+        for scope in scopes
+    ]
+    assert found == pytest.approx([0.8 / 4, 1.2 / 4])
+
+
+def test_an_image_without_labels_is_no_division_by_zero() -> None:
+    maps = torch.zeros(1, 2, 2, requires_grad=True)
+    labelled = torch.zeros(1, 2, 2, dtype=torch.bool)
+    for kind in KINDS:
+        result = pretended_underfitting(
+            maps, kind, beta=0.5, kappa=0.5, scope="image", labelled=labelled
+        )
+        (gradient,) = torch.autograd.grad(result, maps)
+        assert torch.isfinite(result)
+        assert torch.isfinite(gradient).all()
+
+
+def test_global_is_worker_where_there_is_one_worker() -> None:
+    maps = random_map()
+    for kind in KINDS:
+        one, all_ = (
+            pretended_underfitting(maps, kind, beta=0.5, kappa=0.5, scope=scope)
+            for scope in ("worker", "global")  # type: ignore[arg-type]
+        )
+        assert torch.equal(one, all_)
+
+
+PROGRAM = """
+import sys
+import torch
+import torch.distributed as dist
+from pmm_ray.method.underfitting import pretended_underfitting
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+# means 0.2 and 0.7: 0.53 over all six pixels
+maps = [torch.tensor([[0.4, 0.0]]), torch.tensor([[0.6, 0.6, 0.6, 1.0]])][rank]
+for scope in ("worker", "global"):
+    for beta in (0.5, 0.6):
+        print(float(pretended_underfitting(maps, "clamp", beta=beta, kappa=0.3, scope=scope)))
+"""
+
+
+def test_two_workers_share_their_mean_in_scope_global(tmp_path: Path) -> None:
+    """Unequal shares: 3.2 / 6 = 0.53 decides for both, whatever their own means 0.2 and 0.7."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = ([float(v) for v in p.communicate(timeout=120)[0].split()] for p in processes)
+    assert first == pytest.approx([0.15, 0.15, 0.2, 0.15])
+    assert second == pytest.approx([0.7, 0.7, 0.7, 0.3])
 
 
 def test_bad_arguments_are_named() -> None:
@@ -52,3 +194,5 @@ def test_bad_arguments_are_named() -> None:
         pretended_underfitting(ones, "clamp", beta=0.5, kappa=0)
     with pytest.raises(ValueError, match="unknown kind"):
         pretended_underfitting(ones, "other", beta=0.5, kappa=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown scope"):
+        pretended_underfitting(ones, "clamp", beta=0.5, kappa=0.5, scope="all")  # type: ignore[arg-type]

@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from pmm_ray.config import SegmenterConfig
 from pmm_ray.config.segmenter import UnderfittingConfig
 from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD
 from pmm_ray.nets.segmenter import (
     build_segmenter,
+    describe,
     forward_loss,
     load_segmenter,
     predict_logits,
     training_transform,
 )
 
+STATISTICS = (INPUT_MEAN, INPUT_STD)
 CONFIG = SegmenterConfig(
     weights="none", channels=16, dropout=0.0, crop_size=64, resize_base=(128, 64)
 )
@@ -67,9 +70,9 @@ def test_logits_have_the_input_size() -> None:
 
 def test_a_saved_segmenter_comes_back(tmp_path: Path) -> None:
     model = build_segmenter(CONFIG, 4, 255).eval()
-    meta = {"config": CONFIG.model_dump(mode="json"), "num_classes": 4, "ignore_index": 255}
-    save_model(str(tmp_path / "m.pt"), "segmenter", model, meta)
+    save_model(str(tmp_path / "m.pt"), "segmenter", model, describe(model).meta())
     loaded, _ = load_segmenter(str(tmp_path / "m.pt"))
+    assert describe(loaded) == describe(model)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(predict_logits(model, images), predict_logits(loaded, images))
@@ -80,7 +83,7 @@ def test_augmentation_depends_on_its_seed_only(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     mask = rng.integers(0, 4, shape, dtype=np.uint8)
-    transform = training_transform(CONFIG, 255)
+    transform = training_transform(CONFIG, 255, *STATISTICS)
     first = transform(image, mask, 7)
     transform(image, mask, 8)
     np.random.seed(123)
@@ -89,7 +92,7 @@ def test_augmentation_depends_on_its_seed_only(shape: tuple[int, int]) -> None:
     assert torch.equal(first[1], again[1])
     assert first[0].shape == (3, 64, 64)
     assert set(first[1].unique().tolist()) <= {0, 1, 2, 3, 255}
-    # padding: the mean colour, ignored
+    # zeros after normalisation, ignored
     padded = first[1] == 255
     assert torch.all(first[0][:, padded] == 0)
 
@@ -99,7 +102,7 @@ def test_image_and_mask_move_together() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, :20] = 255
     mask = (image[..., 0] > 0).astype(np.uint8)
-    transform = training_transform(config, 255)
+    transform = training_transform(config, 255, *STATISTICS)
     for seed in range(6):
         pixels, ids = transform(image, mask, seed)
         brightness = pixels.mean(0)

@@ -14,10 +14,16 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from pmm_ray.config import SegmenterConfig
-from pmm_ray.method.underfitting import UnderfittingKind, pretended_underfitting
+from pmm_ray.method.underfitting import (
+    UnderfittingKind,
+    UnderfittingScope,
+    pretended_underfitting,
+)
 from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD
 from pmm_ray.nets.segmenter import (
     build_segmenter,
+    describe,
     forward_loss,
     load_segmenter,
     predict_logits,
@@ -25,6 +31,7 @@ from pmm_ray.nets.segmenter import (
 )
 from pmm_ray.runtime.errors import CannotRunError
 
+STATISTICS = (INPUT_MEAN, INPUT_STD)
 SMALL: dict[str, Any] = {"weights": "none", "channels": 8, "crop_size": 32}
 CONFIG = SegmenterConfig(**SMALL, resize_base=(64, 32), output_stride=16)
 
@@ -34,24 +41,45 @@ def test_backbone_and_loss_are_built_from_mmsegs_registry() -> None:
     shapes = [tuple(t.shape[1:]) for t in backbone.eval()(torch.zeros(1, 3, 33, 64))]
     assert shapes == [(24, 9, 16), (40, 5, 8), (112, 5, 8), (320, 5, 8)]
     assert backbone.channels == [channels for channels, *_ in shapes]
-    loss = MODELS.build(
-        {"type": "PretendedUnderfittingLoss", "kind": "clamp", "beta": 0.5, "kappa": 0.5}
-    )
+    loss = MODELS.build({"type": "PretendedUnderfittingLoss"})
     assert loss.loss_name.startswith("loss_")
 
 
-@pytest.mark.parametrize(("beta", "kind"), [(10.0, "clamp"), (0.0, "clamp"), (10.0, "none")])
-def test_the_registered_loss_is_the_pure_function(beta: float, kind: UnderfittingKind) -> None:
+KINDS: tuple[UnderfittingKind, ...] = ("none", "clamp", "pow", "ignore", "reweight")
+SCOPES: tuple[UnderfittingScope, ...] = ("worker", "image", "global")
+
+
+@pytest.mark.parametrize("beta", [10.0, 1.6, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_registered_loss_is_the_pure_function(
+    beta: float, kind: UnderfittingKind, scope: UnderfittingScope
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 5, 7, generator=generator)
     labels = torch.randint(0, 4, (2, 5, 7), generator=generator)
     labels[0, :2] = 255
-    options = {"kind": kind, "beta": beta, "kappa": 0.7}
+    options: dict[str, Any] = {"kind": kind, "beta": beta, "kappa": 0.7, "scope": scope}
     loss = MODELS.build({"type": "PretendedUnderfittingLoss", **options, "loss_weight": 0.4})
     per_pixel = -F.log_softmax(logits, 1).gather(1, labels.clamp(max=3)[:, None])[:, 0]
     per_pixel = torch.where(labels == 255, 0.0, per_pixel)
-    want = 0.4 * pretended_underfitting(per_pixel, kind, beta=beta, kappa=0.7)
+    want = 0.4 * pretended_underfitting(per_pixel, labelled=labels != 255, **options)
     torch.testing.assert_close(loss(logits, labels, ignore_index=255), want)
+
+
+def test_the_loss_serves_mmsegs_samplers_and_class_weights() -> None:
+    logits, labels = torch.randn(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 255]]])
+    weights = [1.0, 2.0, 0.5]
+    loss = MODELS.build(
+        {"type": "PretendedUnderfittingLoss", "kind": "none", "class_weight": weights}
+    )
+    want = F.cross_entropy(
+        logits, labels, torch.tensor(weights), reduction="none", ignore_index=255
+    )
+    torch.testing.assert_close(loss(logits, labels), want.mean())
+    torch.testing.assert_close(loss(logits, labels, reduction_override="none"), want)
+    chosen = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    torch.testing.assert_close(loss(logits, labels, weight=chosen), (want * chosen).mean())
 
 
 def test_weight_zero_leaves_the_auxiliary_head_out() -> None:
@@ -73,7 +101,7 @@ def test_any_size_is_predicted(size: tuple[int, int]) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "m.pt")
-    meta = {"config": CONFIG.model_dump(mode="json"), "num_classes": 5, "ignore_index": 255}
+    meta = describe(build_segmenter(CONFIG, 5, 255)).meta()
     save_model(uri, "segmenter", build_segmenter(CONFIG, 4, 255), meta)
     with pytest.raises(CannotRunError, match=r"of another shape: .*conv_seg"):
         load_segmenter(uri)
@@ -91,7 +119,7 @@ def test_the_transform_keeps_wide_ids_and_pads_with_the_ignore_value(
     mask[:10] = top
     image = np.full((20, 24, 3), 255, np.uint8)
     config = CONFIG.model_copy(update={"resize_base": (24, 20), "resize_ratio": (1.0, 1.0)})
-    pixels, ids = training_transform(config, ignore)(image, mask, 3)
+    pixels, ids = training_transform(config, ignore, *STATISTICS)(image, mask, 3)
     assert ids.dtype == torch.int64
     assert set(ids.unique().tolist()) == {0, top, ignore}
     assert (ids != ignore).sum() == 20 * 24
@@ -109,7 +137,7 @@ def test_crops_filled_by_one_class_are_redrawn() -> None:
     shares = {}
     for ratio in (0.75, 1.0):
         config = CONFIG.model_copy(update={**changes, "cat_max_ratio": ratio})
-        transform = training_transform(config, 255)
+        transform = training_transform(config, 255, *STATISTICS)
         crops = [transform(image, mask, seed)[1] for seed in range(60)]
         shares[ratio] = np.mean([0.25 <= float(c.float().mean()) <= 0.75 for c in crops])
     assert shares[0.75] > shares[1.0] + 0.3

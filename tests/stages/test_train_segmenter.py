@@ -50,7 +50,41 @@ def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path)
     assert np.isfinite(summary.metrics["loss"])
     _, meta = load_segmenter(folder.path("model.pt"))
     assert meta["round"] == 1
+    # nothing is chosen where only the last iteration would be scored
+    assert not summary.pixel_labels_used
+    assert "chosen_step" not in summary.details
     assert LabelSpace.from_json(meta["label_space"]) == shapes.label_space
+
+
+def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
+    """Two workers score the held-out images; the summary and a message name the pixel labels."""
+    context = make_context(shapes, config(validate_every=2, workers=2))
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(shapes, tmp_path / "masks", 1)
+    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    assert "uses pixel labels" in context.progress._stream.getvalue()
+    assert summary.pixel_labels_used
+    scores = {e["step"]: e["validation_miou"] for e in read_events(context.run_dir, "validation")}
+    assert sorted(scores) == [2, 3]
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert summary.details["chosen_step"] == best
+    assert summary.metrics["validation_miou"] == scores[best]
+
+
+def test_without_truth_the_last_weights_are_kept(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    values = {"validate_every": 2, "workers": 1}
+    for name, changes, data in (
+        ("last", {"choose": "last"}, {}),
+        ("blind", {}, {"held_out_split": "nothing"}),
+    ):
+        settings = {"segmenter": {**config(**values, **changes).segmenter.model_dump()}}
+        whole = RunConfig.model_validate({**settings, "data": data})
+        context = make_context(shapes, whole, tmp_path / name)
+        found = train_segmenter.validation_of(whole.segmenter, context)
+        assert (found is None) == (name == "blind")
+        assert "pixel" not in context.progress._stream.getvalue()
 
 
 def test_a_mask_outside_the_label_space_stops_it_before_training(
@@ -69,7 +103,11 @@ def test_a_mask_outside_the_label_space_stops_it_before_training(
     ("values", "message"),
     [
         ({"batch_size": 2, "workers": 2}, "BatchNorm needs two"),
+        ({"batch_size": 8, "workers": 2, "accumulate": 4}, "BatchNorm needs two"),
+        ({"batch_size": 8, "workers": 2, "accumulate": 3}, "split evenly over 3 passes"),
         ({"batch_size": 8, "workers": 3}, "split evenly over 3"),
+        ({"backbone": "resnet38", "output_stride": 16}, "resnet38 has output stride 8"),
+        ({"config": "/nowhere.py"}, "cannot read /nowhere.py"),
     ],
 )
 def test_batches_that_cannot_work_are_refused_at_once(

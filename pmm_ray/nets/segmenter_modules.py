@@ -1,0 +1,183 @@
+"""Our backbones and the under-fitting loss in mmsegmentation's registry.
+
+In a config of mmsegmentation, with or without Ray:
+
+    custom_imports = dict(imports=["pmm_ray.nets.segmenter"])
+    model = dict(
+        backbone=dict(type="PmmScaleNet101", output_stride=8, weights="scalenet101.pth"),
+        decode_head=dict(..., loss_decode=dict(type="PretendedUnderfittingLoss", kind="clamp")),
+    )
+
+Legend: B = batch, C = classes with background, H, W = input px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pmm_ray.method.underfitting import (
+    UnderfittingKind,
+    UnderfittingScope,
+    pretended_underfitting,
+)
+from pmm_ray.nets.backbone import norms
+from pmm_ray.nets.registry import build_backbone
+from pmm_ray.nets.scalenet import Allocation
+from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, quiet
+from pmm_ray.nets.weight_files import find_weights
+from pmm_ray.nets.weights import load_backbone_weights, read_state
+
+with quiet():
+    from mmseg.registry import MODELS
+
+
+class SegmentationBackbone(nn.Module):
+    """A backbone as mmsegmentation has them: a tuple of four features, dilated.
+
+    Registered once per network, see `BACKBONE_TYPES`. At output stride 8 the stages of ScaleNet and
+    Res2Net have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4, and the last block of the wide
+    ResNet-38 has dilation 4; its features are the activated inputs of b4, b5 and b6, and the
+    activated output (released code).
+
+    Args:
+        output_stride: input px per px of the last feature: 8, 16 or 32 (ResNet-38: 8).
+        freeze_norm: keep BatchNorm at its pretrained statistics.
+        weights: `none`, `imagenet`, or a path, see `find_weights`.
+        allocation: channel table of ScaleNet-50 and -152, where there are no weights to read it
+            from.
+    """
+
+    name = ""
+
+    def __init__(
+        self,
+        output_stride: int = 8,
+        freeze_norm: bool = False,
+        weights: str = "none",
+        allocation: Allocation | None = None,
+    ) -> None:
+        super().__init__()
+        uri = find_weights(weights, self.name)
+        state = None if uri is None else read_state(uri)
+        self.net = build_backbone(
+            self.name, output_stride=output_stride, dilate=True, state=state, allocation=allocation
+        )
+        if uri is not None:
+            load_backbone_weights(self.net, weights, self.name)
+        self._freeze_norm = freeze_norm
+        if freeze_norm:
+            for norm in norms(self.net):
+                norm.requires_grad_(False)
+        # EfficientNet-lite0 has more features than the four of a ResNet
+        wanted = {"stage2", "stage3", "stage5", "stage7"} if len(self.net.features) > 4 else None
+        self._indices = [
+            i for i, info in enumerate(self.net.features) if wanted is None or info.name in wanted
+        ]
+        self.channels = [self.net.features[i].channels for i in self._indices]
+
+    def train(self, mode: bool = True) -> SegmentationBackbone:
+        super().train(mode)
+        if self._freeze_norm:
+            # the training loop may have made synchronised ones of them
+            for module in self.net.modules():
+                if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, ...]:
+        taps = self.net.forward_features(images_B3HW)
+        return tuple(taps[i] for i in self._indices)
+
+
+for _name, _type in BACKBONE_TYPES.items():
+    MODELS.register_module(
+        name=_type, module=type(_type, (SegmentationBackbone,), {"name": _name}), force=True
+    )
+
+
+@MODELS.register_module(force=True)
+class PretendedUnderfittingLoss(nn.Module):
+    """Cross entropy under pretended under-fitting (Eq. 10-13), as an mmsegmentation loss.
+
+    Every head has its own; the released code gives it to both. The loss map holds zeros where a
+    pixel is ignored, and its mean counts them, as in the released code.
+
+    Args:
+        kind, beta, kappa, scope: see `pretended_underfitting`; `kind="none"` is the plain mean.
+        loss_weight: multiplies the result, after the test against beta.
+        class_weight: factors of the classes [C].
+        unused: outputs that no pixel can have: they take no part in the softmax.
+        loss_name: in mmsegmentation's logs.
+    """
+
+    class_weight: Tensor | None
+    unused: Tensor | None
+
+    def __init__(
+        self,
+        kind: UnderfittingKind = "clamp",
+        beta: float = 0.5,
+        kappa: float = 0.5,
+        scope: UnderfittingScope = "worker",
+        loss_weight: float = 1.0,
+        class_weight: Sequence[float] | None = None,
+        unused: Sequence[int] = (),
+        loss_name: str = "loss_pus",
+    ) -> None:
+        super().__init__()
+        self._kind: UnderfittingKind = kind
+        self._beta = beta
+        self._kappa = kappa
+        self._scope: UnderfittingScope = scope
+        self._weight = loss_weight
+        self.loss_name = loss_name
+        weights = None if class_weight is None else torch.tensor(list(class_weight))
+        self.register_buffer("class_weight", weights, persistent=False)
+        indices = torch.tensor(list(unused)) if unused else None
+        self.register_buffer("unused", indices, persistent=False)
+
+    def forward(
+        self,
+        logits_BCHW: Tensor,
+        labels_BHW: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = 255,
+        reduction_override: str | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The scalar loss.
+
+        Args:
+            logits_BCHW: floating point.
+            labels_BHW: int64.
+            weight: of the pixels [B, H, W], from mmsegmentation's samplers.
+            ignore_index: label without loss.
+            reduction_override: `none` gives the unlimited loss map instead, for samplers.
+        """
+        logits = logits_BCHW.float()
+        if self.unused is not None:
+            logits = logits.index_fill(1, self.unused, float("-inf"))
+        loss_BHW = F.cross_entropy(
+            logits,
+            labels_BHW,
+            weight=self.class_weight,
+            reduction="none",
+            ignore_index=ignore_index,
+        )
+        if weight is not None:
+            loss_BHW = loss_BHW * weight
+        if reduction_override == "none":
+            return self._weight * loss_BHW
+        return self._weight * pretended_underfitting(
+            loss_BHW,
+            self._kind,
+            beta=self._beta,
+            kappa=self._kappa,
+            scope=self._scope,
+            labelled=labels_BHW != ignore_index,
+        )
