@@ -96,8 +96,10 @@ class SegmenterConfig(Section):
     validate_every: Positive = execution(2000)
     """Iterations from one scoring of held-out images to the next (released code: VOC 2000, COCO
     4000). The last iteration is scored too, and nothing is where it would be the only one."""
-    validation_images: int | None = execution(None, ge=0)
-    """Held-out images that are scored, single-scale and without CRF; empty: all; 0: none."""
+    validation_images: int | None = execution(500, ge=0)
+    """Held-out images with ground truth that are scored, single-scale and without CRF, drawn by the
+    seed; empty: all (released code); 0: none. No step is finished meanwhile: see
+    `runtime.stall_seconds`."""
     workers: Positive | Auto = "auto"
     """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
     threads_per_worker: Positive = execution(1)
