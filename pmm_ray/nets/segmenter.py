@@ -21,7 +21,13 @@ from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.scalenet import read_allocation
 from pmm_ray.nets.segmenter_config import Triple, input_statistics, segmenter_model
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss, SegmentationBackbone
-from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, is_ours, quiet
+from pmm_ray.nets.segmenter_source import (
+    ModelSource,
+    backbone_weights,
+    check_types,
+    is_ours,
+    quiet,
+)
 from pmm_ray.nets.segmenter_transform import Transform, training_transform
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
 from pmm_ray.runtime.errors import CannotRunError
@@ -180,6 +186,7 @@ def load_segmenter(checkpoint_uri: str) -> tuple[nn.Module, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):
         if "model" in meta:
             model, imports = meta["model"], meta.get("imports", ())
+            check_types(model, checkpoint_uri)
             network = _build(model, imports, checkpoint_uri, outputs)
         else:
             # the section alone says what a PSPNet is

@@ -15,6 +15,10 @@ from pmm_ray.config import SegmenterConfig
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.runtime.errors import CannotRunError
 
+_SCOPES = {"mmseg", "mmengine", "mmcv"}
+# packages whose networks are written with their scope: `mmpretrain.ConvNeXt`
+_OTHER_SCOPES = {"mmpretrain", "mmdet"}
+
 BACKBONE_TYPES = {
     "efficientnet_lite0": "PmmEfficientNetLite0",
     "scalenet50": "PmmScaleNet50",
@@ -149,10 +153,29 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def check_types(model: Mapping[str, Any], where: str) -> None:
+    """Refuse a model from a file that names code by its path: registries would run it.
+
+    Raises:
+        CannotRunError: a `type` that is no registered name, with or without its package.
+    """
+    allowed = {"", *_SCOPES, *_OTHER_SCOPES}
+    for found in dicts_in(model):
+        name = found.get("type")
+        scope, _, rest = str(name).rpartition(".")
+        if name is not None and (not rest.isidentifier() or scope not in allowed):
+            raise CannotRunError(f"{where}: {name!r} is not the name of a registered module")
+
+
 def _plain(value: Any, uri: str) -> Any:
     """A copy that holds plain values only: it can be kept with the network and sent to workers."""
     if isinstance(value, dict):
-        return {str(name): _plain(inner, uri) for name, inner in value.items()}
+        plain = {str(name): _plain(inner, uri) for name, inner in value.items()}
+        scope, _, name = str(plain.get("type", "")).rpartition(".")
+        if scope.split(".")[0] in _SCOPES:
+            # configs in pure Python give the class itself, which becomes its path
+            plain["type"] = name
+        return plain
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(inner, uri) for inner in value)
     if value is None or isinstance(value, (str, int, float, bool)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,30 @@ def test_the_configs_own_normalisation_is_kept(tmp_path: Path) -> None:
 def test_models_that_cannot_be_used_say_why(tmp_path: Path, model: str, message: str) -> None:
     with pytest.raises(CannotRunError, match=message):
         build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, model))
+
+
+def test_a_model_file_runs_nothing_but_registered_modules(tmp_path: Path) -> None:
+    network = build_segmenter(CONFIG, 4, 255)
+    marker, uri = tmp_path / "ran", str(tmp_path / "m.pt")
+    for part in ("decode_head", "auxiliary_head"):
+        meta = copy.deepcopy(describe(network).meta())
+        meta["model"][part] = {"type": "os.system", "command": f"touch {marker}"}
+        save_model(uri, "segmenter", network, meta)
+        with pytest.raises(CannotRunError, match=r"'os\.system' is not the name"):
+            load_segmenter(uri)
+    assert not marker.exists()
+
+
+def test_configs_in_pure_python_are_the_same_model(tmp_path: Path) -> None:
+    (tmp_path / "new.py").write_text(
+        "from mmseg.models.decode_heads import FCNHead\n"
+        "from mmseg.models.losses import CrossEntropyLoss\n"
+        f"model = {small()}\n"
+        "model['decode_head'].update(type=FCNHead, loss_decode=dict(type=CrossEntropyLoss))\n"
+    )
+    assert (
+        read_model(str(tmp_path / "new.py")).identity() == user_file(tmp_path, small()).identity()
+    )
 
 
 def test_weights_in_the_net_are_named_not_fetched(tmp_path: Path) -> None:
