@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from pmm_ray.config import ClassifierConfig, SegmenterConfig
+from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model, stored_section
-from pmm_ray.nets.registry import build_classifier, load_classifier
+from pmm_ray.nets.registry import (
+    BACKBONES,
+    CamClassifier,
+    build_backbone,
+    build_classifier,
+    load_classifier,
+)
+from pmm_ray.nets.scalenet import BLOCKS, ScaleNet
+from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.weights import load_torch
 from pmm_ray.runtime.errors import CannotRunError
+
+from .golden import unfilled
 
 CONFIG = ClassifierConfig(weights="none")
 META = {"config": CONFIG.model_dump(mode="json"), "num_foreground": 3}
@@ -112,3 +124,115 @@ def test_a_stored_configuration_does_not_ask_for_weights() -> None:
     assert stored_section(ClassifierConfig, meta, "x") == CONFIG
     with pytest.raises(CannotRunError, match="x was trained with"):
         stored_section(SegmenterConfig, {}, "x")
+
+
+def make(backbone: str, kind: str = "plain", **options: Any) -> CamNetwork:
+    values = {"backbone": backbone, "kind": kind, "weights": "none", **options}
+    return build_classifier(ClassifierConfig.model_validate(values), 3)
+
+
+def test_every_backbone_of_the_configuration_is_known_and_no_other() -> None:
+    known = get_args(ClassifierConfig.model_fields["backbone"].annotation)
+    assert set(known) == set(BACKBONES)
+    with pytest.raises(ValueError, match="unknown backbone 'vgg'"):
+        build_backbone("vgg")
+    with pytest.raises(ValueError, match="8, 16 or 32"):
+        build_backbone("scalenet101", output_stride=4)
+    with pytest.raises(ValueError, match="resnet38 has output stride 8"):
+        build_backbone("resnet38", output_stride=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "tapped", "frozen"),
+    [
+        ("efficientnet_lite0", 1280, (40, 112), ()),
+        ("scalenet101", 2048, (512, 1024), ("conv1", "bn1", "layer1")),
+        ("resnet38", 4096, (512, 1024), ("conv1a", "b2", "b2_1", "b2_2")),
+        ("res2net101", 2048, (512, 1024), ("conv1", "bn1", "layer1")),
+    ],
+)
+def test_classifiers_are_built_on_every_backbone(
+    name: str, channels: int, tapped: tuple[int, int], frozen: tuple[str, ...]
+) -> None:
+    plain = unfilled(lambda: make(name, freeze_first=True))
+    seam = unfilled(lambda: make(name, "seam", freeze_first=True))
+    assert isinstance(plain, CamClassifier)
+    assert isinstance(seam, SeamNetwork)
+    assert plain.head.weight.shape == (3, channels, 1, 1)
+    assert seam.fc8.weight.shape == (4, channels, 1, 1)
+    sizes = (64, tapped[0], 1, 1), (128, tapped[1], 1, 1)
+    names = ("f8_3.weight", "f8_4.weight")
+    assert tuple(seam.state_dict()[layer].shape for layer in names) == sizes
+    spec = BACKBONES[name].network
+    for net in (plain, seam):
+        assert (net.input_mean, net.input_std) == (spec.input_mean, spec.input_std)
+        learning = {n for n, p in net.named_parameters() if p.requires_grad}
+        inside = {n.removeprefix("backbone.").split(".")[0] for n in learning}
+        assert not inside & set(frozen)
+        assert set(net.head_layers) <= inside
+        assert all(p.ndim > 1 for p in net.parameters() if p.requires_grad)
+    free = unfilled(lambda: make(name))
+    first = {n.split(".")[1] for n, p in free.named_parameters() if p.requires_grad}
+    assert {layer for layer in frozen if not layer.startswith("bn")} <= first
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "scalenet101", "resnet38", "res2net101"])
+@pytest.mark.slow
+def test_seam_computes_maps_of_any_image_on_every_backbone(name: str) -> None:
+    net = make(name, "seam").eval()
+    images = torch.randn(1, 3, 45, 70)
+    with torch.no_grad():
+        cam, refined = net(images)
+        scores = net.cam_scores(images)
+    assert cam.shape == refined.shape == (1, 4, 45, 70)
+    assert torch.isfinite(cam).all()
+    assert torch.isfinite(refined).all()
+    assert scores.shape[:2] == (1, 3)
+    assert (refined >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "scalenet101", "resnet38", "res2net101"])
+def test_segmentation_keeps_stride_8_and_dilates(name: str) -> None:
+    net = unfilled(lambda: build_backbone(name, dilate=True))
+    assert net.features[-1].stride == 8
+    widest = max(m.dilation[0] for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    assert widest == 4
+    narrow = unfilled(lambda: build_backbone("scalenet101"))
+    assert {m.dilation for m in narrow.modules() if isinstance(m, torch.nn.Conv2d)} == {(1, 1)}
+
+
+def test_the_dilation_of_resnet38_is_the_configuration_s() -> None:
+    for dilation in (2, 4):
+        net = unfilled(partial(make, "resnet38", resnet38_dilation=dilation))
+        assert net.backbone.get_submodule("b7.conv_branch2b1").dilation == (dilation,) * 2
+        assert net.backbone.get_submodule("b6.conv_branch2b1").dilation == (4, 4)
+
+
+def test_gating_follows_the_configuration() -> None:
+    for gate in (False, True):
+        net = unfilled(partial(make, "scalenet101", "seam", pcm={"gate_labels": gate}))
+        assert isinstance(net, SeamNetwork)
+        assert net.gate_labels is gate
+
+
+@pytest.mark.parametrize("kind", ["plain", "seam"])
+def test_scalenet50_takes_its_channels_from_the_file(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CannotRunError, match="no built-in channel table"):
+        make("scalenet50")
+    rows = [[(1, 1, 0, block % 2) for block in range(blocks)] for blocks in BLOCKS[50]]
+    saved = ScaleNet(rows)  # type: ignore[arg-type]
+    weights, model = str(tmp_path / "w.pth"), str(tmp_path / "model.pt")
+    torch.save(saved.state_dict(), weights)
+    config = ClassifierConfig.model_validate(
+        {"backbone": "scalenet50", "kind": kind, "weights": weights}
+    )
+    net = build_classifier(config, 3).eval()
+    save_model(model, "classifier", net, {**META, "config": config.model_dump(mode="json")})
+    again, _ = load_classifier(model)
+    images = torch.randn(1, 3, 33, 40)
+    with torch.no_grad():
+        assert torch.equal(net.cam_scores(images), again.cam_scores(images))
+    short = {n: t for n, t in saved.state_dict().items() if not n.startswith("layer4")}
+    torch.save(short, weights)
+    with pytest.raises(CannotRunError, match=r"weights of scalenet50: not a ScaleNet-50"):
+        build_classifier(config, 3)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pmm_ray.config import ClassifierConfig
+from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
 from pmm_ray.nets.registry import build_classifier, load_classifier
-from pmm_ray.nets.weight_files import weights_identity
+from pmm_ray.nets.weight_files import find_weights, weights_identity
 from pmm_ray.nets.weights import (
     imagenet_file,
     load_backbone_weights,
@@ -127,3 +130,105 @@ def test_a_saved_classifier_comes_back(tmp_path: Path) -> None:
     save_model(uri, "segmenter", net, meta)
     with pytest.raises(CannotRunError, match="holds a segmenter"):
         load_classifier(uri)
+
+
+def seam_net(num_foreground: int = 3, weights: str = "none") -> CamNetwork:
+    config = ClassifierConfig(kind="seam", weights=weights)
+    return build_classifier(config, num_foreground)
+
+
+def wrapped(state: dict[str, Tensor], how: str) -> Any:
+    if how == "plain":
+        return state
+    if how == "nested as SEAM's":
+        return {"model": {"main": state}, "optimizer": {"state": {0: torch.ones(1)}}}
+    if how == "data parallel":
+        return {"state_dict": {f"module.{name}": t for name, t in state.items()}, "epoch": 3}
+    features = {f"backbone.{n}": t for n, t in state.items() if not n.startswith("f")}
+    return {"meta": {}, "state_dict": {**features, "decode_head.conv_seg.weight": torch.ones(2)}}
+
+
+@pytest.mark.parametrize("how", ["plain", "nested as SEAM's", "data parallel", "segmenter's"])
+def test_wrappings_of_training_programs_are_taken_off(tmp_path: Path, how: str) -> None:
+    torch.manual_seed(1)
+    saved = seam_net().state_dict()
+    uri = str(tmp_path / "w.pth")
+    torch.save(wrapped(saved, how), uri)
+    torch.manual_seed(2)
+    net = seam_net(weights=uri)
+    assert net.loaded is not None
+    heads = {"fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight"}
+    fresh = heads if how == "segmenter's" else set()
+    assert set(net.loaded.fresh) == fresh
+    assert net.loaded.tensors == len(saved) - len(fresh)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, saved[name]) is (name not in fresh)
+    left = "decode_head.conv_seg.weight" if fresh else ""
+    assert ",".join(net.loaded.left_over) == left
+
+
+def test_a_class_head_for_other_classes_starts_anew_and_that_is_said(tmp_path: Path) -> None:
+    uri = str(tmp_path / "w.pth")
+    saved = seam_net(20).state_dict()
+    torch.save(saved, uri)
+    net = seam_net(3, uri)
+    assert net.loaded is not None
+    assert net.loaded.fresh == ("fc8.weight",)
+    assert "start at random: fc8.weight" in str(net.loaded)
+    assert torch.equal(net.state_dict()["f9.weight"], saved["f9.weight"])
+    saved["f9.weight"] = saved["f9.weight"][:5]
+    torch.save(saved, uri)
+    with pytest.raises(CannotRunError, match=r"of another shape: f9\.weight \[5, "):
+        seam_net(20, uri)
+
+
+def test_heads_of_a_file_are_left_over_by_a_network_without_them(tmp_path: Path) -> None:
+    uri = str(tmp_path / "w.pth")
+    saved = seam_net().state_dict()
+    torch.save(saved, uri)
+    net = build_classifier(ClassifierConfig(weights=uri), 3)
+    assert net.loaded is not None
+    assert net.loaded.left_over == ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight")
+    assert "in the file, not used: fc8.weight" in str(net.loaded)
+    assert torch.equal(net.backbone.state_dict()["conv_stem.weight"], saved["conv_stem.weight"])
+
+
+def test_nothing_is_loaded_in_part(tmp_path: Path) -> None:
+    uri = str(tmp_path / "w.pth")
+    saved = seam_net().state_dict()
+    for name, message in (
+        ("blocks.0.bn1.bias", r"1 missing: blocks\.0\.bn1\.bias"),
+        ("conv_stem.weight", r"1 missing: conv_stem\.weight"),
+    ):
+        torch.save({key: t for key, t in saved.items() if key != name}, uri)
+        with pytest.raises(CannotRunError, match=message):
+            seam_net(weights=uri)
+    torch.save({**saved, "blocks.99.bn1.bias": torch.ones(1)}, uri)
+    with pytest.raises(CannotRunError, match=r"1 unexpected: blocks\.99\.bn1\.bias"):
+        seam_net(weights=uri)
+    torch.save({**saved, "backbone.conv_stem.weight": saved["conv_stem.weight"]}, uri)
+    with pytest.raises(CannotRunError, match="same names twice"):
+        seam_net(weights=uri)
+
+
+def test_files_of_old_versions_do_not_count_batches(tmp_path: Path) -> None:
+    uri = str(tmp_path / "w.pth")
+    saved = seam_net().state_dict()
+    torch.save({k: t for k, t in saved.items() if not k.endswith("num_batches_tracked")}, uri)
+    net = seam_net(weights=uri)
+    assert all(torch.equal(t, saved[name]) for name, t in net.state_dict().items())
+
+
+def test_names_stand_for_the_authors_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMM_WEIGHTS", str(tmp_path))
+    with pytest.raises(CannotRunError, match=r"put its authors' file scalenet101\.pth into"):
+        find_weights("imagenet", "scalenet101")
+    (tmp_path / "scalenet101.pth").write_bytes(b"weights")
+    assert find_weights("imagenet", "scalenet101") == str(tmp_path / "scalenet101.pth")
+    same = tmp_path / "same.pth"
+    same.write_bytes(b"weights")
+    assert weights_identity("imagenet", "scalenet101") == weights_identity(str(same))
+    with pytest.raises(CannotRunError, match="'seam' are published for scalenet101"):
+        find_weights("seam", "scalenet101")
+    assert find_weights("none", "scalenet101") is None
+    assert find_weights("imagenet") == str(imagenet_file())
