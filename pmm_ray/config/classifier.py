@@ -133,7 +133,8 @@ class CamsConfig(Section):
     """Storage resolution: original px per stored CAM px."""
     batch_size: Positive = execution(8)
     """Images per task."""
-    views: Positive = execution(16)
-    """Windows and their mirror images per pass of `multi_crop`, of one or several images."""
+    views: Positive | Auto = execution("auto")
+    """Windows and mirror images per pass of `multi_crop`, of one or several images; `auto`: 32 on
+    a GPU, 2 on a CPU."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""

@@ -17,8 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_number
+from pmm_ray.method.checks import check_array, check_number
 
 Geometry = Literal["paper", "released"]
 
@@ -157,14 +159,17 @@ class WindowMerger:
     Args:
         classes: K.
         height, width: of the image, px.
+        device: where the maps are.
     """
 
-    def __init__(self, classes: int, height: int, width: int) -> None:
+    def __init__(
+        self, classes: int, height: int, width: int, device: torch.device | str = "cpu"
+    ) -> None:
         # float64 as in the released code: hundreds of overlapping views are summed
-        self._sum_KHW = np.zeros((classes, height, width), np.float64)
-        self._count_HW = np.zeros((height, width), np.int32)
+        self._sum_KHW = torch.zeros(classes, height, width, dtype=torch.float64, device=device)
+        self._count_HW = torch.zeros(height, width, dtype=torch.int32, device=device)
 
-    def add(self, maps_KHW: FloatArray, place: Box) -> None:
+    def add(self, maps_KHW: Tensor, place: Box) -> None:
         """Add a window's maps.
 
         Args:
@@ -174,18 +179,19 @@ class WindowMerger:
         Raises:
             ValueError: the maps do not fit the place.
         """
-        shape = (len(self._sum_KHW), place.height, place.width)
-        check_array("maps_KHW", maps_KHW, "KHW", shape, finite=False)
         rows, columns = place.slices
-        self._sum_KHW[:, rows, columns] += maps_KHW
+        sums = self._sum_KHW[:, rows, columns]
+        if maps_KHW.shape != sums.shape or maps_KHW.shape[1:] != (place.height, place.width):
+            raise ValueError(f"maps {list(maps_KHW.shape)} do not fit {place}")
+        sums += maps_KHW
         self._count_HW[rows, columns] += 1
 
-    def mean(self) -> Float32Array:
+    def mean(self) -> Tensor:
         """float32 [K, H, W]: the mean of what covered each px; 0 where nothing did.
 
         Source: released code (a px that no window covered is divided by one).
         """
-        return (self._sum_KHW / np.maximum(self._count_HW, 1)).astype(np.float32)
+        return (self._sum_KHW / self._count_HW.clamp(min=1)).float()
 
 
 def relabel(

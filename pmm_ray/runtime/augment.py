@@ -44,12 +44,35 @@ def augment(
         float32 [3, S, S].
     """
     resized = resize_to_long(image_HW3, int(rng.integers(resize_long[0], resize_long[1] + 1)))
+    return crop_view(
+        resized, rng, crop_size=crop_size, color_jitter=color_jitter, mean=mean, std=std
+    )
+
+
+def crop_view(
+    resized_HW3: NDArray[np.uint8],
+    rng: np.random.Generator,
+    *,
+    crop_size: int,
+    color_jitter: float,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Image:
+    """What `augment` makes of the resized image: mirror, random crop, jitter, normalise.
+
+    Args:
+        resized_HW3: uint8 RGB.
+        rng, crop_size, color_jitter, mean, std: see `augment`.
+
+    Returns:
+        float32 [3, S, S].
+    """
     if rng.random() < 0.5:
-        resized = resized[:, ::-1]
-    height, width = resized.shape[:2]
+        resized_HW3 = resized_HW3[:, ::-1]
+    height, width = resized_HW3.shape[:2]
     rows, top = window(height, crop_size, rng)
     columns, left = window(width, crop_size, rng)
-    crop = np.ascontiguousarray(resized[rows, columns], np.float32) / np.float32(255)
+    crop = np.ascontiguousarray(resized_HW3[rows, columns], np.float32) / np.float32(255)
     crop = (jitter(crop, rng, color_jitter) - np.array(mean, np.float32)) / np.array(
         std, np.float32
     )

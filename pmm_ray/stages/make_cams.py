@@ -1,10 +1,14 @@
-"""Class activation maps: multi-scale and flip, present classes only (Eq. 1) -> the cams table."""
+"""Class activation maps of present classes (Eq. 1) -> the cams table.
+
+Of whole images at several scales, or of windows (see `crop_cams`).
+"""
 
 # K: present classes; H, W: image; h, w: the stored CAM.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,11 +24,14 @@ from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.augment import resize_to_long
+from pmm_ray.runtime.errors import ErrorRow, RowError
 from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.read_ahead import AHEAD, READER_CPUS, read_ahead
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.table_stage import run_table_stage
+from pmm_ray.stages.crop_cams import Cam, CropCams, Photograph
 from pmm_ray.stages.photographs import Photographs
 
 STAGE = "make_cams"
@@ -91,29 +98,103 @@ def multi_scale_cam(
 
 
 def cam_worker(
-    checkpoint_uri: str, config: CamsConfig, photographs: Photographs, use_gpu: bool
+    checkpoint_uri: str,
+    config: CamsConfig,
+    photographs: Photographs,
+    use_gpu: bool,
+    ahead: int = AHEAD,
 ) -> Worker:
-    """Makes the worker of one pool process; loads the model once."""
+    """Makes the worker of one pool process; loads the model once.
+
+    Args:
+        checkpoint_uri: the classifier.
+        config: kind and parameters of the maps.
+        photographs: how images are read.
+        use_gpu: where the model goes.
+        ahead: images that tasks of their own read before windows are cut, see `read_ahead`.
+    """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_classifier(checkpoint_uri)
     model = model.to(device).eval()
+    if config.kind == "multi_crop":
+        return crop_worker(CropCams(model, config, device), config, photographs, ahead)
 
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
         labels = photographs.labels(manifest)
         image = photographs.image(manifest)
-        cam = multi_scale_cam(image, labels, model, config, device)
-        return {
-            "image_id": manifest["image_id"],
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "labels": labels,
-            "cam": cam.astype("<f2").tobytes(),
-            "cam_height": cam.shape[1],
-            "cam_width": cam.shape[2],
-        }
+        return cam_row(manifest, multi_scale_cam(image, labels, model, config, device))
 
     return row_by_row(STAGE, make)
+
+
+def crop_worker(
+    cams: CropCams, config: CamsConfig, photographs: Photographs, ahead: int = AHEAD
+) -> Worker:
+    """Multi-crop CAMs of a chunk's images, their windows batched together."""
+    read = partial(_read, photographs, config.max_long)
+
+    def photograph(key: int, row: InputRow, pixels: NDArray[np.uint8]) -> Photograph:
+        size = row["manifest"]["height"], row["manifest"]["width"]
+        labels = photographs.labels(row["manifest"])
+        return Photograph(key, pixels, labels, stored_size(*size, config.stride))
+
+    def readable(rows: Sequence[InputRow], failed: dict[int, RowError]) -> Iterator[Photograph]:
+        images = read_ahead([row["manifest"] for row in rows], read, ahead)
+        for key, (row, pixels) in enumerate(zip(rows, images, strict=True)):
+            if isinstance(pixels, RowError):
+                failed[key] = pixels
+            else:
+                yield photograph(key, row, pixels)
+
+    def make(row: InputRow) -> dict[str, Any]:
+        ((_, cam),) = cams([photograph(0, row, read(row["manifest"]))])
+        if isinstance(cam, RowError):
+            raise cam
+        return cam_row(row["manifest"], cam)
+
+    alone = row_by_row(STAGE, make)
+
+    def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
+        failed: dict[int, RowError] = {}
+        made: dict[int, dict[str, Any]] = {}
+        # an image may take those of its batch along: each is tried again alone, and tells itself
+        with contextlib.suppress(Exception):
+            for key, cam in cams(readable(rows, failed)):
+                if isinstance(cam, RowError):
+                    failed[key] = cam
+                else:
+                    made[key] = cam_row(rows[key]["manifest"], cam)
+        yield from made.values()
+        for key, error in failed.items():
+            manifest = rows[key]["manifest"]
+            uri = error.uri or manifest.get("uri") or ""
+            yield ErrorRow(manifest["image_id"], STAGE, error.kind, error.message, uri)
+        yield from alone([row for key, row in enumerate(rows) if key not in {*made, *failed}])
+
+    return worker
+
+
+def _read(
+    photographs: Photographs, max_long: int, manifest: Mapping[str, Any]
+) -> NDArray[np.uint8]:
+    """A labelled photograph, its long side at most `max_long` px."""
+    photographs.labels(manifest)
+    image = photographs.image(manifest)
+    return resize_to_long(image, max_long) if max(image.shape) > max_long else image
+
+
+def cam_row(manifest: Mapping[str, Any], cam: Cam) -> dict[str, Any]:
+    """A row of the cams table."""
+    return {
+        "image_id": manifest["image_id"],
+        "height": manifest["height"],
+        "width": manifest["width"],
+        "labels": [int(label) for label in manifest["labels"]],
+        "cam": cam.astype("<f2").tobytes(),
+        "cam_height": cam.shape[1],
+        "cam_width": cam.shape[2],
+    }
 
 
 def run(
@@ -141,8 +222,10 @@ def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
     """Actors that hold the classifier: one per GPU, else one per CPU."""
     cluster = context.cluster
     size = cluster.default_actors() if config.actors == "auto" else config.actors
-    on_gpu = cluster.gpus >= 1
-    return Pool(size, actors=True, cpus=0.0 if on_gpu else 1.0, gpus=1.0 if on_gpu else 0.0)
+    if cluster.gpus >= 1:
+        return Pool(size, actors=True, cpus=0.0, gpus=1.0)
+    # each leaves room for the tasks that read its images
+    return Pool(size, actors=True, cpus=1.0 - 2 * READER_CPUS)
 
 
 def cam_factory(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pmm_ray.config import CropsConfig
 from pmm_ray.method.multicrop import (
@@ -87,18 +88,18 @@ def test_merging_is_the_mean_over_what_covers_a_px() -> None:
     merger = WindowMerger(2, 60, 80)
     stacked = np.full((len(views), 2, 60, 80), np.nan)
     for i, (place, maps) in enumerate(views):
-        merger.add(maps, place)
+        merger.add(torch.from_numpy(maps), place)
         stacked[i][:, place.top : place.bottom, place.left : place.right] = maps
     np.testing.assert_allclose(merger.mean(), np.nanmean(stacked, axis=0), rtol=1e-6)
-    assert merger.mean().dtype == np.float32
+    assert merger.mean().dtype == torch.float32
 
 
 def test_a_px_that_nothing_covers_is_zero() -> None:
     merger = WindowMerger(1, 2, 2)
-    merger.add(np.ones((1, 1, 2)), Box(0, 1, 0, 2))
+    merger.add(torch.ones(1, 1, 2), Box(0, 1, 0, 2))
     assert merger.mean().tolist() == [[[1, 1], [0, 0]]]
-    with pytest.raises(ValueError, match="maps_KHW"):
-        merger.add(np.ones((1, 2, 2)), Box(0, 1, 0, 2))
+    with pytest.raises(ValueError, match="do not fit"):
+        merger.add(torch.ones(1, 2, 2), Box(0, 1, 0, 2))
 
 
 def test_the_relabel_rule() -> None:
