@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pmm_ray.config import section_hash, to_yaml
+from pmm_ray.config import CamsConfig, section_hash, to_yaml
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import TableIndex, index_file
+from pmm_ray.runtime.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.session import Session, base_name
 from pmm_ray.runtime.stage import StageFolder
 
@@ -34,7 +34,11 @@ class CamPipeline:
         Where CAMs are `streamed` none is made yet, and the folder is not written.
         """
         self.import_data()
-        return self.make_cams(self.train_classifier(), streamed=streamed)
+        classifier = self.train_classifier()
+        if self.config.multicrop.enabled:
+            base_masks = self.make_base_masks(self.make_base_cams(classifier))
+            classifier = self.train_multicrop(base_masks)
+        return self.make_cams(classifier, streamed=streamed)
 
     def import_data(self) -> None:
         """(i) The outside world -> a manifest."""
@@ -89,10 +93,11 @@ class CamPipeline:
 
             earlier = yaml.safe_load(storage.read_bytes(uri))
         update: dict[str, Any] = {}
-        for name in ("classifier", "segmenter"):
+        for name in ("classifier", "multicrop", "segmenter"):
             section = getattr(self.config, name)
             if section.workers == "auto":
-                workers = earlier[name]["workers"] if earlier else self._workers(section.batch_size)
+                pinned = earlier[name]["workers"] if earlier else "auto"
+                workers = self._workers(section.batch_size) if pinned == "auto" else pinned
                 update[name] = section.model_copy(update={"workers": workers})
         self.config = self.session.config = self.config.model_copy(update=update)
         storage.write_bytes(uri, to_yaml(self.config).encode())
@@ -121,25 +126,80 @@ class CamPipeline:
             lambda folder: train_classifier.run(config, self.session.context(), folder),
         )
 
+    def make_base_cams(self, classifier: StageFolder) -> StageFolder:
+        """First classifier -> activation maps of the training split, for the base masks."""
+        train = [self.config.data.train_split]
+        return self._cams_stage("make_cams-base", self.config.base.cams, classifier, train)
+
+    def make_base_masks(self, cams: StageFolder) -> StageFolder:
+        """Those maps -> where the first classifier is sure of a class (joint CRF)."""
+        from pmm_ray.stages import make_base_masks
+
+        config, index = self.config.base, read_index(cams.uri)
+        return self.session.stage(
+            make_base_masks.STAGE,
+            section_hash(config, cams.hash, make_base_masks.CODE_VERSION),
+            lambda folder: make_base_masks.run(
+                config, self.session.context(), folder, cams=index, images=self._images
+            ),
+            input_rows=len(index),
+        )
+
+    def train_multicrop(self, base_masks: StageFolder) -> StageFolder:
+        """Windows relabelled by the base masks -> the second classifier."""
+        from pmm_ray.stages import train_multicrop
+
+        config = self.config.multicrop
+        stage_hash = section_hash(
+            config,
+            weights_hash(config.weights, config.backbone),
+            self.config.seed,
+            base_masks.hash,
+            len(read_index(base_masks.uri)),
+            self.config.data.train_split,
+            train_multicrop.CODE_VERSION,
+        )
+        return self.session.stage(
+            "train_multicrop",
+            stage_hash,
+            lambda folder: train_multicrop.run(
+                config, self.session.context(), folder, masks_uri=base_masks.uri
+            ),
+        )
+
     def make_cams(self, classifier: StageFolder, *, streamed: bool = False) -> StageFolder:
         """(iii) Classifier -> class activation maps of both splits (Eq. 1)."""
-        from pmm_ray.stages import make_cams
-
         data = self.config.data
         splits = [data.train_split, data.held_out_split]
+        return self._cams_stage(
+            "make_cams", self.config.cams, classifier, splits, streamed=streamed
+        )
+
+    def _cams_stage(
+        self,
+        name: str,
+        config: CamsConfig,
+        classifier: StageFolder,
+        splits: list[str],
+        *,
+        streamed: bool = False,
+    ) -> StageFolder:
+        """Maps of some splits' images; where `streamed`, only their place and what makes them."""
+        from pmm_ray.stages import make_cams
+
         images = index_file(self.session.manifest.uri, {"split": splits})
         stage_hash = section_hash(
-            self.config.cams, self._manifest_hash, splits, classifier.hash, make_cams.CODE_VERSION
+            config, self._manifest_hash, splits, classifier.hash, make_cams.CODE_VERSION
         )
-        folder = StageFolder.below(self.session.run_dir, "make_cams", stage_hash)
+        folder = StageFolder.below(self.session.run_dir, name, stage_hash)
         if streamed and folder.summary() is None:
             self._streamed = (classifier, images)
             return folder
         return self.session.stage(
-            "make_cams",
+            name,
             stage_hash,
             lambda folder: make_cams.run(
-                self.config.cams,
+                config,
                 self.session.context(),
                 folder,
                 images=images,

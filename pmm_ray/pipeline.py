@@ -3,6 +3,9 @@
     photographs + image-level labels -> classifier -> CAMs -> pseudo-masks -> segmenter
                                              ^ better pseudo-masks <- relabel <-|
 
+The classifier may be two: base masks from the first one's CAMs relabel the windows that the second
+one is trained on (multi-crop training).
+
 Each arrow is a stage on Ray, each thing between two arrows a table. A stage is named by a hash of
 all that can change its result, so running the pipeline again runs just what is not done yet.
 """
@@ -26,8 +29,10 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
     held_out = config.data.held_out_split
     drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
     plan = ["import_data", *(["rasterize_masks"] if drawn else [])]
-    plan += ["train_classifier", "make_cams"]
-    plan += planned_walk(config)
+    plan += ["train_classifier"]
+    if config.multicrop.enabled:
+        plan += ["make_cams-base", "make_base_masks", "train_multicrop"]
+    plan += ["make_cams", *planned_walk(config)]
     plan += ["sweep-alpha"] if config.masks.alpha == "auto" else []
     for method in config.evaluate.ladder:
         plan += [f"make_masks-{method}", f"evaluate-{method}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.cam_pipeline import weights_hash
-from pmm_ray.config import RunConfig
+from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline import planned_stages
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.progress import Progress
@@ -67,6 +67,38 @@ def test_the_plan_follows_the_paper() -> None:
     )
     assert planned_stages(short)[-3:] == PLAN[10:13]
     assert len(planned_stages(short)) == 8
+
+
+def test_multi_crop_training_needs_base_masks_of_a_first_classifier() -> None:
+    config = RunConfig.model_validate({"multicrop": {"enabled": True}})
+    plan = planned_stages(config)
+    assert plan[1:6] == (
+        "train_classifier",
+        "make_cams-base",
+        "make_base_masks",
+        "train_multicrop",
+        "make_cams",
+    )
+    assert plan[6:] == PLAN[3:]
+    last = sorted(Selection(plan, last="make_base_masks").positions)
+    assert [plan[i] for i in last] == list(plan[:4])
+    # the base masks are no masks of the ladder
+    masks = [plan[i] for i in Selection(plan, only="make_masks").positions]
+    assert not {"make_base_masks", "make_cams-base"} & set(masks)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["voc12", "voc12-released", "coco14", "coco14-released", "voc12-mini", "shapes"]
+)
+def test_every_recipe_can_be_read(recipe: str) -> None:
+    config = load_recipe(Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml")
+    assert config.name == recipe
+    released = recipe.endswith("released")
+    if recipe.startswith(("voc12", "coco14")) and recipe != "voc12-mini":
+        assert config.multicrop.enabled is (recipe != "coco14-released")
+        assert config.classifier.momentum == (5e-4 if released else 0.9)
+        assert config.cams.crops.geometry == ("released" if released else "paper")
+        assert ("train_multicrop" in planned_stages(config)) is config.multicrop.enabled
 
 
 def chosen(**selection: object) -> list[str]:

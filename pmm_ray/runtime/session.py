@@ -128,11 +128,12 @@ class Session:
             return
         from pmm_ray.runtime.preflight import inspect_cluster, training_scratch
 
-        data, classifier = self.config.data, self.config.classifier
-        files = (data.root, classifier.weights, self.config.segmenter.weights)
-        named = {uri for uri in files if uri not in ("", "imagenet", "none")}
+        data, config = self.config.data, self.config
+        files = [data.root, config.classifier.weights, config.segmenter.weights]
+        files += [config.multicrop.weights] if config.multicrop.enabled else []
+        named = {uri for uri in files if uri not in ("", "imagenet", "seam", "none")}
         trains = any(
-            base_name(self.selection.plan[position]) == "train_segmenter"
+            base_name(self.selection.plan[position]) in ("train_multicrop", "train_segmenter")
             for position in self.selection.positions
         )
         needed = training_scratch(self.manifest_uri, data.train_split) if trains else 0

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pmm_ray.config import CrfConfig, MasksConfig
+from pmm_ray.config import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.crf import CrfParameters
@@ -206,7 +206,7 @@ def run_fused(
     )
 
 
-def mask_pool(config: MasksConfig, context: RunContext) -> Pool:
+def mask_pool(config: MasksConfig | BaseConfig, context: RunContext) -> Pool:
     """Tasks on every CPU where stages without a GPU run."""
     cluster = context.cluster
     return Pool(

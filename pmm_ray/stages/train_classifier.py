@@ -89,7 +89,7 @@ class SiameseLoss(LossModule):
         ).total
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClassifierTask:
     """The classifier's part of a training."""
 

@@ -1,0 +1,12 @@
+"""Class activation maps of the first classifier -> base masks, which relabel multi-crop windows.
+
+python jobs/make_base_masks.py --recipe FILE [options of `pmm run`]
+
+The same line after `ray job submit --working-dir . --` or `python jobs/submit.py --` runs on a
+cluster; see cluster/README.md.
+"""
+
+from pmm_ray.cli.jobs import run_job
+
+if __name__ == "__main__":
+    run_job("make_base_masks")

@@ -1,0 +1,68 @@
+"""Base masks: where the first classifier is sure of a class (joint CRF; paper 3.5).
+
+A px holds the class whose posterior exceeds the threshold, else 0; posteriors are not stored.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.config import BaseConfig
+from pmm_ray.method.cams import upsample_cam
+from pmm_ray.method.masks import base_mask
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.stages.make_masks import crf_parameters, mask_pool, mask_row, table_cam
+from pmm_ray.stages.photographs import Photographs
+
+STAGE = "make_base_masks"
+CODE_VERSION = 1
+
+
+def base_worker(config: BaseConfig, photographs: Photographs) -> Worker:
+    """Makes the worker of one task."""
+    parameters = crf_parameters(config.crf)
+
+    def make(row: InputRow) -> dict[str, Any]:
+        manifest = row["manifest"]
+        image = photographs.image(manifest)
+        labels, stored = table_cam(row)
+        if not np.isfinite(stored).all():
+            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        cam = upsample_cam(stored, *image.shape[:2])
+        mask = base_mask(
+            image, cam, labels, config.alpha, config.threshold, parameters, config.backend
+        )
+        return mask_row(manifest, mask, photographs.label_space, round_number=0)
+
+    return row_by_row(STAGE, make)
+
+
+def run(
+    config: BaseConfig,
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    cams: TableIndex,
+    images: TableIndex,
+) -> Summary:
+    """Base masks of every image of `cams` (an index of a cams table)."""
+    pool = mask_pool(config, context)
+    batch = auto_batch(len(cams), pool.size) if config.batch_size == "auto" else config.batch_size
+    return run_table_stage(
+        context,
+        folder,
+        inputs={"cams": cams, "manifest": images},
+        primary="cams",
+        factory=partial(base_worker, config, Photographs.of(context)),
+        schema=tables.MASKS,
+        pool=pool,
+        batch_size=batch,
+    )
