@@ -91,6 +91,7 @@ def render(run: RunData) -> str:
         ladders=[(split, [e for e in run.evaluations if e.split == split]) for split in splits],
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
+        held_out={curve.stage: _held_out(run, curve.stage) for curve in run.curves},
         tables=_tables(run),
         sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
         errors=errors[:_MOST_ERRORS],
@@ -143,6 +144,14 @@ def _tables(run: RunData) -> list[dict[str, Any]]:
     """The paper's tables that were made of this run."""
     found = (r.summary.details.get("table") for r in run.stages if r.summary is not None)
     return sorted((t for t in found if isinstance(t, dict)), key=lambda table: table["number"])
+
+
+def _held_out(run: RunData, stage: str) -> list[tuple[str, float]]:
+    """What a training measured on held-out images after its last epoch, 0..1."""
+    names = {"mean_average_precision": "held-out mAP", "cam_miou": "held-out CAM mIoU"}
+    found = (record.summary for record in run.stages if record.stage == stage)
+    metrics = next((summary.metrics for summary in found if summary is not None), {})
+    return [(title, metrics[name]) for name, title in names.items() if name in metrics]
 
 
 def _pixel_labels(run: RunData) -> list[tuple[str, str]]:

@@ -172,10 +172,10 @@ class RunFolder:
         )
         return mean
 
-    def train(self, name: str, steps: int = 40) -> None:
+    def train(self, name: str, steps: int = 40, **measured: float) -> None:
         log = EventLog(self.uri, name)
         for step in range(steps):
             loss = 2.0 / (1 + step / 8) + 0.1 * (step % 3)
             rate = 0.01 * (1 - step / steps)
             log.write("train_step", stage=name, step=step, loss=loss, learning_rate=rate)
-        self.stage(name, details={"steps": steps})
+        self.stage(name, details={"steps": steps}, metrics={"loss": 0.1, **measured})

@@ -57,6 +57,21 @@ def read_page(run: RunFolder) -> tuple[str, Page]:
     return html, Page(html)
 
 
+def test_what_a_training_measured_on_held_out_images_is_shown(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.train("train_classifier", mean_average_precision=0.812, cam_miou=0.345)
+    run.stage("make_base_masks")
+    run.train("train_multicrop")
+    _, page = read_page(run)
+    assert "held-out mAP 81.2" in page.words
+    assert "held-out CAM mIoU 34.5" in page.words
+    assert page.words.count("held-out") == 2
+    assert [row.stage for row in stage_table(run.uri)][-2:] == [
+        "make_base_masks",
+        "train_multicrop",
+    ]
+
+
 def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
     html, page = read_page(full_run)
     run = load_run(full_run.uri)
