@@ -19,6 +19,7 @@ from pmm_ray.plan.sample import Group, Sample, draw_sample
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.index import read_index
 from pmm_ray.runtime.progress import Progress
@@ -204,7 +205,7 @@ def _short_training(
     if cluster.gpus < 1:
         share = max(2, _STEP_PIXELS // section.crop_size**2)
         batch = min(batch, share * workers)
-    if section.weights != "imagenet" and not storage.exists(section.weights):
+    if not _weights_are_here(section):
         update["weights"] = "none"
     # the weights stay as they are: no map of an untrained network that is not finite
     update |= {"batch_size": batch, "learning_rate": 1e-9}
@@ -213,6 +214,17 @@ def _short_training(
     else:
         update |= {"iterations": _STEPS, "min_learning_rate": 0.0}
     return section.model_copy(update=update)
+
+
+def _weights_are_here(section: ClassifierConfig | SegmenterConfig) -> bool:
+    """A recipe can be planned before its public weights are downloaded."""
+    from pmm_ray.nets.weight_files import find_weights
+
+    try:
+        uri = find_weights(section.weights, section.backbone)
+    except CannotRunError:
+        return False
+    return uri is None or storage.exists(uri)
 
 
 def _timing(
