@@ -43,7 +43,7 @@ class DropoutLoss(ClassifierLoss):
         return super().forward(inputs * noise, targets)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class TroubledTask(ClassifierTask):
     """Raises at a step until the marker is there."""
 

@@ -1,0 +1,102 @@
+"""What a classifier's training measures on held-out images after every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.loader import ImageSource
+from pmm_ray.sources.manifest import ManifestRow, write_manifest
+from pmm_ray.stages.validation import BACKGROUND_SCORES, Validation
+
+SPACE = LabelSpace.from_names(["red", "green", "blue"])
+CPU = torch.device("cpu")
+
+
+class Colours(CamNetwork):
+    """Class i is colour channel i: it knows every class and every place."""
+
+    align_corners = False
+
+    def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
+        torch.nn.Module.__init__(self)
+        self.num_foreground = 3
+        self.input_mean, self.input_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self._order = list(order)
+
+    def forward(self, images_B3HW: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = images_B3HW[:, self._order]
+        return maps.mean(dim=(2, 3)), maps
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Validation:
+    """Nine held-out images, one class each, one more without a file; two of training."""
+    rows = []
+    for number in range(12):
+        label = 1 + number % 3
+        split = "train" if number >= 10 else "val"
+        mask = np.zeros((32, 48), np.uint8)
+        mask[8 : 20 + number % 3, 10:34] = label
+        pixels = np.zeros((32, 48, 3), np.uint8)
+        pixels[mask == label, label - 1] = 200
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}-mask.png").write_bytes(encode_mask(mask, SPACE))
+        truth = f"{number}-mask.png"
+        rows.append(ManifestRow(f"i{number}", f"{number}.png", (label,), 32, 48, split, truth))
+    rows[9] = dataclasses.replace(rows[9], uri="gone.png")
+    uri = str(tmp_path / "manifest.parquet")
+    manifest = write_manifest(uri, rows, SPACE, source="test", exif="ignore")
+    source = ImageSource(manifest.root, False, 10**6, 3)
+    return Validation(uri, "val", source, images=100, long_side=48, seed=0, ignore=SPACE.ignore)
+
+
+def metrics(validation: Validation, network: CamNetwork, world: int = 1) -> dict[str, float]:
+    shares = [validation.measure(network, CPU, rank, world) for rank in range(world)]
+    return validation.metrics(shares)
+
+
+def test_a_network_that_knows_all_scores_all(validation: Validation) -> None:
+    found = metrics(validation, Colours())
+    assert found["mean_average_precision"] == 1.0
+    assert found["cam_miou"] > 0.99
+    assert found["cam_threshold"] in BACKGROUND_SCORES
+
+
+def test_a_network_that_mistakes_classes_scores_little(validation: Validation) -> None:
+    found = metrics(validation, Colours((1, 2, 0)))
+    # each class's three images rank last among nine: precisions 1/7 (all tie at no score)
+    assert found["mean_average_precision"] < 0.5
+    assert found["cam_miou"] < 0.3
+
+
+def test_shares_of_any_number_of_workers_add_up(validation: Validation) -> None:
+    assert metrics(validation, Colours(), 4) == metrics(validation, Colours())
+
+
+def test_the_sample_is_the_same_every_epoch_and_holds_held_out_images_only(
+    validation: Validation,
+) -> None:
+    few = dataclasses.replace(validation, images=4)
+    assert [row["image_id"] for row in few.rows()] == [row["image_id"] for row in few.rows()]
+    assert len(few.rows()) == 4
+    assert {row["split"] for row in validation.rows()} == {"val"}
+    assert len(validation.rows()) == 10
+    # an image that cannot be read is left out: the stage that needs it records it
+    assert len(validation.measure(Colours(), CPU, 0, 1).scores) == 9
+
+
+def test_without_truth_only_the_ranking_is_measured(validation: Validation) -> None:
+    share = validation.measure(Colours(), CPU, 0, 1)
+    share.confusions.clear()
+    assert set(validation.metrics([share])) == {"mean_average_precision"}
+    assert validation.metrics([]) == {}
