@@ -30,8 +30,9 @@ class SegmenterConfig(Section):
     """The fully supervised segmenter: PSPNet, or any model of mmsegmentation (paper 4.1)."""
 
     config: str | None = execution(None)
-    """An mmsegmentation config whose `model` replaces PSPNet; its content, not its path, decides
-    the result. Of the fields below it replaces backbone to freeze_norm, but for weights."""
+    """An mmsegmentation config whose `model` replaces PSPNet, and with it backbone, output_stride,
+    channels, pool_scales, dropout, auxiliary_weight and freeze_norm. Its content decides the
+    result, not its path."""
     backbone: Backbone = "efficientnet_lite0"
     """Backbone of PSPNet, registered with mmsegmentation (paper: resnet38, scalenet101,
     res2net101)."""
@@ -58,8 +59,11 @@ class SegmenterConfig(Section):
     """Optimiser steps of one round (paper: 20,000)."""
     batch_size: Positive = 16
     """Images per step, over all workers (paper: 16)."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` is what transformers are trained with (SegFormer: learning rate 6e-5, weight decay
+    0.01)."""
     learning_rate: float = Field(0.005, gt=0)
-    """SGD step size at step 0 (paper: 0.005)."""
+    """Step size at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
     """Floor of the poly schedule (released code: 1e-4)."""
     head_multiplier: float = Field(1.0, gt=0)
@@ -67,9 +71,9 @@ class SegmenterConfig(Section):
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum."""
+    """Momentum of `sgd`."""
     weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty."""
+    """L2 penalty; `adamw`: decoupled from the gradient."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
     """mmseg's (long, short) scale that ratio 1 stands for, px."""
     resize_ratio: FloatRange = (0.5, 2.0)

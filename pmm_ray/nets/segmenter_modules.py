@@ -30,7 +30,7 @@ from pmm_ray.nets.registry import build_backbone
 from pmm_ray.nets.scalenet import Allocation
 from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, quiet
 from pmm_ray.nets.weight_files import find_weights
-from pmm_ray.nets.weights import load_backbone_weights, read_state
+from pmm_ray.nets.weights import load_pretrained, read_state
 
 with quiet():
     from mmseg.registry import MODELS
@@ -67,8 +67,8 @@ class SegmentationBackbone(nn.Module):
         self.net = build_backbone(
             self.name, output_stride=output_stride, dilate=True, state=state, allocation=allocation
         )
-        if uri is not None:
-            load_backbone_weights(self.net, weights, self.name)
+        if uri is not None and state is not None:
+            load_pretrained(self.net, state, uri, heads=self.net.heads)
         self._freeze_norm = freeze_norm
         if freeze_norm:
             for norm in norms(self.net):

@@ -110,7 +110,11 @@ class _Worker:
         if self.job.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         groups = self.job.task.parameter_groups(self.module.network)
-        self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.job.momentum)
+        self.optimizer: torch.optim.Optimizer
+        if self.job.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(groups, lr=0.0)
+        else:
+            self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.job.momentum)
 
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()

@@ -159,9 +159,11 @@ def training_job(
         assert epochs is not None, "epochs or steps"
         steps = epochs * plan.steps_per_epoch
     options: dict[str, Any] = {}
+    if isinstance(config, SegmenterConfig):
+        options["optimizer"] = config.optimizer
     if isinstance(config, ClassifierConfig | SegmenterConfig):
         names = ("accumulate", "clip_norm", "channels_last", "compile")
-        options = {name: getattr(config, name) for name in names}
+        options |= {name: getattr(config, name) for name in names}
         share = config.batch_size // workers
         if share % config.accumulate:
             raise CannotRunError(

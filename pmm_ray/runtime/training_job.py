@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class TrainingTask(Protocol):
         """The network and its loss; torch's generator is seeded alike on every worker."""
 
     def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """SGD groups; each has `params`, `rate` (times the learning rate) and `weight_decay`."""
+        """Groups of the optimiser: `params`, `rate` (times the learning rate), `weight_decay`."""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, 0-based."""
@@ -98,6 +98,7 @@ class TrainingJob:
     """Memory layout of images and features."""
     compile: bool = False
     """Compile the network with its loss."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     validate_every: int | None = None
     """Held-out images are scored every so many steps and after the last; None: every epoch."""
     choose_by: str | None = None

@@ -148,12 +148,13 @@ def validated(run_dir: Path) -> list[tuple[int, float]]:
     return [(event["step"], event[MIOU]) for event in read_events(str(run_dir), "validation")]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_loss_curve_after_a_resume_is_the_uninterrupted_one(
-    shapes: Manifest, masks_uri: str, group: None, tmp_path: Path
+    shapes: Manifest, masks_uri: str, group: None, tmp_path: Path, optimizer: str
 ) -> None:
     """Bit for bit: dropout, augmentation, momentum, accumulation, validation, chosen weights."""
     config = section(accumulate=2, clip_norm=5.0)
-    options: dict[str, Any] = {"validate_every": 2, "choose_by": MIOU}
+    options: dict[str, Any] = {"validate_every": 2, "choose_by": MIOU, "optimizer": optimizer}
     options |= {"validation": validation(shapes)}
     whole = job(shapes, masks_uri, tmp_path / "whole", config, **options)
     result = train(whole)
