@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from pmm_ray.runtime.session import Session
 
 # number of the paper's table -> the module that makes it
-TABLES: dict[int, str] = {}
+TABLES: dict[int, str] = {
+    1: "pmm_ray.ablations.table1",
+    2: "pmm_ray.ablations.table2",
+    3: "pmm_ray.ablations.table3",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""Tables 1-3: what they plan, what they refuse, and all of them on a small data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.ablations import TABLES, table1, table2, table3
+from pmm_ray.ablations.cam_tables import check_backbones, table_backbones, with_backbone
+from pmm_ray.ablations.table import table_stage
+from pmm_ray.config import ConfigError, RunConfig
+
+RECIPE = """
+name: tables
+data: {source: shapes, images: 16, classes: 2, size: 64}
+classifier: &training
+  {kind: seam, epochs: 1, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16,
+   validation_images: 0, workers: 1}
+base: {cams: {scales: [1.0], flip: false}}
+multicrop:
+  <<: *training
+  crops: {size: 48, stride: 32, scales: [1.0, 1.5]}
+cams: {scales: [1.0], flip: false}
+affinity: {epochs: 1, batch_size: 6, crop_size: 48, radius: 3, workers: 1}
+ablate: {alphas: [1, 4]}
+evaluate: {ladder: []}
+runtime: {cpus: 2, object_store_bytes: 150000000}
+"""
+
+
+def config(**sections: object) -> RunConfig:
+    return RunConfig.model_validate(sections)
+
+
+def test_the_paper_s_rows() -> None:
+    # 53.93 - 52.72, 56.21 - 52.72: the gains that the paper's text names
+    paper = table1.PAPER
+    gains = [
+        paper[setting, "resnet38"] - paper[table1.BASELINE, "resnet38"]
+        for setting in (table1.TEST, table1.BOTH)
+    ]
+    assert gains == pytest.approx([0.0121, 0.0349])
+    assert len(paper) == 6
+    baseline, ours = zip(*((b, o) for _, _, b, o in table2.ROWS), strict=True)
+    assert baseline[1] - baseline[0] == pytest.approx(0.0152)
+    assert baseline[-1] - baseline[0] == pytest.approx(0.046)
+    assert ours[-1] - ours[0] == pytest.approx(0.0328)
+    assert [row[3] for row in table3.ROWS if row[1] == "recipe"] == [ours[0], ours[1], ours[-1]]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_stage_is_planned_once(number: int) -> None:
+    stages = {1: table1.stages, 2: table2.stages, 3: table3.stages}[number]
+    for sections in ({}, {"affinity": {"enabled": True}}, {"multicrop": {"enabled": True}}):
+        planned = stages(config(**sections))
+        assert len(set(planned)) == len(planned)
+        assert planned[-1] == table_stage(number)
+    assert number in TABLES
+
+
+def test_backbones_are_the_recipe_s_or_those_that_are_asked_for() -> None:
+    assert table_backbones(config()) == ("efficientnet_lite0",)
+    paper = config(classifier={"backbone": "resnet38"}, multicrop={"backbone": "scalenet101"})
+    assert table_backbones(paper) == ("resnet38", "scalenet101")
+    asked = config(ablate={"backbones": ["res2net101"]})
+    assert table_backbones(asked) == ("res2net101",)
+    with pytest.raises(ConfigError, match=r"--set ablate\.weights\.res2net101=PATH \(or none\)"):
+        check_backbones(asked)
+    named = config(ablate={"backbones": ["res2net101"], "weights": {"res2net101": "none"}})
+    check_backbones(named)
+    section = with_backbone(named.multicrop, "res2net101", named)
+    assert (section.backbone, section.weights) == ("res2net101", "none")
+    assert type(section) is type(named.multicrop)
+
+
+def test_a_backbone_is_listed_once() -> None:
+    with pytest.raises(ValueError, match="lists a value twice"):
+        config(ablate={"backbones": ["resnet38", "resnet38"]})
+
+
+def make_table(recipe: Path, run_dir: Path, number: int, *more: str) -> str:
+    command = [sys.executable, "-m", "pmm_ray.cli", "ablate", str(recipe), "--table", str(number)]
+    command += ["--run-dir", str(run_dir), "--address", "local", *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def finished(run_dir: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in run_dir.glob("*/summary.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
+    recipe, run_dir = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    first = make_table(recipe, run_dir, 1)
+    rows = [line for line in first.splitlines() if "efficientnet_lite0" in line]
+    assert [row.split("  ")[0] for row in rows] == [table1.BASELINE, table1.TEST, table1.BOTH]
+
+    before = finished(run_dir)
+    second = make_table(recipe, run_dir, 2)
+    for title, *_ in table2.ROWS:
+        assert any(line.startswith(f"{title} ") for line in second.splitlines()), second
+    # what the tables have in common is made once
+    shared = ("train_classifier", "make_base_masks", "train_multicrop")
+    names = [name.rsplit("-", 1)[0] for name in finished(run_dir)]
+    assert all(names.count(name) == 1 for name in shared)
+    assert finished(run_dir).items() >= before.items()
+
+    third = make_table(recipe, run_dir, 3, "--set", "affinity.walk.log_steps=3")
+    assert [line.split("  ")[0] for line in third.splitlines() if line.startswith("CAM")] == [
+        title for title, *_ in table3.ROWS
+    ]
+    # a table that was cut off goes on: only what is missing is made again
+    before = finished(run_dir)
+    [lost] = run_dir.glob("score_cams-multicrop-ppmg_no_cvs-*")
+    shutil.rmtree(lost)
+    assert make_table(recipe, run_dir, 2) == second
+    after = finished(run_dir)
+    assert {name for name in after if after[name] != before[name]} == {lost.name}
+
+    record = json.loads((run_dir / "run.json").read_text())
+    names = [stage["stage"] for stage in record["stages"]]
+    assert len(set(names)) == len(names)
+    assert {"table-1", "table-2", "table-3"} <= set(names)
+    page = (run_dir / "report.html").read_text()
+    assert all(f"Table {number}" in page for number in (1, 2, 3))
