@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pmm_ray.config import ClassifierConfig, RunConfig, Section, SegmenterConfig
+from pmm_ray.config import AffinityConfig, ClassifierConfig, RunConfig, Section, SegmenterConfig
 from pmm_ray.pipeline import Pipeline, planned_stages, run_stages
 from pmm_ray.plan.sample import Group, Sample, draw_sample
 from pmm_ray.report.run_data import StageRecord, load_run
@@ -26,6 +26,8 @@ from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.sampling import split_workers
 from pmm_ray.runtime.session import Selection, Session, base_name
 from pmm_ray.runtime.stage import Summary
+
+TrainingConfig = ClassifierConfig | SegmenterConfig | AffinityConfig
 
 # Steps of a training: the first one is left out of its throughput.
 _STEPS = 4
@@ -175,7 +177,7 @@ def sample_config(config: RunConfig, cluster: ClusterResources, training_images:
     update: dict[str, Any] = {}
     for name in RunConfig.model_fields:
         section = getattr(config, name)
-        if isinstance(section, ClassifierConfig | SegmenterConfig):
+        if isinstance(section, TrainingConfig):
             update[name] = _short_training(section, cluster, training_images)
         elif isinstance(section, Section):
             update[name] = section.model_copy(update=_small_pool(section, cluster))
@@ -196,9 +198,7 @@ def _small_pool(section: Section, cluster: ClusterResources) -> dict[str, Any]:
     return update
 
 
-def _short_training(
-    section: ClassifierConfig | SegmenterConfig, cluster: ClusterResources, images: int
-) -> Section:
+def _short_training(section: TrainingConfig, cluster: ClusterResources, images: int) -> Section:
     workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
     batch = section.batch_size
     update: dict[str, Any] = {"workers": workers, "checkpoint_seconds": 1e9}
@@ -209,10 +209,12 @@ def _short_training(
         update["weights"] = "none"
     # the weights stay as they are: no map of an untrained network that is not finite
     update |= {"batch_size": batch, "learning_rate": 1e-9}
-    if isinstance(section, ClassifierConfig):
-        update |= {"epochs": -(-_STEPS // max(1, images // batch)), "accumulate": 1}
-    else:
+    if isinstance(section, SegmenterConfig):
         update |= {"iterations": _STEPS, "min_learning_rate": 0.0}
+    else:
+        update |= {"epochs": -(-_STEPS // max(1, images // batch))}
+    if isinstance(section, ClassifierConfig):
+        update |= {"accumulate": 1}
     return section.model_copy(update=update)
 
 
@@ -285,15 +287,13 @@ def _training_timing(
     )
 
 
-def training_section(config: RunConfig, stage: str) -> ClassifierConfig | SegmenterConfig | None:
+def training_section(config: RunConfig, stage: str) -> TrainingConfig | None:
     """The section of a training stage: `train_segmenter-r1` -> `config.segmenter`."""
     section = getattr(config, base_name(stage).removeprefix("train_"), None)
-    return section if isinstance(section, ClassifierConfig | SegmenterConfig) else None
+    return section if isinstance(section, TrainingConfig) else None
 
 
-def training_length(
-    section: ClassifierConfig | SegmenterConfig, images: int, held_out: int
-) -> tuple[int, int]:
+def training_length(section: TrainingConfig, images: int, held_out: int) -> tuple[int, int]:
     """(images that all steps take, images that all validations take) of a whole training.
 
     Args:
@@ -307,7 +307,7 @@ def training_length(
     return steps * section.batch_size, section.epochs * min(held_out, _validation_images(section))
 
 
-def _validation_images(section: ClassifierConfig | SegmenterConfig) -> int:
+def _validation_images(section: TrainingConfig) -> int:
     return section.validation_images if isinstance(section, ClassifierConfig) else 0
 
 
