@@ -37,6 +37,11 @@ class TablePipeline(Pipeline):
 
     images = IMAGES
 
+    def import_data(self) -> None:
+        """The manifest, refused before anything is trained where nothing could be scored."""
+        super().import_data()
+        self._scored()
+
     @property
     def whole_cams(self) -> CamsConfig:
         """Maps of whole images: the recipe's, or those that its base masks come from."""

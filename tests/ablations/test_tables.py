@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pmm_ray.ablations import TABLES, table1, table2, table3
 from pmm_ray.ablations.cam_tables import check_backbones, table_backbones, with_backbone
 from pmm_ray.ablations.table import table_stage
+from pmm_ray.cli import app
 from pmm_ray.config import ConfigError, RunConfig
+from pmm_ray.runtime import storage, tables
+from pmm_ray.sources.shapes import make_shapes
 
 RECIPE = """
 name: tables
@@ -132,3 +136,27 @@ def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
     assert {"table-1", "table-2", "table-3"} <= set(names)
     page = (run_dir / "report.html").read_text()
     assert all(f"Table {number}" in page for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_data_set_without_truth_is_refused_before_training(
+    tmp_path: Path, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    make_shapes(str(out), images=4, size=48, classes=2)
+    uri = str(out / "manifest.parquet")
+    table = tables.read_table(uri)
+    column = table.schema.get_field_index("ground_truth_uri")
+    bare = table.set_column(column, "ground_truth_uri", pa.nulls(table.num_rows, pa.string()))
+    storage.write_bytes(uri, tables.to_bytes(bare))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {{source: manifest, root: {uri}}}\n"
+        "classifier: {workers: 1}\nmulticrop: {workers: 1}\nsegmenter: {workers: 1}\n"
+    )
+    command = ["ablate", str(recipe), "--table", str(number), "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        app(command)
+    assert ended.value.code == 1
+    assert "no image of split 'val' has a ground-truth mask" in capfd.readouterr().err
+    assert not list(tmp_path.glob("run/train_classifier-*"))
