@@ -93,10 +93,10 @@ class CamPipeline:
 
             earlier = yaml.safe_load(storage.read_bytes(uri))
         update: dict[str, Any] = {}
-        for name in ("classifier", "multicrop", "segmenter"):
+        for name in ("classifier", "multicrop", "affinity", "segmenter"):
             section = getattr(self.config, name)
             if section.workers == "auto":
-                pinned = earlier[name]["workers"] if earlier else "auto"
+                pinned = (earlier or {}).get(name, {}).get("workers", "auto")
                 workers = self._workers(section.batch_size) if pinned == "auto" else pinned
                 update[name] = section.model_copy(update={"workers": workers})
         self.config = self.session.config = self.config.model_copy(update=update)

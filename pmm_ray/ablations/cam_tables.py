@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pmm_ray.config import CamsConfig, ClassifierConfig, ConfigError, RunConfig, section_hash
+from pmm_ray.config import CamsConfig, ClassifierConfig, RunConfig, section_hash
 from pmm_ray.pipeline import Pipeline
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.index import index_file, read_index
@@ -195,23 +195,34 @@ def table_backbones(config: RunConfig) -> tuple[str, ...]:
 def with_backbone(section: _Section, backbone: str, config: RunConfig) -> _Section:
     """A classifier's section with another backbone and that one's weights.
 
-    Raises:
-        ConfigError: the recipe has no weights for it.
+    They are those of `ablate.weights`, else the recipe's for this backbone, else `imagenet`.
     """
-    known = {part.backbone: part.weights for part in (config.multicrop, config.classifier)}
-    weights = {"efficientnet_lite0": "imagenet"} | known | config.ablate.weights
-    if backbone not in weights:
-        raise ConfigError(
-            f"ablate.backbones names {backbone}, for which the recipe has no weights: "
-            f"--set ablate.weights.{backbone}=PATH (or none)"
-        )
-    return section.model_copy(update={"backbone": backbone, "weights": weights[backbone]})
+    weights: dict[str, str] = {
+        part.backbone: part.weights for part in (config.multicrop, config.classifier)
+    }
+    weights |= {str(name): file for name, file in config.ablate.weights.items()}
+    return section.model_copy(
+        update={"backbone": backbone, "weights": weights.get(backbone, "imagenet")}
+    )
 
 
 def check_backbones(config: RunConfig) -> None:
-    """Refuse a table whose weights are not all named, before anything is trained."""
+    """Refuse a table of which some weights are missing, before anything is trained.
+
+    Raises:
+        CannotRunError: they are not where they should be.
+    """
+    from pmm_ray.nets.weight_files import find_weights
+
     for backbone in table_backbones(config):
-        with_backbone(config.classifier, backbone, config)
+        section = with_backbone(config.classifier, backbone, config)
+        try:
+            find_weights(section.weights, backbone)
+        except CannotRunError as error:
+            raise CannotRunError(
+                f"{error}; table 1 takes them from ablate.weights.{backbone}, and its networks "
+                "from ablate.backbones"
+            ) from error
 
 
 def note(scores: Sequence[Score], config: RunConfig) -> str:

@@ -14,7 +14,7 @@ class AblateConfig(Section):
     backbones: tuple[Backbone, ...] = ()
     """Tab. 1: its networks (paper: resnet38, res2net101, scalenet101); empty: the recipe's."""
     weights: dict[Backbone, str] = Field(default_factory=dict)
-    """Tab. 1: weights of each network that the recipe has none for, as `classifier.weights`."""
+    """Tab. 1: weights of networks, as `classifier.weights`; else the recipe's, else `imagenet`."""
     alphas: tuple[Scale, ...] = Field((1, 2, 3, 4, 5, 6, 8, 11, 14, 17, 20), min_length=1)
     """Background exponents that every row is scored with; the best one counts (paper: a grid
     search over 0..20)."""

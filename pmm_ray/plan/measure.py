@@ -218,7 +218,7 @@ def _short_training(section: TrainingConfig, cluster: ClusterResources, images: 
     return section.model_copy(update=update)
 
 
-def _weights_are_here(section: ClassifierConfig | SegmenterConfig) -> bool:
+def _weights_are_here(section: TrainingConfig) -> bool:
     """A recipe can be planned before its public weights are downloaded."""
     from pmm_ray.nets.weight_files import find_weights
 

@@ -15,8 +15,9 @@ from pmm_ray.ablations import TABLES, table1, table2, table3
 from pmm_ray.ablations.cam_tables import check_backbones, table_backbones, with_backbone
 from pmm_ray.ablations.table import table_stage
 from pmm_ray.cli import app
-from pmm_ray.config import ConfigError, RunConfig
+from pmm_ray.config import RunConfig
 from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.sources.shapes import make_shapes
 
 RECIPE = """
@@ -67,13 +68,18 @@ def test_every_stage_is_planned_once(number: int) -> None:
     assert number in TABLES
 
 
-def test_backbones_are_the_recipe_s_or_those_that_are_asked_for() -> None:
+def test_backbones_are_the_recipe_s_or_those_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert table_backbones(config()) == ("efficientnet_lite0",)
     paper = config(classifier={"backbone": "resnet38"}, multicrop={"backbone": "scalenet101"})
     assert table_backbones(paper) == ("resnet38", "scalenet101")
     asked = config(ablate={"backbones": ["res2net101"]})
     assert table_backbones(asked) == ("res2net101",)
-    with pytest.raises(ConfigError, match=r"--set ablate\.weights\.res2net101=PATH \(or none\)"):
+    monkeypatch.setenv("PMM_WEIGHTS", str(tmp_path))
+    with pytest.raises(
+        CannotRunError, match=r"table 1 takes them from ablate\.weights\.res2net101"
+    ):
         check_backbones(asked)
     named = config(ablate={"backbones": ["res2net101"], "weights": {"res2net101": "none"}})
     check_backbones(named)
@@ -152,7 +158,8 @@ def test_a_data_set_without_truth_is_refused_before_training(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"data: {{source: manifest, root: {uri}}}\n"
-        "classifier: {workers: 1}\nmulticrop: {workers: 1}\nsegmenter: {workers: 1}\n"
+        "classifier: {workers: 1}\nmulticrop: {workers: 1}\n"
+        "affinity: {workers: 1}\nsegmenter: {workers: 1}\n"
     )
     command = ["ablate", str(recipe), "--table", str(number), "--run-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
