@@ -173,7 +173,8 @@ def consume_chunk(
     with pa.ipc.open_stream(produced["rows"]) as reader:
         made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
     errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
-    return run_chunk(produced["chunk"], worker, output, (table, made), errors)
+    counts = run_chunk(produced["chunk"], worker, output, (table, made), errors)
+    return counts | {"sent": len(produced["rows"])}
 
 
 def run_chunk(
@@ -246,6 +247,7 @@ def _result(
         "images": images,
         "errors": errors,
         "bytes": size,
+        "sent": 0,  # from the first pool to the second
         "seconds": seconds,
         "failure": failure,
     }

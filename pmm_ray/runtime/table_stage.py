@@ -99,7 +99,7 @@ def run_table_stage(
         cpus=pool.cpus,
         gpus=pool.gpus,
     )
-    rate = 0.0
+    rate, sent, mapped = 0.0, 0, 0
     with context.progress.stage(folder.stage, len(expected), already_done=earlier) as progress:
         # Chunks first; then, one by one, the images of chunks whose process kept dying.
         for size in (batch_size, 1):
@@ -112,6 +112,8 @@ def run_table_stage(
             chunks = make_chunks(todo, inputs, size)
             for counts in stream(chunks, factory, output, pool, stall, producer):
                 failed += counts["errors"]
+                sent += counts["sent"]
+                mapped += counts["images"] - counts["errors"]
                 progress.advance(counts["images"], counts["errors"])
                 context.events.write("chunk", stage=folder.stage, **_plain(counts))
                 if failed > budget:
@@ -122,7 +124,11 @@ def run_table_stage(
             _write_poison(folder, todo, inputs)
             progress.advance(len(todo), len(todo))
         rate = progress.rate
-    return _finalize(context, folder, expected, budget, time.monotonic() - started, rate)
+    summary = _finalize(context, folder, expected, budget, time.monotonic() - started, rate)
+    if not sent or not mapped:
+        return summary
+    details = summary.details | {"sent_bytes_per_image": round(sent / mapped)}
+    return summary.model_copy(update={"details": details})
 
 
 def _plain(counts: Mapping[str, Any]) -> dict[str, Any]:

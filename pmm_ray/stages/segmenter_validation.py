@@ -89,7 +89,7 @@ class SegmenterValidation:
         self, network: nn.Module, image_HW3: NDArray[np.uint8], device: torch.device
     ) -> NDArray[np.int64]:
         from pmm_ray.nets.segmenter import describe, predict_logits
-        from pmm_ray.stages.predict_masks import view_size
+        from pmm_ray.stages.segmenter_views import view_size
 
         height, width = image_HW3.shape[:2]
         rows, columns = view_size(height, width, self.resize_base, 1.0)

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from pmm_ray.config import PredictConfig, RunConfig
+from pmm_ray.config import RunConfig
+from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.predict import find_segmenter, predict_folder
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import index_file, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.index import index_file, read_all, read_index
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.sources.manifest import Manifest, open_manifest
 from pmm_ray.stages import predict_masks
-from pmm_ray.stages.predict_masks import mean_probabilities, view_size
+from pmm_ray.stages.make_masks import crf_parameters
+from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.predict_masks import Scorer
 
 MakeContext = Callable[..., RunContext]
 SMALL = {
     "segmenter": {"channels": 8, "weights": "none", "output_stride": 32},
     "predict": {"ratios": [1.0], "resize_base": [64, 64], "crf": {"iterations": 1}},
 }
-
-
-class Threshold(nn.Module):
-    """Class 1 where an image is bright, as an mmseg model would say it: logits of the input."""
-
-    def forward(self, inputs: torch.Tensor, mode: str = "tensor") -> torch.Tensor:
-        bright = inputs.mean(1, keepdim=True)
-        return torch.cat([-bright, bright], 1)
 
 
 @pytest.fixture
@@ -49,36 +45,6 @@ def checkpoint(tmp_path: Path, shapes: Manifest) -> str:
     uri = str(tmp_path / "model.pt")
     save_model(uri, "segmenter", model, meta)
     return uri
-
-
-def test_views_fit_the_base_in_both_directions() -> None:
-    assert view_size(375, 500, (2048, 512), 1.0) == (512, 683)
-    assert view_size(500, 375, (2048, 512), 0.5) == (341, 256)
-    # a very long image is bound by the long side
-    assert view_size(100, 1000, (2048, 512), 1.0) == (205, 2048)
-    assert view_size(1, 1, (64, 32), 0.01) == (1, 1)
-
-
-def test_probabilities_are_a_mean_over_views_that_were_turned_back() -> None:
-    image = np.zeros((20, 30, 3), np.uint8)
-    image[:, 20:] = 255
-    config = PredictConfig(ratios=(0.5, 1.0), resize_base=(60, 40))
-    mean = mean_probabilities(image, Threshold(), config, torch.device("cpu"))
-    assert mean.shape == (2, 20, 30)
-    np.testing.assert_allclose(mean.sum(0), 1, atol=1e-5)
-    np.testing.assert_array_equal(mean[:, :, :18].argmax(0), 0)
-    np.testing.assert_array_equal(mean[:, :, 22:].argmax(0), 1)
-
-
-def test_an_output_that_is_not_finite_is_an_error_row() -> None:
-    class Broken(Threshold):
-        def forward(self, inputs: torch.Tensor, mode: str = "tensor") -> torch.Tensor:
-            return super().forward(inputs, mode) * float("nan")
-
-    image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(RowError) as caught:
-        mean_probabilities(image, Broken(), PredictConfig(), torch.device("cpu"))
-    assert caught.value.kind == "nonfinite"
 
 
 def test_image_labels_restrict_the_classes(
@@ -105,6 +71,69 @@ def test_image_labels_restrict_the_classes(
         assert set(row["labels"]) <= set(image["labels"])
         assert row["round"] == 1
         assert decode_mask(row["mask_png"]).shape == (image["height"], image["width"])
+
+
+def relabel(context: RunContext, checkpoint: str) -> tuple[StageFolder, Summary]:
+    folder = StageFolder.below(context.run_dir, "predict_masks-r1", "12345678")
+    summary = predict_masks.run(
+        context.config.predict,
+        context,
+        folder,
+        images=index_file(context.manifest.uri),
+        checkpoint_uri=checkpoint,
+        round_number=1,
+    )
+    return folder, summary
+
+
+def test_masks_are_those_of_one_process_that_sends_nothing_and_a_lost_part_is_made_again(
+    make_context: MakeContext, shapes: Manifest, checkpoint: str, tmp_path: Path
+) -> None:
+    """A missing file is an error row; nothing that was done is done twice."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes.root, data)
+    manifest = open_manifest(str(data / "manifest.parquet"))
+    rows = tables.read_table(manifest.uri).to_pylist()
+    (data / rows[0]["uri"]).unlink()
+    config = RunConfig.model_validate(SMALL | {"predict": SMALL["predict"] | {"batch_size": 3}})
+    context = make_context(manifest, config)
+    folder, summary = relabel(context, checkpoint)
+    # pixels are 3 bytes, each of at most 4 classes 2
+    assert 64 * 64 * 3 < summary.details["sent_bytes_per_image"] < 100 * 100 * 12
+    [error] = tables.read_errors(folder.errors_uri)
+    assert (error.image_id, error.kind) == (rows[0]["image_id"], "missing")
+    made = {row["image_id"]: row["mask_png"] for row in read_all(folder.uri).to_pylist()}
+    scorer = Scorer(checkpoint, config.predict, Photographs.of(context), use_gpu=False)
+    for row in rows[1:5]:
+        image, classes, scores = scorer(row)
+        crf = DenseCrf(image, crf_parameters(config.predict.crf))
+        expected = classes[crf.joint(scores).argmax(0)]
+        # float16 scores: a pixel between two classes may fall the other way
+        assert (decode_mask(made[row["image_id"]]) != expected).mean() < 2e-3
+    parts = read_index(folder.uri).parts
+    before = {uri: Path(uri).stat().st_mtime_ns for uri in parts[1:]}
+    Path(parts[0]).unlink()
+    relabel(context, checkpoint)
+    again = {row["image_id"]: row["mask_png"] for row in read_all(folder.uri).to_pylist()}
+    assert again == made
+    assert {uri: Path(uri).stat().st_mtime_ns for uri in before} == before
+
+
+def test_without_a_crf_nothing_is_sent(
+    make_context: MakeContext, shapes: Manifest, checkpoint: str
+) -> None:
+    predict = SMALL["predict"] | {"use_crf": False}
+    context = make_context(shapes, RunConfig.model_validate(SMALL | {"predict": predict}))
+    folder, summary = relabel(context, checkpoint)
+    assert (summary.images, summary.errors) == (16, 0)
+    assert "sent_bytes_per_image" not in summary.details
+    assert read_all(folder.uri).num_rows == 16
+
+
+def test_a_task_needs_neither_torch_nor_mmsegmentation() -> None:
+    code = "import sys, pmm_ray.stages.refine_scores; print({'torch', 'mmseg'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_predict_writes_a_png_for_each_photograph_and_a_row_for_what_it_cannot_read(
