@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from pmm_ray.config import RunConfig, section_hash, to_yaml
+from pmm_ray.cycle_pipeline import CyclePipeline, planned_rounds
 from pmm_ray.runtime import storage
-from pmm_ray.runtime.index import TableIndex, index_file, read_index
+from pmm_ray.runtime.index import read_index
 from pmm_ray.runtime.session import EndOfSelection, Session
 from pmm_ray.runtime.stage import StageFolder, Summary
 from pmm_ray.walk_pipeline import WalkPipeline, planned_walk
@@ -26,7 +27,6 @@ LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}
 
 def planned_stages(config: RunConfig) -> tuple[str, ...]:
     """Names of all stages of a recipe, in order. Evaluations are skipped where truth is absent."""
-    held_out = config.data.held_out_split
     drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
     plan = ["import_data", *(["rasterize_masks"] if drawn else [])]
     plan += ["train_classifier"]
@@ -38,13 +38,7 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
         plan += [f"make_masks-{method}", f"evaluate-{method}"]
     plan += ["make_masks", "evaluate-ppmg"]
     plan += ["evaluate-ppmg-train"] if config.evaluate.train_masks else []
-    for number in range(config.cycles.rounds + 1):
-        if number > 0:
-            plan += [f"predict_masks-r{number}"]
-            plan += [f"evaluate-cyclic-r{number}"] if config.evaluate.train_masks else []
-        plan += [f"train_segmenter-r{number}", f"predict_masks-r{number}-{held_out}"]
-        plan += [f"evaluate-segmenter-r{number}"]
-    return tuple(plan)
+    return (*plan, *planned_rounds(config))
 
 
 def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
@@ -56,16 +50,12 @@ def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
         pipeline.choose_alpha(cams)
         for method in session.config.evaluate.ladder:
             pipeline.make_ladder_masks(cams, method)
-        masks = pipeline.make_masks(cams)
-        segmenter = pipeline.train_segmenter(masks, 0)
-        for number in range(1, session.config.cycles.rounds + 1):
-            masks = pipeline.relabel(segmenter, number)
-            segmenter = pipeline.train_segmenter(masks, number)
+        pipeline.run_rounds(pipeline.make_masks(cams))
     except EndOfSelection:
         return
 
 
-class Pipeline(WalkPipeline):
+class Pipeline(WalkPipeline, CyclePipeline):
     """The stages of one session, each given what it needs from those before."""
 
     def choose_alpha(self, cams: StageFolder) -> None:
@@ -116,6 +106,13 @@ class Pipeline(WalkPipeline):
         masks = self._masks_stage(f"make_masks-{method}", cams, wanted, method)
         self._evaluate(f"evaluate-{method}", LADDER_TITLES[method], masks, held_out)
 
+    def make_walked_masks(self, cams: StageFolder) -> StageFolder:
+        """Masks by argmax of the CAMs after a random walk (the baseline of Tab. 4 and 6)."""
+        masks = self._masks_stage("make_masks-walked", self.walk(cams), None, "cam_argmax")
+        held_out = self.config.data.held_out_split
+        self._evaluate("evaluate-walked", "CAM and random walk", masks, held_out)
+        return masks
+
     def _masks_stage(
         self, name: str, cams: StageFolder, wanted: list[str] | None, method: Any
     ) -> StageFolder:
@@ -139,87 +136,3 @@ class Pipeline(WalkPipeline):
 
         stage_hash = section_hash(config, method, cams.hash, make_masks.CODE_VERSION)
         return self.session.stage(name, stage_hash, run, input_rows=len(index))
-
-    def train_segmenter(self, masks: StageFolder, number: int) -> StageFolder:
-        """(v) Pseudo-masks -> a fresh segmenter; under-fitting is pretended in round 0 only."""
-        from pmm_ray.stages import train_segmenter
-
-        config = self.config.segmenter
-        stage_hash = section_hash(
-            config,
-            *train_segmenter.model_identity(config),
-            self.config.seed,
-            masks.hash,
-            len(read_index(masks.uri)),
-            self.config.data.train_split,
-            number,
-            train_segmenter.CODE_VERSION,
-        )
-        segmenter = self.session.stage(
-            f"train_segmenter-r{number}",
-            stage_hash,
-            lambda folder: train_segmenter.run(
-                config, self.session.context(), folder, masks_uri=masks.uri, round=number
-            ),
-        )
-        held_out = self.config.data.held_out_split
-        images = index_file(self.session.manifest.uri, {"split": [held_out]})
-        if len(images):
-            name = f"predict_masks-r{number}-{held_out}"
-            predicted = self._predict(name, segmenter, images, number)
-            title = f"Segmenter, round {number}"
-            self._evaluate(f"evaluate-segmenter-r{number}", title, predicted, held_out)
-        return segmenter
-
-    def relabel(self, segmenter: StageFolder, number: int) -> StageFolder:
-        """(vi) Segmenter -> the next round's masks of the training split (paper 3.5)."""
-        train = self.config.data.train_split
-        images = index_file(self.session.manifest.uri, {"split": [train]})
-        masks = self._predict(f"predict_masks-r{number}", segmenter, images, number)
-        if self.config.evaluate.train_masks:
-            title = f"Cyclic masks, round {number}"
-            self._evaluate(f"evaluate-cyclic-r{number}", title, masks, train)
-        return masks
-
-    def _predict(
-        self, name: str, segmenter: StageFolder, images: TableIndex, number: int
-    ) -> StageFolder:
-        from pmm_ray.stages import predict_masks
-
-        config = self.config.predict
-        return self.session.stage(
-            name,
-            section_hash(config, self._manifest_hash, segmenter.hash, predict_masks.CODE_VERSION),
-            lambda folder: predict_masks.run(
-                config,
-                self.session.context(),
-                folder,
-                images=images,
-                checkpoint_uri=segmenter.path("model.pt"),
-                round_number=number,
-            ),
-            input_rows=len(images),
-        )
-
-    def _evaluate(self, name: str, title: str, masks: StageFolder, split: str) -> None:
-        from pmm_ray.stages import evaluate
-
-        index = read_index(masks.uri).select(self._with_truth(split))
-        if not len(index):
-            return
-        self.session.stage(
-            name,
-            section_hash(
-                masks.stage, masks.hash, self._manifest_hash, *self._truth, evaluate.CODE_VERSION
-            ),
-            lambda folder: evaluate.run(
-                self.session.context(),
-                folder,
-                masks=index,
-                images=self._images,
-                title=title,
-                split=split,
-                masks_stage=masks.stage,
-            ),
-            input_rows=len(index),
-        )

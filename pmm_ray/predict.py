@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pmm_ray.runtime.guard import guarded
 from pmm_ray.runtime.index import index_file
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.stage import StageFolder
 
 STAGE = "predict_masks"
 
@@ -52,6 +54,9 @@ def predict_folder(
 def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig]:
     """(checkpoint uri, configuration) of a run folder's last segmenter, or of a model file.
 
+    With `cycles.update: if_better` the last one may be found worse than the one before, whose masks
+    it learnt from; then that is taken.
+
     Raises:
         CannotRunError: there is none.
     """
@@ -62,11 +67,26 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
             raise CannotRunError(f"{source} is neither a run folder nor a segmenter's model.pt")
         return source, load_recipe(None, settings)
     stages = json.loads(storage.read_bytes(record))["stages"]
-    trained = [stage for stage in stages if stage["stage"].startswith("train_segmenter")]
+    # rounds of the run itself, not those of an ablation
+    trained = [s for s in stages if re.fullmatch(r"train_segmenter-r\d+", s["stage"])]
     if not trained:
         raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")
     resolved = storage.join(source, "resolved.yaml")
-    return storage.join(source, trained[-1]["folder"], "model.pt"), load_recipe(resolved, settings)
+    folder = _chosen(source, stages, trained)
+    return storage.join(source, folder, "model.pt"), load_recipe(resolved, settings)
+
+
+def _chosen(run_dir: str, stages: list[dict[str, str]], trained: list[dict[str, str]]) -> str:
+    """The folder of the last segmenter; of the one before where `if_better` found that better."""
+    decisions = [s for s in stages if re.fullmatch(r"choose_masks-r\d+", s["stage"])]
+    if decisions and len(trained) > 1:
+        last = decisions[-1]
+        place = storage.join(run_dir, last["folder"])
+        summary = StageFolder(place, last["stage"], last["hash"]).summary()
+        about_last = last["stage"] == f"choose_masks-r{len(trained)}"
+        if about_last and summary is not None and not summary.details["update"]:
+            return trained[-2]["folder"]
+    return trained[-1]["folder"]
 
 
 def _predict(session: Session, checkpoint: str, images: str) -> None:

@@ -23,6 +23,7 @@ FLOORS = {
     "report": 4,
     "cam_pipeline": 5,
     "walk_pipeline": 6,
+    "cycle_pipeline": 6,
     "pipeline": 7,
     "predict": 8,
     "datasets": 8,

@@ -57,6 +57,7 @@ def test_the_plan_follows_the_paper() -> None:
         "predict_masks-r0-val",
         "evaluate-segmenter-r0",
         "predict_masks-r1",
+        "compare_masks-r1",
         "evaluate-cyclic-r1",
         "train_segmenter-r1",
         "predict_masks-r1-val",
@@ -109,7 +110,7 @@ def chosen(**selection: object) -> list[str]:
 def test_selections() -> None:
     assert chosen() == list(PLAN)
     assert chosen(last="make_cams") == list(PLAN[:3])
-    assert chosen(first="train_segmenter-r1") == list(PLAN[15:])
+    assert chosen(first="train_segmenter-r1") == list(PLAN[16:])
     # evaluations go with their masks; a name without its round means all of them
     assert chosen(only="make_masks") == list(PLAN[3:10])
     assert chosen(only="train_segmenter") == ["train_segmenter-r0", "train_segmenter-r1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pmm_ray.config.base import Auto, FloatRange, Natural, Positive, Scale, Section, execution
 from pmm_ray.config.classifier import Backbone
@@ -143,6 +143,12 @@ class PredictConfig(Section):
     """Also average the mirrored image."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
     """mmseg's (long, short) scale that ratio 1 stands for, px."""
+    mode: Literal["whole", "slide"] = "slide"
+    """Each view at once, or window by window with the logits averaged (released code: slide)."""
+    crop_size: Positive = 512
+    """Side of a window of mode slide, px (released code: 512)."""
+    stride: Positive = 480
+    """Step between windows, px, at most `crop_size` (released code: 480)."""
     use_crf: bool = True
     """Joint dense CRF on the mean probabilities (released code: yes)."""
     crf: CrfConfig = Field(default_factory=_segmentation_crf)
@@ -153,8 +159,19 @@ class PredictConfig(Section):
     """Forbid classes that the image's labels do not name (released code: no)."""
     batch_size: Positive = execution(8)
     """Images per task."""
+    windows_at_once: Positive = execution(2)
+    """Windows of one view, mirror images counted, that go through the network together."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""
+
+    @model_validator(mode="after")
+    def _windows_cover_the_view(self) -> PredictConfig:
+        if self.stride > self.crop_size:
+            raise ValueError(
+                f"stride {self.stride} is larger than crop_size {self.crop_size}: pixels between "
+                "the windows would belong to none"
+            )
+        return self
 
 
 class CyclesConfig(Section):
@@ -162,3 +179,10 @@ class CyclesConfig(Section):
 
     rounds: int = Field(1, ge=0)
     """How often the training masks are replaced by predictions and a fresh segmenter trained."""
+    update: Literal["always", "if_better"] = "always"
+    """When masks are replaced: in every round (released code), or only while the segmenter scores
+    higher than its own supervision on the same held-out images, which uses their pixel labels (the
+    paper's "in condition that prediction from model is better")."""
+    stop_when: float | None = Field(None, ge=0, le=1)
+    """End the cycle once more than this share of pixels keeps its class from one round's training
+    masks to the next's: no segmenter is trained on the last ones. Empty: never."""

@@ -28,6 +28,8 @@ _POOLS = {
     "predict_masks": ("predict", "actors"),
     "sweep": ("masks", "tasks"),
 }
+# Later rounds are not run on the sample: what does the same work for an image.
+_SAME_WORK = {"compare_masks": "evaluate"}
 # Stages that take no more than so many images.
 _MOST_IMAGES = {"sweep": AUTO_IMAGES}
 
@@ -98,7 +100,10 @@ def estimate(
         if stage == "import_data" and config.data.source == "manifest":
             continue
         kind = base_name(stage)
-        same_kind = [timing for name, timing in timings.items() if base_name(name) == kind]
+        if kind == "choose_masks":
+            continue  # compares two sums of small tables
+        work = _SAME_WORK.get(kind, kind)
+        same_kind = [timing for name, timing in timings.items() if base_name(name) == work]
         timing = timings.get(stage, same_kind[-1] if same_kind else None)
         if stage not in timings and kind == "evaluate" and not _has_truth(stage, config, sample):
             continue  # the run leaves it out as well
@@ -166,7 +171,7 @@ def _images(stage: str, groups: frozenset[Group], config: RunConfig, sample: Sam
         groups: whose images it took of the sample; later rounds are known by name.
     """
     data, population = config.data, sample.population
-    if re.fullmatch(r"predict_masks-r\d+", stage):
+    if re.fullmatch(r"(predict|compare)_masks-r\d+", stage):
         return _of(population, lambda g: g.split == data.train_split)
     if stage.startswith("evaluate-cyclic"):
         return _of(population, lambda g: g.split == data.train_split and g.truth)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from pmm_ray.report.cycles import print_cycles
 from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.progress import format_seconds
 
@@ -63,7 +64,7 @@ def stage_table(run_dir: str) -> list[StageRow]:
 
 
 def print_stage_table(run_dir: str, console: Console) -> None:
-    """Print stage, images, errors, seconds, images/s and mIoU (in %, by split)."""
+    """Print stage, images, errors, seconds, images/s and mIoU (in %, by split), and the cycles."""
     run = load_run(run_dir, with_curves=False)
     rows = rows_of(run)
     table = Table(box=None, pad_edge=False, header_style="bold", footer_style="dim")
@@ -88,6 +89,7 @@ def print_stage_table(run_dir: str, console: Console) -> None:
             format_scores(row.mean_iou, run.held_out_split),
         )
     console.print(table)
+    print_cycles(run, console)
 
 
 def format_rate(images_per_second: float) -> str:

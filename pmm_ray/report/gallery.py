@@ -82,7 +82,7 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     sources = {
         "CAM": run.last_stage("make_cams"),
         "pseudo-mask": next((s for s in run.stages if s.stage == "make_masks"), None),
-        "prediction": run.last_stage("predict_masks-", f"-{run.held_out_split}"),
+        "prediction": run.last_round(f"predict_masks-{{}}-{run.held_out_split}"),
     }
     stored = {
         name: _stored_rows(record, chosen) for name, record in sources.items() if record is not None

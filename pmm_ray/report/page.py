@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pmm_ray.report.charts import loss_chart, sweep_chart
 from pmm_ray.report.console import format_rate, format_scores, rows_of
+from pmm_ray.report.cycles import cycles_of
 from pmm_ray.report.gallery import Gallery, make_gallery
 from pmm_ray.report.run_data import Evaluation, RunData, load_run
 from pmm_ray.runtime import storage
@@ -92,6 +93,7 @@ def render(run: RunData) -> str:
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
         held_out={curve.stage: _held_out(run, curve.stage) for curve in run.curves},
+        cycles=cycles_of(run),
         tables=_tables(run),
         sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
         errors=errors[:_MOST_ERRORS],

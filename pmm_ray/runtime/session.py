@@ -51,7 +51,7 @@ class Selection:
 
     @cached_property
     def positions(self) -> frozenset[int]:
-        """Positions in the plan that may run. Evaluations go with the masks before them."""
+        """Positions in the plan that may run. What is measured of masks goes with them."""
         if self.only:
             chosen = set(self._matches(self.only))
         else:
@@ -59,7 +59,7 @@ class Selection:
             stop = self._matches(self.last)[-1] if self.last else len(self.plan) - 1
             chosen = set(range(start, stop + 1))
         for position, stage in enumerate(self.plan):
-            if base_name(stage) == "evaluate" and position - 1 in chosen:
+            if base_name(stage) in ("evaluate", "compare_masks") and position - 1 in chosen:
                 chosen.add(position)
         return frozenset(chosen)
 

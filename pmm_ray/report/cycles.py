@@ -1,0 +1,148 @@
+"""The cyclic rounds of a run: what its masks were replaced by, and what that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pmm_ray.report.run_data import RunData, StageRecord
+
+_MASKS_OF_ROUND_0 = "make_masks"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the run's own segmenter. Shares and scores are 0..1; None: not measured."""
+
+    number: int
+    masks_stage: str
+    """Whose masks of the training split the segmenter learns from."""
+    agreement: float | None
+    """Share of pixels that keep the class that the masks before gave them."""
+    between: float | None
+    """mIoU between these masks and those before."""
+    foreground: float | None
+    """Share of foreground pixels."""
+    masks_iou: float | None
+    """mIoU of the masks against the training split's truth."""
+    segmenter_iou: float | None
+    """mIoU of the segmenter against the held-out split's truth."""
+    trained: bool
+    churn: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Class name -> before, after, lost, gained, images_lost, images_gained."""
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """All rounds, and why there are no more."""
+
+    rounds: tuple[Round, ...]
+    ended: str
+    """Why the cycle ended before the recipe's number of rounds; empty: it did not."""
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Classes that stand in any round's churn, in the order of the data set."""
+        return list(dict.fromkeys(name for r in self.rounds for name in r.churn))
+
+    @property
+    def compared(self) -> list[Round]:
+        return [r for r in self.rounds if r.churn]
+
+
+def cycles_of(run: RunData) -> Cycles | None:
+    """The rounds of a run; None where no masks were replaced or could have been."""
+    done = {record.stage: record for record in run.stages if record.summary is not None}
+    numbers = [n for n in range(1, len(done) + 1) if f"compare_masks-r{n}" in done]
+    if not numbers and "choose_masks-r1" not in done:
+        return None
+    first = _metrics(done[f"compare_masks-r{numbers[0]}"]) if numbers else {}
+    rounds = [_round(run, done, 0, {"foreground_after": first.get("foreground_before")}, {})]
+    for number in numbers:
+        record = done[f"compare_masks-r{number}"]
+        assert record.summary is not None
+        churn = record.summary.details.get("churn", {})
+        rounds.append(_round(run, done, number, _metrics(record), churn))
+    return Cycles(tuple(rounds), _why_ended(run, done, rounds[-1]))
+
+
+def _round(
+    run: RunData,
+    done: Mapping[str, StageRecord],
+    number: int,
+    compared: Mapping[str, float | None],
+    churn: Mapping[str, Mapping[str, float]],
+) -> Round:
+    stage = f"predict_masks-r{number}" if number else _MASKS_OF_ROUND_0
+    held_out = run.held_out_split
+    train = str(run.setting("data", "train_split", "train"))
+    return Round(
+        number=number,
+        masks_stage=stage,
+        agreement=compared.get("agreement"),
+        between=compared.get("mean_iou"),
+        foreground=compared.get("foreground_after"),
+        masks_iou=run.scores_of(stage).get(train),
+        segmenter_iou=run.scores_of(f"predict_masks-r{number}-{held_out}").get(held_out),
+        trained=f"train_segmenter-r{number}" in done,
+        churn=churn,
+    )
+
+
+def _why_ended(run: RunData, done: Mapping[str, StageRecord], last: Round) -> str:
+    limit = run.setting("cycles", "stop_when", None)
+    if limit is not None and last.agreement is not None and last.agreement > limit:
+        return (
+            f"Round {last.number} was not trained: its masks agree with those before by more than "
+            f"cycles.stop_when {limit}."
+        )
+    refused = done.get(f"choose_masks-r{last.number + 1}")
+    summary = refused.summary if refused is not None else None
+    if summary is not None and not summary.details.get("update", True):
+        return (
+            f"The masks of round {last.number} were not replaced: on {summary.images} held-out "
+            f"images the segmenter that learnt from them scores "
+            f"{summary.metrics['segmenter'] * 100:.1f} and they themselves "
+            f"{summary.metrics['supervision'] * 100:.1f} mIoU % (cycles.update: if_better)."
+        )
+    return ""
+
+
+def _metrics(record: StageRecord) -> dict[str, Any]:
+    return dict(record.summary.metrics) if record.summary else {}
+
+
+def print_cycles(run: RunData, console: Console) -> None:
+    """Print one line a round, and one a class with what each round took from it and gave it."""
+    cycles = cycles_of(run)
+    if cycles is None:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("cyclic masks", "agreement %", "mIoU % between", "foreground %"):
+        table.add_column(name, justify="left" if name == "cyclic masks" else "right")
+    for r in cycles.rounds:
+        table.add_row(f"round {r.number}", *map(_percent, (r.agreement, r.between, r.foreground)))
+    console.print(table)
+    if cycles.compared:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("lost / gained %")
+        for r in cycles.compared:
+            table.add_column(f"round {r.number}", justify="right")
+        for name in cycles.classes:
+            table.add_row(name, *(_change(r.churn.get(name)) for r in cycles.compared))
+        console.print(table)
+    if cycles.ended:
+        console.print(cycles.ended, soft_wrap=True)
+
+
+def _change(values: Mapping[str, float] | None) -> str:
+    return "-" if values is None else f"{values['lost'] * 100:.1f} / {values['gained'] * 100:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.1f}"

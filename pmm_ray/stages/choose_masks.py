@@ -1,0 +1,65 @@
+"""Whether a segmenter is better than the masks it learnt from (`cycles.update: if_better`).
+
+Both were scored image by image on the held-out split; only images that both have are compared.
+This uses their pixel labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.confusion import from_sparse, mean_iou
+from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.stage import StageFolder, Summary
+
+CODE_VERSION = 1
+
+
+def run(
+    folder: StageFolder,
+    *,
+    segmenter: StageFolder,
+    supervision: StageFolder,
+    split: str,
+    space: LabelSpace,
+) -> Summary:
+    """Compare two evaluations on the images they share.
+
+    Args:
+        folder: the stage's folder.
+        segmenter: evaluation of what the segmenter predicts.
+        supervision: evaluation of masks made in the way of those that it learnt from.
+        split: the held-out split, whose pixel labels both used.
+        space: of the data set.
+
+    Returns:
+        Its metrics are both mIoU, 0..1; `details["update"]` says whether the segmenter's is higher.
+    """
+    rows = [
+        {row["image_id"]: row for row in read_all(place.uri).to_pylist()}
+        for place in (segmenter, supervision)
+    ]
+    common = sorted(rows[0].keys() & rows[1].keys())
+    scores = [_mean_iou([of[i] for i in common], space) for of in rows]
+    return Summary(
+        stage=folder.stage,
+        hash=folder.hash,
+        images=len(common),
+        metrics={"segmenter": round(scores[0], 6), "supervision": round(scores[1], 6)},
+        details={
+            "update": bool(scores[0] > scores[1]),
+            "split": split,
+            "segmenter": segmenter.stage,
+            "supervision": supervision.stage,
+        },
+        pixel_labels_used=True,
+    )
+
+
+def _mean_iou(rows: list[dict[str, Any]], space: LabelSpace) -> float:
+    cells = np.array([cell for row in rows for cell in row["cells"]], np.int32)
+    counts = np.array([count for row in rows for count in row["counts"]], np.int64)
+    return mean_iou(from_sparse(cells, counts, space.num_classes))[0] if len(cells) else 0.0

@@ -1,0 +1,144 @@
+"""How one round's masks differ from those before: agreement, and what each class lost and gained.
+
+No ground truth is read: both tables are predictions.
+"""
+
+# C: classes with the background; rows of a confusion matrix are the earlier masks.
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.confusion import confusion_matrix, from_sparse, mean_iou, to_sparse
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.images import decode_mask
+from pmm_ray.runtime.index import TableIndex, read_all
+from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+
+CODE_VERSION = 1
+
+
+def compare_worker(space: LabelSpace, stage: str) -> Worker:
+    """Makes the worker of one task."""
+
+    def compare(row: InputRow) -> dict[str, Any]:
+        earlier = decode_mask(row["earlier"]["mask_png"])
+        later = decode_mask(row["later"]["mask_png"])
+        if earlier.shape != later.shape:
+            raise RowError("label", f"masks of {earlier.shape} and {later.shape} px (h, w)")
+        matrix = confusion_matrix(earlier, later, space.num_classes, space.ignore)
+        cells, counts = to_sparse(matrix)
+        return {
+            "image_id": row["manifest"]["image_id"],
+            "split": row["manifest"]["split"],
+            "cells": cells.tolist(),
+            "counts": counts.tolist(),
+        }
+
+    return row_by_row(stage, compare)
+
+
+def churn(rows: list[dict[str, Any]], space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics, details) of the rows of a comparison.
+
+    Args:
+        rows: with `cells` and `counts`, one for each image.
+        space: names of the classes.
+
+    Returns:
+        Metrics, 0..1: `agreement`, the share of pixels that keep their class; `mean_iou`, between
+        the two masks, over the classes of the earlier ones; `foreground_before`,
+        `foreground_after`. Details: `churn`, by class name: `before` and `after`, its share of all
+        pixels; `lost`, the share of its earlier pixels that are another class now; `gained`, the
+        share of its pixels that were another class; `images_lost` and `images_gained`, how many
+        images it left and came into. Classes without a pixel in either are left out.
+    """
+    classes = space.num_classes
+    cells = np.array([cell for row in rows for cell in row["cells"]], np.int32)
+    counts = np.array([count for row in rows for count in row["counts"]], np.int64)
+    total = from_sparse(cells, counts, classes)
+    before_C, after_C, kept_C = total.sum(1), total.sum(0), np.diag(total)
+    pixels = int(total.sum())
+    left_C, came_C = _images_changed(rows, classes)
+    by_class = {
+        name: {
+            "before": _share(before_C[c], pixels),
+            "after": _share(after_C[c], pixels),
+            "lost": _share(before_C[c] - kept_C[c], before_C[c]),
+            "gained": _share(after_C[c] - kept_C[c], after_C[c]),
+            "images_lost": int(left_C[c]),
+            "images_gained": int(came_C[c]),
+        }
+        for c, name in enumerate(space.names)
+        if before_C[c] or after_C[c]
+    }
+    metrics = {
+        "agreement": _share(kept_C.sum(), pixels),
+        "mean_iou": round(mean_iou(total)[0], 6) if pixels else 0.0,
+        "foreground_before": _share(before_C[1:].sum(), pixels),
+        "foreground_after": _share(after_C[1:].sum(), pixels),
+    }
+    return metrics, {"churn": by_class}
+
+
+def _images_changed(
+    rows: list[dict[str, Any]], classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """In how many images each class stood before and no longer does, and the other way round."""
+    left_C, came_C = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    for row in rows:
+        cells = np.array(row["cells"], np.int64)
+        before, after = np.unique(cells // classes), np.unique(cells % classes)
+        left_C[np.setdiff1d(before, after)] += 1
+        came_C[np.setdiff1d(after, before)] += 1
+    return left_C, came_C
+
+
+def _share(part: Any, whole: Any) -> float:
+    return round(float(part) / float(whole), 6) if whole else 0.0
+
+
+def run(
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    earlier: TableIndex,
+    later: TableIndex,
+    images: TableIndex,
+    stages: tuple[str, str],
+) -> Summary:
+    """Compare two masks tables image by image.
+
+    Args:
+        context: the run.
+        folder: the stage's folder.
+        earlier: index of the masks before.
+        later: index of the masks after; its ids are compared, and each must be in `earlier`.
+        images: index of the manifest.
+        stages: names of the stages that made them.
+    """
+    tasks = context.cluster.default_tasks()
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs={"later": later, "earlier": earlier, "manifest": images},
+        primary="later",
+        factory=partial(compare_worker, context.manifest.label_space, folder.stage),
+        schema=tables.EVALUATION,
+        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
+        batch_size=auto_batch(len(later), tasks),
+    )
+    table = read_all(folder.uri).select(["cells", "counts"])
+    metrics, details = churn(table.to_pylist(), context.manifest.label_space)
+    about = {"earlier": stages[0], "later": stages[1]}
+    return summary.model_copy(
+        update={"metrics": metrics, "details": summary.details | about | details}
+    )

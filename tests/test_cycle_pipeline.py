@@ -1,0 +1,222 @@
+"""When the cyclic rounds go on and when they end; trainings are rehearsed, decisions are real."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pmm_ray.config import RunConfig, SegmenterConfig
+from pmm_ray.cycle_pipeline import CyclePipeline, Variant, planned_rounds
+from pmm_ray.method.confusion import confusion_matrix, to_sparse
+from pmm_ray.nets.segmenter import describe
+from pmm_ray.predict import find_segmenter
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.index import index_file, scan_parts, write_index
+from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.manifest import Manifest
+from pmm_ray.stages.make_masks import mask_row
+from pmm_ray.stages.train_classifier import image_source
+from pmm_ray.stages.train_segmenter import SegmenterTask
+
+SIDE = 10
+
+
+class Rehearsal(CyclePipeline):
+    """Rounds whose masks are wrong in as many of 100 pixels as `wrong` says.
+
+    Masks of an image are class 1 but for the first pixels, which are background; the truth is
+    class 1 everywhere.
+    """
+
+    def __init__(self, session: Session, wrong: dict[str, int], out: io.StringIO) -> None:
+        super().__init__(session)
+        self.wrong = wrong
+        self.out = out
+        self.trained: list[int] = []
+
+    def begin(self, manifest: Manifest) -> StageFolder:
+        self.session.manifest_uri = manifest.uri
+        self._open_manifest()
+        masks = self.masks("make_masks")
+        self._evaluations["make_masks"] = self.scores("evaluate-ppmg", self.wrong["make_masks"])
+        return masks
+
+    def train_segmenter(self, masks: StageFolder, number: int, variant: Variant) -> StageFolder:
+        self.trained.append(number)
+        name = variant.round(number)
+        folder = self.session.stage(
+            f"train_segmenter-{name}", masks.hash, lambda f: Summary(stage=f.stage, hash=f.hash)
+        )
+        made = f"predict_masks-{name}-val"
+        self._evaluations[made] = self.scores(f"evaluate-segmenter-{name}", self.wrong[made])
+        return folder
+
+    def relabel(self, segmenter: StageFolder, number: int, variant: Variant) -> StageFolder:
+        return self.masks(f"predict_masks-{variant.round(number)}")
+
+    def masks(self, stage: str) -> StageFolder:
+        space = self.session.manifest.label_space
+        rows = []
+        for image_id in index_file(self.session.manifest.uri).image_ids:
+            mask = np.ones((SIDE, SIDE), np.uint8)
+            mask.ravel()[: self.wrong[stage]] = 0
+            rows.append(mask_row({"image_id": image_id}, mask, space, 0))
+        return self.table(stage, rows, tables.MASKS)
+
+    def scores(self, stage: str, wrong: int) -> StageFolder:
+        truth, mask = np.ones((1, SIDE * SIDE), np.int64), np.ones((1, SIDE * SIDE), np.int64)
+        mask[0, :wrong] = 0
+        cells, counts = to_sparse(confusion_matrix(truth, mask, 4, 255))
+        row = {"image_id": "x", "split": "val", "cells": cells.tolist(), "counts": counts.tolist()}
+        return self.table(stage, [row], tables.EVALUATION)
+
+    def table(self, stage: str, rows: list[dict[str, Any]], schema: Any) -> StageFolder:
+        def write(folder: StageFolder) -> Summary:
+            tables.write_rows(folder.path("part-x.parquet"), rows, schema)
+            write_index(folder.uri, scan_parts(folder.uri)[0])
+            return Summary(stage=folder.stage, hash=folder.hash)
+
+        return self.session.stage(stage, f"{self.wrong.get(stage, 0):08x}", write)
+
+
+Rehearse = Callable[..., Rehearsal]
+
+
+@pytest.fixture
+def rehearse(ray_session: ClusterResources, shapes: Manifest, tmp_path: Path) -> Iterator[Rehearse]:
+    sessions = []
+
+    def run(wrong: dict[str, int], **cycles: Any) -> Rehearsal:
+        config = RunConfig.model_validate(
+            {
+                "cycles": cycles,
+                "evaluate": {"train_masks": False},
+                "segmenter": {"workers": 1},
+                "classifier": {"workers": 1},
+            }
+        )
+        plan = ("make_masks", "evaluate-ppmg", *planned_rounds(config))
+        out = io.StringIO()
+        session = Session(str(tmp_path / "run"), config, Selection(plan), Progress(stream=out))
+        sessions.append(session)
+        session.hold()
+        pipeline = Rehearsal(session, wrong, out)
+        pipeline.run_rounds(pipeline.begin(shapes))
+        session.write_record(finished=True)
+        return pipeline
+
+    yield run
+    for session in sessions:
+        session.__exit__()
+
+
+def said(pipeline: Rehearsal) -> str:
+    return " ".join(pipeline.out.getvalue().split())
+
+
+def test_always_replaces_the_masks_whatever_they_score(rehearse: Rehearse) -> None:
+    wrong = {"make_masks": 10, "predict_masks-r0-val": 40, "predict_masks-r1": 30}
+    wrong |= {"predict_masks-r1-val": 40, "predict_masks-r2": 30, "predict_masks-r2-val": 40}
+    pipeline = rehearse(wrong, rounds=2)
+    assert pipeline.trained == [0, 1, 2]
+    assert "compare_masks-r1: 80.0 % of the pixels keep their class" in said(pipeline)
+    assert "compare_masks-r2: 100.0 %" in said(pipeline)
+
+
+@pytest.mark.parametrize(("limit", "trained"), [(0.8, [0, 1, 2]), (0.79, [0])])
+def test_the_cycle_stops_when_masks_agree_by_more_than_the_limit(
+    rehearse: Rehearse, limit: float, trained: list[int]
+) -> None:
+    wrong = {"make_masks": 10, "predict_masks-r0-val": 40, "predict_masks-r1": 30}
+    wrong |= {"predict_masks-r1-val": 40, "predict_masks-r2": 60, "predict_masks-r2-val": 40}
+    pipeline = rehearse(wrong, rounds=2, stop_when=limit)
+    assert pipeline.trained == trained
+    stopped = f"more than cycles.stop_when {limit}: the cycle ends" in said(pipeline)
+    assert stopped == (len(trained) == 1)
+
+
+def test_if_better_ends_before_masks_that_beat_their_segmenter(rehearse: Rehearse) -> None:
+    wrong = {"make_masks": 30, "predict_masks-r0-val": 20, "predict_masks-r1": 20}
+    # the segmenter of round 1 is worse than that of round 0, whose masks it learnt from
+    wrong |= {"predict_masks-r1-val": 25}
+    pipeline = rehearse(wrong, rounds=2, update="if_better")
+    assert pipeline.trained == [0, 1]
+    run_dir = pipeline.session.run_dir
+    [second] = Path(run_dir).glob("choose_masks-r2-*")
+    summary = StageFolder(str(second), "choose_masks-r2", "").summary()
+    assert summary is not None
+    assert summary.pixel_labels_used
+    assert summary.metrics == {"segmenter": 0.75, "supervision": 0.8}
+    assert "pixel labels used (val, 1 images): segmenter 75.0, its supervision 80.0" in said(
+        pipeline
+    )
+    assert "train_segmenter-r0" in find_segmenter(run_dir, ())[0]
+
+
+def test_if_better_without_truth_is_refused_before_anything_runs(
+    ray_session: ClusterResources, shapes: Manifest, tmp_path: Path
+) -> None:
+    config = RunConfig.model_validate(
+        {"cycles": {"update": "if_better"}, "data": {"held_out_split": "nowhere"}}
+    )
+    plan = planned_rounds(config)
+    session = Session(str(tmp_path), config, Selection(plan), Progress(stream=io.StringIO()))
+    pipeline = Rehearsal(session, {}, io.StringIO())
+    with pytest.raises(CannotRunError, match="if_better compares on images of split 'nowhere'"):
+        pipeline.begin(shapes)
+
+
+def test_the_plan_of_rounds() -> None:
+    config = RunConfig.model_validate(
+        {"cycles": {"rounds": 1, "update": "if_better"}, "evaluate": {"train_masks": False}}
+    )
+    variant = Variant("pow", {"underfitting": {"kind": "none"}})
+    assert planned_rounds(config, variant) == (
+        "train_segmenter-pow-r0",
+        "predict_masks-pow-r0-val",
+        "evaluate-segmenter-pow-r0",
+        "choose_masks-pow-r1",
+        "predict_masks-pow-r1",
+        "compare_masks-pow-r1",
+        "train_segmenter-pow-r1",
+        "predict_masks-pow-r1-val",
+        "evaluate-segmenter-pow-r1",
+    )
+    assert len(planned_rounds(config, Variant("short", rounds=0))) == 3
+    assert variant.title("Segmenter", 0) == "Segmenter, pow, round 0"
+    assert Variant().title("Segmenter", 1) == "Segmenter, round 1"
+
+
+def test_every_round_begins_with_the_same_fresh_network_and_only_the_first_pretends(
+    shapes: Manifest,
+) -> None:
+    section = SegmenterConfig(channels=8, output_stride=32)
+    built = []
+    for number in (0, 1):
+        task = SegmenterTask(
+            config=section,
+            stage=f"train_segmenter-r{number}",
+            round=number,
+            seed=0,
+            split="train",
+            manifest_uri=shapes.uri,
+            masks_uri="",
+            source=image_source(shapes, 1_000_000),
+            label_space=shapes.label_space.to_json(),
+        )
+        torch.manual_seed(0)
+        built.append(task.build().network)
+    first, second = (network.state_dict() for network in built)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    kinds = [describe(network).model["decode_head"]["loss_decode"]["kind"] for network in built]
+    assert kinds == ["clamp", "none"]
