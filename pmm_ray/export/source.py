@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
 
+from pmm_ray.config import RunConfig
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import CannotRunError
@@ -45,6 +47,8 @@ class RunMasks:
     """Of the run."""
     manifest: Manifest
     splits: tuple[SplitMasks, ...]
+    config: RunConfig
+    """The run's resolved configuration."""
 
     def rows(self, masks: SplitMasks) -> Iterator[dict[str, Any]]:
         """Rows of `tables.MASKS`, one part in memory at a time."""
@@ -83,8 +87,8 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
         raise CannotRunError(
             f"{run.run_dir} has no finished masks called {stage!r}; it has {known}"
         )
-    # the ladder's masks are for comparison: only asked for by name
-    chosen = [s for s in made if s.stage == stage or (stage is None and not _is_ladder(s))]
+    # the masks of ladders and ablations are for comparison: only asked for by name
+    chosen = [s for s in made if s.stage == stage or (stage is None and _is_result(s))]
     if run.manifest_uri is None or not chosen:
         raise CannotRunError(f"{run.run_dir} has made no masks yet")
     manifest = open_manifest(run.manifest_uri)
@@ -97,8 +101,9 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
         found = [(name, index) for name, index in found if len(index)]
         if found:
             splits.append(SplitMasks(split, *found[-1]))
-    return RunMasks(str(run.record.get("name", "run")), manifest, tuple(splits))
+    config = RunConfig.model_validate(run.config)
+    return RunMasks(str(run.record.get("name", "run")), manifest, tuple(splits), config)
 
 
-def _is_ladder(record: StageRecord) -> bool:
-    return record.stage.startswith("make_masks-")
+def _is_result(record: StageRecord) -> bool:
+    return re.fullmatch(r"make_masks|predict_masks-r\d+(-.*)?", record.stage) is not None

@@ -1,0 +1,232 @@
+"""The mmsegmentation config of an exported run: plain assignments, nothing left to fill in."""
+
+from __future__ import annotations
+
+import pprint
+from dataclasses import dataclass
+from typing import Any
+
+from pmm_ray.config import RunConfig, UnderfittingConfig
+from pmm_ray.nets.segmenter_config import segmenter_model
+from pmm_ray.nets.segmenter_source import backbone_weights, is_ours, read_model
+from pmm_ray.sources.manifest import Manifest
+
+_HEAD = '''"""{name}: exported by PMM-Ray for mmsegmentation 1.x; needs pmm_ray to be installed.
+
+The masks of split {train!r} are pseudo-masks{cyclic}. Batch size and iterations are the run's, for
+one GPU.
+"""
+
+'''
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where the exported files are.
+
+    Attributes:
+        train: split to learn from.
+        held_out: split to validate and test on.
+        suffix: of the photographs; empty: each name has its own.
+    """
+
+    train: str
+    held_out: str
+    suffix: str
+
+
+def config_text(config: RunConfig, manifest: Manifest, tree: Tree, *, cyclic: bool) -> str:
+    """The Python source of the config.
+
+    Args:
+        config: of the run.
+        manifest: names of the classes, and whether photographs are turned.
+        tree: where the files are.
+        cyclic: whether the masks are a segmenter's predictions: then no under-fitting is pretended
+            (paper 4.1).
+
+    Raises:
+        CannotRunError: the run's `segmenter.config` cannot be read.
+    """
+    model, imports = _model(config, manifest, cyclic)
+    entries: dict[str, Any] = {
+        "default_scope": "mmseg",
+        "custom_imports": {"imports": imports, "allow_failed_imports": False},
+        "data_root": "{{ fileDirname }}",
+        "model": model,
+        **_data(config, manifest, tree),
+        **_schedule(config),
+        "default_hooks": {
+            "timer": {"type": "IterTimerHook"},
+            "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
+            "param_scheduler": {"type": "ParamSchedulerHook"},
+            "checkpoint": {
+                "type": "CheckpointHook",
+                "by_epoch": False,
+                "interval": _interval(config),
+                "max_keep_ckpts": 2,
+            },
+            "sampler_seed": {"type": "DistSamplerSeedHook"},
+            "visualization": {"type": "SegVisualizationHook"},
+        },
+        "visualizer": {
+            "type": "SegLocalVisualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}],
+            "name": "visualizer",
+        },
+        "env_cfg": {
+            "cudnn_benchmark": True,
+            "mp_cfg": {"mp_start_method": "fork", "opencv_num_threads": 0},
+            "dist_cfg": {"backend": "nccl"},
+        },
+        "log_processor": {"by_epoch": False},
+        "log_level": "INFO",
+        "load_from": None,
+        "resume": False,
+        "randomness": {"seed": config.seed},
+    }
+    about = ", the predictions of an earlier round" if cyclic else ""
+    head = _HEAD.format(name=config.name, train=tree.train, cyclic=about)
+    body = (
+        f"{name} = {pprint.pformat(value, width=96, sort_dicts=False)}\n"
+        for name, value in entries.items()
+    )
+    return head + "".join(body)
+
+
+def _model(config: RunConfig, manifest: Manifest, cyclic: bool) -> tuple[dict[str, Any], list[str]]:
+    """The run's network in mmsegmentation's notation, and the modules that it needs."""
+    section, space = config.segmenter, manifest.label_space
+    source = read_model(section.config) if section.config else None
+    model = segmenter_model(
+        section,
+        space.num_classes,
+        space.ignore,
+        underfitting=UnderfittingConfig(kind="none") if cyclic else section.underfitting,
+        source=source,
+    )
+    weights = section.weights if source is None else backbone_weights(section, source)
+    if weights is not None and is_ours(model):
+        model["backbone"]["weights"] = weights
+    elif weights is not None:
+        model["backbone"]["init_cfg"] = {"type": "Pretrained", "checkpoint": weights}
+    predict = config.predict
+    model["test_cfg"] = {"mode": "whole"}
+    if predict.mode == "slide":
+        sides = (predict.crop_size, predict.crop_size), (predict.stride, predict.stride)
+        model["test_cfg"] = {"mode": "slide", "crop_size": sides[0], "stride": sides[1]}
+    return model, ["pmm_ray.nets.segmenter", *(source.imports if source else ())]
+
+
+def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
+    section, space = config.segmenter, manifest.label_space
+    colours = [[int(x) for x in space.palette[c]] for c in range(space.num_classes)]
+    # our masks fit photographs that are turned by their EXIF orientation, or not
+    color_type = "color" if manifest.apply_exif else "color_ignore_orientation"
+    load: dict[str, Any] = {"type": "LoadImageFromFile", "color_type": color_type}
+    annotations: dict[str, Any] = {"type": "LoadAnnotations", "reduce_zero_label": False}
+    crop = (section.crop_size, section.crop_size)
+    train: list[dict[str, Any]] = [
+        load,
+        annotations,
+        {
+            "type": "RandomResize",
+            "scale": section.resize_base,
+            "ratio_range": section.resize_ratio,
+            "keep_ratio": True,
+        },
+        {
+            "type": "RandomCrop",
+            "crop_size": crop,
+            "cat_max_ratio": section.cat_max_ratio,
+            "ignore_index": space.ignore,
+        },
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PhotoMetricDistortion"},
+        {"type": "PackSegInputs"},
+    ]
+    test: list[dict[str, Any]] = [
+        load,
+        {"type": "Resize", "scale": config.predict.resize_base, "keep_ratio": True},
+        annotations,
+        {"type": "PackSegInputs"},
+    ]
+
+    def loader(split: str, pipeline: list[dict[str, Any]], shuffle: bool) -> dict[str, Any]:
+        return {
+            "batch_size": section.batch_size if shuffle else 1,
+            "num_workers": 2,
+            "persistent_workers": True,
+            "sampler": {
+                "type": "InfiniteSampler" if shuffle else "DefaultSampler",
+                "shuffle": shuffle,
+            },
+            "dataset": {
+                "type": "BaseSegDataset",
+                "metainfo": {"classes": list(space.names), "palette": colours},
+                "data_root": "{{ fileDirname }}",
+                "ann_file": f"splits/{split}.txt",
+                "data_prefix": {"img_path": f"images/{split}", "seg_map_path": f"masks/{split}"},
+                "img_suffix": tree.suffix,
+                "seg_map_suffix": ".png",
+                "ignore_index": space.ignore,
+                "reduce_zero_label": False,
+                "pipeline": pipeline,
+            },
+        }
+
+    held_out = loader(tree.held_out, test, shuffle=False)
+    metric = {"type": "IoUMetric", "iou_metrics": ["mIoU"], "ignore_index": space.ignore}
+    return {
+        "train_dataloader": loader(tree.train, train, shuffle=True),
+        "val_dataloader": held_out,
+        "test_dataloader": held_out,
+        "val_evaluator": metric,
+        "test_evaluator": metric,
+    }
+
+
+def _schedule(config: RunConfig) -> dict[str, Any]:
+    section = config.segmenter
+    wrapper: dict[str, Any] = {
+        "type": "OptimWrapper",
+        "optimizer": {
+            "type": "SGD",
+            "lr": section.learning_rate,
+            "momentum": section.momentum,
+            "weight_decay": section.weight_decay,
+        },
+        "accumulative_counts": section.accumulate,
+    }
+    if section.clip_norm is not None:
+        wrapper["clip_grad"] = {"max_norm": section.clip_norm}
+    if section.head_multiplier != 1:
+        faster = {"lr_mult": section.head_multiplier}
+        wrapper["paramwise_cfg"] = {
+            "custom_keys": {"decode_head": faster, "auxiliary_head": faster}
+        }
+    return {
+        "optim_wrapper": wrapper,
+        "param_scheduler": [
+            {
+                "type": "PolyLR",
+                "eta_min": min(section.min_learning_rate, section.learning_rate),
+                "power": section.poly_power,
+                "begin": 0,
+                "end": section.iterations,
+                "by_epoch": False,
+            }
+        ],
+        "train_cfg": {
+            "type": "IterBasedTrainLoop",
+            "max_iters": section.iterations,
+            "val_interval": _interval(config),
+        },
+        "val_cfg": {"type": "ValLoop"},
+        "test_cfg": {"type": "TestLoop"},
+    }
+
+
+def _interval(config: RunConfig) -> int:
+    """Iterations between validations and between checkpoints."""
+    return min(config.segmenter.validate_every, config.segmenter.iterations)

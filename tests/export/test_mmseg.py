@@ -1,0 +1,148 @@
+"""`pmm export --format mmseg`: mmengine's own Runner trains and validates what was written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from PIL import Image
+
+from pmm_ray.config import RunConfig
+from pmm_ray.export import export_run
+from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.index import index_file, scan_parts, write_index
+from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.stages.make_masks import mask_row
+
+SEGMENTER = {
+    "channels": 8,
+    "output_stride": 32,
+    "batch_size": 2,
+    "iterations": 2,
+    "crop_size": 64,
+    "resize_base": [96, 64],
+    "head_multiplier": 10.0,
+}
+
+
+def make_run(root: Path, *stages: str, **sections: Any) -> Manifest:
+    """A finished run on shapes, every mask of a stage one square of class 1."""
+    make_shapes(str(root / "data"), images=8, size=48, classes=3, seed=2)
+    manifest = open_manifest(str(root / "data" / "manifest.parquet"))
+    values = {"segmenter": SEGMENTER, "predict": {"resize_base": [96, 64], "crop_size": 64}}
+    values["predict"] |= {"stride": 48}
+    (root / "resolved.yaml").write_text(
+        yaml.safe_dump(RunConfig.model_validate(values | sections).model_dump(mode="json"))
+    )
+    rows = []
+    for row in tables.read_table(manifest.uri).to_pylist():
+        mask = np.zeros((row["height"], row["width"]), np.uint8)
+        mask[5:20, 5:20] = 1
+        rows.append(mask_row(row, mask, manifest.label_space, 0))
+    records = []
+    for stage in stages:
+        folder = StageFolder.below(str(root), stage, "00000000")
+        tables.write_rows(folder.path("part-0.parquet"), rows, tables.MASKS)
+        write_index(folder.uri, scan_parts(folder.uri)[0])
+        folder.finish(Summary(stage=stage, hash=folder.hash))
+        records.append({"stage": stage, "hash": folder.hash, "folder": f"{stage}-00000000"})
+    record = {"name": "test", "finished": "now", "manifest": "data/manifest.parquet"}
+    (root / "run.json").write_text(json.dumps(record | {"stages": records}))
+    return manifest
+
+
+def read_config(out: Path) -> Config:
+    return Config.fromfile(out / "config.py")
+
+
+def test_mmengine_trains_and_validates_what_was_exported(tmp_path: Path) -> None:
+    manifest = make_run(tmp_path / "run", "make_masks")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "mmseg") == 0
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    config = read_config(moved)
+    config.work_dir = str(tmp_path / "work")
+    config.default_hooks.logger.interval = 1
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        loader.num_workers, loader.persistent_workers = 0, False
+    config.env_cfg.dist_cfg.backend = "gloo"
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        runner = Runner.from_cfg(config)
+        losses = [
+            module
+            for module in runner.model.modules()
+            if isinstance(module, PretendedUnderfittingLoss)
+        ]
+        assert len(losses) == 2
+        runner.train()
+    assert runner.iter == 2
+    [log] = (tmp_path / "work").glob("*/vis_data/scalars.json")
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(math.isfinite(step["loss"]) for step in steps if "loss" in step)
+    assert any("mIoU" in step for step in steps)
+    assert list(runner.train_dataloader.dataset.metainfo["classes"]) == list(
+        manifest.label_space.names
+    )
+    assert len(runner.train_dataloader.dataset) + len(runner.val_dataloader.dataset) == 8
+
+
+def test_training_masks_are_the_runs_and_held_out_ones_the_truth(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = make_run(tmp_path / "run", "make_masks", "predict_masks-r1")
+    out = tmp_path / "out"
+    for _ in range(2):  # the same command again overwrites
+        assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
+    for row in tables.read_table(manifest.uri).to_pylist():
+        split, image_id = row["split"], row["image_id"]
+        photograph = out / "images" / split / f"{image_id}.jpg"
+        assert photograph.read_bytes() == Path(manifest.locate(row["uri"])).read_bytes()
+        written = np.array(Image.open(out / "masks" / split / f"{image_id}.png"))
+        truth = np.array(Image.open(manifest.locate(row["ground_truth_uri"])))
+        if split == "train":
+            assert written.sum() == 15 * 15
+        else:
+            np.testing.assert_array_equal(written, truth)
+        assert f"{image_id}\n" in (out / "splits" / f"{split}.txt").read_text()
+    said = " ".join(capfd.readouterr().err.split())
+    assert "train from predict_masks-r1, val from ground truth, pixel labels used" in said
+    # cyclic masks: plain cross entropy, as in the paper
+    model = read_config(out).model
+    assert model.decode_head.loss_decode.kind == "none"
+    assert model.test_cfg == {"mode": "slide", "crop_size": (64, 64), "stride": (48, 48)}
+    assert len(index_file(manifest.uri)) == 8
+
+
+def test_photographs_of_several_kinds_keep_their_suffix(tmp_path: Path) -> None:
+    manifest = make_run(tmp_path / "run", "make_masks")
+    table = tables.read_table(manifest.uri)
+    rows = table.to_pylist()
+    old = Path(manifest.locate(rows[0]["uri"]))
+    Image.open(old).save(old.with_suffix(".png"))
+    rows[0]["uri"] = str(Path(rows[0]["uri"]).with_suffix(".png"))
+    Path(manifest.uri).write_bytes(tables.to_bytes(type(table).from_pylist(rows, table.schema)))
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
+    names = [p.name for p in (out / "images").rglob("*.png")]
+    assert names == [f"{rows[0]['image_id']}.png"]
+    assert (out / "masks" / rows[0]["split"] / f"{names[0]}.png").exists()
+    config = read_config(out)
+    assert config.train_dataloader.dataset.img_suffix == ""
+
+
+def test_without_masks_to_learn_from_it_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", "make_masks", data={"train_split": "train_aug"})
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "mmseg") == 1
+    assert "no masks of its training split 'train_aug'" in " ".join(capfd.readouterr().err.split())
