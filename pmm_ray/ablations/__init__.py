@@ -26,6 +26,9 @@ TABLES: dict[int, str] = {
     1: "pmm_ray.ablations.table1",
     2: "pmm_ray.ablations.table2",
     3: "pmm_ray.ablations.table3",
+    4: "pmm_ray.ablations.table4",
+    5: "pmm_ray.ablations.table5",
+    6: "pmm_ray.ablations.table6",
 }
 
 

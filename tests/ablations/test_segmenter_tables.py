@@ -1,0 +1,93 @@
+"""Tables 4, 5 and 6: what they refuse, what they plan, and a run of each on small shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from pmm_ray.ablations import Ablation, run_table
+from pmm_ray.ablations.segmenters import make_table, variant_of
+from pmm_ray.ablations.table import PaperTable, table_stage
+from pmm_ray.ablations.table4 import ROWS
+from pmm_ray.config import RunConfig, UnderfittingConfig
+from pmm_ray.report.run_data import RunData, load_run
+from pmm_ray.runtime.cluster import ClusterResources
+
+RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml")
+SMALL = (
+    *("data.images=16", "data.size=48", "data.classes=2"),
+    *("classifier.epochs=1", "classifier.batch_size=4", "classifier.crop_size=48"),
+    *("classifier.resize_long=[48, 64]", "classifier.workers=1", "cams.scales=[1.0]"),
+    *("segmenter.iterations=2", "segmenter.batch_size=2", "segmenter.channels=8"),
+    *("segmenter.crop_size=64", "segmenter.resize_base=[96, 64]", "segmenter.workers=1"),
+    *("segmenter.validation_images=0", "predict.ratios=[1.0]", "predict.flip=false"),
+    *("affinity.epochs=1", "affinity.batch_size=4", "affinity.crop_size=48"),
+    *("predict.resize_base=[96, 64]", "predict.crf.iterations=1", "evaluate.ladder=[]"),
+)
+
+
+def test_every_operation_of_the_section_is_a_row() -> None:
+    assert {kind for kind, _, _ in ROWS} == set(
+        get_args(UnderfittingConfig.model_fields["kind"].annotation)
+    )
+    config = RunConfig.model_validate({"segmenter": {"underfitting": {"beta": 0.3}}})
+    variant = variant_of(config, "pow")
+    assert variant.name == "pow"
+    assert variant.segmenter["underfitting"]["kind"] == "pow"
+    assert variant.segmenter["underfitting"]["beta"] == 0.3
+
+
+@pytest.mark.parametrize("number", [4, 5, 6])
+def test_a_sample_of_images_is_refused(
+    number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = Ablation(RECIPE, str(tmp_path / "run"), images=10)
+    assert run_table(number, request) == 1
+    assert "--images does not apply" in " ".join(capfd.readouterr().err.split())
+
+
+def test_without_truth_a_table_is_refused_before_anything_is_trained(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("data.images=4", "data.size=48", "data.held_out_split=nowhere")
+    request = Ablation(RECIPE, str(tmp_path / "run"), settings)
+
+    def rows(*_: Any) -> PaperTable:
+        raise AssertionError("nothing may be trained")
+
+    assert make_table(request, 5, [], rows) == 1
+    said = " ".join(capfd.readouterr().err.split())
+    assert "table 5 compares on images of split 'nowhere' with ground-truth masks" in said
+    assert not list((tmp_path / "run").glob("train_classifier-*"))
+
+
+def rows_of(run: RunData, number: int) -> list[list[Any]]:
+    [summary] = [s.summary for s in run.stages if s.stage == table_stage(number) and s.summary]
+    rows: list[list[Any]] = summary.details["table"]["rows"]
+    return rows
+
+
+@pytest.mark.slow
+def test_the_tables_of_a_small_run(ray_session: ClusterResources, tmp_path: Path) -> None:
+    request = Ablation(RECIPE, str(tmp_path / "run"), SMALL)
+    for number in (4, 5, 6):
+        assert run_table(number, request) == 0
+    run = load_run(str(tmp_path / "run"))
+    underfitting = rows_of(run, 4)
+    assert [tuple(row[:2]) for row in underfitting] == [row[:2] for row in ROWS]
+    assert all(0 <= row[4] <= 1 for row in underfitting)
+    cycles = rows_of(run, 5)
+    assert [row[0] for row in cycles] == ["0", "1", "2"]
+    assert cycles[0][2] is None
+    assert all(0 <= row[2] <= 1 for row in cycles[1:])
+    gains = rows_of(run, 6)
+    steps = ["CAM", "CAM, RW", "CAM, PPMG", "+ segmenter", "+ PUS", "+ cyclic, round 1"]
+    assert [row[0] for row in gains] == steps
+    # the same segmenters: table 6 trains nothing that 4 and 5 have trained
+    assert gains[3][1] == underfitting[1][4]
+    assert gains[4][1] == cycles[0][1]
+    assert sum(s.stage.startswith("train_segmenter") for s in run.stages) == len(ROWS) + 3
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(f"<h2>Table {number} <small>" in html for number in (4, 5, 6))
