@@ -88,7 +88,7 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
     manifest = context.manifest
     wanted = images_to_draw(manifest.uri)
     context.progress.message(f"{folder.stage}: pixel labels used ({len(wanted)} masks drawn)")
-    tasks = max(1, int(context.cluster.cpus))
+    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -106,7 +106,7 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
             folder.stage,
         ),
         schema=DRAWN,
-        pool=Pool(tasks),
+        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
         batch_size=auto_batch(len(wanted), tasks),
     )
     drawn = read_all(folder.uri)

@@ -1,0 +1,87 @@
+"""What is asked of every node before a run, and the table of what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import RuntimeConfig
+from pmm_ray.runtime import preflight
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.preflight import Facts, Question, Report, answer, inspect_cluster, judge
+from pmm_ray.sources.manifest import Manifest
+
+GIB = 1024**3
+VERSIONS = {"python": "3.11", "pmm-ray": "0.1.0 (code 12345678)", "torch": "2.13.0"}
+SOUND = Facts("host", VERSIONS, scratch="/tmp/pmm-ray", scratch_free=50 * GIB, gpus_seen=4)
+
+
+def test_a_sound_node_is_no_finding() -> None:
+    assert judge("a", SOUND, VERSIONS, 4, 10 * GIB) == []
+    Report(nodes={"a": SOUND}).require_healthy()
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "found"),
+    [
+        ({"storage_error": "cannot write to /run: Permission denied"}, "run folder", "Permission"),
+        ({"missing": ("/data/VOC",)}, "input", "/data/VOC is not there"),
+        ({"versions": VERSIONS | {"torch": "2.12.0"}}, "torch", "2.12.0, the driver has 2.13.0"),
+        ({"versions": {"python": "3.11", "torch": "2.13.0"}}, "pmm-ray", "none, the driver has"),
+        ({"scratch_free": 9 * GIB}, "scratch", "9.0 GiB free in /tmp/pmm-ray"),
+        ({"gpus_seen": 0}, "GPU", "torch sees 0, Ray counts 4"),
+    ],
+)
+def test_each_fault_is_one_line_of_the_table(
+    change: dict[str, object], what: str, found: str
+) -> None:
+    facts = dataclasses.replace(SOUND, **change)  # type: ignore[arg-type]
+    [finding] = judge("node-7", facts, VERSIONS, 4, 10 * GIB)
+    assert (finding.node, finding.what) == ("node-7", what)
+    assert found in finding.found
+    assert finding.advice
+    with pytest.raises(CannotRunError, match="node-7") as error:
+        Report(findings=[finding]).require_healthy()
+    header, line = str(error.value).splitlines()[1:3]
+    assert header.split() == ["node", "what", "found", "do"]
+    assert header.index("do") == line.index(finding.advice)
+
+
+def test_a_node_tells_its_faults_as_facts(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    runtime = RuntimeConfig(scratch=str(blocked / "below"))
+    question = Question(str(tmp_path / "run"), "marker", (str(tmp_path / "gone"),), runtime)
+    facts = answer(question, "n1")
+    assert "cannot read what the driver wrote" in facts.storage_error
+    assert facts.missing == (str(tmp_path / "gone"),)
+    assert facts.scratch_free == 0
+    assert facts.gpus_seen is None
+
+
+def test_every_node_of_a_cluster_is_asked(
+    ray_session: ClusterResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    report = inspect_cluster(str(run_dir), RuntimeConfig(), inputs=[str(tmp_path)])
+    assert len(report.nodes) == 1
+    assert report.findings == []
+    [facts] = report.nodes.values()
+    assert facts.versions == preflight.own_versions()
+    assert not list(run_dir.iterdir())  # what was written to look is gone again
+
+    monkeypatch.setattr(preflight, "own_versions", lambda: VERSIONS)
+    report = inspect_cluster(
+        str(run_dir), RuntimeConfig(), inputs=["/nowhere"], scratch_bytes=10**18
+    )
+    assert {f.what for f in report.findings} >= {"input", "scratch", "torch", "pmm-ray"}
+
+
+def test_what_training_needs_in_scratch_is_read_off_the_manifest(shapes: Manifest) -> None:
+    train = preflight.training_scratch(shapes.uri, "train")
+    assert train > 16 * 30 * 30 / 2
+    assert preflight.training_scratch(shapes.uri, "absent") == 0
+    assert preflight.training_scratch(None, "train") == 0
