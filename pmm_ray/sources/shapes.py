@@ -73,6 +73,7 @@ def make_shapes(
     out = storage.absolute(out)
     importer = Importer(out, space, source="shapes", exif="ignore")
     validation = min(images - 1, max(1, round(images * val_share)))
+    lines = ["image_id,labels,split"]
     for index in range(images):
         image_id = f"shapes-{index:05}"
         image_uri = storage.join(out, "images", f"{image_id}.jpg")
@@ -85,6 +86,10 @@ def make_shapes(
         split = "train" if index < images - validation else "val"
         present = np.unique(mask_HW[mask_HW > 0]).tolist()
         importer.add(image_id, image_uri, split, partial(tuple, present), mask_uri)
+        lines.append(f"{image_id},{';'.join(space.names[label] for label in present)},{split}")
+    # so that the folder is what `sources.folder` reads as well
+    for name, text in (("labels.csv", lines), ("classes.txt", space.names[1:])):
+        storage.write_bytes(storage.join(out, name), ("\n".join(text) + "\n").encode())
     content = f"shapes version {VERSION} size {size} classes {classes} seed {seed}"
     return importer.finish(metadata={CONTENT_KEY: content})
 

@@ -15,6 +15,8 @@ from pmm_ray.runtime import tables
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.images import decode_mask, encode_mask
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.lists import read_label_list
+from pmm_ray.sources.pickled import load_pickled_dict
 from pmm_ray.sources.sbd import read_sbd_mask
 from pmm_ray.sources.voc12 import import_voc12
 
@@ -145,3 +147,23 @@ def test_official_lists(shared: Path, tmp_path: Path) -> None:
     assert report.counts["labels differ from the list"] == 0
     assert report.counts["not in the list"] == 0
     assert report.counts["only in the list"] == 10582 + 1449 - 500
+
+
+def test_where_the_fields_label_sources_differ(shared: Path) -> None:
+    lists = shared / "data/lists/voc12"
+    boxes = load_pickled_dict(str(lists / "cls_labels.npy"), trust_pickle=True)
+    more: dict[str, list[str]] = {}
+    for name in ("train_aug", "val"):
+        seen = read_label_list(str(lists / f"{name}_cls.txt"), VOC12)
+        boxed = {i: {int(c) + 1 for c in np.flatnonzero(boxes[i])} for i in seen}
+        differing = [
+            image_id for image_id, labels in seen.items() if set(labels) != boxed[image_id]
+        ]
+        # objects with a box and without a pixel; in `val` the other way round, once
+        larger = boxed if name == "train_aug" else {i: set(seen[i]) for i in differing}
+        smaller = {i: set(seen[i]) for i in differing} if name == "train_aug" else boxed
+        assert all(smaller[i] < larger[i] for i in differing)
+        more[name] = differing
+    assert (len(more["train_aug"]), more["val"]) == (817, ["2008_005245"])
+    official = set((lists / "train.txt").read_text().split())
+    assert len(official & set(more["train_aug"])) == 1

@@ -9,6 +9,7 @@ import pytest
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.images import decode_mask, read_image
 from pmm_ray.sources import shapes
+from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.manifest import manifest_hash
 from pmm_ray.sources.shapes import CLASS_NAMES, draw, make_shapes
 
@@ -106,3 +107,13 @@ def test_an_outline_mask_and_its_pixels_agree() -> None:
 def test_arguments_out_of_range(tmp_path: Path, arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
         make_shapes(str(tmp_path), **arguments)
+
+
+def test_what_is_drawn_is_a_folder_data_set_as_well(tmp_path: Path) -> None:
+    made = make_shapes(str(tmp_path), images=6, size=48, classes=3, seed=2)
+    read = import_folder(str(tmp_path), str(tmp_path / "read"))
+    assert read.errors == ()
+    assert read.manifest.label_space.names == made.manifest.label_space.names
+    columns = ["image_id", "labels", "split", "height", "width"]
+    found = [tables.read_table(m.manifest.uri, columns) for m in (made, read)]
+    assert found[0].to_pylist() == found[1].to_pylist()

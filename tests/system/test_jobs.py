@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import requests
 
 from pmm_ray.config import load_recipe
 from pmm_ray.pipeline import planned_stages
@@ -141,6 +142,21 @@ class TestOnACluster:
         assert process.returncode == 0, out + errors
         assert {part: part.stat().st_mtime_ns for part in before} == before
         assert masks_hash(stopped) == masks_hash(whole)
+
+    def test_rays_own_command_takes_the_same_line(
+        self, cluster: RayNodes, working_dir: Path, tmp_path: Path
+    ) -> None:
+        sent = ("--working-dir", str(working_dir), "--runtime-env-json", '{"env_vars": {"A": "1"}}')
+        done = cluster.ask("job", "submit", *sent, "--", *pipeline(tmp_path / "run"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "make_masks: 24/24 images" in done.stdout
+        assert list((tmp_path / "run").glob("make_masks-*/summary.json"))
+
+    def test_health_is_told_without_a_token(self, cluster: RayNodes) -> None:
+        # the probes of cluster/kuberay have none
+        head = f"http://127.0.0.1:{cluster.dashboard_port}/api"
+        assert "success" in requests.get(f"{head}/gcs_healthz", timeout=30).text
+        assert requests.get(f"{head}/v0/nodes", timeout=30).status_code == 401
 
     def test_the_error_budget_comes_back_as_3(
         self, cluster: RayNodes, working_dir: Path, tmp_path: Path
