@@ -89,9 +89,9 @@ def main() -> int:
             expected, _ = mean_iou(np.asarray(total))
             assert abs(expected - scores["mean_iou"]) < 1e-6, (expected, scores["mean_iou"])
             print(
-                f"{count} images: {seconds:.1f} s with Ray's start, {count / seconds:.0f} images/s, "
-                f"driver {peak:.0f} MB at most; mIoU {scores['mean_iou'] * 100:.4f} %, as computed "
-                "directly"
+                f"{count} images: {seconds:.1f} s with Ray's start ({count / seconds:.0f}/s), the "
+                f"driver took {peak:.0f} MB at most; mIoU {scores['mean_iou'] * 100:.4f} %, which "
+                "is what it is when computed directly"
             )
     return 0
 

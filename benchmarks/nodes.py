@@ -1,4 +1,4 @@
-"""The same masks from one node and from three, of the same CAMs: is anything but the clock different?
+"""Masks of the same CAMs from one node and from three: is anything but the clock different?
 
     python benchmarks/nodes.py RECIPE RUN [--set key=value]...
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def main() -> int:
     options = [word for setting in given.settings for word in ("--set", setting)]
     # sockets lie below it, and their paths have a limit of 107 bytes
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="pmm-", dir="/tmp")
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(16)
     found = {}
     with tempfile.TemporaryDirectory(prefix="pmm-nodes-") as name:
         local = ["--address", "local", "--set", "runtime.cpus=2"]
