@@ -12,7 +12,6 @@ from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.sources.label_files import read_label_space
 from pmm_ray.sources.manifest import Manifest, manifest_near
 
-
 SPACE = LabelSpace("x", ("background", "кот", "犬"), (0, 5, 6))
 
 
