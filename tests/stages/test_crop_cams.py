@@ -264,11 +264,11 @@ def test_pieces_are_those_of_pil(geometry: Geometry) -> None:
 def test_the_stage_reads_ahead_and_keeps_errors(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
-    crops = {"scales": [1.0, 1.5], "size": 48, "stride": 32}
+    crops = {"scales": [1.0], "size": 48, "stride": 40}
     config = RunConfig.model_validate(
         {
-            "cams": {"kind": "multi_crop", "crops": crops, "batch_size": 5},
-            "classifier": {"kind": "seam", "weights": "none"},
+            "cams": {"kind": "multi_crop", "crops": crops, "flip": False, "batch_size": 5},
+            "classifier": {"kind": "seam", "output_stride": 32},
         }
     )
     context = make_context(shapes, config)

@@ -132,6 +132,7 @@ def test_base_masks_train_the_second_classifier(
     shapes: Manifest, make_context: Any, tmp_path: Path
 ) -> None:
     training = {"enabled": True, "kind": "seam", "batch_size": 4, "epochs": 2, "workers": 2}
+    training |= {"output_stride": 32, "validation_images": 4}
     config = RunConfig.model_validate(
         {
             "base": {"alpha": 3, "threshold": 0.5, "crf": {"iterations": 2}},

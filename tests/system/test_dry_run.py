@@ -26,6 +26,8 @@ from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.index import read_index
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 HEIGHT, WIDTH = 60, 88
 TRAINING = {"weights": "none", "batch_size": 2, "workers": 1}
@@ -136,7 +138,6 @@ def check_run(run_dir: Path, recipe: str, chosen: list[str]) -> None:
     assert all("cam_miou" in event for event in validated.values())
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("recipe", ["voc12", "coco14"])
 def test_the_small_backbone_up_to_its_masks(
     ray_session: ClusterResources, tmp_path: Path, recipe: str
@@ -160,8 +161,6 @@ def test_the_small_backbone_up_to_its_masks(
     assert changed == {"train_multicrop", "make_cams"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backbone", ["resnet38", "scalenet101", "res2net101"])
 @pytest.mark.parametrize("recipe", ["voc12", "coco14"])
 def test_every_stage_on_every_backbone(
@@ -177,8 +176,6 @@ def test_every_stage_on_every_backbone(
     check_run(run_dir, recipe, chosen)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("recipe", ["voc12", "voc12-released", "coco14", "coco14-released"])
 def test_recipes_as_they_are_and_their_plan(
     ray_session: ClusterResources, tmp_path: Path, recipe: str
