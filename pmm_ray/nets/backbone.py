@@ -34,6 +34,8 @@ class Backbone(nn.Module):
     """Names of the layers that the released code keeps at their pretrained values."""
     heads: tuple[str, ...] = ()
     """First names of what public files hold beyond the features: classifiers of ImageNet."""
+    last_norm: str = ""
+    """Name of the norm that ends each block's residual branch, where blocks have one."""
     features: tuple[FeatureInfo, ...] = ()
     """What `forward_features` returns, in order."""
 
@@ -65,3 +67,17 @@ def initialise(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+
+
+def temper(backbone: Backbone) -> None:
+    """Scale down the residual branches of a network that starts from random values.
+
+    With norms that are frozen before they saw any image each block would double the variance, and
+    a hundred layers overflow at the first update. The sum of B branches is kept at order one.
+    """
+    if not backbone.last_norm:
+        return
+    last = [n for name, n in backbone.named_modules() if name.endswith(f".{backbone.last_norm}")]
+    for norm in last:
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.constant_(norm.weight, len(last) ** -0.5)

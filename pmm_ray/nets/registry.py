@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets import scalenet
-from pmm_ray.nets.backbone import Backbone
+from pmm_ray.nets.backbone import Backbone, temper
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
@@ -200,6 +200,8 @@ def build_classifier(config: ClassifierConfig, num_foreground: int) -> CamNetwor
     uri = find_weights(config.weights, config.backbone)
     state = None if uri is None else read_state(uri)
     network = _build(config, num_foreground, state)
+    if state is None and config.freeze_norm:
+        temper(network.backbone)
     if uri is not None and state is not None:
         heads = network.backbone.heads
         if isinstance(network, SeamNetwork):

@@ -83,6 +83,7 @@ class Res2Net101(Backbone):
 
     first_layers = ("conv1", "bn1", "layer1")
     heads = ("fc",)
+    last_norm = "bn3"
 
     def __init__(
         self,

@@ -172,6 +172,7 @@ class ScaleNet(Backbone):
 
     first_layers = ("conv1", "bn1", "layer1")
     heads = ("fc",)
+    last_norm = "bn3"
 
     def __init__(
         self,

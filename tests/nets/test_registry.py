@@ -236,3 +236,21 @@ def test_scalenet50_takes_its_channels_from_the_file(tmp_path: Path, kind: str) 
     torch.save(short, weights)
     with pytest.raises(CannotRunError, match=r"weights of scalenet50: not a ScaleNet-50"):
         build_classifier(config, 3)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("scalenet101", marks=pytest.mark.slow), "res2net101"]
+)
+def test_random_weights_with_frozen_norms_survive_an_update(name: str) -> None:
+    torch.manual_seed(0)
+    net = make(name, "seam")
+    assert isinstance(net, SeamNetwork)
+    images = torch.randn(1, 3, 40, 56)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.02)
+    cam, _ = net.train()(images)
+    assert cam.abs().max() < 1e3
+    cam.square().mean().backward()
+    assert all(p.grad is not None for n, p in net.named_parameters() if n.endswith("conv3.weight"))
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.isfinite(net.eval().cam_scores(images)).all()
