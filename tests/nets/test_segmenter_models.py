@@ -11,7 +11,8 @@ import torch
 from mmseg.registry import MODELS
 from torch import nn
 
-from pmm_ray.config import SegmenterConfig, UnderfittingConfig
+from pmm_ray.config import SegmenterConfig, UnderfittingConfig, load_recipe
+from pmm_ray.labels import COCO14, VOC12
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_backbone
 from pmm_ray.nets.segmenter import (
@@ -304,6 +305,41 @@ def test_outputs_that_are_no_class_take_no_part() -> None:
     with torch.no_grad():
         logits = [predict_logits(n.eval(), images) for n in (narrow, wide)]
     torch.testing.assert_close(*logits)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "iterations", "batch", "rate", "floor", "crop", "level", "outputs"),
+    [
+        ("voc12", 20_000, 16, 0.005, 1e-4, 512, 0.5, 21),
+        ("voc12-released", 20_000, 16, 0.005, 1e-4, 512, 0.5, 21),
+        ("coco14", 40_000, 64, 0.02, 5e-5, 512, 0.8, 91),
+        ("coco14-released", 40_000, 32, 0.01, 5e-5, 448, 0.8, 91),
+    ],
+)
+def test_recipes_carry_the_papers_numbers(
+    recipe: str,
+    iterations: int,
+    batch: int,
+    rate: float,
+    floor: float,
+    crop: int,
+    level: float,
+    outputs: int,
+) -> None:
+    section = load_recipe(RECIPES.parent / f"{recipe}.yaml").segmenter
+    assert (section.iterations, section.batch_size) == (iterations, batch)
+    assert (section.learning_rate, section.min_learning_rate) == (rate, floor)
+    assert (section.momentum, section.weight_decay, section.poly_power) == (0.9, 5e-4, 0.9)
+    assert (section.head_multiplier, section.clip_norm, section.freeze_norm) == (1.0, None, False)
+    assert (section.crop_size, section.resize_base) == (crop, (2048, crop))
+    assert (section.resize_ratio, section.cat_max_ratio) == ((0.5, 2.0), 0.75)
+    pus = section.underfitting
+    assert (pus.kind, pus.scope, pus.beta, pus.kappa) == ("clamp", "worker", level, level)
+    space = VOC12 if outputs == 21 else COCO14
+    ids = space.dataset_ids if section.layout == "dataset" else range(space.num_classes)
+    assert max(ids) + 1 == outputs
+    head = segmenter_model(section, outputs, 255)["decode_head"]
+    assert (head["in_channels"], head["channels"], head["dropout_ratio"]) == (2048, 512, 0.1)
 
 
 def test_recipes_need_no_compiled_operators() -> None:
