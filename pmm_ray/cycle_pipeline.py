@@ -121,7 +121,7 @@ class CyclePipeline(CamPipeline):
         config = _with(self.config.segmenter, variant.segmenter)
         stage_hash = section_hash(
             config,
-            *train_segmenter.model_identity(config),
+            *train_segmenter.model_identity(config, self.config.data.held_out_split),
             self.config.seed,
             masks.hash,
             len(read_index(masks.uri)),

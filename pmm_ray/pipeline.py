@@ -18,7 +18,7 @@ from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.cycle_pipeline import CyclePipeline, planned_rounds
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.index import read_index
-from pmm_ray.runtime.session import EndOfSelection, Session
+from pmm_ray.runtime.session import EndOfSelection, Session, base_name
 from pmm_ray.runtime.stage import StageFolder, Summary
 from pmm_ray.walk_pipeline import WalkPipeline, planned_walk
 
@@ -44,6 +44,7 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
 def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
     """Run every selected stage that is not done."""
     pipeline = pipeline or Pipeline(session)
+    pipeline.check_segmenter()
     try:
         cams = pipeline.up_to_cams(streamed=pipeline.fused)
         cams = pipeline.walk(cams) if session.config.affinity.enabled else cams
@@ -57,6 +58,20 @@ def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
 
 class Pipeline(WalkPipeline, CyclePipeline):
     """The stages of one session, each given what it needs from those before."""
+
+    def check_segmenter(self) -> None:
+        """Find out now, not after hours, that a file the segmenter needs cannot be used.
+
+        Raises:
+            CannotRunError: see `train_segmenter.model_identity`.
+        """
+        plan = self.session.selection.plan
+        names = {base_name(plan[i]) for i in self.session.selection.positions}
+        if "train_segmenter" in names:
+            from pmm_ray.stages import train_segmenter
+
+            data = self.config.data
+            train_segmenter.model_identity(self.config.segmenter, data.held_out_split)
 
     def choose_alpha(self, cams: StageFolder) -> None:
         """Resolve `masks.alpha: auto` on the held-out split, and pin it in `resolved.yaml`."""

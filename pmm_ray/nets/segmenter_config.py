@@ -32,12 +32,6 @@ LOSS = "PretendedUnderfittingLoss"
 _AUXILIARY_CHANNELS = 256
 # made plain norms, which CPUs have too: the training loop synchronises them where there are GPUs
 _SYNC_NORMS = {"SyncBN", "MMSyncBN"}
-# of mmcv's compiled operators, which the plain mmcv package does not have
-_COMPILED = {
-    *("CCHead", "PSAHead", "PointHead", "SideAdapterCLIPHead", "FocalLoss"),
-    *("DCN", "DCNv2", "DeformConv2d", "ModulatedDeformConv2d", "ModulatedDeformConv2dPack"),
-    *("carafe", "CARAFEPack", "SAC"),
-}
 # its classes are edges and no edges, whatever the data set's are
 _OWN_CLASSES = {"STDCHead"}
 
@@ -76,12 +70,6 @@ def segmenter_model(
     }
     model = _pspnet(config) if source is None else copy.deepcopy(source.model)
     where = "PSPNet" if source is None else source.uri
-    compiled = compiled_operators(model)
-    if compiled:
-        raise CannotRunError(
-            f"{where}: {', '.join(compiled)} needs mmcv.ops, compiled operators that the installed "
-            "mmcv does not have: choose another head, loss or convolution"
-        )
     limited = _fit(model, num_classes, ignore_index, loss, where)
     if not limited and pus.kind != "none":
         raise CannotRunError(
@@ -123,11 +111,6 @@ def normalisation(config: SegmenterConfig, source: ModelSource | None) -> tuple[
         return input_statistics(source.model, source.uri)
     lite = config.backbone == "efficientnet_lite0"
     return (LITE_MEAN, LITE_STD) if lite else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def compiled_operators(model: Any) -> list[str]:
-    """Types in a model that need `mmcv.ops`, which the plain mmcv package does not have."""
-    return sorted({d["type"] for d in dicts_in(model) if d.get("type") in _COMPILED})
 
 
 def _pspnet(config: SegmenterConfig) -> dict[str, Any]:

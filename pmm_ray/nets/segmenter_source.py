@@ -30,6 +30,14 @@ BACKBONE_TYPES = {
 """Our backbones' names in mmsegmentation's registry."""
 
 
+# of mmcv's compiled operators, which the plain mmcv package does not have
+_COMPILED = {
+    *("CCHead", "PSAHead", "PointHead", "SideAdapterCLIPHead", "FocalLoss"),
+    *("DCN", "DCNv2", "DeformConv2d", "ModulatedDeformConv2d", "ModulatedDeformConv2dPack"),
+    *("carafe", "CARAFEPack", "SAC"),
+}
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """The `model` of a user's mmsegmentation config, before it is fitted to a data set."""
@@ -53,8 +61,8 @@ def read_model(uri: str) -> ModelSource:
     A `.py` config is a program, and is run: it is trusted as a recipe is.
 
     Raises:
-        CannotRunError: the file cannot be read, has no `model`, or names weights other than a
-            backbone's.
+        CannotRunError: the file cannot be read, has no `model`, needs compiled operators, or names
+            weights other than a backbone's.
     """
     with quiet():
         from mmengine.config import Config
@@ -74,6 +82,12 @@ def read_model(uri: str) -> ModelSource:
     plain: dict[str, Any] = _plain(model, uri)
     imports = (config.get("custom_imports") or {}).get("imports", ())
     imports = (imports,) if isinstance(imports, str) else tuple(imports)
+    compiled = sorted({d["type"] for d in dicts_in(plain) if d.get("type") in _COMPILED})
+    if compiled:
+        raise CannotRunError(
+            f"segmenter.config: {uri}: {', '.join(compiled)} needs mmcv.ops, compiled operators "
+            "that the installed mmcv does not have: choose another head, loss or convolution"
+        )
     pretrained = _take_pretrained(plain, uri)
     return ModelSource(uri, plain, imports, pretrained)
 

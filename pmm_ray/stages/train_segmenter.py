@@ -185,17 +185,21 @@ class SegmenterTask:
         save_model(uri, "segmenter", network, meta)
 
 
-def model_identity(config: SegmenterConfig) -> list[str]:
-    """What the section's paths stand for, by content: part of the stage's hash.
+def model_identity(config: SegmenterConfig, held_out_split: str) -> list[str]:
+    """What decides the result beside the section: part of the stage's hash.
+
+    That is the content of the files which it names, and the split that chooses the weights.
 
     Raises:
-        CannotRunError: a file cannot be read.
+        CannotRunError: a file cannot be read, or the model cannot be used.
     """
+    chooses = config.choose == "best" and config.validate_every < config.iterations
+    split = [held_out_split] if chooses else []
     if config.config is None:
-        return [weights_identity(config.weights, config.backbone)]
+        return [weights_identity(config.weights, config.backbone), *split]
     source = read_model(config.config)
     uri = backbone_weights(config, source)
-    return [source.identity(), "none" if uri is None else file_identity(uri)]
+    return [source.identity(), "none" if uri is None else file_identity(uri), *split]
 
 
 def validation_of(config: SegmenterConfig, context: RunContext) -> SegmenterValidation | None:

@@ -22,7 +22,7 @@ from pmm_ray.nets.segmenter import (
     load_segmenter,
     predict_logits,
 )
-from pmm_ray.nets.segmenter_config import CHANNELS, compiled_operators, segmenter_model
+from pmm_ray.nets.segmenter_config import CHANNELS, segmenter_model
 from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, ModelSource, read_model
 from pmm_ray.runtime.errors import CannotRunError
 
@@ -340,8 +340,3 @@ def test_recipes_carry_the_papers_numbers(
     assert max(ids) + 1 == outputs
     head = segmenter_model(section, outputs, 255)["decode_head"]
     assert (head["in_channels"], head["channels"], head["dropout_ratio"]) == (2048, 512, 0.1)
-
-
-def test_recipes_need_no_compiled_operators() -> None:
-    for path in RECIPES.glob("*.py"):
-        assert compiled_operators(read_model(str(path)).model) == []

@@ -364,9 +364,12 @@ def test_the_identity_follows_the_files_content(tmp_path: Path) -> None:
     names = []
     for name, content in (("a", text), ("b", f"# moved\n{text}"), ("c", text.replace("128", "64"))):
         (tmp_path / f"{name}.py").write_text(content)
-        names.append(model_identity(section(config=str(tmp_path / f"{name}.py"))))
+        names.append(model_identity(section(config=str(tmp_path / f"{name}.py")), "val"))
     assert names[0] == names[1] != names[2]
-    assert model_identity(section()) == ["none"]
+    assert model_identity(section(), "val") == ["none"]
+    # the split matters where it chooses the weights
+    assert model_identity(section(validate_every=2), "val") == ["none", "val"]
+    assert model_identity(section(validate_every=2, choose="last"), "val") == ["none"]
     same = [section(choose="last", validate_every=every).identity() for every in (2, 3)]
     assert same[0] == same[1]
     differ = [section(choose="best", validate_every=every).identity() for every in (2, 3)]
