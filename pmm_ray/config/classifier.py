@@ -131,8 +131,8 @@ class CamsConfig(Section):
     """Images whose long side exceeds this are shrunk to it before scaling, px."""
     stride: Positive = 4
     """Storage resolution: original px per stored CAM px."""
-    batch_size: Positive = execution(8)
-    """Images per task."""
+    batch_size: Positive | Auto = execution("auto")
+    """Images per task; `auto`: 8, or 1 for `multi_crop` on a CPU."""
     views: Positive | Auto = execution("auto")
     """Windows and mirror images per pass of `multi_crop`, of one or several images; `auto`: 32 on
     a GPU, 2 on a CPU."""

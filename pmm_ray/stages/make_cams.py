@@ -81,6 +81,8 @@ def multi_scale_cam(
     height, width = image_HW3.shape[:2]
     size = stored_size(height, width, config.stride)
     rows = torch.tensor([label - 1 for label in labels], device=device)
+    present_1C = torch.zeros((1, model.num_foreground), device=device)
+    present_1C[:, rows] = 1.0
     total_Khw = torch.zeros((len(labels), *size), device=device)
     for view_height, view_width in view_sizes(height, width, config):
         view = Image.fromarray(image_HW3).resize(
@@ -88,7 +90,8 @@ def multi_scale_cam(
         )
         pixels_3HW = torch.from_numpy(np.array(view)).to(device).permute(2, 0, 1)
         batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
-        maps = model.cam_scores(normalise_views(batch, model.input_mean, model.input_std))[:, rows]
+        views = normalise_views(batch, model.input_mean, model.input_std)
+        maps = model.cam_scores(views, present_1C.expand(len(views), -1))[:, rows]
         maps = functional.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
         total_Khw += maps[0] + maps[1].flip(-1) if config.flip else maps[0]
     scores = total_Khw.cpu().numpy()
@@ -102,6 +105,7 @@ def cam_worker(
     config: CamsConfig,
     photographs: Photographs,
     use_gpu: bool,
+    stage: str = STAGE,
     ahead: int = AHEAD,
 ) -> Worker:
     """Makes the worker of one pool process; loads the model once.
@@ -111,13 +115,14 @@ def cam_worker(
         config: kind and parameters of the maps.
         photographs: how images are read.
         use_gpu: where the model goes.
+        stage: named in error rows.
         ahead: images that tasks of their own read before windows are cut, see `read_ahead`.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_classifier(checkpoint_uri)
     model = model.to(device).eval()
     if config.kind == "multi_crop":
-        return crop_worker(CropCams(model, config, device), config, photographs, ahead)
+        return crop_worker(CropCams(model, config, device), config, photographs, stage, ahead)
 
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
@@ -125,11 +130,15 @@ def cam_worker(
         image = photographs.image(manifest)
         return cam_row(manifest, multi_scale_cam(image, labels, model, config, device))
 
-    return row_by_row(STAGE, make)
+    return row_by_row(stage, make)
 
 
 def crop_worker(
-    cams: CropCams, config: CamsConfig, photographs: Photographs, ahead: int = AHEAD
+    cams: CropCams,
+    config: CamsConfig,
+    photographs: Photographs,
+    stage: str = STAGE,
+    ahead: int = AHEAD,
 ) -> Worker:
     """Multi-crop CAMs of a chunk's images, their windows batched together."""
     read = partial(_read, photographs, config.max_long)
@@ -153,7 +162,7 @@ def crop_worker(
             raise cam
         return cam_row(row["manifest"], cam)
 
-    alone = row_by_row(STAGE, make)
+    alone = row_by_row(stage, make)
 
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
         failed: dict[int, RowError] = {}
@@ -169,7 +178,7 @@ def crop_worker(
         for key, error in failed.items():
             manifest = rows[key]["manifest"]
             uri = error.uri or manifest.get("uri") or ""
-            yield ErrorRow(manifest["image_id"], STAGE, error.kind, error.message, uri)
+            yield ErrorRow(manifest["image_id"], stage, error.kind, error.message, uri)
         yield from alone([row for key, row in enumerate(rows) if key not in {*made, *failed}])
 
     return worker
@@ -211,11 +220,18 @@ def run(
         folder,
         inputs={"manifest": images},
         primary="manifest",
-        factory=cam_factory(config, context, checkpoint_uri),
+        factory=cam_factory(config, context, checkpoint_uri, folder.stage),
         schema=tables.CAMS,
         pool=cam_pool(config, context),
-        batch_size=config.batch_size,
+        batch_size=cam_batch(config, context),
     )
+
+
+def cam_batch(config: CamsConfig, context: RunContext) -> int:
+    """Images per task: on a CPU the windows of a single image may take minutes."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    return 1 if config.kind == "multi_crop" and context.cluster.gpus < 1 else 8
 
 
 def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
@@ -229,8 +245,8 @@ def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
 
 
 def cam_factory(
-    config: CamsConfig, context: RunContext, checkpoint_uri: str
+    config: CamsConfig, context: RunContext, checkpoint_uri: str, stage: str = STAGE
 ) -> Callable[[], Worker]:
     """What makes the worker of one actor; see `cam_worker`."""
     use_gpu = context.cluster.gpus >= 1
-    return partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu)
+    return partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu, stage)

@@ -187,7 +187,9 @@ def run_fused(
     first = make_cams.cam_pool(context.config.cams, context)
     if first.gpus == 0:
         first = replace(first, cpus=PRODUCER_CPUS, labels=pool.labels)
-    batch = context.config.cams.batch_size if config.batch_size == "auto" else config.batch_size
+    batch = config.batch_size
+    if batch == "auto":
+        batch = make_cams.cam_batch(context.config.cams, context)
     return run_table_stage(
         context,
         folder,

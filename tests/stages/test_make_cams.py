@@ -32,8 +32,10 @@ class Redness(nn.Module):
 
     input_mean = (0.0, 0.0, 0.0)
     input_std = (1.0, 1.0, 1.0)
+    num_foreground = 3
 
-    def cam_scores(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+    def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
+        self.labels = labels_BC
         return images_B3HW
 
 
@@ -53,6 +55,13 @@ def test_one_view_is_the_normalised_score() -> None:
     np.testing.assert_allclose(maps[1], image[..., 2] / 255, atol=2e-3)
 
 
+def test_a_gated_network_is_told_the_image_s_classes() -> None:
+    network = Redness()
+    config = CamsConfig(scales=(1.0,))
+    multi_scale_cam(np.zeros((4, 6, 3), np.uint8), [1, 3], network, config, CPU)  # type: ignore[arg-type]
+    assert network.labels.tolist() == [[1, 0, 1], [1, 0, 1]]
+
+
 def test_views_are_turned_back_before_they_are_added() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, :2, 0] = 255
@@ -70,7 +79,7 @@ def test_a_map_without_any_score_is_zero_not_nan() -> None:
 
 def test_scores_that_are_not_finite_are_an_error_row() -> None:
     class Broken(Redness):
-        def cam_scores(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
             return images_B3HW / 0.0
 
     with pytest.raises(RowError) as caught:
