@@ -1,27 +1,33 @@
-"""Fewer labels for the joint CRF: those that can never matter become one.
+"""Fewer labels for the joint CRF: those that can hardly matter become one.
 
 A network's softmax gives every class some probability at every pixel; of 81 classes all but a few
-are next to nothing everywhere. Rule 1 of `joint` says which: their messages cannot change a softmax
-denominator by more than a share of 1e-6 together. Added up they behave as one label whose message
-is at least each of theirs, so that merging n of them costs at most n times as much.
+are next to nothing everywhere. Added up they are one label, whose message is at least each of
+theirs and never negative. Rule 1 of `joint` bounds what its message can do: with q the largest
+share of that label in any pixel's scores and W the message of a label that is certain everywhere,
+a softmax denominator changes by a share of at most `q (exp(W q exp(e q W)) - 1)` while `e q W <= 1`.
+The engine allows itself as much when it freezes labels after the first iteration.
 """
 
-# H, W: image; M: labels; K: labels that stay.
+# H, W: image; N: pixels; M: labels; K: labels that stay.
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array, FloatArray, check_array
-from pmm_ray.method.crf.joint import FLOOR, Labels, weak_labels
+from pmm_ray.method.crf.joint import FLOOR
 from pmm_ray.method.crf.parameters import CrfParameters
 
-# The W of rule 1 is a property of the image's lattices, which whoever merges has not built. Over
-# photographs it is at most 1.2 times the sum of the kernels' weights; rounded up generously.
+Labels = npt.NDArray[np.int64]
+
+# How much merging may change a softmax denominator, as a share of it.
+_BUDGET = 5e-4
+# W is a property of the image's lattices, which whoever merges has not built. Over photographs it
+# is at most 1.2 times the sum of the kernels' weights; rounded up generously.
 _HEADROOM = 2.0
-# Where the weights are near zero no label has a message, and one that could win must stay.
-_LEAST_STRENGTH = 1.0
 
 
 def merge_weak_labels(
@@ -37,8 +43,8 @@ def merge_weak_labels(
     Returns:
         The labels that stay, int64 [K], ascending, K at least 1; and their scores, float32
         [K, H, W], followed by the sum of the others' where there are any ([K + 1, H, W]). A label
-        that is merged is the strongest of no pixel. `DenseCrf.joint` of the second gives, at the
-        first K planes, the posteriors of all M labels to within the bound above.
+        that is the strongest of a pixel stays. `DenseCrf.joint` of the second gives, at the first K
+        planes, the posteriors of all M labels to within the bound above.
 
     Raises:
         ValueError: A shape, dtype or value does not fit.
@@ -47,11 +53,34 @@ def merge_weak_labels(
     if len(scores) == 0:
         raise ValueError("scores_MHW has no label")
     clipped = np.clip(scores.astype(np.float32, copy=False), FLOOR, 1.0)
-    weight = parameters.gaussian_weight + parameters.bilateral_weight
-    strongest = max(_HEADROOM * weight, _LEAST_STRENGTH)
-    weak_M: npt.NDArray[np.bool_] = weak_labels(clipped.reshape(len(clipped), -1), strongest)
-    kept = np.flatnonzero(~weak_M)
+    strongest = _HEADROOM * (parameters.gaussian_weight + parameters.bilateral_weight)
+    weak_M, rest_HW = _weakest(clipped, strongest)
     if weak_M.sum() < 2:  # one label merges with nothing
         return np.arange(len(clipped)), clipped
-    rest_HW = clipped[weak_M].sum(axis=0)
+    kept = np.flatnonzero(~weak_M)
     return kept, np.concatenate([clipped[kept], rest_HW[None]])
+
+
+def _weakest(
+    scores_MHW: Float32Array, strongest: float
+) -> tuple[npt.NDArray[np.bool_], Float32Array]:
+    """As many of the weakest labels as the budget allows, bool [M], and the sum of their scores."""
+    total_HW = scores_MHW.sum(axis=0)
+    largest_M = np.array([float((plane_HW / total_HW).max()) for plane_HW in scores_MHW])
+    winners = np.unique(scores_MHW.argmax(axis=0))
+    weak_M = np.zeros(len(scores_MHW), np.bool_)
+    rest_HW = np.zeros_like(total_HW)
+    for label in np.argsort(largest_M, kind="stable"):
+        if label in winners:
+            continue
+        more_HW = rest_HW + scores_MHW[label]
+        if _cost(float((more_HW / total_HW).max()), strongest) > _BUDGET:
+            break
+        weak_M[label], rest_HW = True, more_HW
+    return weak_M, rest_HW
+
+
+def _cost(share: float, strongest: float) -> float:
+    """The bound on what a label of this largest share can change; infinite where none is proven."""
+    first = math.e * share * strongest
+    return share * math.expm1(strongest * share * math.exp(first)) if first <= 1.0 else math.inf

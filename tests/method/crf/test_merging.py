@@ -32,14 +32,14 @@ def test_posteriors_do_not_depend_on_merging(backend: str, labels: int, strong: 
     crf = DenseCrf(image, SEGMENTATION, backend)  # type: ignore[arg-type]
     full = crf.joint(scores)
     merged = crf.joint(planes)[: len(kept)]
-    # at most the number of labels times the budget of 1e-6; the engine settles the rest of it
-    np.testing.assert_allclose(merged, full[kept], atol=5e-4)
+    # the budget of 5e-4 of merging, and that of the engine, which settles labels by itself
+    np.testing.assert_allclose(merged, full[kept], atol=1e-3)
     np.testing.assert_array_equal(kept[merged.argmax(0)], full.argmax(0))
 
 
 def test_what_is_merged_is_the_sum_and_never_the_strongest() -> None:
     scores = softmax_scores(12, [2, 5], seed=3)
-    scores[7, 0, 0] = 0.01  # far from winning, but enough to send a message
+    scores[7, 0, 0] = 0.02  # far from winning, but enough to send a message
     kept, planes = merge_weak_labels(scores, SEGMENTATION)
     assert kept.tolist() == [2, 5, 7]
     rest = np.delete(scores, kept, axis=0)
@@ -47,8 +47,21 @@ def test_what_is_merged_is_the_sum_and_never_the_strongest() -> None:
     assert set(np.unique(scores.argmax(0))) <= set(kept.tolist())
 
 
+def test_labels_that_may_matter_together_are_not_all_merged() -> None:
+    # each alone is weak enough; ten of them at one pixel are not
+    scores = np.full((12, 20, 20), 1e-5, np.float32)
+    scores[0] = 1.0
+    scores[1:11, 5, 5] = 0.002
+    kept, planes = merge_weak_labels(scores, SEGMENTATION)
+    assert 0 in kept
+    assert 2 < len(kept) < 12
+    share = planes[-1] / planes.sum(0)
+    assert 0 < share.max() < 0.006
+
+
 def test_a_network_that_cannot_decide_keeps_every_label() -> None:
-    scores = np.full((30, 4, 5), 1 / 30, np.float32)
+    scores = np.full((30, 6, 5), 1 / 30, np.float32)
+    scores += np.eye(30, dtype=np.float32).reshape(30, 6, 5) / 100  # each is the strongest once
     for parameters in (SEGMENTATION, CrfParameters(0, 1.0, 0.0, 67.0, 3.0, 0.0)):
         kept, planes = merge_weak_labels(scores, parameters)
         assert kept.tolist() == list(range(30))
