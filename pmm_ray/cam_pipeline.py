@@ -129,7 +129,7 @@ class CamPipeline:
     def make_base_cams(self, classifier: StageFolder) -> StageFolder:
         """First classifier -> activation maps of the training split, for the base masks."""
         train = [self.config.data.train_split]
-        return self._cams_stage("make_cams-base", self.config.base.cams, classifier, train)
+        return self._cams_stage("make_base_cams", self.config.base.cams, classifier, train)
 
     def make_base_masks(self, cams: StageFolder) -> StageFolder:
         """Those maps -> where the first classifier is sure of a class (joint CRF)."""

@@ -31,7 +31,7 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
     plan = ["import_data", *(["rasterize_masks"] if drawn else [])]
     plan += ["train_classifier"]
     if config.multicrop.enabled:
-        plan += ["make_cams-base", "make_base_masks", "train_multicrop"]
+        plan += ["make_base_cams", "make_base_masks", "train_multicrop"]
     plan += ["make_cams", *planned_walk(config)]
     plan += ["sweep-alpha"] if config.masks.alpha == "auto" else []
     for method in config.evaluate.ladder:

@@ -75,7 +75,7 @@ def test_multi_crop_training_needs_base_masks_of_a_first_classifier() -> None:
     plan = planned_stages(config)
     assert plan[1:6] == (
         "train_classifier",
-        "make_cams-base",
+        "make_base_cams",
         "make_base_masks",
         "train_multicrop",
         "make_cams",
@@ -85,7 +85,7 @@ def test_multi_crop_training_needs_base_masks_of_a_first_classifier() -> None:
     assert [plan[i] for i in last] == list(plan[:4])
     # the base masks are no masks of the ladder
     masks = [plan[i] for i in Selection(plan, only="make_masks").positions]
-    assert not {"make_base_masks", "make_cams-base"} & set(masks)
+    assert not {"make_base_masks", "make_base_cams"} & set(masks)
 
 
 @pytest.mark.parametrize(

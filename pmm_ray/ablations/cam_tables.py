@@ -15,7 +15,7 @@ from pmm_ray.runtime.stage import StageFolder, Summary
 if TYPE_CHECKING:
     from pmm_ray.stages.score_cams import Way
 
-BASE_STAGES = ("make_cams-base", "make_base_masks")
+BASE_STAGES = ("make_base_cams", "make_base_masks")
 IMAGES = 100
 """Held-out images scored, unless `--images` says otherwise."""
 _Section = TypeVar("_Section", bound=ClassifierConfig)

@@ -232,11 +232,11 @@ def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
     config = cams_config(views=16)
     source = InMemory("", False, 10**6, space)
     worker = crop_worker(
-        CropCams(Colours(), config, CPU), config, source, "make_cams-base", ahead=0
+        CropCams(Colours(), config, CPU), config, source, "make_base_cams", ahead=0
     )
     results = list(worker(rows))
     failed = [r for r in results if isinstance(r, ErrorRow)]
-    assert {r.stage for r in failed} == {"make_cams-base"}
+    assert {r.stage for r in failed} == {"make_base_cams"}
     assert {r.image_id: (r.kind, r.message) for r in failed} == {
         "i1": ("decode", "broken"),
         "i2": ("internal", "RuntimeError: white is too much"),
