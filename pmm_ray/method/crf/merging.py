@@ -4,7 +4,7 @@ A network's softmax gives every class some probability at every pixel; of 81 cla
 are next to nothing everywhere. Added up they are one label, whose message is at least each of
 theirs and never negative. Rule 1 of `joint` bounds what its message can do: with q the largest
 share of that label in any pixel's scores and W the message of a label that is certain everywhere,
-a softmax denominator changes by a share of at most `q (exp(W q exp(e q W)) - 1)` while `e q W <= 1`.
+a softmax denominator changes by a share of at most `q (exp(W q exp(e q W)) - 1)`, if `e q W <= 1`.
 The engine allows itself as much when it freezes labels after the first iteration.
 """
 
