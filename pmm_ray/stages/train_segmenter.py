@@ -288,11 +288,18 @@ def run(
             "or segmenter.accumulate"
         )
     _check_model(task)
-    if chosen:
+    if validation is not None:
+        use = (
+            "they choose the weights, as segmenter.choose: last would not" if chosen else "watched"
+        )
         context.progress.message(
-            f"{folder.stage}: the weights are chosen by ground truth of split "
-            f"{data.held_out_split!r}, which uses pixel labels; segmenter.choose: last does not"
+            f"{folder.stage}: pixel labels used ({data.held_out_split}, "
+            f"{len(validation.rows())} images): {use}"
         )
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "segmenter")
-    return summarize(folder, job, meta["training"])
+    summary = summarize(folder, job, meta["training"])
+    if validation is None:
+        return summary
+    details = summary.details | {"split": data.held_out_split}
+    return summary.model_copy(update={"details": details})

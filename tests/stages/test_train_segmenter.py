@@ -62,8 +62,9 @@ def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path
     folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
     uri = masks(shapes, tmp_path / "masks", 1)
     summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
-    assert "uses pixel labels" in context.progress._stream.getvalue()
+    assert "pixel labels used (val, 4 images): they choose" in context.progress._stream.getvalue()
     assert summary.pixel_labels_used
+    assert summary.details["split"] == "val"
     scores = {e["step"]: e["validation_miou"] for e in read_events(context.run_dir, "validation")}
     assert sorted(scores) == [2, 3]
     best = max(scores, key=lambda step: (scores[step], -step))
