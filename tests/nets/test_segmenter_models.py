@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,58 @@ def test_a_users_model_is_fitted_to_the_data_set(tmp_path: Path) -> None:
     # the source itself is as the user wrote it
     assert source.model["decode_head"]["num_classes"] == 19
     step(build_segmenter(CONFIG, 4, 255, underfitting=pus, source=source))
+
+
+PROGRAM = """
+import sys
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmengine.structures import PixelData
+config = Config.fromfile(sys.argv[1])
+init_default_scope("mmseg")
+model = MODELS.build(config.model).train()
+samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 32, 32).long()))] * 2
+print(sorted(model.loss(torch.randn(2, 3, 32, 32), samples)), "ray" in sys.modules)
+"""
+
+
+def test_our_parts_serve_a_config_outside_of_this_project(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "custom_imports = dict(imports=['pmm_ray.nets.segmenter'])\n"
+        "model = dict(type='EncoderDecoder', "
+        "backbone=dict(type='PmmEfficientNetLite0', output_stride=32), "
+        "decode_head=dict(type='FCNHead', in_channels=320, in_index=3, channels=8, num_convs=1, "
+        "num_classes=5, loss_decode=dict(type='PretendedUnderfittingLoss', kind='pow', "
+        "beta=0.5, kappa=0.5, scope='image')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "theirs.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "['decode.acc_seg', 'decode.loss_pus'] False" in done.stdout, done.stderr
+
+
+def test_frozen_norms_stay_frozen_when_they_are_synchronised() -> None:
+    config = CONFIG.model_copy(update={"freeze_norm": True})
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(build_segmenter(config, 4, 255))  # type: ignore[no-untyped-call]
+    network.eval()
+    network.train()
+    synchronised = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.SyncBatchNorm)
+    ]
+    assert {name.split(".")[0]: module.training for name, module in synchronised} == {
+        "backbone": False,
+        "decode_head": True,
+        "auxiliary_head": True,
+    }
+    assert not any(m.training for name, m in synchronised if name.startswith("backbone"))
 
 
 def test_the_identity_is_the_content(tmp_path: Path) -> None:
