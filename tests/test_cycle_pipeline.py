@@ -16,6 +16,8 @@ from pmm_ray.cycle_pipeline import CyclePipeline, Variant, planned_rounds
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.nets.segmenter import describe
 from pmm_ray.predict import find_segmenter
+from pmm_ray.report.run_data import load_run
+from pmm_ray.run import run_recipe
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.cluster import ClusterResources
 from pmm_ray.runtime.errors import CannotRunError
@@ -28,6 +30,7 @@ from pmm_ray.stages.make_masks import mask_row
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
+SHAPES = Path(__file__).resolve().parents[1] / "recipes" / "shapes.yaml"
 SIDE = 10
 
 
@@ -174,6 +177,57 @@ def test_if_better_without_truth_is_refused_before_anything_runs(
     pipeline = Rehearsal(session, {}, io.StringIO())
     with pytest.raises(CannotRunError, match="if_better compares on images of split 'nowhere'"):
         pipeline.begin(shapes)
+
+
+def test_pmm_run_refuses_if_better_without_truth(
+    shapes: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = tables.read_table(shapes.uri)
+    rows = [row | {"ground_truth_uri": None} for row in table.to_pylist()]
+    manifest = tmp_path / "manifest.parquet"
+    manifest.write_bytes(tables.to_bytes(type(table).from_pylist(rows, table.schema)))
+    settings = ["data.source=manifest", f"data.root={manifest}", "cycles.update=if_better"]
+    run_dir = tmp_path / "run"
+    assert run_recipe(SHAPES, run_dir=str(run_dir), settings=settings) == 1
+    said = " ".join(capfd.readouterr().err.split())
+    assert "cycles.update: if_better compares on images of split 'val'" in said
+    assert "use cycles.update: always" in said
+    assert not list(run_dir.glob("train_*"))
+
+
+@pytest.mark.slow
+def test_whole_runs_end_their_cycles_as_they_are_told(
+    ray_session: ClusterResources, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All stages are real; the second run finds all but its decisions done."""
+    small = [
+        *("data.images=16", "data.size=48", "data.classes=2", "evaluate.ladder=[]"),
+        *("classifier.epochs=1", "classifier.batch_size=4", "classifier.crop_size=48"),
+        *("classifier.resize_long=[48, 64]", "classifier.workers=1", "cams.scales=[1.0]"),
+        *("segmenter.iterations=2", "segmenter.batch_size=2", "segmenter.channels=8"),
+        *("segmenter.crop_size=64", "segmenter.resize_base=[96, 64]", "segmenter.workers=1"),
+        *("segmenter.choose=last", "predict.ratios=[1.0]", "predict.flip=false"),
+        *("predict.resize_base=[96, 64]", "predict.crf.iterations=1", "cycles.rounds=2"),
+    ]
+    place = str(tmp_path / "run")
+    assert run_recipe(SHAPES, run_dir=place, settings=[*small, "cycles.stop_when=0"]) == 0
+    stages = [record.stage for record in load_run(place).stages]
+    assert stages[-2:] == ["compare_masks-r1", "evaluate-cyclic-r1"]
+    assert "train_segmenter-r1" not in stages
+    assert "more than cycles.stop_when 0.0: the cycle ends" in " ".join(
+        capfd.readouterr().err.split()
+    )
+    assert run_recipe(SHAPES, run_dir=place, settings=[*small, "cycles.update=if_better"]) == 0
+    run = load_run(place)
+    [choice] = [r.summary for r in run.stages if r.stage == "choose_masks-r1" and r.summary]
+    scores = {e.masks_stage: e.mean_iou for e in run.evaluations if e.split == "val"}
+    # both have every held-out image here, so the comparison is that of the evaluations
+    assert choice.metrics["segmenter"] == pytest.approx(scores["predict_masks-r0-val"], abs=1e-6)
+    assert choice.metrics["supervision"] == pytest.approx(scores["make_masks"], abs=1e-6)
+    went_on = "predict_masks-r1" in [record.stage for record in run.stages]
+    assert went_on == (choice.metrics["segmenter"] > choice.metrics["supervision"])
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "choose_masks-r1 <small>val</small>" in html
 
 
 def test_the_plan_of_rounds() -> None:
