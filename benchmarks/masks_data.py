@@ -6,13 +6,15 @@ import argparse
 import io
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from PIL import Image
 
@@ -78,15 +80,63 @@ def run_in(run_dir: Path, manifest: str, cluster: ClusterResources) -> Iterator[
             config=RunConfig(),
             manifest=open_manifest(manifest),
             cluster=cluster,
-            events=EventLog(str(run_dir), "driver"),
+            events=Clock(str(run_dir)),
             progress=Progress(stream=io.StringIO()),
             attempt=attempt,
         )
 
 
-def steady(times: Sequence[float], images: Sequence[int], workers: int) -> float:
-    """Images/s from the moment when every worker had finished a chunk to the end."""
-    return sum(images[workers:]) / (times[-1] - times[workers - 1])
+class Clock(EventLog):
+    """An event log that notes when chunks finish, and the CPU seconds spent by then."""
+
+    def __init__(self, run_dir: str) -> None:
+        super().__init__(run_dir, "driver")
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was before."""
+        self.started = time.monotonic()
+        self.chunks: list[tuple[float, float, int]] = []
+
+    def chunk(self, images: int) -> None:
+        """A chunk is done."""
+        self.chunks.append((time.monotonic(), cpu_seconds(), images))
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Record an event of the stage."""
+        super().write(event, **fields)
+        if event == "chunk":
+            self.chunk(fields["images"])
+
+    def rates(self, workers: int) -> Rates:
+        """From the moment when every worker had finished a chunk to the end."""
+        first, last = self.chunks[workers - 1], self.chunks[-1]
+        images = sum(chunk[2] for chunk in self.chunks[workers:])
+        return Rates(
+            images / (last[0] - first[0]),
+            (last[1] - first[1]) / images,
+            self.chunks[0][0] - self.started,
+        )
+
+
+class Rates(NamedTuple):
+    """How fast one side was once it ran, and how long until it did."""
+
+    images_per_second: float
+    cpu_seconds: float
+    """Of one image, over all processes: workers, driver, and what Ray runs."""
+    first_chunk: float
+    """Seconds until the first chunk was done."""
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and all below it."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def peak_bytes(pid: int | str = "self") -> int:

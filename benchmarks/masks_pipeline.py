@@ -5,6 +5,7 @@
     python benchmarks/masks_pipeline.py memory    # peak memory at 500 and 5,000 rows
     python benchmarks/masks_pipeline.py resume    # 82,081 rows: all done, half done
     python benchmarks/masks_pipeline.py sweep     # 12 combinations of parameters against one
+    python benchmarks/masks_pipeline.py latency   # photographs that take time to be read
 
 Photographs and CAMs: `--voc` a VOC2012 folder and `--cams` a folder of ID.npz (keys, cam); default:
 the shared ones. They are repeated under other ids to get the rows that are asked for. Both sides of
@@ -29,34 +30,33 @@ from typing import Any
 
 import cv2
 import numpy as np
-from masks_data import make_tables, peak_bytes, run_in, runtime, shared, steady
+from masks_data import Clock, Rates, make_tables, peak_bytes, run_in, runtime, shared
+from masks_resume import resume
 from masks_script import script_mask, start_script
 from PIL import Image
 
-from pmm_ray.config import MasksConfig, RunConfig
-from pmm_ray.labels import VOC12
+from pmm_ray.config import MasksConfig
 from pmm_ray.method.cams import smooth, upsample_cam
 from pmm_ray.method.crf import CrfParameters, DenseCrf
 from pmm_ray.method.crf.warm import warm_up
-from pmm_ray.runtime import tables
+from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.cluster import connect, one_thread
-from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.index import index_file, read_index
 from pmm_ray.runtime.stage import RunContext, StageFolder
 from pmm_ray.runtime.stream import Output, make_chunks, run_chunk
 from pmm_ray.runtime.table_stage import auto_batch
-from pmm_ray.sources.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.sources.manifest import open_manifest
 from pmm_ray.stages import make_masks, sweep_masks
 from pmm_ray.stages.make_masks import mask_factory
 from pmm_ray.stages.photographs import Photographs
 
-COCO_ROWS = 82_081
 
-
-def stage_side(context: RunContext, cams: str, name: str) -> tuple[float, float, StageFolder]:
-    """(images/s, seconds up to the first chunk, folder) of the stage."""
+def stage_side(context: RunContext, cams: str, name: str) -> tuple[Rates, StageFolder]:
+    """The stage as it is, on the cluster that is connected."""
     folder = StageFolder.below(context.run_dir, name, "00000000")
-    started = time.time()
+    clock = context.events
+    assert isinstance(clock, Clock)
+    clock.begin()
     make_masks.run(
         MasksConfig(),
         context,
@@ -64,10 +64,7 @@ def stage_side(context: RunContext, cams: str, name: str) -> tuple[float, float,
         cams=index_file(cams),
         images=index_file(context.manifest.uri),
     )
-    chunks = [e for e in read_events(context.run_dir, "chunk") if e["stage"] == name]
-    times = [event["time"] for event in chunks]
-    rate = steady(times, [event["images"] for event in chunks], int(context.cluster.cpus))
-    return rate, times[0] - started, folder
+    return clock.rates(context.cluster.default_tasks()), folder
 
 
 def start_worker(factory: Callable[[], Any], output: Output) -> None:
@@ -82,68 +79,85 @@ def pool_chunk(chunk: str) -> dict[str, Any]:
     return run_chunk(chunk, WORKER, OUTPUT)
 
 
-def pool_side(context: RunContext, cams: str, name: str, workers: int) -> tuple[float, float]:
-    """(images/s, seconds up to the first chunk) of the same work in a multiprocessing.Pool."""
+def pool_side(context: RunContext, cams: str, name: str, workers: int) -> Rates:
+    """The same work in a multiprocessing.Pool."""
     folder = StageFolder.below(context.run_dir, name, "00000000")
     index = index_file(cams)
     inputs = {"cams": index, "manifest": index_file(context.manifest.uri)}
-    chunks = make_chunks(index.image_ids, inputs, auto_batch(len(index), workers, 0.06))
+    chunks = make_chunks(
+        index.image_ids, inputs, auto_batch(len(index), workers, make_masks.IMAGE_SECONDS)
+    )
     output = Output(folder.uri, tables.MASKS, name, context.run_dir, context.attempt)
     factory = mask_factory(MasksConfig(), context, name, "proportional")
-    started = time.time()
+    clock = Clock(context.run_dir)
     spawn = multiprocessing.get_context("spawn")
-    times, images = [], []
     with spawn.Pool(workers, start_worker, (factory, output)) as pool:
         for counts in pool.imap_unordered(pool_chunk, chunks):
             if counts["failure"]:
                 sys.exit(counts["failure"])
-            times.append(time.time())
-            images.append(counts["images"])
-    return steady(times, images, workers), times[0] - started
+            clock.chunk(counts["images"])
+    return clock.rates(workers)
 
 
 def against_pool(options: argparse.Namespace, folder: Path) -> None:
     """Throughput of the stage and of a bare pool, alternating."""
     manifest, cams = make_tables(folder, options, options.rows or 600)
-    rates: dict[str, list[float]] = {"stage": [], "pool": []}
-    with connect("local", runtime(options), str(folder / "run")) as cluster:
-        for turn in range(options.repeats):
-            with run_in(folder / "run", manifest, cluster) as context:
-                rate, start, done = stage_side(context, cams, f"stage-{turn}")
-                rates["stage"].append(rate)
-                bare, bare_start = pool_side(context, cams, f"pool-{turn}", options.workers)
-                rates["pool"].append(bare)
-            print(f"stage {rate:6.2f} images/s (first chunk after {start:4.1f} s)", end="   ")
-            print(f"pool {bare:6.2f} images/s (first chunk after {bare_start:4.1f} s)")
-    summary = done.summary()
-    a, b = (statistics.median(rates[side]) for side in ("stage", "pool"))
-    print(f"median {a:.2f} and {b:.2f} images/s: {a / b:.3f}x (goal 0.9x); {summary}")
-
-
-def against_script(options: argparse.Namespace, folder: Path) -> None:
-    """The stage, the script, and the CRF engines alone, on the same images."""
-    rows = options.rows or 150
-    manifest, cams = make_tables(folder, options, rows)
+    sides: dict[str, list[Rates]] = {"stage": [], "pool": []}
     with (
         connect("local", runtime(options), str(folder / "run")) as cluster,
         run_in(folder / "run", manifest, cluster) as context,
     ):
-        stage_rate, _, done = stage_side(context, cams, "stage")
-        stems = [image_id[:-4] for image_id in index_file(manifest).image_ids]
-        jobs = [(stem, options.voc, options.cams, str(folder / "script")) for stem in stems]
-        (folder / "script").mkdir()
-        spawn = multiprocessing.get_context("spawn")
-        times = []
-        with spawn.Pool(options.workers, start_script) as pool:
-            for _ in pool.imap_unordered(script_mask, jobs):
-                times.append(time.time())
-    script_rate = steady(times, [1] * len(times), options.workers)
+        for turn in range(options.repeats):
+            sides["stage"].append(stage_side(context, cams, f"stage-{turn}")[0])
+            sides["pool"].append(pool_side(context, cams, f"pool-{turn}", options.workers))
+            for name, found in sides.items():
+                show(name, found[-1])
+    stage, pool = sides["stage"], sides["pool"]
+    wall = median(stage, "images_per_second") / median(pool, "images_per_second")
+    cpu = median(pool, "cpu_seconds") / median(stage, "cpu_seconds")
+    print(f"stage / pool: {wall:.3f}x by the clock, {cpu:.3f}x by CPU time (goal 0.9x)")
+
+
+def show(name: str, rates: Rates) -> None:
+    """One line."""
+    print(
+        f"{name:6} {rates.images_per_second:6.2f} images/s, {rates.cpu_seconds * 1e3:6.1f} CPU ms"
+        f" an image, first chunk after {rates.first_chunk:.1f} s"
+    )
+
+
+def median(found: Sequence[Rates], field: str) -> float:
+    """Of one of their numbers."""
+    return statistics.median(getattr(rates, field) for rates in found)
+
+
+def against_script(options: argparse.Namespace, folder: Path) -> None:
+    """The stage, the script, and the CRF engines alone, on the same images."""
+    rows = options.rows or 600
+    manifest, cams = make_tables(folder, options, rows)
+    (folder / "script").mkdir()
+    with (
+        connect("local", runtime(options), str(folder / "run")) as cluster,
+        run_in(folder / "run", manifest, cluster) as context,
+    ):
+        stage, done = stage_side(context, cams, "stage")
+    stems = sorted({image_id[:-4] for image_id in index_file(manifest).image_ids})
+    jobs = [(stem, options.voc, options.cams, str(folder / "script")) for stem in stems]
+    clock = Clock(str(folder / "run"))
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(options.workers, start_script) as pool:
+        for _ in pool.imap_unordered(script_mask, jobs):
+            clock.chunk(1)
+    script = clock.rates(options.workers)
+    show("stage", stage)
+    show("script", script)
     differing, pixels = differences(done.uri, folder / "script")
     engine = engine_ratio(options, stems)
-    ratio = stage_rate / script_rate
-    print(f"{rows} images, {options.workers} workers: stage {stage_rate:.2f} images/s,", end=" ")
-    print(f"script {script_rate:.2f} images/s: {ratio:.2f}x; {differing} of {pixels} px differ")
-    print(f"engine alone {engine:.2f}x; pipeline / engine {ratio / engine:.3f} (goal 0.9)")
+    wall = stage.images_per_second / script.images_per_second
+    cpu = script.cpu_seconds / stage.cpu_seconds
+    print(f"stage / script: {wall:.2f}x by the clock, {cpu:.2f}x by CPU time;", end=" ")
+    print(f"{differing} of {pixels} px differ; the engines alone: {engine:.2f}x")
+    print(f"pipeline / engine: {wall / engine:.3f} by the clock, {cpu / engine:.3f} by CPU time")
 
 
 def differences(stage: str, script: Path) -> tuple[int, int]:
@@ -187,11 +201,11 @@ def measure_memory(options: argparse.Namespace, folder: Path) -> None:
         connect("local", runtime(options), str(folder / "run")) as cluster,
         run_in(folder / "run", str(folder / "manifest.parquet"), cluster) as context,
     ):
-        rate, _, _ = stage_side(context, str(folder / "cams.parquet"), "stage")
+        rates, _ = stage_side(context, str(folder / "cams.parquet"), "stage")
         tasks = [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::")]
         ours = psutil.Process().children(recursive=True)
         workers = [peak_bytes(p.pid) for p in tasks if p in ours]
-    print(json.dumps({"rate": rate, "driver": peak_bytes(), "worker": max(workers)}))
+    print(json.dumps({"driver": peak_bytes(), "worker": max(workers), "rate": rates[0]}))
 
 
 def memory(options: argparse.Namespace, folder: Path) -> None:
@@ -214,85 +228,6 @@ def child(action: str, folder: Path, options: argparse.Namespace) -> str:
     command += ["--workers", str(options.workers)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1]
-
-
-def resume(options: argparse.Namespace, folder: Path) -> None:
-    """A table of COCO's size, whole and half: seconds until the stage ends or goes on."""
-    rows = options.rows or COCO_ROWS
-    mask = make_masks.mask_row({"image_id": "x"}, blobs(), VOC12, 0)
-    images = [
-        ManifestRow(f"image-{i:06d}", f"{i:06d}.jpg", (1, 2), 480, 640, "train")
-        for i in range(rows)
-    ]
-    manifest = str(folder / "manifest.parquet")
-    write_manifest(manifest, images, VOC12, source="benchmark", exif="ignore")
-    ids = [image.image_id for image in images]
-    output = StageFolder.below(str(folder / "run"), "stage", "00000000")
-    names = []
-    for first in range(0, rows, 32):
-        chunk = ids[first : first + 32]
-        names.append(output.path(f"part-{tables.chunk_name(chunk)}.parquet"))
-        tables.write_rows(names[-1], [mask | {"image_id": i} for i in chunk], tables.MASKS)
-    done = json.loads(child("measure-resume", folder, options))
-    print(
-        f"{rows} rows in {len(names)} parts, all done: {done['seconds']:.1f} s in the stage,",
-        end=" ",
-    )
-    print(f"{done['process']:.1f} s in all (goal 15 s)")
-    Path(output.path("summary.json")).unlink()
-    Path(output.path("index.parquet")).unlink()
-    for name in names[::2]:
-        Path(name).unlink()
-    half = json.loads(child("measure-half", folder, options))
-    print(f"half done: {half['seconds']:.2f} s until the other half is sent to the workers")
-
-
-def blobs() -> Any:
-    """A mask with two objects, 480 x 640."""
-    mask = np.zeros((480, 640), np.uint8)
-    cv2.ellipse(mask, (200, 240), (120, 180), 20, 0, 360, 1, -1)
-    cv2.ellipse(mask, (430, 300), (90, 130), -30, 0, 360, 2, -1)
-    return mask
-
-
-def measure_resume(folder: Path) -> None:
-    """Child process: the stage on a finished table that has no summary yet."""
-    from pmm_ray.runtime.table_stage import run_table_stage  # what a command imports as well
-
-    with (
-        connect("local", RunConfig().runtime, str(folder / "run")) as cluster,
-        run_in(folder / "run", str(folder / "manifest.parquet"), cluster) as context,
-    ):
-        started = time.monotonic()
-        images = index_file(context.manifest.uri)
-        stage = StageFolder.below(context.run_dir, "stage", "00000000")
-        summary = run_table_stage(
-            context,
-            stage,
-            inputs={"manifest": images},
-            primary="manifest",
-            factory=make_masks.mask_factory(MasksConfig(), context, "stage", "proportional"),
-            schema=tables.MASKS,
-            pool=make_masks.mask_pool(MasksConfig(), context),
-            batch_size=32,
-        )
-        stage.finish(summary)
-        seconds = time.monotonic() - started
-    import psutil
-
-    print(json.dumps({"seconds": seconds, "process": time.time() - psutil.Process().create_time()}))
-
-
-def measure_half(folder: Path) -> None:
-    """Child process: what a resumed stage does before it sends anything."""
-    from pmm_ray.runtime.index import scan_parts
-
-    started = time.monotonic()
-    images = index_file(str(folder / "manifest.parquet"))
-    finished = set(scan_parts(str(folder / "run" / "stage-00000000"))[0].image_ids)
-    todo = [image_id for image_id in images.image_ids if image_id not in finished]
-    make_chunks(todo, {"manifest": images}, 32)
-    print(json.dumps({"seconds": time.monotonic() - started}))
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> None:
@@ -325,15 +260,49 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
     print(f"{spent[len(points)] / spent[1]:.2f}x the time of one (goal 4x)")
 
 
+def latency(options: argparse.Namespace, folder: Path) -> None:
+    """Seconds of a mask where reading a photograph takes time, with and without reading ahead."""
+    manifest, cams = make_tables(folder, options, options.rows or 40)
+    one_thread()
+    opened = open_manifest(manifest)
+    photographs = Photographs(opened.root, opened.apply_exif, 10**9, opened.label_space)
+    parameters = make_masks.mask_parameters(MasksConfig(), "proportional")
+    worker = make_masks.mask_worker("proportional", parameters, "lattice", photographs, "x")
+    rows = [
+        {"manifest": m, "cams": c}
+        for m, c in zip(
+            tables.read_table(manifest).to_pylist(),
+            tables.read_table(cams).to_pylist(),
+            strict=True,
+        )
+    ]
+    list(worker(rows))
+    read = storage.read_bytes
+    for milliseconds in (0, 20, 50, 100):
+
+        def slow(uri: str, limit: int | None = None, pause: float = milliseconds / 1e3) -> bytes:
+            time.sleep(pause)
+            return read(uri, limit)
+
+        storage.read_bytes = slow
+        spent = []
+        for chunks in ([rows], [[row] for row in rows]):  # a chunk of one row: nothing is ahead
+            started = time.monotonic()
+            for chunk in chunks:
+                list(worker(chunk))
+            spent.append((time.monotonic() - started) / len(rows) * 1e3)
+        print(f"read {milliseconds:3} ms: {spent[0]:.1f} ms a mask, {spent[1]:.1f} not ahead")
+    storage.read_bytes = read
+
+
 ACTIONS: dict[str, Callable[[argparse.Namespace, Path], None]] = {
     "pool": against_pool,
     "script": against_script,
     "memory": memory,
     "resume": resume,
     "sweep": sweep,
+    "latency": latency,
     "measure-memory": measure_memory,
-    "measure-resume": lambda options, folder: measure_resume(folder),
-    "measure-half": lambda options, folder: measure_half(folder),
 }
 
 

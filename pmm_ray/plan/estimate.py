@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline import planned_stages
@@ -13,20 +14,20 @@ from pmm_ray.plan.measure import (
     TableTiming,
     Timing,
     TrainingTiming,
-    training_length,
-    training_section,
 )
 from pmm_ray.plan.sample import Group, Sample
+from pmm_ray.plan.trainings import training_length, training_section
 from pmm_ray.runtime.session import base_name
 from pmm_ray.stages.sweep_masks import AUTO_IMAGES
 
 # The section and field that bound a stage's workers; other stages take every CPU.
 _POOLS = {
-    "make_cams": ("cams", "actors"),
-    "make_masks": ("masks", "tasks"),
-    "make_base_masks": ("base", "tasks"),
-    "predict_masks": ("predict", "actors"),
-    "sweep": ("masks", "tasks"),
+    "make_cams": "cams.actors",
+    "make_masks": "masks.tasks",
+    "make_base_masks": "base.tasks",
+    "walk_cams": "affinity.walk.actors",
+    "predict_masks": "predict.actors",
+    "sweep": "masks.tasks",
 }
 # Later rounds are not run on the sample: what does the same work for an image.
 _SAME_WORK = {"compare_masks": "evaluate"}
@@ -129,37 +130,32 @@ def _cost(
         held_out = _of(population, lambda g: g.split == config.data.held_out_split)
         trained, validated = training_length(section, images, held_out)
         seconds = trained * timing.image_seconds + validated * timing.validation_seconds
-        # `auto` takes what CPUs a GPU's node has to spare, and none where CPUs compute
-        decoding = 0 if section.loader_processes == "auto" else section.loader_processes
-        threads = section.threads_per_worker + decoding
         return Cost(
             stage,
             images,
             timing.network_bytes,
             timing.start_seconds + seconds,
-            held_cpus=timing.workers * threads,
+            held_cpus=timing.cpus,
             held_gpus=timing.workers if gpus >= 1 else 0,
         )
     if isinstance(timing, TableTiming):
         images = _images(stage, timing.groups, config, sample)
-        seconds = images * timing.image_seconds
-        # a share of a CPU is a scheduling device: a worker computes on a whole one
-        cpus = 1.0 if timing.cpus and not timing.gpus else timing.cpus
         return Cost(
             stage,
             images,
             images * timing.image_bytes,
             timing.start_seconds,
-            cpu_seconds=seconds * cpus,
-            gpu_seconds=seconds * timing.gpus,
+            cpu_seconds=images * timing.cpu_seconds,
+            gpu_seconds=images * timing.gpu_seconds,
             most_workers=_most_workers(stage, config),
         )
     return Cost(stage, timed=False)
 
 
 def _most_workers(stage: str, config: RunConfig) -> int | None:
-    section, field = _POOLS.get(base_name(stage), ("", ""))
-    workers = getattr(getattr(config, section, None), field, None)
+    workers: Any = config
+    for name in _POOLS.get(base_name(stage), "").split("."):
+        workers = getattr(workers, name, None)
     return workers if isinstance(workers, int) else None
 
 

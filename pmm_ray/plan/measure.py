@@ -13,42 +13,40 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pmm_ray.config import AffinityConfig, ClassifierConfig, RunConfig, Section, SegmenterConfig
+from pmm_ray.config import RunConfig, Section
 from pmm_ray.pipeline import Pipeline, planned_stages, run_stages
 from pmm_ray.plan.sample import Group, Sample, draw_sample
+from pmm_ray.plan.trainings import (
+    is_training,
+    short_training,
+    training_section,
+    validation_images,
+)
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime import storage
 from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.index import read_index
 from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.sampling import split_workers
-from pmm_ray.runtime.session import Selection, Session, base_name
+from pmm_ray.runtime.session import Selection, Session
 from pmm_ray.runtime.stage import Summary
+from pmm_ray.runtime.training import loader_processes
 
-TrainingConfig = ClassifierConfig | SegmenterConfig | AffinityConfig
-
-# Steps of a training: the first one is left out of its throughput.
-_STEPS = 4
 # Processes that a table stage is timed on: enough to share memory and caches as in the run.
 _WORKERS = 4
-# A step on a CPU is timed with as many images per worker as make so many px, and at least two.
-_STEP_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
 class TableTiming:
-    """A stage that maps images to rows."""
+    """A stage that maps images to rows, in one pool or in two."""
 
     start_seconds: float
     """Wall time that does not depend on the number of images."""
-    image_seconds: float
-    """Of one worker for one image."""
+    cpu_seconds: float
+    """Of cores for one image."""
+    gpu_seconds: float
+    """Of GPUs for one image."""
     image_bytes: float
-    cpus: float
-    """Of one worker."""
-    gpus: float
     groups: frozenset[Group]
     """Whose images the stage takes."""
 
@@ -63,6 +61,8 @@ class TrainingTiming:
     validation_seconds: float
     """Wall time of a validation, divided by its images."""
     workers: int
+    cpus: int
+    """That all workers and their loader processes hold."""
     network_bytes: int
 
 
@@ -160,7 +160,7 @@ def measure(
         events.setdefault(str(row.get("stage")), []).append(row)
     timings: dict[str, Timing] = {}
     for record in load_run(run_dir, with_curves=False).stages:
-        timing = _timing(record, events.get(record.stage, []), sample, short)
+        timing = _timing(record, events.get(record.stage, []), sample, short, cluster)
         if timing is not None:
             timings[record.stage] = timing
     return Measured(timings, sample, cluster, connect_seconds)
@@ -174,63 +174,38 @@ def sample_config(config: RunConfig, cluster: ClusterResources, training_images:
         cluster: what there is.
         training_images: of the sample.
     """
-    update: dict[str, Any] = {}
-    for name in RunConfig.model_fields:
-        section = getattr(config, name)
-        if isinstance(section, TrainingConfig):
-            update[name] = _short_training(section, cluster, training_images)
-        elif isinstance(section, Section):
-            update[name] = section.model_copy(update=_small_pool(section, cluster))
+    update = {
+        name: _reduced(section, cluster, training_images)
+        for name in RunConfig.model_fields
+        if isinstance(section := getattr(config, name), Section)
+    }
     return config.model_copy(update=update)
 
 
-def _small_pool(section: Section, cluster: ClusterResources) -> dict[str, Any]:
-    update: dict[str, Any] = {}
-    for field, most in (
-        ("tasks", cluster.default_tasks()),
-        ("actors", cluster.default_actors()),
-    ):
+def _reduced(section: Section, cluster: ClusterResources, training_images: int) -> Section:
+    """A section, and those inside it, with few steps, few workers and small chunks."""
+    update: dict[str, Any] = {
+        name: _reduced(inner, cluster, training_images)
+        for name in type(section).model_fields
+        if isinstance(inner := getattr(section, name), Section)
+    }
+    if is_training(section):
+        return section.model_copy(update=update | short_training(section, cluster, training_images))
+    for field, most in (("tasks", cluster.default_tasks()), ("actors", cluster.default_actors())):
         wanted = getattr(section, field, None)
         if wanted is not None:
             update[field] = min(most, _WORKERS, most if wanted == "auto" else wanted)
     if hasattr(section, "batch_size"):
         update["batch_size"] = 2  # several chunks per worker: the first one warms it up
-    return update
-
-
-def _short_training(section: TrainingConfig, cluster: ClusterResources, images: int) -> Section:
-    workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
-    batch = section.batch_size
-    update: dict[str, Any] = {"workers": workers, "checkpoint_seconds": 1e9}
-    if cluster.gpus < 1:
-        share = max(2, _STEP_PIXELS // section.crop_size**2)
-        batch = min(batch, share * workers)
-    if not _weights_are_here(section):
-        update["weights"] = "none"
-    # the weights stay as they are: no map of an untrained network that is not finite
-    update |= {"batch_size": batch, "learning_rate": 1e-9}
-    if isinstance(section, SegmenterConfig):
-        update |= {"iterations": _STEPS, "min_learning_rate": 0.0}
-    else:
-        update |= {"epochs": -(-_STEPS // max(1, images // batch))}
-    if isinstance(section, ClassifierConfig):
-        update |= {"accumulate": 1}
     return section.model_copy(update=update)
 
 
-def _weights_are_here(section: TrainingConfig) -> bool:
-    """A recipe can be planned before its public weights are downloaded."""
-    from pmm_ray.nets.weight_files import find_weights
-
-    try:
-        uri = find_weights(section.weights, section.backbone)
-    except CannotRunError:
-        return False
-    return uri is None or storage.exists(uri)
-
-
 def _timing(
-    record: StageRecord, events: Sequence[Mapping[str, Any]], sample: Sample, config: RunConfig
+    record: StageRecord,
+    events: Sequence[Mapping[str, Any]],
+    sample: Sample,
+    config: RunConfig,
+    cluster: ClusterResources,
 ) -> Timing | None:
     """What a finished stage took; None where it is of no kind that can be scaled up."""
     summary, folder = record.summary, record.folder.uri
@@ -238,7 +213,7 @@ def _timing(
     if record.stage == "import_data":
         return ImportTiming(summary.seconds, _bytes_below(folder))
     if "training_seconds" in summary.details:
-        return _training_timing(record.stage, folder, summary, events, sample, config)
+        return _training_timing(record, summary, events, sample, config, cluster)
     chunks = [row for row in events if row["event"] == "chunk" and row["images"]]
     starts = [row for row in events if row["event"] == "stage_start"]
     if not chunks or not starts:
@@ -247,68 +222,69 @@ def _timing(
     workers = min(int(start["workers"]), len(chunks))
     # the first chunk of each worker compiles, loads and fills caches
     warm = chunks[workers:] or chunks
-    image_seconds = sum(row["seconds"] for row in warm) / sum(row["images"] for row in warm)
+    cpu, gpu = _image_seconds(warm, start)
     images = sum(row["images"] for row in chunks)
     ids = [*read_index(folder).image_ids, *(row.image_id for row in record.errors)]
     return TableTiming(
-        start_seconds=max(0.0, summary.seconds - image_seconds * images / workers),
-        image_seconds=image_seconds,
+        start_seconds=max(0.0, summary.seconds - max(cpu, gpu) * images / workers),
+        cpu_seconds=cpu,
+        gpu_seconds=gpu,
         image_bytes=sum(row["bytes"] for row in chunks) / images,
-        cpus=float(start["cpus"]),
-        gpus=float(start["gpus"]),
         groups=frozenset(sample.group_of[i] for i in ids),
     )
 
 
+def _image_seconds(
+    chunks: Sequence[Mapping[str, Any]], start: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Seconds of cores and of GPUs for one image, from the chunks of a stage.
+
+    A worker with a core for itself takes what the clock says. Two pools share the cores of the
+    sample, so there it is what the processes computed, and what else kept the cores from them is
+    not seen.
+    """
+    images = sum(row["images"] for row in chunks)
+
+    def total(name: str) -> float:
+        return float(sum(row[name] for row in chunks)) / images
+
+    if start["producer_gpus"] is None:
+        seconds = total("pool_seconds")
+        # a share of a CPU is a scheduling device: a worker computes on a whole one
+        cpus = 1.0 if start["cpus"] and not start["gpus"] else start["cpus"]
+        return seconds * cpus, seconds * start["gpus"]
+    if start["producer_gpus"]:
+        return total("pool_seconds"), total("producer_pool_seconds") * start["producer_gpus"]
+    return total("cpu_seconds") + total("producer_cpu_seconds"), 0.0
+
+
 def _training_timing(
-    stage: str,
-    folder: str,
+    record: StageRecord,
     summary: Summary,
     events: Sequence[Mapping[str, Any]],
     sample: Sample,
     config: RunConfig,
+    cluster: ClusterResources,
 ) -> TrainingTiming | None:
-    section = training_section(config, stage)
+    section = training_section(config, record.stage)
     if section is None or not summary.images_per_second:
         return None
     validations = [row["seconds"] for row in events if row["event"] == "validation"]
+    workers = summary.details["workers"]
     steps, batch = summary.details["steps"], summary.details["batch_size"]
     image_seconds = 1 / summary.images_per_second
     timed = (steps - 1) * batch * image_seconds + sum(validations)
     # the first validation warms up the network's kernels
     usual = validations[1:] or validations
-    validated = min(sample.count(config.data.held_out_split), _validation_images(section))
+    validated = min(sample.count(config.data.held_out_split), validation_images(section))
     return TrainingTiming(
         start_seconds=max(0.0, summary.seconds - timed),
         image_seconds=image_seconds,
         validation_seconds=sum(usual) / len(usual) / validated if usual and validated else 0.0,
-        workers=summary.details["workers"],
-        network_bytes=_bytes_below(folder),
+        workers=workers,
+        cpus=workers * (section.threads_per_worker + loader_processes(section, cluster, workers)),
+        network_bytes=_bytes_below(record.folder.uri),
     )
-
-
-def training_section(config: RunConfig, stage: str) -> TrainingConfig | None:
-    """The section of a training stage: `train_segmenter-r1` -> `config.segmenter`."""
-    section = getattr(config, base_name(stage).removeprefix("train_"), None)
-    return section if isinstance(section, TrainingConfig) else None
-
-
-def training_length(section: TrainingConfig, images: int, held_out: int) -> tuple[int, int]:
-    """(images that all steps take, images that all validations take) of a whole training.
-
-    Args:
-        section: of the training.
-        images: of the training split.
-        held_out: images of the held-out split.
-    """
-    if isinstance(section, SegmenterConfig):
-        return section.iterations * section.batch_size, 0
-    steps = section.epochs * max(1, images // section.batch_size)
-    return steps * section.batch_size, section.epochs * min(held_out, _validation_images(section))
-
-
-def _validation_images(section: TrainingConfig) -> int:
-    return section.validation_images if isinstance(section, ClassifierConfig) else 0
 
 
 def _bytes_below(folder: str) -> int:

@@ -95,7 +95,7 @@ def image_size(
 
 def read_image(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """`decode_rgb` of a file. Raises RowError, also of kind `missing` where there is no file."""
-    return decode_rgb(_read(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+    return decode_rgb(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
 def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -104,14 +104,14 @@ def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS)
     Raises:
         RowError: `missing`, `decode` or `too_large`.
     """
-    head = _read(uri, HEAD_BYTES)
+    head = read_file(uri, HEAD_BYTES)
     try:
         return image_size(head, apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
     except RowError as error:
         if error.kind == "too_large" or len(head) < HEAD_BYTES:
             raise
         # a long colour profile, or a TIFF whose directory lies at its end
-        return image_size(_read(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+        return image_size(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
 def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
@@ -178,7 +178,7 @@ def read_mask_size(uri: str) -> tuple[int, int]:
         ValueError: as `decode_mask`.
         RowError: `missing` or `decode`.
     """
-    header = _read(uri, _PNG_HEADER_BYTES)
+    header = read_file(uri, _PNG_HEADER_BYTES)
     _check_mask_format(header, uri)
     width, height = struct.unpack(">II", header[_PNG_SIZE_AT:_PNG_BIT_DEPTH_AT])
     return height, width
@@ -201,7 +201,8 @@ def _check_mask_format(data: bytes, uri: str) -> None:
         )
 
 
-def _read(uri: str, limit: int | None = None) -> bytes:
+def read_file(uri: str, limit: int | None = None) -> bytes:
+    """The whole file, or its first bytes. Raises RowError of kind `missing`."""
     try:
         return storage.read_bytes(uri, limit)
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ Why it is shaped like this: docs/decisions/001-tasks-write-their-own-parts.md.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,22 @@ class _Mapper:
             try:
                 self._worker = self._factory()
             except Exception as error:
-                return _block([self._failed(row, reason(error)) for row in rows])
-        return _block([self._function(row, self._worker) for row in rows])
+                failed = [self._failed(row, reason(error)) | _NO_TIME for row in rows]
+                return _block(failed)
+        return _block([_timed(self._function, row, self._worker) for row in rows])
+
+
+def _timed(function: Callable[[Row, Worker], Row], row: Row, worker: Worker) -> Row:
+    """What the function makes of a row, with the seconds that its process worked on it."""
+    cpu, clock = time.process_time(), time.monotonic()
+    result = function(row, worker)
+    return result | {
+        "cpu_seconds": time.process_time() - cpu,
+        "pool_seconds": time.monotonic() - clock,
+    }
+
+
+_NO_TIME = {"cpu_seconds": 0.0, "pool_seconds": 0.0}
 
 
 def _block(rows: Sequence[Row]) -> pa.Table:
@@ -144,7 +159,7 @@ def stream(
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
 
     def run(row: Row, worker: Worker) -> Row:
-        return run_chunk(row["chunk"], worker, output)
+        return run_chunk(row["chunk"], worker, output) | _before(_NO_TIME)
 
     def produce(row: Row, worker: Worker) -> Row:
         assert producer is not None
@@ -152,13 +167,13 @@ def stream(
 
     def consume(row: Row, worker: Worker) -> Row:
         assert producer is not None
-        return consume_chunk(row, producer.table, worker, output)
+        return consume_chunk(row, producer.table, worker, output) | _before(row)
 
     def not_produced(row: Row, failure: str) -> Row:
         return {"chunk": row["chunk"], "rows": b"", "errors": "[]", "failure": failure}
 
     def not_run(row: Row, failure: str) -> Row:
-        return failed_chunk(failure)
+        return failed_chunk(failure) | _before(_NO_TIME)
 
     if producer is not None:
         arguments = (producer.factory, produce, not_produced)
@@ -177,6 +192,11 @@ def stream(
         raise CannotRunError(f"{output.stage}: {error}") from error
     except ray.exceptions.RayError as error:
         raise CannotRunError(f"{output.stage}: {_first_line(error)}") from error
+
+
+def _before(produced: Row) -> Row:
+    """What the first of two pools took for a chunk; nothing where there is but one."""
+    return {f"producer_{name}": produced[name] for name in _NO_TIME}
 
 
 def _first_line(error: BaseException) -> str:

@@ -160,6 +160,8 @@ PRODUCED = pa.schema(
         ("rows", pa.large_binary()),
         ("errors", pa.string()),
         ("failure", pa.string()),
+        ("cpu_seconds", pa.float64()),
+        ("pool_seconds", pa.float64()),
     ]
 )
 

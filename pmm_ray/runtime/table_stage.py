@@ -90,16 +90,15 @@ def run_table_stage(
     failed = len(tables.read_errors(folder.errors_uri))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
     stall = context.config.runtime.stall_seconds
-    # a GPU is what a stage with two pools waits for
-    timed = producer.pool if producer is not None and producer.pool.gpus else pool
     context.events.write(
         "stage_start",
         stage=folder.stage,
         images=len(expected),
         done=earlier,
-        workers=timed.size,
-        cpus=timed.cpus,
-        gpus=timed.gpus,
+        workers=pool.size,
+        cpus=pool.cpus,
+        gpus=pool.gpus,
+        producer_gpus=producer.pool.gpus if producer else None,
     )
     rate, sent, mapped = 0.0, 0, 0
     with context.progress.stage(folder.stage, len(expected), already_done=earlier) as progress:

@@ -130,7 +130,7 @@ def cam_worker(
         image = photographs.image(manifest)
         return cam_row(manifest, multi_scale_cam(image, labels, model, config, device))
 
-    return row_by_row(stage, make)
+    return photographs.reading_ahead(row_by_row(stage, make))
 
 
 def crop_worker(

@@ -37,7 +37,7 @@ STAGE = "make_masks"
 CODE_VERSION = 1
 
 # A mask of a VOC photograph, on one core: measured by benchmarks/masks_pipeline.py.
-_IMAGE_SECONDS = 0.06
+IMAGE_SECONDS = 0.06
 
 Method = Literal["proportional", "cam_argmax", "crf_argmax"]
 # (labels, floating [K, h, w]) of a row; how `pmm masks` reads the CAMs that others made
@@ -73,14 +73,15 @@ def mask_row(
     manifest_row: dict[str, Any], mask_HW: NDArray[Any], label_space: LabelSpace, round_number: int
 ) -> dict[str, Any]:
     """A row of the masks table."""
-    labels = [int(x) for x in np.unique(mask_HW) if x not in (0, label_space.ignore)]
+    counts = np.bincount(mask_HW.ravel(), minlength=label_space.num_classes)
+    present = counts[1 : label_space.num_classes]
     return {
         "image_id": manifest_row["image_id"],
         "height": mask_HW.shape[0],
         "width": mask_HW.shape[1],
         "mask_png": encode_mask(mask_HW, label_space),
-        "foreground": float(np.isin(mask_HW, labels).mean()),
-        "labels": labels,
+        "foreground": float(present.sum() / mask_HW.size),
+        "labels": [int(label) + 1 for label in np.flatnonzero(present)],
         "round": round_number,
     }
 
@@ -128,7 +129,7 @@ def mask_worker(
             storage.write_bytes(storage.join(png_folder, name), out["mask_png"])
         return out
 
-    return row_by_row(stage, make)
+    return photographs.reading_ahead(row_by_row(stage, make))
 
 
 def run(
@@ -146,7 +147,7 @@ def run(
     pool = mask_pool(config, context)
     batch = config.batch_size
     if batch == "auto":
-        batch = auto_batch(len(cams), pool.size, _IMAGE_SECONDS)
+        batch = auto_batch(len(cams), pool.size, IMAGE_SECONDS)
     return run_table_stage(
         context,
         folder,

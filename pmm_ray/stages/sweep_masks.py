@@ -26,7 +26,7 @@ from pmm_ray.runtime.errors import CannotRunError, RowError
 from pmm_ray.runtime.index import TableIndex, read_index
 from pmm_ray.runtime.session import Session
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.stream import InputRow, Worker, row_by_row
 from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
 from pmm_ray.stages import make_masks
 from pmm_ray.stages.evaluate import scores
@@ -101,7 +101,7 @@ def sweep_worker(
             "counts": [counts.tolist() for _, counts in found],
         }
 
-    return row_by_row(stage, score)
+    return photographs.reading_ahead(row_by_row(stage, score))
 
 
 def run(
@@ -126,7 +126,7 @@ def run(
         split: whose images these are.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(cams)} images)")
-    tasks = max(1, int(context.cluster.cpus)) if config.tasks == "auto" else config.tasks
+    pool = make_masks.mask_pool(config, context)
     parameters = [combined(config, combination) for combination in combinations]
     summary = run_table_stage(
         context,
@@ -137,8 +137,8 @@ def run(
             sweep_worker, parameters, config.backend, Photographs.of(context), folder.stage
         ),
         schema=SWEEP,
-        pool=Pool(tasks),
-        batch_size=auto_batch(len(cams), tasks),
+        pool=pool,
+        batch_size=auto_batch(len(cams), pool.size),
     )
     table = [
         combination | metrics

@@ -20,14 +20,13 @@ SAMPLE = Sample("", {}, Counter({TRAIN: 1000, VAL: 90, VAL_BLIND: 10}))
 ALL = frozenset({TRAIN, VAL, VAL_BLIND})
 
 
-def table(image_seconds: float, groups: frozenset[Group], **changes: float) -> TableTiming:
-    values = {"start_seconds": 2.0, "image_bytes": 100.0, "cpus": 1.0, "gpus": 0.0} | changes
-    return TableTiming(image_seconds=image_seconds, groups=groups, **values)
+def table(cpu: float, groups: frozenset[Group], gpu: float = 0.0) -> TableTiming:
+    return TableTiming(2.0, cpu, gpu, 100.0, groups)
 
 
 TIMINGS: dict[str, Timing] = {
     "import_data": ImportTiming(5.0, 12_000),
-    "train_classifier": TrainingTiming(10.0, 0.1, 0.05, 2, 999),
+    "train_classifier": TrainingTiming(10.0, 0.1, 0.05, 2, 4, 999),
     "make_cams": table(1.0, ALL),
     "make_masks-cam_argmax": table(0.1, frozenset({VAL})),
     "evaluate-cam_argmax": table(0.01, frozenset({VAL})),
@@ -35,7 +34,7 @@ TIMINGS: dict[str, Timing] = {
     "evaluate-crf_argmax": table(0.01, frozenset({VAL})),
     "make_masks": table(0.5, ALL),
     "evaluate-ppmg": table(0.01, frozenset({VAL})),
-    "train_segmenter-r0": TrainingTiming(10.0, 0.2, 0.0, 2, 999),
+    "train_segmenter-r0": TrainingTiming(10.0, 0.2, 0.0, 2, 2, 999),
     "predict_masks-r0-val": table(2.0, frozenset({VAL, VAL_BLIND})),
     "evaluate-segmenter-r0": table(0.01, frozenset({VAL})),
 }
@@ -78,11 +77,12 @@ def test_stages_take_the_images_that_the_run_gives_them() -> None:
     assert found["predict_masks-r1"].images == 1000
     assert found["predict_masks-r1-val"].images == 100
     assert found["evaluate-segmenter-r1"].images == 90
+    assert found["compare_masks-r1"].images == 1000
     assert found["import_data"].images == 1100
 
 
 def test_a_training_takes_its_steps_and_validations_on_any_cluster() -> None:
-    section = {"epochs": 3, "batch_size": 16, "validation_images": 40, "threads_per_worker": 2}
+    section = {"epochs": 3, "batch_size": 16, "validation_images": 40}
     cost = costs(config(classifier=section))["train_classifier"]
     wanted = 10 + 3 * (1000 // 16) * 16 * 0.1 + 3 * 40 * 0.05
     assert cost.seconds(2, 0) == cost.seconds(64, 0) == pytest.approx(wanted)
@@ -93,7 +93,7 @@ def test_a_training_takes_its_steps_and_validations_on_any_cluster() -> None:
 
 
 def test_gpu_work_is_divided_over_gpus() -> None:
-    timings = TIMINGS | {"make_cams": table(1.0, ALL, cpus=0.0, gpus=1.0)}
+    timings = TIMINGS | {"make_cams": table(0.0, ALL, gpu=1.0)}
     cost = costs(config(), timings, gpus=4)["make_cams"]
     assert cost.cpu_hours == 0
     assert cost.gpu_hours == pytest.approx(1100 / 3600)
@@ -106,7 +106,7 @@ def test_fused_masks_make_their_own_maps() -> None:
     assert found["make_masks"].cpu_seconds == pytest.approx(1100 * 1.5)
     assert found["make_masks-cam_argmax"].cpu_seconds == pytest.approx(90 * 1.1)
     assert found["make_masks"].bytes == apart["make_masks"].bytes
-    timings = TIMINGS | {"make_cams": table(1.0, ALL, cpus=0.0, gpus=1.0)}
+    timings = TIMINGS | {"make_cams": table(0.0, ALL, gpu=1.0)}
     on_gpu = costs(config(masks={"fused": True}), timings, gpus=1)["make_masks"]
     assert on_gpu.seconds(64, 1) == pytest.approx(4 + 1100)  # the GPU is what bounds it
 

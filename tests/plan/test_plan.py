@@ -24,16 +24,20 @@ def test_the_recipe_of_a_sample_is_short_and_otherwise_the_same() -> None:
             "segmenter": {"workers": 4, "batch_size": 16, "crop_size": 100},
             "masks": {"alpha": 5, "tasks": 100},
             "cams": {"scales": [1.0]},
+            "affinity": {"batch_size": 64, "walk": {"actors": 1}},
         }
     )
     short = sample_config(recipe, TWO_CPUS, 10)
     assert short.classifier.weights == "none"
-    assert (short.classifier.epochs, short.classifier.workers) == (4, 2)
-    assert short.classifier.batch_size == 8  # a step of sixteen such crops would take too long
+    assert (short.classifier.epochs, short.classifier.workers) == (2, 2)
+    assert short.classifier.batch_size == 4  # a step of sixteen such crops would take too long
     assert (short.segmenter.iterations, short.segmenter.workers) == (4, 4)
     assert short.segmenter.batch_size == 16
     assert (short.masks.tasks, short.masks.alpha) == (2, 5)
-    assert short.cams.scales == (1.0,)
+    assert (short.cams.scales, short.cams.batch_size) == ((1.0,), 2)
+    assert (short.affinity.epochs, short.affinity.batch_size) == (2, 4)
+    assert (short.affinity.walk.actors, short.affinity.walk.batch_size) == (1, 2)
+    assert short.base.cams.actors == 2
     gpus = sample_config(recipe, ClusterResources(cpus=8, gpus=4, nodes=1, local=True), 10)
     assert (gpus.classifier.batch_size, gpus.classifier.workers) == (16, 4)
     assert gpus.cams.actors == 4

@@ -235,6 +235,10 @@ def test_batches_leave_enough_tasks_for_every_worker() -> None:
     assert auto_batch(10, 4) == 1
     assert auto_batch(82_081, 8) == 32
     assert auto_batch(640, 8) == 10
+    # one driver hands out some 30 chunks a second: many workers need longer ones
+    assert auto_batch(10_000_000, 1000, 0.06) == 555
+    assert auto_batch(82_081, 1000, 0.06) == 213
+    assert auto_batch(500, 2, 0.06) == 31
 
 
 def test_the_lease_is_free_after_a_run(tmp_path: Path) -> None:

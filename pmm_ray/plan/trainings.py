@@ -1,0 +1,89 @@
+"""What a plan knows of trainings: how a short one is made of a long one, and how long the long is.
+
+Any section with a learning rate and workers is a training's, and its stage is `train_<section>`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime import storage
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.sampling import split_workers
+from pmm_ray.runtime.session import base_name
+
+# Steps of a training: the first one is left out of its throughput.
+_STEPS = 4
+# A step on a CPU is timed with as many images per worker as make so many px, and at least two.
+_STEP_PIXELS = 500_000
+
+
+def is_training(section: Any) -> bool:
+    """Whether a section is a training's."""
+    return hasattr(section, "learning_rate") and hasattr(section, "workers")
+
+
+def training_section(config: RunConfig, stage: str) -> Any:
+    """The section of a training stage, `train_segmenter-r1` -> `config.segmenter`; or None."""
+    section = getattr(config, base_name(stage).removeprefix("train_"), None)
+    return section if is_training(section) else None
+
+
+def short_training(section: Any, cluster: ClusterResources, images: int) -> dict[str, Any]:
+    """The fields that make a few steps of a training, each like those of the whole.
+
+    Args:
+        section: of the training.
+        cluster: what there is.
+        images: of the training split, in the sample.
+    """
+    workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
+    batch = section.batch_size
+    if cluster.gpus < 1:
+        share = max(2, _STEP_PIXELS // section.crop_size**2)
+        batch = min(batch, share * workers)
+    # the weights stay as they are: no map of an untrained network that is not finite
+    update = {
+        "workers": workers,
+        "batch_size": batch,
+        "learning_rate": 1e-9,
+        "checkpoint_seconds": 1e9,
+    }
+    if not _weights_are_here(section):
+        update["weights"] = "none"
+    if hasattr(section, "iterations"):
+        return update | {"iterations": _STEPS, "min_learning_rate": 0.0}
+    update["epochs"] = -(-_STEPS // max(1, images // batch))
+    return update | ({"accumulate": 1} if hasattr(section, "accumulate") else {})
+
+
+def _weights_are_here(section: Any) -> bool:
+    """A recipe can be planned before its public weights are downloaded."""
+    from pmm_ray.nets.weight_files import find_weights
+
+    try:
+        uri = find_weights(section.weights, section.backbone)
+    except CannotRunError:
+        return False
+    return uri is None or storage.exists(uri)
+
+
+def training_length(section: Any, images: int, held_out: int) -> tuple[int, int]:
+    """(images that all steps take, images that all validations take) of a whole training.
+
+    Args:
+        section: of the training.
+        images: of the training split.
+        held_out: images of the held-out split.
+    """
+    if hasattr(section, "iterations"):
+        return section.iterations * section.batch_size, 0
+    steps = section.epochs * max(1, images // section.batch_size)
+    return steps * section.batch_size, section.epochs * min(held_out, validation_images(section))
+
+
+def validation_images(section: Any) -> int:
+    """Images of a validation, at most."""
+    return getattr(section, "validation_images", 0)
