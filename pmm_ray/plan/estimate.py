@@ -128,7 +128,8 @@ def _cost(
         assert section is not None, "it was timed with it"
         images = _of(population, lambda g: g.split == config.data.train_split and g.labelled)
         held_out = _of(population, lambda g: g.split == config.data.held_out_split)
-        trained, validated = training_length(section, images, held_out)
+        with_truth = _of(population, lambda g: g.split == config.data.held_out_split and g.truth)
+        trained, validated = training_length(section, images, held_out, with_truth)
         seconds = trained * timing.image_seconds + validated * timing.validation_seconds
         return Cost(
             stage,

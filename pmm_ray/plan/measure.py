@@ -20,7 +20,7 @@ from pmm_ray.plan.trainings import (
     is_training,
     short_training,
     training_section,
-    validation_images,
+    validated_images,
 )
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime import storage
@@ -276,7 +276,10 @@ def _training_timing(
     timed = (steps - 1) * batch * image_seconds + sum(validations)
     # the first validation warms up the network's kernels
     usual = validations[1:] or validations
-    validated = min(sample.count(config.data.held_out_split), validation_images(section))
+    held_out = config.data.held_out_split
+    validated = validated_images(
+        section, sample.count(held_out), sample.count(held_out, truth=True)
+    )
     return TrainingTiming(
         start_seconds=max(0.0, summary.seconds - timed),
         image_seconds=image_seconds,

@@ -34,9 +34,9 @@ class Sample(NamedTuple):
     population: Mapping[Group, int]
     """Images of each group in the whole data set, of the splits that are used."""
 
-    def count(self, split: str) -> int:
-        """Images of a split in the sample."""
-        return sum(group.split == split for group in self.group_of.values())
+    def count(self, split: str, *, truth: bool = False) -> int:
+        """Images of a split in the sample, or those of them that have a ground-truth mask."""
+        return sum(g.split == split and g.truth >= truth for g in self.group_of.values())
 
 
 def spread(costs: Sequence[tuple[int, ...]], images: int) -> list[int]:

@@ -41,9 +41,10 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     """
     workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
     batch = section.batch_size
-    if cluster.gpus < 1:
-        share = max(2, _STEP_PIXELS // section.crop_size**2)
-        batch = min(batch, share * workers)
+    side = section.crops.size if hasattr(section, "crops") else section.crop_size
+    on_cpus = cluster.gpus < 1
+    if on_cpus:
+        batch = min(batch, max(2, _STEP_PIXELS // side**2) * workers)
     # the weights stay as they are: no map of an untrained network that is not finite
     update = {
         "workers": workers,
@@ -53,10 +54,13 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     }
     if not _weights_are_here(section):
         update["weights"] = "none"
+    if on_cpus and hasattr(section, "accumulate"):
+        update["accumulate"] = 1
     if hasattr(section, "iterations"):
-        return update | {"iterations": _STEPS, "min_learning_rate": 0.0}
-    update["epochs"] = -(-_STEPS // max(1, images // batch))
-    return update | ({"accumulate": 1} if hasattr(section, "accumulate") else {})
+        often = _STEPS // 2 if section.validate_every < section.iterations else _STEPS
+        short = {"iterations": _STEPS, "min_learning_rate": 0.0, "validate_every": often}
+        return update | short
+    return update | {"epochs": -(-_STEPS // max(1, images // batch))}
 
 
 def _weights_are_here(section: Any) -> bool:
@@ -70,20 +74,28 @@ def _weights_are_here(section: Any) -> bool:
     return uri is None or storage.exists(uri)
 
 
-def training_length(section: Any, images: int, held_out: int) -> tuple[int, int]:
+def training_length(section: Any, images: int, held_out: int, with_truth: int) -> tuple[int, int]:
     """(images that all steps take, images that all validations take) of a whole training.
 
     Args:
         section: of the training.
         images: of the training split.
         held_out: images of the held-out split.
+        with_truth: those of them that have a ground-truth mask.
     """
+    validated = validated_images(section, held_out, with_truth)
     if hasattr(section, "iterations"):
-        return section.iterations * section.batch_size, 0
+        count = -(-section.iterations // section.validate_every)
+        return section.iterations * section.batch_size, count * validated
     steps = section.epochs * max(1, images // section.batch_size)
-    return steps * section.batch_size, section.epochs * min(held_out, validation_images(section))
+    return steps * section.batch_size, section.epochs * validated
 
 
-def validation_images(section: Any) -> int:
-    """Images of a validation, at most."""
-    return getattr(section, "validation_images", 0)
+def validated_images(section: Any, held_out: int, with_truth: int) -> int:
+    """Images of one validation; 0 where the training has none."""
+    wanted = getattr(section, "validation_images", 0)
+    if not hasattr(section, "iterations"):
+        return min(held_out, wanted)
+    if section.validate_every >= section.iterations:
+        return 0  # it would be the only one, and is left out
+    return with_truth if wanted is None else min(with_truth, wanted)

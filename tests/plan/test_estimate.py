@@ -87,7 +87,11 @@ def test_a_training_takes_its_steps_and_validations_on_any_cluster() -> None:
     wanted = 10 + 3 * (1000 // 16) * 16 * 0.1 + 3 * 40 * 0.05
     assert cost.seconds(2, 0) == cost.seconds(64, 0) == pytest.approx(wanted)
     assert cost.cpu_hours == pytest.approx(wanted * 2 * 2 / 3600)
-    recipe = config(segmenter={"iterations": 50, "batch_size": 8})
+    section = {"iterations": 50, "batch_size": 8, "validate_every": 20, "validation_images": None}
+    timings = TIMINGS | {"train_segmenter-r0": TrainingTiming(10.0, 0.2, 0.3, 2, 2, 999)}
+    scored = costs(config(segmenter=section), timings)["train_segmenter-r0"]
+    assert scored.seconds(2, 0) == pytest.approx(10 + 50 * 8 * 0.2 + 3 * 90 * 0.3)
+    recipe = config(segmenter={"iterations": 50, "batch_size": 8})  # too short to be scored
     cost = costs(recipe, gpus=2)["train_segmenter-r1"]
     assert cost.gpu_hours == pytest.approx((10 + 50 * 8 * 0.2) * 2 / 3600)
 
