@@ -188,14 +188,13 @@ def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
 
 def _schedule(config: RunConfig) -> dict[str, Any]:
     section = config.segmenter
+    optimizer: dict[str, Any] = {"type": "AdamW"}
+    if section.optimizer == "sgd":
+        optimizer = {"type": "SGD", "momentum": section.momentum}
+    rates = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     wrapper: dict[str, Any] = {
         "type": "OptimWrapper",
-        "optimizer": {
-            "type": "SGD",
-            "lr": section.learning_rate,
-            "momentum": section.momentum,
-            "weight_decay": section.weight_decay,
-        },
+        "optimizer": optimizer | rates,
         "accumulative_counts": section.accumulate,
     }
     if section.clip_norm is not None:
