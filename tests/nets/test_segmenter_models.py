@@ -1,10 +1,7 @@
-"""Networks of the paper and of mmsegmentation's users: fitted, built, trained a step, kept."""
+"""The paper's networks and others: channels, dilations, a step of each, layouts, recipes."""
 
 from __future__ import annotations
 
-import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +22,9 @@ from pmm_ray.nets.segmenter import (
     predict_logits,
 )
 from pmm_ray.nets.segmenter_config import CHANNELS, segmenter_model
-from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, ModelSource, read_model
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, read_model
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "mmseg"
-CONFIG = SegmenterConfig(weights="none", channels=8, crop_size=64)
-
-
-def user_file(folder: Path, model: str, more: str = "") -> ModelSource:
-    path = folder / "user.py"
-    path.write_text(f"{more}\nmodel = {model}\n")
-    return read_model(str(path))
-
-
-# a whole model in one line: small, with everything that is fitted
-SMALL = (
-    "dict(type='EncoderDecoder', backbone=dict(type='ResNetV1c', depth=18, base_channels=8, "
-    "out_indices=(0, 1, 2, 3), norm_cfg=dict(type='SyncBN')), "
-    "decode_head=dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, "
-    "num_classes=19, norm_cfg=dict(type='SyncBN'), {head}), test_cfg=dict(mode='whole'){more})"
-)
-
-
-def small(head: str = "loss_decode=dict(type='CrossEntropyLoss')", more: str = "") -> str:
-    return SMALL.format(head=head, more=more)
-
-
-def step(network: nn.Module, classes: int = 4, size: int = 64) -> dict[str, torch.Tensor]:
-    """One step of a training; every loss is finite and moves the backbone."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(2, 3, size, size, generator=generator)
-    masks = torch.randint(0, classes, (2, size, size), generator=generator)
-    masks[:, :9] = 255
-    losses = forward_loss(network.train(), images, masks)
-    total = sum((v for name, v in losses.items() if "loss" in name), torch.zeros(()))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    first = next(p for p in network.get_submodule("backbone").parameters() if p.requires_grad)
-    before = first.detach().clone()
-    total.backward()
-    optimizer.step()
-    assert torch.isfinite(total)
-    assert not torch.equal(first, before)
-    return losses
+from .segmenter_models import CONFIG, RECIPES, step
 
 
 @pytest.mark.parametrize("name", ["pspnet", "deeplabv3plus_r50", "segformer_mit-b0", "upernet_r18"])
@@ -141,62 +99,6 @@ def test_a_step_of_the_papers_networks(name: str) -> None:
     step(build_segmenter(CONFIG.model_copy(update={"backbone": name}), 4, 255))
 
 
-def test_a_users_model_is_fitted_to_the_data_set(tmp_path: Path) -> None:
-    head = "loss_decode=[dict(type='CrossEntropyLoss', loss_weight=0.5), dict(type='DiceLoss')]"
-    auxiliary = (
-        ", auxiliary_head=[dict(type='FCNHead', in_channels=32, in_index=2, channels=4, "
-        "num_convs=1, num_classes=19)]"
-    )
-    source = user_file(tmp_path, small(head, auxiliary))
-    pus = UnderfittingConfig(kind="reweight", beta=0.8, kappa=0.7, scope="image")
-    model = segmenter_model(CONFIG, 4, 255, underfitting=pus, source=source)
-    ours = {"type": "PretendedUnderfittingLoss", "kind": "reweight", "beta": 0.8, "kappa": 0.7}
-    ours |= {"scope": "image", "unused": []}
-    head_model, [extra] = model["decode_head"], model["auxiliary_head"]
-    assert head_model["loss_decode"] == [{**ours, "loss_weight": 0.5}, {"type": "DiceLoss"}]
-    assert extra["loss_decode"] == ours
-    assert {one["num_classes"] for one in (head_model, extra)} == {4}
-    assert {one["ignore_index"] for one in (head_model, extra)} == {255}
-    assert head_model["norm_cfg"]["type"] == model["backbone"]["norm_cfg"]["type"] == "BN"
-    # the source itself is as the user wrote it
-    assert source.model["decode_head"]["num_classes"] == 19
-    step(build_segmenter(CONFIG, 4, 255, underfitting=pus, source=source))
-
-
-PROGRAM = """
-import sys
-import torch
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
-from mmengine.structures import PixelData
-config = Config.fromfile(sys.argv[1])
-init_default_scope("mmseg")
-model = MODELS.build(config.model).train()
-samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 32, 32).long()))] * 2
-print(sorted(model.loss(torch.randn(2, 3, 32, 32), samples)), "ray" in sys.modules)
-"""
-
-
-def test_our_parts_serve_a_config_outside_of_this_project(tmp_path: Path) -> None:
-    (tmp_path / "theirs.py").write_text(
-        "custom_imports = dict(imports=['pmm_ray.nets.segmenter'])\n"
-        "model = dict(type='EncoderDecoder', "
-        "backbone=dict(type='PmmEfficientNetLite0', output_stride=32), "
-        "decode_head=dict(type='FCNHead', in_channels=320, in_index=3, channels=8, num_convs=1, "
-        "num_classes=5, loss_decode=dict(type='PretendedUnderfittingLoss', kind='pow', "
-        "beta=0.5, kappa=0.5, scope='image')))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "theirs.py")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "['decode.acc_seg', 'decode.loss_pus'] False" in done.stdout, done.stderr
-
-
 def test_frozen_norms_stay_frozen_when_they_are_synchronised() -> None:
     config = CONFIG.model_copy(update={"freeze_norm": True})
     network = nn.SyncBatchNorm.convert_sync_batchnorm(build_segmenter(config, 4, 255))  # type: ignore[no-untyped-call]
@@ -213,110 +115,6 @@ def test_frozen_norms_stay_frozen_when_they_are_synchronised() -> None:
         "auxiliary_head": True,
     }
     assert not any(m.training for name, m in synchronised if name.startswith("backbone"))
-
-
-def test_the_identity_is_the_content(tmp_path: Path) -> None:
-    one = user_file(tmp_path, small()).identity()
-    (tmp_path / "base.py").write_text(f"# a comment\nmodel = {small()}\n")
-    (tmp_path / "child.py").write_text("_base_ = ['base.py']\nextra = 3\n")
-    assert read_model(str(tmp_path / "child.py")).identity() == one
-    (tmp_path / "child.py").write_text(
-        "_base_ = ['base.py']\nmodel = dict(decode_head=dict(channels=16))\n"
-    )
-    assert read_model(str(tmp_path / "child.py")).identity() != one
-
-
-BGR = "data_preprocessor=dict(type='SegDataPreProcessor', mean=[1, 2, 3], std=[4, 5, 6]{more})"
-
-
-def test_the_configs_own_normalisation_is_kept(tmp_path: Path) -> None:
-    given = ", " + BGR.format(more=", bgr_to_rgb=True")
-    network = build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, small(more=given)))
-    about = describe(network)
-    assert about.input_mean == pytest.approx([1 / 255, 2 / 255, 3 / 255])
-    assert about.input_std == pytest.approx([4 / 255, 5 / 255, 6 / 255])
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (small("loss_decode=dict(type='FocalLoss')"), r"FocalLoss needs mmcv\.ops"),
-        (small().replace("depth=18", "depth=18, dcn=dict(type='DCNv2')"), r"DCNv2 needs mmcv\.ops"),
-        (small().replace("FCNHead", "CCHead"), r"CCHead needs mmcv\.ops"),
-        (small("loss_decode=dict(type='DiceLoss')"), "no head has a CrossEntropyLoss"),
-        (small("loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)"), "use_sigmoid"),
-        (small("loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0])"), "1 values for 4"),
-        (small().replace("FCNHead", "NoHead"), "cannot build this model: KeyError.*NoHead"),
-        (small().replace("in_channels=64", "inn_channels=64"), "cannot build this model: TypeErr"),
-        (small(more=", " + BGR.format(more="")), "bgr_to_rgb must be true"),
-        ("dict(type='EncoderDecoder')", "no `model` with a `backbone`"),
-        (small("act_cfg=len"), "only plain values"),
-        ("1 / 0", "cannot read .*ZeroDivisionError"),
-    ],
-)
-def test_models_that_cannot_be_used_say_why(tmp_path: Path, model: str, message: str) -> None:
-    with pytest.raises(CannotRunError, match=message):
-        build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, model))
-
-
-def test_a_model_file_runs_nothing_but_registered_modules(tmp_path: Path) -> None:
-    network = build_segmenter(CONFIG, 4, 255)
-    marker, uri = tmp_path / "ran", str(tmp_path / "m.pt")
-    for part in ("decode_head", "auxiliary_head"):
-        meta = copy.deepcopy(describe(network).meta())
-        meta["model"][part] = {"type": "os.system", "command": f"touch {marker}"}
-        save_model(uri, "segmenter", network, meta)
-        with pytest.raises(CannotRunError, match=r"'os\.system' is not the name"):
-            load_segmenter(uri)
-    assert not marker.exists()
-
-
-def test_configs_in_pure_python_are_the_same_model(tmp_path: Path) -> None:
-    (tmp_path / "new.py").write_text(
-        "from mmseg.models.decode_heads import FCNHead\n"
-        "from mmseg.models.losses import CrossEntropyLoss\n"
-        f"model = {small()}\n"
-        "model['decode_head'].update(type=FCNHead, loss_decode=dict(type=CrossEntropyLoss))\n"
-    )
-    assert (
-        read_model(str(tmp_path / "new.py")).identity() == user_file(tmp_path, small()).identity()
-    )
-
-
-def test_weights_in_the_net_are_named_not_fetched(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"weights": "imagenet"})
-    source = user_file(tmp_path, small(more=", pretrained='open-mmlab://resnet18_v1c'"))
-    with pytest.raises(CannotRunError, match="open-mmlab://resnet18_v1c, which is not fetched"):
-        build_segmenter(config, 4, 255, source=source)
-    build_segmenter(CONFIG, 4, 255, source=source)
-
-
-def test_a_users_backbone_starts_from_a_file(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    first = build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, small()))
-    weights = first.get_submodule("backbone").state_dict()
-    file = tmp_path / "resnet.pth"
-    # as a classifier was saved
-    torch.save({"state_dict": {**weights, "fc.weight": torch.zeros(2, 2)}}, file)
-    named = small().replace(
-        "depth=18", f"depth=18, init_cfg=dict(type='Pretrained', checkpoint='{file}')"
-    )
-    torch.manual_seed(4)
-    by_config = build_segmenter(
-        CONFIG.model_copy(update={"weights": "imagenet"}),
-        4,
-        255,
-        source=user_file(tmp_path, named),
-    )
-    by_section = build_segmenter(
-        CONFIG.model_copy(update={"weights": str(file)}),
-        4,
-        255,
-        source=user_file(tmp_path, small()),
-    )
-    for network in (by_config, by_section):
-        for name, tensor in network.get_submodule("backbone").state_dict().items():
-            assert torch.equal(tensor, weights[name])
 
 
 def outputs_of(network: nn.Module, rows: list[int], source: nn.Module) -> None:
