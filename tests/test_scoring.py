@@ -148,12 +148,13 @@ class TestAgreesWithTorchmetrics:
     def test_on_real_voc_masks(self, shared: Path, tmp_path: Path) -> None:
         voc = shared / "data/voc12-mini/VOCdevkit/VOC2012"
         made = shared / "data/oracle/ppmg"
-        listed = voc / "ImageSets/Segmentation/val.txt"
+        ids = (voc / "ImageSets/Segmentation/val.txt").read_text().split()[::4]
+        listed = tmp_path / "some.txt"
+        listed.write_text("\n".join(ids))
         truth_folder = voc / "SegmentationClassAug"
         found = evaluate(
             tmp_path, str(made), str(truth_folder), label_space="voc12", images=str(listed)
         )
-        ids = listed.read_text().split()
         truths = {i: decode_mask((truth_folder / f"{i}.png").read_bytes()) for i in ids}
         masks = {i: decode_mask((made / f"{i}.png").read_bytes()) for i in ids}
         expected = oracle(truths, masks, VOC12)
@@ -162,14 +163,14 @@ class TestAgreesWithTorchmetrics:
                 assert found["class_iou"][name] is None
             else:
                 assert found["class_iou"][name] == pytest.approx(value, abs=1e-6)
-        assert found["scored"] == 150
+        assert found["scored"] == len(ids) == 38
 
     def test_on_real_coco_masks_in_91_ids(self, shared: Path, tmp_path: Path) -> None:
         data = shared / "data/coco14-mini"
         report = import_coco14(str(data), str(tmp_path / "coco"), splits=["val"])
         rows = {r["image_id"]: r for r in tables.read_table(report.manifest.uri).to_pylist()}
         truths, masks = {}, {}
-        for item in read_all(str(tmp_path / "coco/objects")).to_pylist():
+        for item in read_all(str(tmp_path / "coco/objects")).to_pylist()[:24]:
             name = item["image_id"]
             size = rows[name]["height"], rows[name]["width"]
             truths[name] = draw_objects(item["objects"], *size, COCO14)
