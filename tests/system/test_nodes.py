@@ -214,7 +214,7 @@ def test_a_node_that_cannot_do_its_part_is_named_before_the_run(
     table = done.stderr[done.stderr.index("not every node") :]
     blind = [line for line in table.splitlines() if "run folder" in line or "input" in line]
     assert len(blind) == 2
-    assert len({line.split(",")[-1].split(")")[0] for line in blind}) == 1  # one node, named
+    assert len({line.split(")")[0] for line in blind}) == 1  # one node: host (address, id)
     assert "mount" in table
 
     recipe = tmp_path / "recipe.yaml"
