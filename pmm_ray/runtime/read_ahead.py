@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,7 @@ def read_ahead(
         return
     import ray
 
-    task = ray.remote(num_cpus=READER_CPUS, max_retries=2)(_in_task)
-    shared = ray.put(read)
+    task, shared = _task(), ray.put(read)
     under_way: deque[Any] = deque()
     for row in rows:
         under_way.append(task.remote(shared, row))
@@ -53,6 +53,14 @@ def read_ahead(
             yield ray.get(under_way.popleft())
     while under_way:
         yield ray.get(under_way.popleft())
+
+
+@cache
+def _task() -> Any:
+    """One remote function for all chunks: Ray keeps each that it is given."""
+    import ray
+
+    return ray.remote(num_cpus=READER_CPUS, max_retries=2)(_in_task)
 
 
 def _in_task(read: Read, row: Mapping[str, Any]) -> NDArray[np.uint8] | RowError:
