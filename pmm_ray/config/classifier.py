@@ -109,6 +109,10 @@ class MulticropConfig(ClassifierConfig):
 
     enabled: bool = False
     """Train it; else the maps come from the first classifier."""
+    crop_size: Positive = 448
+    """Not used: `crops.size` is the side of what the network is trained on."""
+    resize_long: IntRange = (448, 768)
+    """Half of its sum is the long side of the images that the network is validated on, px."""
     crops: CropsConfig = CropsConfig()
     """The windows; one is drawn per image and epoch."""
     relabel_share: float = Field(0.1, ge=0, le=1)
