@@ -29,7 +29,6 @@ BACKBONE_TYPES = {
 }
 """Our backbones' names in mmsegmentation's registry."""
 
-
 # of mmcv's compiled operators, which the plain mmcv package does not have
 _COMPILED = {
     *("CCHead", "PSAHead", "PointHead", "SideAdapterCLIPHead", "FocalLoss"),
@@ -168,17 +167,21 @@ def listed(value: Any) -> list[Any]:
 
 
 def check_types(model: Mapping[str, Any], where: str) -> None:
-    """Refuse a model from a file that names code by its path: registries would run it.
+    """Refuse a model from a trained network's file that could run more than registered modules.
+
+    A registry imports and calls what a `type` gives a path to, and mmengine unpickles checkpoints.
 
     Raises:
-        CannotRunError: a `type` that is no registered name, with or without its package.
+        CannotRunError: a `type` that is no registered name, or a checkpoint to start from.
     """
-    allowed = {"", *_SCOPES, *_OTHER_SCOPES}
     for found in dicts_in(model):
-        name = found.get("type")
-        scope, _, rest = str(name).rpartition(".")
-        if name is not None and (not rest.isidentifier() or scope not in allowed):
+        name = str(found.get("type", ""))
+        scope, _, rest = name.rpartition(".")
+        scoped = scope in _OTHER_SCOPES and rest[:1].isupper()
+        if name and not (name.isidentifier() or (scoped and rest.isidentifier())):
             raise CannotRunError(f"{where}: {name!r} is not the name of a registered module")
+        if name == "Pretrained" or found.get("pretrained"):
+            raise CannotRunError(f"{where}: names another checkpoint, which is not opened")
 
 
 def _plain(value: Any, uri: str) -> Any:

@@ -128,13 +128,21 @@ def test_models_that_cannot_be_used_say_why(tmp_path: Path, model: str, message:
 
 def test_a_model_file_runs_nothing_but_registered_modules(tmp_path: Path) -> None:
     network = build_segmenter(CONFIG, 4, 255)
-    marker, uri = tmp_path / "ran", str(tmp_path / "m.pt")
-    for part in ("decode_head", "auxiliary_head"):
-        meta = copy.deepcopy(describe(network).meta())
-        meta["model"][part] = {"type": "os.system", "command": f"touch {marker}"}
-        save_model(uri, "segmenter", network, meta)
-        with pytest.raises(CannotRunError, match=r"'os\.system' is not the name"):
-            load_segmenter(uri)
+    uri = str(tmp_path / "m.pt")
+    marker = tmp_path / "ran"
+    evil = {
+        "os.system": {"type": "os.system", "command": f"touch {marker}"},
+        "mmengine.load": {"type": "mmengine.load", "file": str(marker)},
+        "another checkpoint": {"init_cfg": {"type": "Pretrained", "checkpoint": str(marker)}},
+        "checkpoint, which": {"pretrained": str(marker)},
+    }
+    for message, part in evil.items():
+        for head in ("decode_head", "auxiliary_head"):
+            meta = copy.deepcopy(describe(network).meta())
+            meta["model"][head] |= part
+            save_model(uri, "segmenter", network, meta)
+            with pytest.raises(CannotRunError, match=message.replace(".", r"\.")):
+                load_segmenter(uri)
     assert not marker.exists()
 
 
