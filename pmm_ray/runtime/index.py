@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pmm_ray.runtime import storage, tables
 
 _INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.int32())])
+# parts read at once: a bucket answers each in tens of milliseconds, and Arrow frees the lock
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -71,48 +73,75 @@ def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> Tab
     return TableIndex((uri,), index)
 
 
-def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
-    """Index a folder by opening its parts, and the uris of parts that cannot be read.
+def part_uri(folder: str, name: str) -> str:
+    """Where the part of this name (see `tables.chunk_name`) lies in a table folder."""
+    return storage.join(folder, f"part-{name}.parquet")
 
-    An image that stands in two parts (a task that outlived its driver) is kept once: parts are
-    visited in order of name, so every reader keeps the same one, and both hold the same bytes.
+
+def part_files(folder: str) -> list[str]:
+    """Sorted uris of a table folder's parts."""
+    files = storage.list_files(folder, ".parquet")
+    return [uri for uri in files if uri.rsplit("/", 1)[-1].startswith("part-")]
+
+
+def table_of(image_ids: Sequence[str], parts: Sequence[int], rows: Sequence[int]) -> pa.Table:
+    """The table of a `TableIndex`."""
+    return pa.Table.from_arrays(
+        [pa.array(image_ids, pa.string()), pa.array(parts, pa.int32()), pa.array(rows, pa.int32())],
+        schema=_INDEX,
+    )
+
+
+def read_parts(
+    folder: str, schema: pa.Schema | None = None
+) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """Read every part of a folder whole, and keep its ids.
+
+    Args:
+        folder: of a table.
+        schema: of parts that tasks wrote: one with another schema, or without rows, is damaged.
+            None: any.
+
+    Returns:
+        (uri, image ids in order of rows) of each part in order of name; and the uris of damaged
+        parts.
+
+    Raises:
+        OSError, CannotRunError: the disk or the store, not a part, is at fault.
     """
-    parts: list[str] = []
-    broken: list[str] = []
-    chunks: list[pa.Table] = []
-    for uri in storage.list_files(folder, ".parquet"):
-        if not uri.rsplit("/", 1)[-1].startswith("part-"):
-            continue
+
+    def ids_of(uri: str) -> list[str] | None:
         try:
-            ids = tables.read_table(uri, ["image_id"]).column("image_id")
-        except (pa.ArrowInvalid, OSError):
-            broken.append(uri)
-            continue
-        count = len(ids)
-        chunks.append(
-            pa.table(
-                {
-                    "image_id": ids,
-                    "part": pa.array([len(parts)] * count, pa.int32()),
-                    "row": pa.array(range(count), pa.int32()),
-                }
-            ).cast(_INDEX)
-        )
-        parts.append(uri)
-    table = pa.concat_tables(chunks) if chunks else _INDEX.empty_table()
-    return TableIndex(tuple(parts), _first_of_each(table)), broken
+            table = tables.read_table(uri)
+            ids: list[str] = table.column("image_id").to_pylist()
+        except OSError as error:
+            if error.errno is not None:  # the machine's word; a damaged file has none
+                raise
+            return None
+        except (pa.ArrowException, KeyError):
+            return None
+        return ids if schema is None or (ids and table.schema.equals(schema)) else None
+
+    uris = part_files(folder)
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(zip(uris, readers.map(ids_of, uris), strict=True))
+    whole = [(uri, ids) for uri, ids in found if ids is not None]
+    return whole, [uri for uri, ids in found if ids is None]
 
 
-def _first_of_each(table: pa.Table) -> pa.Table:
-    ids = table.column("image_id").to_pylist()
-    if len(set(ids)) == len(ids):
-        return table
-    seen: set[str] = set()
-    keep = []
-    for image_id in ids:
-        keep.append(image_id not in seen)
-        seen.add(image_id)
-    return table.filter(pa.array(keep))
+def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
+    """Index a folder without an `index.parquet`, and the uris of parts that cannot be read.
+
+    An image that stands in two parts is kept once: parts are visited in order of name, so that
+    every reader keeps the same one.
+    """
+    parts, broken = read_parts(folder)
+    places: dict[str, tuple[int, int]] = {}
+    for number, (_, ids) in enumerate(parts):
+        for row, image_id in enumerate(ids):
+            places.setdefault(image_id, (number, row))
+    table = table_of(list(places), [p for p, _ in places.values()], [r for _, r in places.values()])
+    return TableIndex(tuple(uri for uri, _ in parts), table), broken
 
 
 def write_index(folder: str, index: TableIndex) -> None:
@@ -125,8 +154,7 @@ def write_index(folder: str, index: TableIndex) -> None:
 def read_index(folder: str) -> TableIndex:
     """The index of a finished table folder."""
     uri = storage.join(folder, "index.parquet")
-    filesystem, path = storage.resolve(uri)
-    table = pq.read_table(path, filesystem=filesystem)
+    table = tables.read_table(uri)
     names = json.loads(table.schema.metadata[b"pmm.parts"])
     return TableIndex(tuple(storage.join(folder, name) for name in names), table)
 

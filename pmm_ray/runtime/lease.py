@@ -1,20 +1,22 @@
 """One writer per run folder: a lease with a heartbeat.
 
 A dead process on the same host is taken over at once; a holder elsewhere after `STALE_SECONDS`
-without a heartbeat. On object stores, which cannot create a file exclusively through pyarrow, this
-is best effort: two runs started within the same instant may both think they hold it until the
-next heartbeat.
+without a heartbeat. A file system's lock lets two processes that start in the same instant take
+the folder one after the other. Object stores have none through pyarrow: there this is best effort,
+two such runs may both think they hold it, until the first of them is told otherwise by the lease.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,18 +62,24 @@ def _alive(lease: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
+def _one_at_a_time(run_dir: str) -> Iterator[None]:
+    """Between processes that see the same file system; nothing on an object store."""
+    if storage.is_remote(run_dir):
+        yield
+        return
+    storage.make_folder(run_dir)
+    with open(Path(run_dir) / ".lease.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def hold(run_dir: str, attempt: str) -> Iterator[None]:
     """Hold the run folder for the length of a `with` block.
 
     Raises:
         CannotRunError: another run is alive in it; the message names its host and process.
     """
-    holder = read_lease(run_dir)
-    if holder is not None and _alive(holder):
-        raise CannotRunError(
-            f"{run_dir} is in use by process {holder['pid']} on {holder['host']} "
-            f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."
-        )
     started = time.strftime("%Y-%m-%d %H:%M:%S")
 
     def beat() -> None:
@@ -85,14 +93,22 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
         }
         storage.write_bytes(_uri(run_dir), json.dumps(lease).encode())
 
-    beat()
-    if not holds(run_dir, attempt):
-        raise CannotRunError(f"{run_dir} was taken by another run in the same moment")
+    with _one_at_a_time(run_dir):
+        holder = read_lease(run_dir)
+        if holder is not None and _alive(holder):
+            raise CannotRunError(
+                f"{run_dir} is in use by process {holder['pid']} on {holder['host']} "
+                f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."
+            )
+        beat()
     stop = threading.Event()
 
     def keep() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk must not end the heartbeat
+            # a full disk or a store that fails must not end the heartbeat
+            with contextlib.suppress(OSError, CannotRunError):
+                if not holds(run_dir, attempt):
+                    return  # a process that slept too long was taken over
                 beat()
 
     thread = threading.Thread(target=keep, name="lease", daemon=True)
@@ -102,5 +118,7 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        if holds(run_dir, attempt):
-            storage.delete_file(_uri(run_dir))
+        # a store that fails right now must not hide why the run ends; the lease grows old
+        with contextlib.suppress(CannotRunError):
+            if holds(run_dir, attempt):
+                storage.delete_file(_uri(run_dir))

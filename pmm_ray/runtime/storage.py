@@ -1,6 +1,7 @@
 """Files behind one set of functions, local or in a bucket, through pyarrow.fs.
 
-A uri is an absolute path, a relative path, or `scheme://...` (`s3`, `gs`, `file`).
+A uri is an absolute path, a relative path, or `scheme://...` (`s3`, `gs`, `file`). Credentials,
+region and endpoint of a bucket come from the usual variables: see docs/reference/storage.md.
 """
 
 from __future__ import annotations
@@ -10,11 +11,24 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+
+from pmm_ray.runtime.errors import CannotRunError
+
+# A throttled or failed request is sent again after a random pause that doubles: about a minute in
+# all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
+_S3_ATTEMPTS = 10
+_GCS_SECONDS = 90
+# how the libraries of both stores begin a failure that is theirs, and those that are one object's
+_STORE_FAILED = ("AWS Error ", "google::cloud::Status(")
+_OBJECT_REFUSED = ("ACCESS_DENIED", "INVALID_OBJECT_STATE", "PERMISSION_DENIED", "NOT_FOUND")
 
 
 def is_remote(uri: str) -> bool:
@@ -33,8 +47,38 @@ def absolute(uri: str) -> str:
 def _filesystem(root: str) -> Any:
     if not root:
         return pafs.LocalFileSystem()
+    if root.startswith("s3://"):
+        return _s3(root)
+    if root.startswith(("gs://", "gcs://")):
+        return _gcs()
     filesystem, _ = pafs.FileSystem.from_uri(root)
     return filesystem
+
+
+def _s3(root: str) -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
+    if endpoint:
+        options = {"endpoint_override": endpoint, "scheme": urlsplit(endpoint).scheme or "https"}
+    else:
+        try:
+            found, _ = pafs.FileSystem.from_uri(root)  # asks the bucket for its region
+        except OSError as error:
+            raise CannotRunError(f"cannot reach {root}: {error}") from error
+        options = {"region": found.region}
+    return pafs.S3FileSystem(
+        **options,
+        allow_delayed_open=True,  # a small file is one request, not the three of a large one
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+    )
+
+
+def _gcs() -> Any:
+    options: dict[str, Any] = {}
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        scheme, _, host = emulator.rpartition("://")
+        options = {"endpoint_override": host, "scheme": scheme or "http", "anonymous": True}
+    return pafs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=_GCS_SECONDS))
 
 
 def resolve(uri: str) -> tuple[Any, str]:
@@ -68,14 +112,41 @@ def parent(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    with reaching(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn a store's failure, after all its retries, into a `CannotRunError` that names the uri.
+
+    A file that is missing, damaged or not ours to read stays an OSError: that is one image's.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = str(error)
+        of_the_store = any(mark in text for mark in _STORE_FAILED)
+        if not of_the_store or any(mark in text for mark in _OBJECT_REFUSED):
+            raise
+        raise CannotRunError(
+            f"the store fails for {uri}: {text}. What may pass was tried for about a minute. "
+            "Run the same command again when it is mended; what is finished stays."
+        ) from error
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
-    """The whole file, or its first `limit` bytes. Raises FileNotFoundError or another OSError."""
+    """The whole file, or its first `limit` bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        CannotRunError: it lies in a store that does not answer.
+    """
     filesystem, path = resolve(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        return cast(bytes, stream.read(limit))
+    # not `open_input_stream`, which asks a bucket for 256 KB at a time
+    with reaching(uri), filesystem.open_input_file(path) as file:
+        return cast(bytes, file.read(limit))
 
 
 @contextlib.contextmanager
@@ -97,8 +168,9 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     filesystem, path = resolve(uri)
     if is_remote(uri):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+        buffer = pa.py_buffer(data)  # before a stream is open: closing one completes its object
+        with reaching(uri), filesystem.open_output_stream(path) as stream:
+            stream.write(buffer)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +191,11 @@ def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> lis
     filesystem, path = resolve(folder)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     prefix = folder.split("://", 1)[0] + "://" if is_remote(folder) else ""
+    with reaching(folder):
+        found = filesystem.get_file_info(selector)
     return sorted(
         prefix + info.path
-        for info in filesystem.get_file_info(selector)
+        for info in found
         if info.type == pafs.FileType.File
         and info.path.endswith(suffix)
         and not posixpath.basename(info.path).startswith(".")
@@ -131,15 +205,24 @@ def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> lis
 def delete_file(uri: str) -> None:
     """Delete a file; a missing one is fine."""
     filesystem, path = resolve(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with reaching(uri), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(path)
 
 
 def delete_folder(uri: str) -> None:
     """Delete a folder and all in it; a missing one is fine."""
     filesystem, path = resolve(uri)
-    with contextlib.suppress(FileNotFoundError):
-        filesystem.delete_dir(path)
+    # Google's folders are no objects: after their files are gone, deleting one finds nothing
+    with reaching(uri), contextlib.suppress(FileNotFoundError):
+        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            filesystem.delete_dir(path)
+
+
+def delete_temporary(folder: str) -> None:
+    """Delete what a process that died in `write_bytes` left in a local folder."""
+    if not is_remote(folder):
+        for litter in Path(absolute(folder)).glob(".*.tmp"):
+            litter.unlink(missing_ok=True)
 
 
 def make_folder(uri: str) -> None:

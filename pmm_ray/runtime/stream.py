@@ -2,8 +2,8 @@
 
 The driver sends ids and the places of their rows, never an image; a task reads the rows, maps them,
 and commits its output and its error rows as files that appear whole or not at all. What flows back
-is a count. Finished ids are found again from the files, so any process may die at any moment. See
-docs/decisions/001-tasks-write-their-own-parts.md.
+are counts and ids. Finished ids are found again from the files, so any process may die at any
+moment. See docs/decisions/001-tasks-write-their-own-parts.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime import lease, storage, tables
 from pmm_ray.runtime.errors import CannotRunError, ErrorRow, RowError, full_disk
-from pmm_ray.runtime.index import TableIndex
+from pmm_ray.runtime.index import TableIndex, part_uri
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
@@ -79,7 +79,8 @@ class Output:
 def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Worker:
     """Turn a function of one image into a worker whose failures are error rows.
 
-    `RowError` keeps its kind; any other exception becomes `internal`, with its type and text.
+    `RowError` keeps its kind; any other exception becomes `internal`, with its type and text,
+    except what is no image's fault: a full disk, a store that does not answer.
     """
 
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
@@ -91,7 +92,11 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
                 yield ErrorRow(image_id, stage, error.kind, error.message, error.uri or uri)
             except MemoryError as error:
                 yield ErrorRow(image_id, stage, "too_large", f"out of memory: {error}", uri)
+            except CannotRunError:  # a store that does not answer is no image's fault
+                raise
             except Exception as error:  # one image must not end the run; the row tells
+                if full_disk(error):
+                    raise
                 text = f"{type(error).__name__}: {error}"
                 yield ErrorRow(image_id, stage, "internal", text, uri)
 
@@ -186,7 +191,7 @@ def run_chunk(
     made: tuple[str, Mapping[str, dict[str, Any]]] | None = None,
     earlier: Sequence[ErrorRow] = (),
 ) -> dict[str, Any]:
-    """Map one chunk and commit its part; returns counts, or the reason why it could not.
+    """Map one chunk and commit its part; returns counts and ids, or why it could not.
 
     Args:
         payload: from `make_chunks`.
@@ -219,14 +224,13 @@ def run_chunk(
         if errors:
             tables.write_errors(storage.join(output.folder, "errors"), name, errors)
         if done:
-            size = tables.write_rows(
-                storage.join(output.folder, f"part-{name}.parquet"), done, output.schema
-            )
+            size = tables.write_rows(part_uri(output.folder, name), done, output.schema)
     except Exception as error:  # reported to the driver, which stops the stage with this text
         return _result(failure=reason(error))
     return _result(
-        images=len(chunk["ids"]),
-        errors=len(errors),
+        part=name,
+        done=[row["image_id"] for row in done],
+        failed=[row.image_id for row in errors],
         size=size,
         seconds=time.monotonic() - started,
     )
@@ -239,15 +243,25 @@ def failed_chunk(failure: str) -> dict[str, Any]:
 
 def reason(error: Exception) -> str:
     """Why a chunk could not be done, for the driver to print."""
+    if isinstance(error, CannotRunError):
+        return str(error)
     return full_disk(error) or f"{type(error).__name__}: {error}"
 
 
 def _result(
-    images: int = 0, errors: int = 0, size: int = 0, seconds: float = 0.0, failure: str = ""
+    part: str = "",
+    done: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    size: int = 0,
+    seconds: float = 0.0,
+    failure: str = "",
 ) -> dict[str, Any]:
     return {
-        "images": images,
-        "errors": errors,
+        "images": len(done) + len(failed),
+        "errors": len(failed),
+        "part": part,
+        "done": json.dumps(done),
+        "failed": json.dumps(failed),
         "bytes": size,
         "sent": 0,  # from the first pool to the second
         "seconds": seconds,

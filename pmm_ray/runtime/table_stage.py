@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import (
-    BudgetExceededError,
-    ErrorRow,
-    error_budget,
-)
-from pmm_ray.runtime.index import TableIndex, scan_parts, write_index
+from pmm_ray.runtime import lease, tables
+from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.index import TableIndex, write_index
+from pmm_ray.runtime.ledger import Ledger
 from pmm_ray.runtime.operators import stream
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.stream import Output, Pool, Producer, Worker, make_chunks
@@ -26,6 +22,8 @@ _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
+# of what a task says: what the log of events keeps
+_IN_EVENTS = ("images", "errors", "bytes", "sent", "seconds")
 
 
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
@@ -84,10 +82,11 @@ def run_table_stage(
     """
     started = time.monotonic()
     expected = inputs[primary].image_ids
-    todo = _uncommitted(context, folder, expected)
+    ledger = Ledger(folder, schema)
+    _scan(context, folder, ledger)
+    todo = ledger.uncommitted(expected)
     earlier = len(expected) - len(todo)
     budget = error_budget(context.config.errors.budget, len(expected))
-    failed = len(tables.read_errors(folder.errors_uri))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
     stall = context.config.runtime.stall_seconds
     context.events.write(
@@ -112,41 +111,41 @@ def run_table_stage(
                 )
             chunks = make_chunks(todo, inputs, size)
             for counts in stream(chunks, factory, output, pool, stall, producer):
-                failed += counts["errors"]
+                ledger.add(counts)
                 sent += counts["sent"]
                 mapped += counts["images"] - counts["errors"]
                 progress.advance(counts["images"], counts["errors"])
-                context.events.write("chunk", stage=folder.stage, **_plain(counts))
-                if failed > budget:
-                    rows = tables.read_errors(folder.errors_uri)
-                    raise BudgetExceededError(folder.stage, failed, budget, rows)
-            todo = _uncommitted(context, folder, todo)
+                said = {name: counts[name] for name in _IN_EVENTS}
+                context.events.write("chunk", stage=folder.stage, **said)
+                _check_budget(folder, len(ledger.failed), budget)
+            todo = ledger.uncommitted(todo)
+            if todo:  # a process may have died between its commit and its word
+                _scan(context, folder, ledger)
+                todo = ledger.uncommitted(todo)
         if todo:
             _write_poison(folder, todo, inputs)
+            ledger.failed.update(todo)
             progress.advance(len(todo), len(todo))
         rate = progress.rate
-    summary = _finalize(context, folder, expected, budget, time.monotonic() - started, rate)
+    _check_budget(folder, len(ledger.failed.intersection(expected)), budget)
+    summary = _finalize(context, folder, expected, ledger, time.monotonic() - started, rate)
     if not sent or not mapped:
         return summary
     details = summary.details | {"sent_bytes_per_image": round(sent / mapped)}
     return summary.model_copy(update={"details": details})
 
 
-def _plain(counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.item() if hasattr(v, "item") else v for k, v in counts.items() if k != "failure"}
+def _check_budget(folder: StageFolder, failed: int, budget: int) -> None:
+    if failed > budget:
+        rows = tables.read_errors(folder.errors_uri)
+        raise BudgetExceededError(folder.stage, failed, budget, rows)
 
 
-def _uncommitted(context: RunContext, folder: StageFolder, image_ids: Sequence[str]) -> list[str]:
-    """The ids that have neither a row nor an error row; unreadable parts are deleted first."""
-    finished: set[str] = set()
-    for place in (folder.uri, folder.errors_uri):
-        index, broken = scan_parts(place)
-        for uri in broken:
-            context.events.write("broken_part", stage=folder.stage, uri=uri)
-            context.progress.message(f"{folder.stage}: {uri} is not readable; its images run again")
-            storage.delete_file(uri)
-        finished.update(index.image_ids)
-    return [i for i in image_ids if i not in finished]
+def _scan(context: RunContext, folder: StageFolder, ledger: Ledger) -> None:
+    """Read the folder; parts that are damaged are deleted, which is said."""
+    for uri in ledger.scan():
+        context.events.write("broken_part", stage=folder.stage, uri=uri)
+        context.progress.message(f"{folder.stage}: {uri} is damaged; its images run again")
 
 
 def _write_poison(
@@ -166,27 +165,22 @@ def _finalize(
     context: RunContext,
     folder: StageFolder,
     expected: Sequence[str],
-    budget: int,
+    ledger: Ledger,
     seconds: float,
     rate: float,
 ) -> Summary:
     """Check rows in = rows out + error rows, index the table, describe it."""
-    index, _ = scan_parts(folder.uri)
-    wanted = set(expected)
+    if not lease.holds(context.run_dir, context.attempt):
+        raise CannotRunError(f"{context.run_dir} was taken over by another run")
+    ledger.settle()
     # an earlier fused attempt may have left rows of images that now fail in the stage before
-    errors = [
-        row
-        for row in tables.read_errors(folder.errors_uri)
-        if row.stage == folder.stage or row.image_id in wanted
-    ]
-    got, bad = set(index.image_ids), {row.image_id for row in errors}
-    assert got | bad == wanted, f"{folder.stage}: rows are missing or foreign"
+    index = ledger.index(expected)
+    got, bad = set(index.image_ids), ledger.failed.intersection(expected)
+    assert got | bad == set(expected), f"{folder.stage}: rows are missing"
     assert not got & bad, f"{folder.stage}: an image has both a row and an error row"
-    if len(errors) > budget:
-        raise BudgetExceededError(folder.stage, len(errors), budget, errors)
     write_index(folder.uri, index)
-    if errors:
-        context.progress.message(f"{folder.stage}: {len(errors)} images skipped, see errors/")
+    if bad:
+        context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(
         "stage_end", stage=folder.stage, images=len(got), errors=len(bad), seconds=seconds
     )

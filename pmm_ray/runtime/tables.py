@@ -125,7 +125,10 @@ def read_errors(folder: str) -> list[ErrorRow]:
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file, or some of its columns."""
     filesystem, path = storage.resolve(uri)
-    with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+    with (
+        storage.reaching(uri),
+        pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
+    ):
         return file.read(columns=list(columns) if columns is not None else None)
 
 
@@ -165,13 +168,14 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
 
     Only the row groups that hold them are read; the last two stay cached in the process.
     """
-    version = _version(uri)
-    bounds = _row_group_bounds(uri, version)
     out: list[dict[str, Any]] = []
-    for row in rows:
-        group = bisect_right(bounds, row) - 1
-        table = _row_group(uri, version, group)
-        out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
+    with storage.reaching(uri):
+        version = _version(uri)
+        bounds = _row_group_bounds(uri, version)
+        for row in rows:
+            group = bisect_right(bounds, row) - 1
+            table = _row_group(uri, version, group)
+            out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
     return out
 
 

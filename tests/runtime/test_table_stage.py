@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -245,3 +246,33 @@ def test_the_lease_is_free_after_a_run(tmp_path: Path) -> None:
     with lease.hold(str(tmp_path), "a"):
         assert lease.holds(str(tmp_path), "a")
     assert lease.read_lease(str(tmp_path)) is None
+
+
+def stuck_worker(image_id: str) -> Worker:
+    """A worker that hangs for good at one image."""
+
+    def area(row: InputRow) -> dict[str, Any]:
+        if row["manifest"]["image_id"] == image_id:
+            threading.Event().wait(120)
+        return {"image_id": row["manifest"]["image_id"], "area": 1}
+
+    return row_by_row("area", area)
+
+
+def test_a_stall_says_what_each_pool_waits_for_and_what_to_do(
+    make_context: MakeContext, shapes: Manifest
+) -> None:
+    config = RunConfig.model_validate({"runtime": {"stall_seconds": 15}})
+    context = make_context(shapes, config)
+    ids = index_file(shapes.uri).image_ids
+    with pytest.raises(CannotRunError) as error:
+        run(context, partial(stuck_worker, ids[7]), batch=1)
+    said = str(error.value)
+    assert said.startswith("area: no image finished for 15 s.")
+    assert "pool 1 of 1 (MapBatches" in said
+    assert "15 chunks finished, 1 handed to workers, 0 queued" in said
+    assert "of 2 CPUs free" in said
+    assert "raise runtime.stall_seconds" in said
+    # what was finished stays
+    summary, _ = run(context, partial(stuck_worker, "none"), batch=1)
+    assert summary.images == 16

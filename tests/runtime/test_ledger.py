@@ -1,0 +1,148 @@
+"""What a folder holds: damage is found, strangers and doubles are resolved, nothing is guessed."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import ErrorRow
+from pmm_ray.runtime.index import part_files, part_uri, read_parts
+from pmm_ray.runtime.ledger import Ledger
+from pmm_ray.runtime.stage import StageFolder
+
+IDS = [f"i{n}" for n in range(8)]
+
+
+def row(image_id: str) -> dict[str, Any]:
+    seed = int(image_id[1:])
+    return {
+        "image_id": image_id,
+        "height": 4,
+        "width": 4,
+        "mask_png": np.random.default_rng(seed).bytes(60),
+        "foreground": 0.5,
+        "labels": [1, 2],
+        "round": 0,
+    }
+
+
+def commit(folder: StageFolder, ids: list[str], failed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a task does with a chunk, and what it says to the driver."""
+    name = tables.chunk_name([*ids, *failed])
+    if ids:
+        tables.write_rows(part_uri(folder.uri, name), [row(i) for i in ids], tables.MASKS)
+    if failed:
+        errors = [ErrorRow(i, folder.stage, "decode", "cut") for i in failed]
+        tables.write_errors(folder.errors_uri, name, errors)
+    return {"part": name, "done": json.dumps(ids), "failed": json.dumps(failed)}
+
+
+def on_disk(folder: StageFolder) -> list[dict[str, Any]]:
+    """The rows of all part files, as somebody reads them who knows no index."""
+    return [row for uri in part_files(folder.uri) for row in tables.read_table(uri).to_pylist()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StageFolder:
+    return StageFolder.below(str(tmp_path), "make_masks", "00000000")
+
+
+def test_what_tasks_say_and_what_the_folder_holds_agree(folder: StageFolder) -> None:
+    commit(folder, IDS[:2])
+    said = Ledger(folder, tables.MASKS)
+    assert said.scan() == []
+    said.add(commit(folder, IDS[2:4], failed=("i4",)))
+    found = Ledger(folder, tables.MASKS)
+    assert found.scan() == []
+    for ledger in (said, found):
+        assert ledger.uncommitted(IDS) == ["i5", "i6", "i7"]
+        assert ledger.failed == {"i4"}
+        places = ledger.index(IDS).locations()
+        assert {i: tables.read_rows(uri, [n])[0] for i, (uri, n) in places.items()} == {
+            i: row(i) for i in IDS[:4]
+        }
+
+
+def test_any_flipped_bit_is_found_or_harmless(folder: StageFolder) -> None:
+    commit(folder, IDS)
+    [part] = map(Path, part_files(folder.uri))
+    data, whole = part.read_bytes(), tables.read_table(str(part)).to_pylist()
+    found = 0
+    for position in range(0, len(data), 5):
+        broken = bytearray(data)
+        broken[position] ^= 1 << position % 8
+        part.write_bytes(broken)
+        parts, damaged = read_parts(folder.uri, tables.MASKS)
+        found += len(damaged)
+        # a row that is lost runs again; one that is wrong would stay
+        read = [] if damaged else tables.read_table(parts[0][0]).to_pylist()
+        assert all(row in whole for row in read), position
+    assert found
+
+
+def test_damaged_parts_and_litter_are_removed_and_their_images_are_due(folder: StageFolder) -> None:
+    for image_id in IDS[:4]:
+        commit(folder, [image_id])
+    cut, noise, foreign, _ = map(Path, part_files(folder.uri))
+    cut.write_bytes(cut.read_bytes()[:100])
+    noise.write_bytes(bytes(500))
+    tables.write_rows(str(foreign), [{"image_id": "i0"}], pa.schema([("image_id", pa.string())]))
+    litter = Path(folder.path(".part-x.parquet.0badcafe.tmp"))
+    litter.write_bytes(b"half")
+    ledger = Ledger(folder, tables.MASKS)
+    assert sorted(ledger.scan()) == sorted(map(str, (cut, noise, foreign)))
+    assert len(ledger.uncommitted(IDS[:4])) == 3
+    assert not litter.exists()
+
+
+def test_a_disk_that_fails_costs_no_part(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(folder, IDS)
+
+    def fails(uri: str) -> pa.Table:
+        raise OSError(errno.EIO, "Input/output error", uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "read_table", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            Ledger(folder, tables.MASKS).scan()
+    assert len(on_disk(folder)) == len(IDS)
+
+
+def test_a_task_that_outlives_its_driver_leaves_no_double(folder: StageFolder) -> None:
+    ledger = Ledger(folder, tables.MASKS)
+    ledger.scan()
+    ledger.add(commit(folder, IDS[:3]))
+    ledger.add(commit(folder, IDS[3:]))
+    commit(folder, IDS[2:5])  # cut the chunks otherwise, and told another driver
+    ledger.settle()
+    assert sorted(on_disk(folder), key=lambda r: r["image_id"]) == [row(i) for i in IDS]
+    assert sorted(ledger.index(IDS).locations()) == IDS
+
+
+def test_doubles_of_an_earlier_run_are_taken_out_of_their_parts(folder: StageFolder) -> None:
+    commit(folder, IDS[:5])
+    commit(folder, IDS[3:])
+    commit(folder, IDS[4:6])
+    ledger = Ledger(folder, tables.MASKS)
+    assert ledger.scan() == []
+    ledger.settle()
+    assert sorted(on_disk(folder), key=lambda r: r["image_id"]) == [row(i) for i in IDS]
+    places = ledger.index(IDS).locations()
+    assert [tables.read_rows(*(uri, [n]))[0] for uri, n in places.values()] == [row(i) for i in IDS]
+
+
+def test_a_row_wins_over_an_error_row(folder: StageFolder) -> None:
+    commit(folder, [], failed=("i1",))
+    commit(folder, ["i1"])
+    ledger = Ledger(folder, tables.MASKS)
+    ledger.scan()
+    assert (ledger.failed, ledger.uncommitted(IDS[:2])) == (set(), ["i0"])

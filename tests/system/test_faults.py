@@ -1,0 +1,45 @@
+"""Real processes are killed and real disks filled: the masks table ends up the same.
+
+The faults themselves are those of `benchmarks/faults.py`, which also makes the table in
+docs/reference/reliability.md from them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def _load() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_faults", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+faults = _load()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return faults.Bench(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("name", sorted(faults.FAULTS))
+def test_the_table_is_that_of_an_undisturbed_run(bench: Any, name: str) -> None:
+    if name == "full_disk" and not faults.can_mount():
+        pytest.skip("only root may mount a small disk")
+    outcome = faults.FAULTS[name](bench)
+    assert outcome.same_table
+    assert outcome.again == 0

@@ -1,0 +1,407 @@
+"""Buckets: real servers on loopback, a proxy that throttles, cuts and hangs, and a whole run."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import requests
+from PIL import Image
+
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.images import read_image
+from pmm_ray.runtime.index import read_all, scan_parts
+from pmm_ray.runtime.ledger import Ledger
+from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.stream import row_by_row
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
+ROWS = [{"image_id": f"i{n:03d}", "value": n} for n in range(20)]
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of a method whose path holds `where`."""
+
+    method: str
+    where: str
+    action: str
+    """`slow down`, `deny`, `cut upload`, `cut download` or `hang`."""
+    times: int = 10**9
+
+
+@dataclass
+class Proxy:
+    """Stands between pyarrow and the S3 server, and breaks what it is told to."""
+
+    target: int
+    faults: list[Fault] = field(default_factory=list)
+    seen: list[tuple[float, str, str, str]] = field(default_factory=list)
+    """(time, method, path, fault) of each request."""
+    port: int = 0
+
+    def fault(self, method: str, path: str) -> str:
+        found = ""
+        for fault in self.faults:
+            if not found and fault.times and fault.method == method and fault.where in path:
+                fault.times -= 1
+                found = fault.action
+        self.seen.append((time.monotonic(), method, path, found))
+        return found
+
+    def attempts(self, method: str, where: str) -> list[float]:
+        """When requests of this kind came."""
+        return [when for when, verb, path, _ in self.seen if verb == method and where in path]
+
+
+def handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():  # trailers: checksums
+                pass
+            return b"".join(parts)
+
+        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                    self.send_header(name, value)
+            length = dict(headers).get("Content-Length") if self.command == "HEAD" else None
+            self.send_header("Content-Length", length or str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def relay(self) -> None:
+            fault = proxy.fault(self.command, self.path)
+            if fault == "cut upload":
+                self.rfile.read(50)  # some of it has arrived
+                return self.hang_up()
+            body = self.body()
+            if fault == "slow down":
+                return self.answer(503, [], SLOW_DOWN)
+            if fault == "deny":
+                return self.answer(403, [], DENIED)
+            if fault == "hang":
+                time.sleep(30)
+                return self.hang_up()
+            server = http.client.HTTPConnection("127.0.0.1", proxy.target)
+            skip = ("connection", "transfer-encoding", "content-length")
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in skip}
+            server.request(self.command, self.path, body, headers)
+            response = server.getresponse()
+            data = response.read()
+            if fault == "cut download":
+                self.send_response_only(response.status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                return self.hang_up()
+            return self.answer(response.status, response.getheaders(), data)
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay  # noqa: N815 - names of http.server
+
+    return Handler
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that gave up is what these tests are about."""
+
+
+def free_port() -> int:
+    with Server(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
+        return int(probe.server_address[1])
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[int]:
+    """The port of moto's S3 server, a process of its own."""
+    yield from serve("-m", "moto.server", "-H", "127.0.0.1", "-p")
+
+
+@pytest.fixture(scope="module")
+def gcs_server() -> Iterator[int]:
+    """The port of an emulator of Google's store."""
+    yield from serve("-m", "gcp_storage_emulator", "start", "--in-memory", "--port")
+
+
+def serve(*command: str) -> Iterator[int]:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, *command, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+                break
+            except requests.ConnectionError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not come up"
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def proxy_server(s3_server: int) -> Iterator[Proxy]:
+    proxy = Proxy(s3_server)
+    with Server(("127.0.0.1", 0), handler(proxy)) as server:
+        proxy.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        requests.put(f"http://127.0.0.1:{proxy.port}/bucket", timeout=30).raise_for_status()
+        yield proxy
+        server.shutdown()
+
+
+@pytest.fixture
+def s3(proxy_server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """`s3://bucket` behind a proxy; the endpoint and the keys come from the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy_server.port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    storage._filesystem.cache_clear()
+    proxy_server.seen.clear()
+    yield proxy_server
+    proxy_server.faults.clear()
+    storage._filesystem.cache_clear()
+
+
+@pytest.fixture
+def gs(gcs_server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`gs://bucket`."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{gcs_server}")
+    url = f"http://127.0.0.1:{gcs_server}/storage/v1/b?project=test"
+    assert requests.post(url, json={"name": "bucket"}, timeout=30).status_code in (200, 409)
+    storage._filesystem.cache_clear()
+    yield
+    storage._filesystem.cache_clear()
+
+
+@pytest.fixture
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up after seconds instead of a minute."""
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 2)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_files_and_tables_in_a_bucket(scheme: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(scheme)
+    root = f"{scheme}://bucket/round"
+    storage.write_bytes(f"{root}/a.bin", b"old")
+    storage.write_bytes(f"{root}/a.bin", b"new bytes")
+    with pytest.raises(TypeError):
+        storage.write_bytes(f"{root}/a.bin", "not bytes")  # type: ignore[arg-type]
+    assert storage.read_bytes(f"{root}/a.bin") == b"new bytes"
+    assert storage.read_bytes(f"{root}/a.bin", 3) == b"new"
+    assert storage.exists(f"{root}/a.bin")
+    assert not storage.exists(f"{root}/b.bin")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{root}/b.bin")
+    tables.write_rows(f"{root}/t/part-1.parquet", ROWS, SCHEMA)
+    storage.write_bytes(f"{root}/t/part-2.parquet", b"PAR1 torn")
+    assert [row["value"] for row in tables.read_rows(f"{root}/t/part-1.parquet", [7, 3])] == [7, 3]
+    index, broken = scan_parts(f"{root}/t")
+    assert index.image_ids == [row["image_id"] for row in ROWS]
+    assert broken == [f"{root}/t/part-2.parquet"]
+    storage.delete_file(broken[0])
+    storage.delete_file(broken[0])
+    assert storage.list_files(f"{root}/t") == [f"{root}/t/part-1.parquet"]
+    storage.delete_folder(root)
+    storage.delete_folder(root)
+    assert storage.list_files(root, recursive=True) == []
+
+
+def test_a_bucket_that_throttles_is_asked_again_after_growing_random_pauses(s3: Proxy) -> None:
+    uri = "s3://bucket/slow.bin"
+    s3.faults = [Fault("PUT", "slow.bin", "slow down", 3), Fault("GET", "slow.bin", "slow down", 3)]
+    storage.write_bytes(uri, b"x" * 1000)
+    assert storage.read_bytes(uri) == b"x" * 1000
+    puts, gets = s3.attempts("PUT", "slow.bin"), s3.attempts("GET", "slow.bin")
+    assert (len(puts), len(gets)) == (4, 4)
+    pauses = [late - early for times in (puts, gets) for early, late in pairwise(times)]
+    assert len({round(pause, 2) for pause in pauses}) > 1  # jitter
+
+
+@pytest.mark.parametrize("size", [3000, 6_000_000])  # one request; several
+def test_an_upload_that_is_cut_is_sent_again_and_the_object_is_whole(s3: Proxy, size: int) -> None:
+    uri, data = "s3://bucket/cut.bin", os.urandom(size)
+    s3.faults = [Fault("PUT", "cut.bin", "cut upload", 2)]
+    storage.write_bytes(uri, data)
+    assert [fault for *_, fault in s3.seen].count("cut upload") == 2
+    assert storage.read_bytes(uri) == data
+
+
+@pytest.mark.usefixtures("few_attempts")
+@pytest.mark.parametrize("size", [3000, 6_000_000])
+def test_an_upload_that_never_succeeds_leaves_the_old_object(s3: Proxy, size: int) -> None:
+    uri = "s3://bucket/lost.bin"
+    storage.write_bytes(uri, b"old")
+    s3.faults = [Fault("PUT", "lost.bin", "cut upload")]
+    with pytest.raises(CannotRunError, match=r"the store fails for s3://bucket/lost\.bin"):
+        storage.write_bytes(uri, os.urandom(size))
+    assert storage.read_bytes(uri) == b"old"
+
+
+@pytest.mark.parametrize("action", ["cut download", "hang"])
+def test_a_download_that_breaks_off_or_hangs_is_asked_for_again(s3: Proxy, action: str) -> None:
+    uri, data = "s3://bucket/download.bin", os.urandom(300_000)
+    storage.write_bytes(uri, data)
+    s3.faults = [Fault("GET", "download.bin", action, 1)]
+    assert storage.read_bytes(uri) == data
+    assert len(s3.attempts("GET", "download.bin")) == 2
+
+
+@pytest.mark.usefixtures("few_attempts")
+def test_a_store_that_fails_is_no_image_s_fault_and_no_part_s(s3: Proxy) -> None:
+    photo = "s3://bucket/photos/a.jpg"
+    storage.write_bytes(photo, b"anything")
+    folder = StageFolder("s3://bucket/stage", "stage", "0")
+    tables.write_rows(f"{folder.uri}/part-1.parquet", ROWS, SCHEMA)
+    s3.faults = [Fault("GET", "a.jpg", "slow down"), Fault("GET", "part-1", "slow down")]
+    worker = row_by_row("make_cams", lambda row: {"image": read_image(photo, apply_exif=False)})
+    with pytest.raises(CannotRunError, match=r"fails for s3://bucket/photos/a\.jpg"):
+        list(worker([{"manifest": {"image_id": "a", "uri": photo}}]))
+    with pytest.raises(CannotRunError, match="fails for s3://bucket/stage"):
+        Ledger(folder, SCHEMA).scan()
+    s3.faults.clear()
+    ledger = Ledger(folder, SCHEMA)
+    assert ledger.scan() == []
+    assert ledger.uncommitted([row["image_id"] for row in ROWS]) == []
+
+
+def test_an_object_that_may_not_be_read_is_one_image_s_error(s3: Proxy) -> None:
+    photo = "s3://bucket/photos/secret.jpg"
+    storage.write_bytes(photo, b"anything")
+    s3.faults = [Fault(method, "secret.jpg", "deny") for method in ("GET", "HEAD")]
+    with pytest.raises(RowError, match="ACCESS_DENIED") as error:
+        read_image(photo, apply_exif=False)
+    assert (error.value.kind, error.value.uri) == ("missing", photo)
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: Proxy) -> None:
+    with pytest.raises(CannotRunError, match="nowhere"):
+        storage.write_bytes("s3://nowhere/a.bin", b"x")
+
+
+RECIPE = """
+name: bucket
+data: {source: folder, root: ROOT}
+classifier: {epochs: 2, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16,
+             weights: none}
+cams: {scales: [1.0], flip: false}
+masks: {alpha: 2, tasks: 2, batch_size: 1, crf: {iterations: 500}}
+evaluate: {ladder: []}
+runtime: {object_store_bytes: 150000000}
+"""
+
+
+def write_photographs(root: Path, images: int = 24) -> None:
+    """A folder of photographs with labels."""
+    (root / "images").mkdir(parents=True)
+    lines = ["image_id,labels"]
+    for number in range(images):
+        rng = np.random.default_rng(number)
+        noise = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        noise.resize((64, 48)).save(root / "images" / f"photo-{number:02d}.png")
+        lines.append(f"photo-{number:02d},{'a;b' if number % 3 else 'b'}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    (root / "classes.txt").write_text("a\nb\n")
+
+
+def start_run(folder: Path, root: str, run_dir: str) -> subprocess.Popen[str]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("ROOT", root))
+    command = [sys.executable, "-m", "pmm_ray.cli", "run", str(recipe), "--run-dir", run_dir]
+    return subprocess.Popen(
+        [*command, "--until", "make_masks", "--address", "local"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def masks_of(run_dir: str) -> str:
+    record = json.loads(storage.read_bytes(f"{run_dir}/run.json"))
+    [stage] = [stage for stage in record["stages"] if stage["stage"] == "make_masks"]
+    return tables.content_hash(read_all(f"{run_dir}/{stage['folder']}"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_on_buckets_alone_throttled_cut_and_killed_ends_with_the_table_of_a_local_run(
+    s3: Proxy, tmp_path: Path
+) -> None:
+    write_photographs(tmp_path / "photographs")
+    for path in (tmp_path / "photographs").rglob("*.*"):
+        name = path.relative_to(tmp_path).as_posix()
+        storage.write_bytes(f"s3://bucket/{name}", path.read_bytes())
+    local = start_run(tmp_path, str(tmp_path / "photographs"), str(tmp_path / "run"))
+    _, printed = local.communicate(timeout=600)
+    assert local.returncode == 0, printed
+
+    s3.faults = [
+        Fault("PUT", "/make_masks", "cut upload", 3),
+        Fault("GET", "/photographs/", "slow down", 5),
+        Fault("PUT", "/make_cams", "slow down", 3),
+        Fault("GET", "/make_cams", "cut download", 3),
+    ]
+    first = start_run(tmp_path, "s3://bucket/photographs", "s3://bucket/run")
+    deadline = time.monotonic() + 300
+    while len(s3.attempts("PUT", "/make_masks")) < 10:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()
+    first.communicate(timeout=60)
+    since = time.monotonic()
+    second = start_run(tmp_path, "s3://bucket/photographs", "s3://bucket/run")
+    _, printed = second.communicate(timeout=600)
+    assert second.returncode == 0, printed
+    assert all(fault.times == 0 for fault in s3.faults)
+    assert masks_of("s3://bucket/run") == masks_of(str(tmp_path / "run"))
+
+    commits = [when for when in s3.attempts("PUT", "/make_masks") if when > since]
+    first_commit, last_commit = commits[0], commits[-3]  # the last two: index and summary
+    listings = s3.attempts("GET", "list-type=2")
+    assert listings
+    assert not [when for when in listings if first_commit < when < last_commit]
