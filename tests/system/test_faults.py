@@ -6,29 +6,17 @@ docs/reference/reliability.md from them.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-
-def _load() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_faults", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = _load()
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+faults = importlib.import_module("faults")
 
 
 @pytest.fixture(scope="module")
