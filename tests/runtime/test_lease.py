@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,3 +76,65 @@ def test_the_heartbeat_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         while lease.read_lease(str(tmp_path)) == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+RACER = """
+import sys, time
+from pmm_ray.runtime import lease
+from pmm_ray.runtime.errors import CannotRunError
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with lease.hold(sys.argv[1], sys.argv[2]):
+        print("holds", flush=True)
+        sys.stdin.readline()
+except CannotRunError as error:
+    print(f"refused {error}", flush=True)
+"""
+
+
+def test_of_processes_that_start_in_the_same_instant_one_holds(tmp_path: Path) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path / "run"), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for name in "abcd"
+    ]
+    try:
+        pipes = [(racer.stdin, racer.stdout) for racer in racers]
+        assert all(out is not None and out.readline() == "ready\n" for _, out in pipes)
+        for pipe, _ in pipes:
+            assert pipe is not None
+            pipe.write("go\n")
+        said = [out.readline() for _, out in pipes if out is not None]
+        [winner] = [n for n, line in enumerate(said) if line == "holds\n"]
+        others = [line for n, line in enumerate(said) if n != winner]
+        assert all(f"in use by process {racers[winner].pid} " in line for line in others)
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+            for pipe in (racer.stdin, racer.stdout):
+                assert pipe is not None
+                pipe.close()
+
+
+def test_a_process_that_was_taken_over_does_not_take_the_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    with lease.hold(str(tmp_path), "slept"):
+        deadline = time.monotonic() + 10
+        while any(thread.name == "lease" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            write_lease(tmp_path, attempt="awake", host="elsewhere")
+            time.sleep(0.02)
+        taken = lease.read_lease(str(tmp_path))
+        assert taken is not None
+        assert taken["attempt"] == "awake"
+        assert not lease.holds(str(tmp_path), "slept")
+    assert lease.read_lease(str(tmp_path)) == taken
