@@ -116,11 +116,11 @@ def connect(
         "configure_logging": True,
         "runtime_env": {"env_vars": dict(THREAD_ENVIRONMENT)},
     }
+    # Ray's default tries an image that runs a node out of memory again for ever
+    os.environ.setdefault("RAY_task_oom_retries", "2")
     if local:
         # Workers of a Ray of our own need not give way to everything else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # Ray's default tries an image that runs a node out of memory again for ever
-        os.environ.setdefault("RAY_task_oom_retries", "2")
         options |= {"address": "local", "include_dashboard": False}
         options |= {"num_cpus": config.cpus} if config.cpus else {}
         options["object_store_memory"] = config.object_store_bytes or _default_store()

@@ -121,7 +121,8 @@ def run_table_stage(
             todo = ledger.uncommitted(todo)
             if todo:  # a process may have died between its commit and its word
                 _scan(context, folder, ledger)
-                todo = ledger.uncommitted(todo)
+                silent, todo = len(todo), ledger.uncommitted(todo)
+                progress.advance(silent - len(todo))
         if todo:
             _write_poison(folder, todo, inputs)
             ledger.failed.update(todo)

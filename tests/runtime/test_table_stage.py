@@ -18,7 +18,15 @@ from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow
 from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.stream import (
+    CONSUMER_CPUS,
+    PRODUCER_CPUS,
+    InputRow,
+    Pool,
+    Producer,
+    Worker,
+    row_by_row,
+)
 from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
 from pmm_ray.sources.manifest import Manifest
 
@@ -63,6 +71,7 @@ def run(
     batch: int = 3,
     pool: Pool = TWO_TASKS,
     name: str = "area",
+    producer: Producer | None = None,
 ) -> tuple[Summary, StageFolder]:
     folder = StageFolder.below(context.run_dir, name, "12345678")
     images = index_file(context.manifest.uri)
@@ -77,6 +86,7 @@ def run(
         schema=SCHEMA,
         pool=pool,
         batch_size=batch,
+        producer=producer,
     )
     return summary, folder
 
@@ -174,6 +184,59 @@ def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours
     [row] = tables.read_errors(folder.errors_uri)
     assert (row.image_id, row.kind) == (ids[7], "internal")
     assert "died" in row.message
+
+
+def perimeter_worker(fail: str, crash: str) -> Worker:
+    """The first of two pools."""
+
+    def perimeter(row: InputRow) -> dict[str, Any]:
+        image_id = row["manifest"]["image_id"]
+        if image_id == crash:
+            os._exit(13)
+        if image_id == fail:
+            raise RowError("decode", "told to fail")
+        return {"image_id": image_id, "area": 4}
+
+    return row_by_row("perimeter", perimeter)
+
+
+def second_worker(fail: str, crash: str) -> Worker:
+    """The second: needs what the first made."""
+
+    def second(row: InputRow) -> dict[str, Any]:
+        image_id = row["manifest"]["image_id"]
+        if image_id == crash:
+            os._exit(13)
+        if image_id == fail:
+            raise RowError("label", "told to fail")
+        return {"image_id": image_id, "area": row["perimeters"]["area"] + 1}
+
+    return row_by_row("area", second)
+
+
+def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
+    make_context: MakeContext, shapes: Manifest
+) -> None:
+    context = make_context(shapes)
+    ids = index_file(shapes.uri).image_ids
+    first = Producer(
+        "perimeters",
+        partial(perimeter_worker, ids[2], ids[5]),
+        SCHEMA,
+        Pool(1, actors=True, cpus=PRODUCER_CPUS),
+    )
+    pool = Pool(2, cpus=CONSUMER_CPUS)
+    factory = partial(second_worker, ids[9], ids[13])
+    summary, folder = run(context, factory, batch=4, pool=pool, producer=first)
+    assert (summary.images, summary.errors) == (12, 4)
+    assert {row["area"] for row in read_all(folder.uri).to_pylist()} == {5}
+    rows = {row.image_id: (row.stage, row.kind) for row in tables.read_errors(folder.errors_uri)}
+    assert rows == {
+        ids[2]: ("perimeter", "decode"),
+        ids[5]: ("area", "internal"),
+        ids[9]: ("area", "label"),
+        ids[13]: ("area", "internal"),
+    }
 
 
 def test_a_process_that_dies_once_costs_nothing(
