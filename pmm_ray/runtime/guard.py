@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 from pmm_ray.config import ConfigError
+from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import (
     EXIT_BUDGET,
     EXIT_CANNOT_RUN,
@@ -31,7 +32,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        message = full_disk(error)
+        message = full_disk(error) or storage.store_failure(error)
         if message is None:
             raise
         progress.message(f"pmm: {message}")

@@ -114,11 +114,9 @@ def read_parts(
         try:
             table = tables.read_table(uri)
             ids: list[str] = table.column("image_id").to_pylist()
-        except OSError as error:
-            if error.errno is not None:  # the machine's word; a damaged file has none
+        except (OSError, pa.ArrowException, KeyError) as error:
+            if not tables.is_damage(error):
                 raise
-            return None
-        except (pa.ArrowException, KeyError):
             return None
         return ids if schema is None or (ids and table.schema.equals(schema)) else None
 

@@ -116,23 +116,32 @@ def exists(uri: str) -> bool:
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def store_failure(error: OSError, uri: str = "") -> str | None:
+    """What to say if a store failed, after all retries, rather than one file; else None.
+
+    A file that is missing, damaged or not ours to read is one image's error.
+    """
+    text = str(error)
+    of_the_store = any(mark in text for mark in _STORE_FAILED)
+    if not of_the_store or any(mark in text for mark in _OBJECT_REFUSED):
+        return None
+    where = f" for {uri}" if uri else ""
+    return (
+        f"the store fails{where}: {text}. What may pass was tried for about a minute. "
+        "Run the same command again when it is mended; what is finished stays."
+    )
+
+
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn a store's failure, after all its retries, into a `CannotRunError` that names the uri.
-
-    A file that is missing, damaged or not ours to read stays an OSError: that is one image's.
-    """
+    """Turn a store's failure into a `CannotRunError` that names the uri."""
     try:
         yield
     except OSError as error:
-        text = str(error)
-        of_the_store = any(mark in text for mark in _STORE_FAILED)
-        if not of_the_store or any(mark in text for mark in _OBJECT_REFUSED):
+        message = store_failure(error, uri)
+        if message is None:
             raise
-        raise CannotRunError(
-            f"the store fails for {uri}: {text}. What may pass was tried for about a minute. "
-            "Run the same command again when it is mended; what is finished stays."
-        ) from error
+        raise CannotRunError(message) from error
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:

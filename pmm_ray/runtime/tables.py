@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import ErrorRow
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow
 
 IMAGE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -132,6 +132,17 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading a Parquet file speaks of its content.
+
+    A disk's or a system's word (no such file, input/output error) has a number; Arrow's about
+    content has none.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None
+    return isinstance(error, (pa.ArrowException, KeyError))
+
+
 def chunk_name(image_ids: Iterable[str]) -> str:
     """The name of the part that holds just these images: the same ids give the same name.
 
@@ -167,15 +178,26 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Rows of one Parquet file by position, in the order asked for.
 
     Only the row groups that hold them are read; the last two stay cached in the process.
+
+    Raises:
+        CannotRunError: the file was damaged after its stage was done, or its store fails.
     """
     out: list[dict[str, Any]] = []
-    with storage.reaching(uri):
-        version = _version(uri)
-        bounds = _row_group_bounds(uri, version)
-        for row in rows:
-            group = bisect_right(bounds, row) - 1
-            table = _row_group(uri, version, group)
-            out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
+    try:
+        with storage.reaching(uri):
+            version = _version(uri)
+            bounds = _row_group_bounds(uri, version)
+            for row in rows:
+                group = bisect_right(bounds, row) - 1
+                table = _row_group(uri, version, group)
+                out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        raise CannotRunError(
+            f"{uri} is damaged ({error}). Delete the summary.json beside it and run "
+            "the same command again: only what is damaged is made again."
+        ) from error
     return out
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import ErrorRow, error_budget
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow, error_budget
 from pmm_ray.runtime.index import index_file, read_all, read_index, scan_parts, write_index
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
@@ -69,6 +69,18 @@ def test_a_rewritten_file_is_read_anew(tmp_path: Path) -> None:
     assert tables.read_rows(uri, [0])[0]["value"] == 0
     tables.write_rows(uri, rows(5, 8), SCHEMA)
     assert tables.read_rows(uri, [0])[0]["value"] == 5
+
+
+def test_a_part_that_is_damaged_later_is_named_with_the_way_out(tmp_path: Path) -> None:
+    part = tmp_path / "part-a.parquet"
+    tables.write_rows(str(part), rows(0, 9), SCHEMA)
+    data = bytearray(part.read_bytes())
+    data[30] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(CannotRunError, match=rf"{part} is damaged .*Delete the summary\.json"):
+        tables.read_rows(str(part), [2])
+    with pytest.raises(FileNotFoundError):
+        tables.read_rows(str(tmp_path / "part-b.parquet"), [0])
 
 
 def test_names_and_hashes_do_not_depend_on_order() -> None:
