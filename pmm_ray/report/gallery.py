@@ -20,7 +20,7 @@ from pmm_ray.method.confusion import from_sparse, mean_iou
 from pmm_ray.report.run_data import Evaluation, RunData, StageRecord
 from pmm_ray.runtime import images, storage, tables
 from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import index_file, read_index
+from pmm_ray.runtime.index import index_file, scan_parts
 from pmm_ray.sources.manifest import Manifest, open_manifest
 
 THUMBNAIL = 240
@@ -133,7 +133,7 @@ def _scores(run: RunData, label_space: LabelSpace) -> tuple[dict[str, float], st
 
 
 def _image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[str, float]]:
-    for part in read_index(evaluation.folder.uri).parts:
+    for part in scan_parts(evaluation.folder.uri)[0].parts:
         table = tables.read_table(part, ["image_id", "cells", "counts"])
         for row in table.to_pylist():
             cells = np.array(row["cells"], np.int32)
@@ -144,7 +144,7 @@ def _image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[st
 
 
 def _stored_rows(record: StageRecord, image_ids: list[str]) -> dict[str, dict[str, Any]]:
-    index = read_index(record.folder.uri)
+    index, _ = scan_parts(record.folder.uri)
     places = index.select(image_ids).locations()
     return {i: tables.read_rows(part, [row])[0] for i, (part, row) in places.items()}
 

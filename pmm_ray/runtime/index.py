@@ -95,12 +95,12 @@ def table_of(image_ids: Sequence[str], parts: Sequence[int], rows: Sequence[int]
 def read_parts(
     folder: str, schema: pa.Schema | None = None
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """Read every part of a folder whole, and keep its ids.
+    """The ids of every part of a folder.
 
     Args:
         folder: of a table.
-        schema: of parts that tasks wrote: one with another schema, or without rows, is damaged.
-            None: any.
+        schema: of parts that tasks wrote: they are read whole, and one with another schema or
+            without rows is damaged. None: of any parts only the ids are read.
 
     Returns:
         (uri, image ids in order of rows) of each part in order of name; and the uris of damaged
@@ -112,7 +112,7 @@ def read_parts(
 
     def ids_of(uri: str) -> list[str] | None:
         try:
-            table = tables.read_table(uri)
+            table = tables.read_table(uri, None if schema is not None else ["image_id"])
             ids: list[str] = table.column("image_id").to_pylist()
         except (OSError, pa.ArrowException, KeyError) as error:
             if not tables.is_damage(error):

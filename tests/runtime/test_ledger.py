@@ -107,7 +107,7 @@ def test_a_disk_that_fails_costs_no_part(
 ) -> None:
     commit(folder, IDS)
 
-    def fails(uri: str) -> pa.Table:
+    def fails(uri: str, columns: object) -> pa.Table:
         raise OSError(errno.EIO, "Input/output error", uri)
 
     with monkeypatch.context() as patch:
