@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.cluster import inference_process
 from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.stall import StalledError, watchdog
+from pmm_ray.runtime.stall import watchdog
 from pmm_ray.runtime.stream import (
     PRODUCED,
     Output,
@@ -141,8 +141,8 @@ def stream(
         producer: a first pool whose rows the workers take.
 
     Raises:
-        CannotRunError: a task could not do its work at all (full disk, broken model), or nothing
-            finished for `stall_seconds`; then the message says what each pool waited for.
+        CannotRunError: a task could not do its work at all (full disk, broken model).
+        StalledError: nothing finished for `stall_seconds`; says what each pool waited for.
     """
     import ray
     from ray.data import DataContext
@@ -188,8 +188,6 @@ def stream(
                 if counts["failure"]:
                     raise CannotRunError(f"{output.stage}: {counts['failure']}")
                 yield counts
-    except StalledError as error:
-        raise CannotRunError(f"{output.stage}: {error}") from error
     except ray.exceptions.RayError as error:
         raise CannotRunError(f"{output.stage}: {_first_line(error)}") from error
 

@@ -14,6 +14,7 @@ from pmm_ray.runtime.index import TableIndex, write_index
 from pmm_ray.runtime.ledger import Ledger
 from pmm_ray.runtime.operators import stream
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.stall import StalledError
 from pmm_ray.runtime.stream import Output, Pool, Producer, Worker, make_chunks
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk,
@@ -24,6 +25,7 @@ _MOST_IMAGES = 32
 _CHUNKS_PER_SECOND = 30
 # of what a task says: what the log of events keeps
 _IN_EVENTS = ("images", "errors", "bytes", "sent", "seconds")
+_MOST_NAMED = 10
 
 
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
@@ -78,7 +80,7 @@ def run_table_stage(
 
     Raises:
         BudgetExceededError: too many error rows.
-        CannotRunError: see `stream`.
+        CannotRunError: see `stream`; and if no image finished for `runtime.stall_seconds`.
     """
     started = time.monotonic()
     expected = inputs[primary].image_ids
@@ -110,14 +112,18 @@ def run_table_stage(
                     f"{folder.stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels
                 )
             chunks = make_chunks(todo, inputs, size)
-            for counts in stream(chunks, factory, output, pool, stall, producer):
-                ledger.add(counts)
-                sent += counts["sent"]
-                mapped += counts["images"] - counts["errors"]
-                progress.advance(counts["images"], counts["errors"])
-                said = {name: counts[name] for name in _IN_EVENTS}
-                context.events.write("chunk", stage=folder.stage, **said)
-                _check_budget(folder, len(ledger.failed), budget)
+            try:
+                for counts in stream(chunks, factory, output, pool, stall, producer):
+                    ledger.add(counts)
+                    sent += counts["sent"]
+                    mapped += counts["images"] - counts["errors"]
+                    progress.advance(counts["images"], counts["errors"])
+                    said = {name: counts[name] for name in _IN_EVENTS}
+                    context.events.write("chunk", stage=folder.stage, **said)
+                    _check_budget(folder, len(ledger.failed), budget)
+            except StalledError as error:
+                left = _named(ledger.uncommitted(todo))
+                raise CannotRunError(f"{folder.stage}: {error}\n  not finished: {left}") from error
             todo = ledger.uncommitted(todo)
             if todo:  # a process may have died between its commit and its word
                 _scan(context, folder, ledger)
@@ -134,6 +140,11 @@ def run_table_stage(
         return summary
     details = summary.details | {"sent_bytes_per_image": round(sent / mapped)}
     return summary.model_copy(update={"details": details})
+
+
+def _named(image_ids: Sequence[str]) -> str:
+    more = len(image_ids) - _MOST_NAMED
+    return ", ".join(image_ids[:_MOST_NAMED]) + (f" and {more} more images" if more > 0 else "")
 
 
 def _check_budget(folder: StageFolder, failed: int, budget: int) -> None:

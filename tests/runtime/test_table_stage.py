@@ -336,6 +336,7 @@ def test_a_stall_says_what_each_pool_waits_for_and_what_to_do(
     assert "15 chunks finished, 1 handed to workers, 0 queued" in said
     assert "of 2 CPUs free" in said
     assert "raise runtime.stall_seconds" in said
+    assert said.endswith(f"not finished: {ids[7]}")
     # what was finished stays
     summary, _ = run(context, partial(stuck_worker, "none"), batch=1)
     assert summary.images == 16
