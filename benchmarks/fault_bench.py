@@ -32,7 +32,7 @@ masks: {{alpha: 2, tasks: 2, batch_size: 1, crf: {{iterations: 4000}}}}
 evaluate: {{ladder: []}}
 runtime: {{object_store_bytes: 150000000}}
 """
-WAIT_SECONDS = 900
+WAIT_SECONDS = 400
 Command = subprocess.Popen[str]
 
 # Python runs a `sitecustomize` that it finds on its path before anything else. This one lets a
@@ -92,7 +92,10 @@ class Run:
 
     def wait(self, process: Command, code: int = 0) -> str:
         """What a command printed; it must end by itself, and with this code."""
-        _, printed = process.communicate(timeout=WAIT_SECONDS)
+        try:
+            _, printed = process.communicate(timeout=WAIT_SECONDS)
+        finally:
+            end(process)
         if process.returncode != code:
             raise AssertionError(f"exit code {process.returncode}, not {code}:\n{printed}")
         return printed
@@ -236,6 +239,15 @@ class Bench:
 def _read(part: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = tables.read_table(str(part)).to_pylist()
     return rows
+
+
+def end(process: Command) -> None:
+    """Kill a command that did not end, with all that it started."""
+    if process.poll() is None:
+        for one in (*family(process), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
 
 
 def family(process: Command) -> list[psutil.Process]:

@@ -14,11 +14,11 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -30,6 +30,7 @@ from fault_bench import (
     as_table,
     can_mount,
     commit,
+    end,
     family,
     machine,
     small_disk,
@@ -40,13 +41,13 @@ IN_WORK = "the images in work"
 STALL_SECONDS = 20
 
 
-def driver_ends(bench: Bench, fault: str, end: Callable[[int], None], code: int) -> Outcome:
+def driver_ends(bench: Bench, fault: str, stop: Callable[[int], None], code: int) -> Outcome:
     """The driver gets a signal; the same command goes on."""
     run = bench.fresh()
     process = run.start()
     run.wait_for_parts(process, 6)
     started = family(process)
-    end(process.pid)
+    stop(process.pid)
     printed = run.wait(process, code)
     if code == 130 and "run the same command again" not in printed:
         raise AssertionError(f"it did not say how to go on: {printed}")
@@ -59,17 +60,20 @@ def driver_ends(bench: Bench, fault: str, end: Callable[[int], None], code: int)
 
 def sigkill_driver(bench: Bench) -> Outcome:
     """The process that runs `pmm run` is killed."""
-    end = partial(_send, how=signal.SIGKILL)
-    return driver_ends(bench, "SIGKILL of the driver", end, -signal.SIGKILL)
+
+    def stop(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    return driver_ends(bench, "SIGKILL of the driver", stop, -signal.SIGKILL)
 
 
 def interrupt(bench: Bench) -> Outcome:
     """Ctrl-C: a terminal sends it to all processes of the command."""
 
-    def end(pid: int) -> None:
+    def stop(pid: int) -> None:
         os.killpg(pid, signal.SIGINT)
 
-    return driver_ends(bench, "Ctrl-C", end, 130)
+    return driver_ends(bench, "Ctrl-C", stop, 130)
 
 
 def sigkill_worker(bench: Bench) -> Outcome:
@@ -97,7 +101,10 @@ def sigkill_raylet(bench: Bench) -> Outcome:
     started = family(process)
     [raylet] = [child for child in started if title(child).split("/")[-1] == "raylet"]
     raylet.kill()
-    _, printed = process.communicate(timeout=WAIT_SECONDS)
+    try:
+        _, printed = process.communicate(timeout=WAIT_SECONDS)
+    finally:
+        end(process)
     if process.returncode == 0:
         raise AssertionError("the command went on without its raylet")
     psutil.wait_procs(started, timeout=60)
@@ -234,10 +241,6 @@ def stuck_worker(bench: Bench) -> Outcome:
     return bench.outcome(run, fault, "its image", before, since, False, printed)
 
 
-def _send(pid: int, how: signal.Signals) -> None:
-    os.kill(pid, how)
-
-
 FAULTS: dict[str, Callable[[Bench], Outcome]] = {
     function.__name__: function
     for function in (
@@ -279,17 +282,22 @@ def main() -> None:
         chosen.remove("full_disk")
         print("full_disk left out: only root may mount a small disk", file=sys.stderr)
     outcomes: list[Outcome] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pmm-faults-") as folder:
         bench = Bench(Path(folder))
         for name in chosen:
-            outcomes.append(FAULTS[name](bench))
-            print(outcomes[-1], file=sys.stderr, flush=True)
+            try:
+                outcomes.append(FAULTS[name](bench))
+                print(outcomes[-1], file=sys.stderr, flush=True)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                failed.append(name)
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
     table = as_table(outcomes)
     print(table)
     if options.write:
         write_page(options.write, table)
-    if not all(o.same_table and o.again == 0 for o in outcomes):
-        sys.exit("a table differs")
+    if failed or not all(o.same_table and o.again == 0 for o in outcomes):
+        sys.exit(f"a table differs, or a run did not end: {failed}")
 
 
 if __name__ == "__main__":
