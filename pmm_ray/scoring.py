@@ -13,7 +13,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
 from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.index import TableIndex, index_file
+from pmm_ray.runtime.index import TableIndex
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.session import Selection, Session
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
@@ -21,7 +21,7 @@ from pmm_ray.sources.folder import file_stem, safe_image_id
 from pmm_ray.sources.label_files import read_label_space
 from pmm_ray.sources.lists import read_words
 from pmm_ray.sources.manifest import Manifest
-from pmm_ray.sources.mask_files import FILES, MaskFiles, find_masks
+from pmm_ray.sources.mask_files import MaskFiles, find_masks, write_listing
 from pmm_ray.stages import score_masks
 
 SCORES = "scores.json"
@@ -145,8 +145,7 @@ def _match(
         )
         raise BudgetExceededError(score_masks.STAGE, len(errors), budget, errors)
     pairs = storage.join(session.run_dir, "pairs.parquet")
-    tables.write_rows(pairs, [{"image_id": i, "uri": i} for i in both], FILES)
-    return index_file(pairs), errors
+    return write_listing(pairs, {image_id: image_id for image_id in both}), errors
 
 
 def _score(

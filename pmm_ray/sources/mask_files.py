@@ -6,10 +6,11 @@ A tree's masks are found by name: `ANY/FOLDER/ID.png` is the mask of image ID.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pmm_ray.labels import LabelSpace
@@ -78,10 +79,16 @@ def find_masks(place: str, listing: str) -> MaskFiles:
     for uri in files:
         if by_id.setdefault(safe_image_id(file_stem(uri)), uri) != uri:
             repeated.append(uri)
-    rows = [{"image_id": image_id, "uri": uri} for image_id, uri in sorted(by_id.items())]
-    tables.write_rows(listing, rows, FILES)
-    index = index_file(listing)
+    index = write_listing(listing, by_id)
     return MaskFiles(place, False, index, _fingerprint(files), tuple(repeated), _space(place))
+
+
+def write_listing(uri: str, by_id: Mapping[str, str]) -> TableIndex:
+    """Write ids and places as a table from which a task reads only what it needs; its index."""
+    rows = [{"image_id": image_id, "uri": place} for image_id, place in sorted(by_id.items())]
+    table = pa.Table.from_pylist(rows, schema=FILES)
+    storage.write_bytes(uri, tables.to_bytes(table, row_group_size=tables.MANIFEST_ROW_GROUP))
+    return index_file(uri)
 
 
 def _check_table(parts: Sequence[str]) -> None:
@@ -97,8 +104,6 @@ def _check_table(parts: Sequence[str]) -> None:
 
 def _which(run_dir: str) -> str:
     filesystem, path = storage.resolve(run_dir)
-    import pyarrow.fs as pafs
-
     names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))]
     tables_of = [n for n in names if n.startswith(("make_masks", "predict_masks"))]
     choice = [name for name in names if name == "masks"] + sorted(tables_of)
