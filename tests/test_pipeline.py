@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +175,27 @@ def test_stages_outside_the_selection_do_not_run(
         with pytest.raises(EndOfSelection):
             attempt.stage("make_masks", "11111111", body)
     assert ran == ["make_cams"]
+
+
+def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
+    tmp_path: Path, body: Body
+) -> None:
+    def stages() -> list[str]:
+        record = json.loads((tmp_path / "run.json").read_text())
+        assert record["finished"]
+        return [stage["stage"] for stage in record["stages"]]
+
+    for ended, selection, expected in (
+        (3, {}, PLAN[:3]),
+        (3, {}, PLAN[:3]),
+        (2, {"last": "make_cams"}, PLAN[:3]),  # a part of the plan says nothing of the whole
+        (2, {}, PLAN[:2]),
+    ):
+        with session(tmp_path, **selection) as attempt:
+            for name in PLAN[:ended]:
+                attempt.stage(name, "11111111", body, input_rows=4)
+            attempt.write_record(finished=True)
+        assert stages() == list(expected)
 
 
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _round(
 
 def _why_ended(run: RunData, done: Mapping[str, StageRecord], last: Round) -> str:
     limit = run.setting("cycles", "stop_when", None)
-    if limit is not None and last.agreement is not None and last.agreement > limit:
+    if not last.trained and limit is not None and (last.agreement or 0.0) > limit:
         return (
             f"Round {last.number} was not trained: its masks agree with those before by more than "
             f"cycles.stop_when {limit}."

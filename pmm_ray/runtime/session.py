@@ -222,7 +222,7 @@ class Session:
     def write_record(self, *, finished: bool = False) -> None:
         """Write `run.json`: what ran, where, with what."""
         uri = storage.join(self.run_dir, "run.json")
-        if not self.work_done and storage.exists(uri):
+        if not self.work_done and storage.exists(uri) and not (finished and self._differs(uri)):
             return  # nothing was computed: the record of the run that did stays
         if self.adds and (earlier := self._extended_record(uri)) is not None:
             storage.write_bytes(uri, json.dumps(earlier, indent=1).encode())
@@ -242,6 +242,16 @@ class Session:
         if self._cluster is not None:
             record["cluster"] = dict(self._cluster.__dict__)
         storage.write_bytes(uri, json.dumps(record, indent=1).encode())
+
+    def _differs(self, uri: str) -> bool:
+        """Whether a whole run found other stages than those recorded, without computing one.
+
+        `cycles.stop_when` alone can do that: it decides by what is done already.
+        """
+        whole = len(self.selection.positions) == len(self.selection.plan) and not self.adds
+        record = json.loads(storage.read_bytes(uri))
+        recorded = [s for s in record["stages"] if s["stage"] in self.selection.plan]
+        return whole and recorded != self._stages
 
     def _extended_record(self, uri: str) -> dict[str, Any] | None:
         """The record in the run folder with this session's new stages.
