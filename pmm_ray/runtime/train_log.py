@@ -57,7 +57,7 @@ class TrainLog:
         self._losses, self._since, self._waited = [], now, waited
 
     def validation(self, step: int, epoch: int, values: dict[str, float], seconds: float) -> None:
-        """Record what was measured on held-out images after an epoch (1-based).
+        """Record what was measured on held-out images after a step, with the epochs done by then.
 
         The seconds that it took do not count into the training's throughput.
         """
