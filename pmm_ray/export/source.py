@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,23 @@ class RunMasks:
     """Of the run."""
     manifest: Manifest
     splits: tuple[SplitMasks, ...]
-    config: RunConfig
-    """The run's resolved configuration."""
+    settings: Mapping[str, Any]
+    """The run's resolved configuration, as it stands in the file."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's resolved configuration.
+
+        Raises:
+            CannotRunError: another version of PMM-Ray wrote it, with other keys.
+        """
+        try:
+            return RunConfig.model_validate(self.settings)
+        except ValueError as error:
+            raise CannotRunError(
+                f"the run's resolved.yaml does not fit this version: {error}; export with the "
+                "version that made the run, or run it again"
+            ) from error
 
     def rows(self, masks: SplitMasks) -> Iterator[dict[str, Any]]:
         """Rows of `tables.MASKS`, one part in memory at a time."""
@@ -101,8 +116,8 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
         found = [(name, index) for name, index in found if len(index)]
         if found:
             splits.append(SplitMasks(split, *found[-1]))
-    config = RunConfig.model_validate(run.config)
-    return RunMasks(str(run.record.get("name", "run")), manifest, tuple(splits), config)
+    name = str(run.record.get("name", "run"))
+    return RunMasks(name, manifest, tuple(splits), run.config)
 
 
 def _is_result(record: StageRecord) -> bool:

@@ -146,3 +146,16 @@ def test_without_masks_to_learn_from_it_is_refused(
     make_run(tmp_path / "run", "make_masks", data={"train_split": "train_aug"})
     assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "mmseg") == 1
     assert "no masks of its training split 'train_aug'" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_configuration_of_another_version_is_explained(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", "make_masks")
+    config = tmp_path / "run" / "resolved.yaml"
+    config.write_text(config.read_text() + "gone: {key: 1}\n")
+    run = str(tmp_path / "run")
+    assert export_run(run, str(tmp_path / "out"), "mmseg") == 1
+    assert "does not fit this version" in " ".join(capfd.readouterr().err.split())
+    # formats that need no configuration are written all the same
+    assert export_run(run, str(tmp_path / "voc"), "voc") == 0
