@@ -1,7 +1,7 @@
 """The classifiers on a CPU: a SEAM training step of each backbone, and multi-crop CAMs.
 
     python benchmarks/classifier.py steps [--backbones scalenet101 ...]
-    python benchmarks/classifier.py cams --image PHOTO [--backbone efficientnet_lite0] [--views 2]
+    python benchmarks/classifier.py cams --image PHOTO [--backbone efficientnet_lite0] [--views 1]
 
 `steps`: one step (both branches, backward, SGD) at 448 x 448 px, batch 1, each backbone in a
 process of its own. `cams`: the stage's batches of windows against one window and then its mirror
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--image")
     parser.add_argument("--geometry", default="paper")
     parser.add_argument("--scales", nargs="+", type=float, default=SCALES)
-    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--way", choices=tuple(WAYS), default="batched")

@@ -139,6 +139,6 @@ class CamsConfig(Section):
     """Images per task; `auto`: 8, or 1 for `multi_crop` on a CPU."""
     views: Positive | Auto = execution("auto")
     """Windows and mirror images per pass of `multi_crop`, of one or several images; `auto`: 32 on
-    a GPU, 2 on a CPU."""
+    a GPU, 1 on a CPU."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""

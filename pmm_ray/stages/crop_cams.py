@@ -27,7 +27,8 @@ from pmm_ray.nets.views import cut_windows, normalise_views
 from pmm_ray.runtime.errors import RowError
 
 _VIEWS_ON_GPU = 32
-_VIEWS_ON_CPU = 2
+# measured by benchmarks/classifier.py: larger batches leave a CPU's caches
+_VIEWS_ON_CPU = 1
 
 Cam = NDArray[np.float16]
 
