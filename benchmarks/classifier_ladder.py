@@ -73,7 +73,7 @@ FULL = {
 }
 REDUCED = {
     "shapes": Size(90, 30, 8, 8, 128, (112, 176), (1.0, 2.0), 86, (0.75, 1.25, 1.75), False),
-    "voc12-mini": Size(112, 50, 8, 8, 288, (288, 480), (0.75, 1.25), 192, (0.75, 1.25), False),
+    "voc12-mini": Size(112, 50, 6, 6, 224, (224, 384), (0.75, 1.25), 150, (0.75, 1.25), False),
 }
 
 
@@ -91,10 +91,16 @@ class Step:
 
 
 def steps(only: str | None) -> list[Step]:
-    """All steps, the cheap ones of each data set first."""
+    """All steps: every rung of the first seed on both data sets, then the other seeds."""
     seeds = {"shapes": SHAPES_SEEDS, "voc12-mini": VOC_SEEDS}
-    chosen = [only] if only else list(seeds)
-    return [Step(data, seed, rung) for data in chosen for seed in seeds[data] for rung in RUNGS]
+    chosen = {only: seeds[only]} if only else seeds
+    return [
+        Step(data, seed, rung)
+        for seed in sorted({seed for of in chosen.values() for seed in of})
+        for data, of in chosen.items()
+        if seed in of
+        for rung in RUNGS
+    ]
 
 
 def recipe(step: Step, size: Size, data: dict[str, Any]) -> dict[str, Any]:
