@@ -26,7 +26,8 @@ PAPER = {
     (TEST, "scalenet101"): 0.5781,
     (BOTH, "scalenet101"): 0.5821,
 }
-_NAMES = {BASELINE: "whole", TEST: "windows", BOTH: "multicrop"}
+WHOLE, MULTICROP = "whole", "multicrop"
+_NAMES = {BASELINE: WHOLE, TEST: "windows", BOTH: MULTICROP}
 
 
 def stages(config: RunConfig) -> tuple[str, ...]:

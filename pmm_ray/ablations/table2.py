@@ -5,6 +5,7 @@ from __future__ import annotations
 from pmm_ray.ablations import Ablation, open_session
 from pmm_ray.ablations.cam_tables import BASE_STAGES, IMAGES, Score, TablePipeline, note
 from pmm_ray.ablations.table import Cell, PaperTable, keep_table, table_stage
+from pmm_ray.ablations.table1 import MULTICROP, WHOLE
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.runtime.guard import guarded
 from pmm_ray.runtime.progress import Progress
@@ -12,7 +13,6 @@ from pmm_ray.stages.score_cams import Way
 from pmm_ray.walk_pipeline import WALK_STAGES
 
 NUMBER = 2
-BASELINE = "baseline"
 ROWS: tuple[tuple[str, Way, float, float], ...] = (
     ("CAM", "cam", 0.5272, 0.5821),
     ("CRF", "crf", 0.5424, 0.5919),
@@ -24,9 +24,14 @@ WALKED: tuple[tuple[str, Way], ...] = (("RW", "walk"), ("RW & PPMG", "ppmg"))
 """Further rows of a recipe with `affinity.enabled`."""
 
 
+def baseline(config: RunConfig) -> str:
+    """Name of the first column's CAMs; table 1 has the same."""
+    return f"{config.classifier.backbone}-{WHOLE}"
+
+
 def ours(config: RunConfig) -> str:
-    """Name of the second column's CAMs: the recipe's, or those that it would have with windows."""
-    return "recipe" if config.multicrop.enabled else "multicrop"
+    """Name of the second column's CAMs: the recipe's, or table 1's of multi-crop training."""
+    return "recipe" if config.multicrop.enabled else f"{config.multicrop.backbone}-{MULTICROP}"
 
 
 def uses_recipe(config: RunConfig) -> bool:
@@ -36,10 +41,10 @@ def uses_recipe(config: RunConfig) -> bool:
 
 def stages(config: RunConfig) -> tuple[str, ...]:
     """Names of the stages beyond the recipe's, in order."""
-    planned = [f"make_cams-{BASELINE}"]
+    planned = [f"make_cams-{baseline(config)}"]
     if not config.multicrop.enabled:
         planned += [*BASE_STAGES, "train_multicrop", f"make_cams-{ours(config)}"]
-    for column in (BASELINE, ours(config)):
+    for column in (baseline(config), ours(config)):
         planned += [f"score_cams-{column}-{way}" for _, way, _, _ in ROWS]
     if config.affinity.enabled:
         planned += [*WALK_STAGES, *(f"score_cams-walked-{way}" for _, way in WALKED)]
@@ -57,14 +62,14 @@ def run(request: Ablation) -> int:
             pipeline.images = request.images or IMAGES
             pipeline.import_data()
             first = pipeline.train_classifier()
-            baseline = pipeline.held_out_cams(BASELINE, pipeline.whole_cams, first)
+            whole = pipeline.held_out_cams(baseline(config), pipeline.whole_cams, first)
             recipe = pipeline.up_to_cams() if uses_recipe(config) else None
             if recipe is not None and config.multicrop.enabled:
                 second = recipe
             else:
                 network = pipeline.train_multicrop(pipeline.base_masks())
                 second = pipeline.held_out_cams(ours(config), pipeline.window_cams, network)
-            cams = {BASELINE: baseline, ours(config): second}
+            cams = {baseline(config): whole, ours(config): second}
             rows: list[tuple[Cell, ...]] = []
             scores: list[Score] = []
             for title, way, *paper in ROWS:

@@ -119,7 +119,12 @@ def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
     for title, *_ in table2.ROWS:
         assert any(line.startswith(f"{title} ") for line in second.splitlines()), second
     # what the tables have in common is made once
-    shared = ("train_classifier", "make_base_masks", "train_multicrop")
+    rows = ("whole", "multicrop")
+    shared = [
+        *("train_classifier", "make_base_masks", "train_multicrop"),
+        *(f"make_cams-efficientnet_lite0-{row}" for row in rows),
+        *(f"score_cams-efficientnet_lite0-{row}-cam" for row in rows),
+    ]
     names = [name.rsplit("-", 1)[0] for name in finished(run_dir)]
     assert all(names.count(name) == 1 for name in shared)
     assert finished(run_dir).items() >= before.items()
@@ -130,7 +135,7 @@ def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
     ]
     # a table that was cut off goes on: only what is missing is made again
     before = finished(run_dir)
-    [lost] = run_dir.glob("score_cams-multicrop-ppmg_no_cvs-*")
+    [lost] = run_dir.glob("score_cams-efficientnet_lite0-multicrop-ppmg_no_cvs-*")
     shutil.rmtree(lost)
     assert make_table(recipe, run_dir, 2) == second
     after = finished(run_dir)
