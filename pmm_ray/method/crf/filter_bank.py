@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
-from pmm_ray.method.crf.lattice import Lattice, build_lattice
+from pmm_ray.method.crf.aligned import aligned
+from pmm_ray.method.crf.lattice import Lattice, build_lattice, in_own_order
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.spatial import spatial_lattice
 
@@ -16,9 +19,11 @@ from pmm_ray.method.crf.spatial import spatial_lattice
 class FilterBank:
     """The lattices that take part, each built once and applied together.
 
+    Pixels are kept in the order of one of them, the home: it filters in place. The other one
+    filters into an array of its own order, whose rows are added on the way.
+
     Attributes:
-        places: The place of each pixel in every packed array, int32 [N]: the order of the
-            spatial lattice's segments.
+        places: The place of each pixel in every packed array, int32 [N].
 
     Raises:
         ValueError: A standard deviation is too small for the image, see `build_lattice`.
@@ -28,45 +33,66 @@ class FilterBank:
         # A private copy: kernels are compiled for contiguous, writable arrays only.
         image = np.array(image_HW3, order="C")
         height, width = image.shape[:2]
-        self._filters: list[tuple[Lattice, float]] = []
         self.places = np.arange(height * width, dtype=np.int32)
+        self._mate = np.empty(0, np.int32)
+        self._home: tuple[Lattice, float] | None = None
+        self._other: tuple[Lattice, float] | None = None
         if parameters.iterations == 0:
             return
         if parameters.gaussian_weight > 0.0:
             self.places, spatial = spatial_lattice(height, width, parameters.gaussian_sigma)
-            self._filters.append((spatial, parameters.gaussian_weight))
+            self._home = (spatial, parameters.gaussian_weight)
         if parameters.bilateral_weight > 0.0:
             bilateral = build_lattice(
                 image, parameters.bilateral_sigma, parameters.bilateral_color_sigma, self.places
             )
-            self._filters.append((bilateral, parameters.bilateral_weight))
+            if self._home is None:
+                self.places, bilateral = in_own_order(bilateral)
+                self._home = (bilateral, parameters.bilateral_weight)
+            else:
+                self._mate = np.empty_like(self.places)
+                self._mate[bilateral.link] = np.arange(self.places.size, dtype=np.int32)
+                self._other = (bilateral, parameters.bilateral_weight)
 
     def mass(self) -> Float32Array:
         """The weighted message of a label that is certain everywhere, packed, float32 [N]."""
         total = np.zeros(self.places.size, np.float32)
-        for lattice, weight in self._filters:
-            total += np.float32(weight) * lattice.mass
+        if self._home:
+            total += np.float32(self._home[1]) * self._home[0].mass
+        if self._other:
+            total += np.float32(self._other[1]) * self._other[0].mass[self._mate]
         return total
 
-    def scratches(self, lanes: int) -> list[Float32Array]:
+    def scratch(self, lanes: int) -> Scratch:
         """Working memory for `apply`."""
-        return [lattice.scratch(lanes) for lattice, _ in self._filters]
+        empty = np.empty(0, np.float32)
+        return Scratch(
+            home=self._home[0].scratch(lanes) if self._home else empty,
+            other=self._other[0].scratch(lanes) if self._other else empty,
+            message=aligned(self.places.size * lanes) if self._other else empty,
+        )
 
     def apply(
-        self,
-        rows: Float32Array,
-        offset: int,
-        lanes: int,
-        factor: float,
-        scratches: list[Float32Array],
+        self, rows: Float32Array, offset: int, lanes: int, factor: float, scratch: Scratch
     ) -> None:
         """Replace N rows by the sum over the lattices of `factor * weight` times the filtered."""
-        if not self._filters:
+        if self._home is None:
             rows[:] = 0.0
             return
-        for (lattice, _), scratch in zip(self._filters, scratches, strict=True):
-            lattice.splat(lanes, rows, offset, scratch)
-        add = False
-        for (lattice, weight), scratch in zip(self._filters, scratches, strict=True):
-            lattice.blur_and_slice(lanes, factor * weight, scratch, rows, offset, add)
-            add = True
+        if self._other:
+            lattice, weight = self._other
+            lattice.filter_apart(
+                lanes, rows, offset, factor * weight, scratch.other, scratch.message
+            )
+        lattice, weight = self._home
+        lattice.filter_in_place(
+            lanes, rows, offset, factor * weight, scratch.home, scratch.message, self._mate
+        )
+
+
+class Scratch(NamedTuple):
+    """Working memory of both lattices, and the rows that pass from one to the other."""
+
+    home: Float32Array
+    other: Float32Array
+    message: Float32Array

@@ -1,10 +1,10 @@
 """Kernels that filter: splat pixels onto vertices, blur along the axes, slice back.
 
 Values are channels-last: vertex v's row is `values[v * L : (v + 1) * L]`. Weights carry the
-normalization.
+normalization. `plan` holds the arrays of a lattice, see `Lattice.plan`.
 """
 
-# L: lanes, the padded number of channels; M: vertices; d: feature dimensions.
+# L: lanes, the padded number of channels; d: feature dimensions.
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.simd import row_add, row_load, row_scale, row_store, row_zero
+from pmm_ray.method.crf.simd import (
+    prefetch,
+    row_add,
+    row_load,
+    row_scale,
+    row_store,
+    row_zero,
+)
 from pmm_ray.method.crf.simd_corners import (
     corners_add_to,
     corners_collect,
@@ -21,72 +28,156 @@ from pmm_ray.method.crf.simd_corners import (
     corners_mix,
     corners_zero,
 )
+from pmm_ray.method.crf.sweep import BLUR, CLEAR, SLICE, SPLAT, ZERO
+
+# How many pixels ahead a row that lies anywhere is asked for, where rows are long.
+_AHEAD = 48
+_LONG = 8
 
 
 @kernel
-def splat(
-    lanes: Any,
-    corners: Any,
-    starts: Any,
-    simplices: Any,
-    weights: Any,
-    link: Any,
-    source: Any,
-    offset: int,
-    values: Any,
+def _clear(width: int, ring: int, first: int, last: int, values: Any) -> None:
+    """Zero the ring's rows of vertices `first` to `last`."""
+    begin, count = first % ring, last - first
+    before_wrap = min(count, ring - begin)
+    values[begin * width : (begin + before_wrap) * width] = np.float32(0.0)
+    values[: (count - before_wrap) * width] = np.float32(0.0)
+
+
+@kernel
+def _splat(
+    lanes: Any, corners: Any, plan: Any, first: int, last: int, source: Any, values: Any
 ) -> None:
-    """Set `values` to the weighted sums of the rows `source[link[p] * len(lanes) + offset]`."""
-    values[:] = np.float32(0.0)
+    """Add the weighted rows of contiguous pixels to their vertices."""
+    _, _, starts, simplices, weights, _, _ = plan
     count = len(corners)
-    for segment in range(starts.size - 1):
+    for segment in range(first, last):
         total = corners_zero(corners, lanes)
         for p in range(starts[segment], starts[segment + 1]):
-            row = row_load(lanes, source, link[p] * len(lanes) + offset)
+            row = row_load(lanes, source, p * len(lanes))
             total = corners_collect(total, weights, p * count, row)
         corners_add_to(total, values, simplices, segment * count)
 
 
 @kernel
-def blur(lanes: Any, first_chain: Any, starts: Any, members: Any, values: Any) -> None:
-    """Blur by [1/2, 1, 1/2] along every axis in turn, in place.
+def _gather(
+    lanes: Any,
+    corners: Any,
+    plan: Any,
+    first: int,
+    last: int,
+    link: Any,
+    source: Any,
+    offset: int,
+    values: Any,
+) -> None:
+    """Add the weighted rows `source[offset + link[p] * L]` to their vertices."""
+    _, _, starts, simplices, weights, _, _ = plan
+    count, width = len(corners), len(lanes)
+    for segment in range(first, last):
+        total = corners_zero(corners, lanes)
+        for p in range(starts[segment], starts[segment + 1]):
+            if width >= _LONG:
+                ahead = min(p + _AHEAD, link.size - 1)
+                prefetch(source, offset + np.int64(link[ahead]) * width)
+            row = row_load(lanes, source, offset + np.int64(link[p]) * width)
+            total = corners_collect(total, weights, p * count, row)
+        corners_add_to(total, values, simplices, segment * count)
 
-    Walking along a chain reads and writes every row once, and rows outside chains not at all.
-    """
+
+@kernel
+def _blur(lanes: Any, plan: Any, first: int, last: int, values: Any) -> None:
+    """Blur pieces of chains by [1/2, 1, 1/2], in place: every row is read and written once."""
+    _, _, _, _, _, starts, slots = plan
     width = len(lanes)
-    for chain in range(first_chain[-1]):
-        before = row_zero(lanes)
-        at = np.int64(members[starts[chain]]) * width
+    for piece in range(first, last):
+        begin, end = starts[piece], starts[piece + 1]
+        before = row_load(lanes, values, np.int64(slots[begin]) * width)
+        at = np.int64(slots[begin + 1]) * width
         here = row_load(lanes, values, at)
-        for i in range(starts[chain] + 1, starts[chain + 1]):
-            next_at = np.int64(members[i]) * width
+        for i in range(begin + 2, end - 1):
+            next_at = np.int64(slots[i]) * width
             after = row_load(lanes, values, next_at)
             around = row_scale(row_add(before, after), np.float32(0.5))
             row_store(values, at, row_add(here, around))
             before, here, at = here, after, next_at
-        row_store(values, at, row_add(here, row_scale(before, np.float32(0.5))))
+        row_store(values, np.int64(slots[end - 1]) * width, before)
 
 
 @kernel
-def slice_to(
+def filter_apart(
     lanes: Any,
     corners: Any,
-    starts: Any,
-    simplices: Any,
-    weights: Any,
+    plan: Any,
     link: Any,
-    values: Any,
-    target: Any,
+    source: Any,
     offset: int,
     factor: Any,
-    add: bool,
+    values: Any,
+    target: Any,
 ) -> None:
-    """Read `factor` times the filtered rows back; `add` adds them to the target."""
-    count = len(corners)
-    for segment in range(starts.size - 1):
-        vertices = corners_load(corners, lanes, values, simplices, segment * count)
-        for p in range(starts[segment], starts[segment + 1]):
-            row = row_scale(corners_mix(vertices, weights, p * count), factor)
-            at = link[p] * len(lanes) + offset
-            if add:
-                row = row_add(row, row_load(lanes, target, at))
-            row_store(target, at, row)
+    """Filter rows that lie in another order.
+
+    Args:
+        lanes, corners: Tuples of length L and d + 1.
+        plan: The lattice.
+        link: Place of each of the lattice's pixels among the rows of `source`, int32 [N].
+        source: Rows, flat float32, the first at `offset`.
+        factor: Multiplies the result, float32.
+        values: Working memory, flat float32.
+        target: Receives the rows in the lattice's order, flat float32 [N * L].
+    """
+    jobs, ring, starts, simplices, weights, _, _ = plan
+    count, width = len(corners), len(lanes)
+    row_store(values, (ring + ZERO) * width, row_zero(lanes))
+    for step in range(jobs.shape[0]):
+        job = jobs[step]
+        _clear(width, ring, job[CLEAR], job[CLEAR + 1], values)
+        _gather(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], link, source, offset, values)
+        _blur(lanes, plan, job[BLUR], job[BLUR + 1], values)
+        for segment in range(job[SLICE], job[SLICE + 1]):
+            vertices = corners_load(corners, lanes, values, simplices, segment * count)
+            for p in range(starts[segment], starts[segment + 1]):
+                row = row_scale(corners_mix(vertices, weights, p * count), factor)
+                row_store(target, p * width, row)
+
+
+@kernel
+def filter_in_place(
+    lanes: Any,
+    corners: Any,
+    plan: Any,
+    rows: Any,
+    offset: int,
+    factor: Any,
+    values: Any,
+    extra: Any,
+    mate: Any,
+) -> None:
+    """Replace rows, which lie in the lattice's own order, by `factor` times the filtered ones.
+
+    Args:
+        lanes, corners, plan, values: See `filter_apart`.
+        rows: Flat float32, the first row at `offset`.
+        extra: Rows to add, flat float32.
+        mate: Which of them belongs to each pixel, int32 [N]; empty to add nothing.
+    """
+    jobs, ring, starts, simplices, weights, _, _ = plan
+    count, width = len(corners), len(lanes)
+    mine = rows[offset:]
+    row_store(values, (ring + ZERO) * width, row_zero(lanes))
+    for step in range(jobs.shape[0]):
+        job = jobs[step]
+        _clear(width, ring, job[CLEAR], job[CLEAR + 1], values)
+        _splat(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], mine, values)
+        _blur(lanes, plan, job[BLUR], job[BLUR + 1], values)
+        for segment in range(job[SLICE], job[SLICE + 1]):
+            vertices = corners_load(corners, lanes, values, simplices, segment * count)
+            for p in range(starts[segment], starts[segment + 1]):
+                row = row_scale(corners_mix(vertices, weights, p * count), factor)
+                if mate.size > 0:
+                    if width >= _LONG:
+                        ahead = min(p + _AHEAD, mate.size - 1)
+                        prefetch(extra, np.int64(mate[ahead]) * width)
+                    row = row_add(row, row_load(lanes, extra, np.int64(mate[p]) * width))
+                row_store(mine, p * width, row)

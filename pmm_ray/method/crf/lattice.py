@@ -5,101 +5,123 @@ along the d + 1 axes, `a = 1 / (1 + 2^-d)`, and `D = K 1`. `D^-1/2` and the squa
 are folded into the weights once, so filtering is splat, blur and slice and nothing else.
 """
 
-# H, W: image; N: pixels; d: feature dimensions, 2 or 5; S: simplices; M: vertices.
+# H, W: image; N: pixels; d: feature dimensions, 2 or 5; S: simplices; M: vertices; T: steps.
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
-from pmm_ray.method.crf.filtering import blur, slice_to, splat
+from pmm_ray.method.crf.aligned import aligned
+from pmm_ray.method.crf.filtering import filter_apart, filter_in_place
 from pmm_ray.method.crf.placing import place_pixels
-from pmm_ray.method.crf.vertices import chain_vertices, group_pixels, normalize
+from pmm_ray.method.crf.sweep import (
+    CARRY,
+    chain_pieces,
+    cut_steps,
+    first_steps,
+    ring_slots,
+    schedule,
+)
+from pmm_ray.method.crf.vertices import group_pixels, normalize
 
 # Long segments are cut, so that a large flat area is summed in parts.
 _LONGEST_SEGMENT = 256
+# Vertices in a step of a sweep, and the largest lattice that is filtered in one step: the rows of
+# 16 channels, or those of one channel, then fit the second-level cache.
+_BATCH = 4096
+_WHOLE = 32768
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """A lattice with its pixels sorted by simplex.
+    """A lattice with its pixels sorted by simplex, in the order of its sweep.
 
     Attributes:
-        starts: First sorted pixel of each segment (pixels of one simplex), int64 [segments + 1].
-        simplices: The d + 1 vertices of each segment's simplex, flat int32.
-        weights: Normalized barycentric weights in sorted order, flat float32 [N * (d + 1)].
+        plan: What the kernels read: the schedule int64 [T, 8], see `schedule`; the ring's number of
+            rows; the first sorted pixel of each segment (pixels of one simplex), int64
+            [segments + 1]; the ring slots of each segment's d + 1 vertices, flat int32; normalized
+            barycentric weights in sorted order, flat float32 [N * (d + 1)]; the starts and slots of
+            `chain_pieces`.
         link: Place of each sorted pixel in the order of the caller's arrays, int32 [N].
         vertices: M.
-        first_chain, chain_starts, chain_members: See `chain_vertices`.
-        mass: The filter applied to ones, in the caller's order, float32 [N].
+        rows: Rows of working memory.
+        axes: d + 1.
+        mass: The filter applied to ones, in sorted order, float32 [N].
     """
 
-    starts: npt.NDArray[np.int64]
-    simplices: npt.NDArray[np.int32]
-    weights: Float32Array
+    plan: tuple[
+        npt.NDArray[np.int64],
+        int,
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        Float32Array,
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+    ]
     link: npt.NDArray[np.int32]
     vertices: int
-    first_chain: npt.NDArray[np.int64]
-    chain_starts: npt.NDArray[np.int64]
-    chain_members: npt.NDArray[np.int32]
+    rows: int
+    axes: int
     mass: Float32Array
 
-    @property
-    def corners(self) -> tuple[int, ...]:
-        """d + 1 zeros: the tuple whose type tells kernels the dimension."""
-        return (0,) * (self.first_chain.size - 1)
-
     def scratch(self, lanes: int) -> Float32Array:
-        """An array for the vertices' rows of `lanes` channels."""
-        return np.empty(self.vertices * lanes, np.float32)
+        """Working memory for filtering `lanes` channels."""
+        return aligned(self.rows * lanes)
 
-    def splat(
+    def filter_apart(
         self,
         lanes: int,
         source: Float32Array,
         offset: int,
-        scratch: Float32Array,
-    ) -> None:
-        """Spread the pixel rows of `source`, which start at `offset`, over the vertices."""
-        splat(
-            (0,) * lanes,
-            self.corners,
-            self.starts,
-            self.simplices,
-            self.weights,
-            self.link,
-            source,
-            offset,
-            scratch,
-        )
-
-    def blur_and_slice(
-        self,
-        lanes: int,
         factor: float,
         scratch: Float32Array,
         target: Float32Array,
-        offset: int,
-        add: bool,
     ) -> None:
-        """Write `factor` times the filtered channels to the rows of `target`, or add them."""
-        blur((0,) * lanes, self.first_chain, self.chain_starts, self.chain_members, scratch)
-        slice_to(
+        """Filter the pixel rows of `source`, which start at `offset`, into `target`.
+
+        The source is in the caller's order, the target in the lattice's.
+        """
+        filter_apart(
             (0,) * lanes,
-            self.corners,
-            self.starts,
-            self.simplices,
-            self.weights,
+            (0,) * self.axes,
+            self.plan,
             self.link,
-            scratch,
-            target,
+            source,
             offset,
             np.float32(factor),
-            add,
+            scratch,
+            target,
+        )
+
+    def filter_in_place(
+        self,
+        lanes: int,
+        rows: Float32Array,
+        offset: int,
+        factor: float,
+        scratch: Float32Array,
+        extra: Float32Array,
+        mate: npt.NDArray[np.int32],
+    ) -> None:
+        """Filter rows that are in the lattice's order and start at `offset`.
+
+        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing.
+        """
+        filter_in_place(
+            (0,) * lanes,
+            (0,) * self.axes,
+            self.plan,
+            rows,
+            offset,
+            np.float32(factor),
+            scratch,
+            extra,
+            mate,
         )
 
 
@@ -108,6 +130,8 @@ def build_lattice(
     sigma: float,
     color_sigma: float | None,
     places: npt.NDArray[np.int32],
+    batch: int = _BATCH,
+    whole: int = _WHOLE,
 ) -> Lattice:
     """Build the lattice of an image's pixels.
 
@@ -116,41 +140,65 @@ def build_lattice(
         sigma: Spatial standard deviation, pixels.
         color_sigma: Colour standard deviation, grey levels; None for a spatial lattice.
         places: The place of each pixel of the image in the caller's arrays, int32 [N].
+        batch: See `cut_steps`.
+        whole: The largest lattice that is filtered in one step, vertices.
 
     Raises:
         ValueError: A standard deviation is so small for this image that float32 cannot place
             its pixels.
     """
-    weights, simplex_of, simplices, following = place_pixels(image_HW3, sigma, color_sigma)
-    corners, vertices = following.shape
-    first_chain, chain_starts, chain_members = chain_vertices(following)
+    weights, simplex_of, simplices, following, levels = place_pixels(
+        image_HW3, sigma, color_sigma, whole
+    )
+    axes, vertices = following.shape
+    steps = cut_steps(levels, axes - 1, batch)
+    piece_starts, slots, pieces, carries = chain_pieces(following, levels, steps.ends, steps.ring)
     # Large images: what is done with goes before the next arrays come.
     del following
-    starts, owner, link, grouped = group_pixels(
-        simplex_of, weights, places, len(simplices), _LONGEST_SEGMENT
+    step_of = np.zeros(len(simplices), np.int32)
+    if len(steps.ends) > 1:
+        step_of = first_steps(simplices, levels, steps.ends)
+        simplices = ring_slots(vertices, steps.ring)[simplices]
+    starts, owner, link, grouped, segments = group_pixels(
+        simplex_of, weights, places, step_of, len(steps.ends), _LONGEST_SEGMENT
     )
     del weights, simplex_of
     lattice = Lattice(
-        starts=starts,
-        simplices=simplices[owner].ravel(),
-        weights=grouped,
+        plan=(
+            schedule(steps, segments, pieces),
+            steps.ring,
+            starts,
+            simplices[owner].ravel(),
+            grouped,
+            piece_starts,
+            slots,
+        ),
         link=link,
         vertices=vertices,
-        first_chain=first_chain,
-        chain_starts=chain_starts,
-        chain_members=chain_members,
-        mass=np.ones(link.size, np.float32),
+        rows=steps.ring + CARRY + carries,
+        axes=axes,
+        mass=np.empty(link.size, np.float32),
     )
-    _normalize_weights(lattice, 1.0 / (1.0 + 2.0 ** (1 - corners)))
+    _normalize_weights(lattice, 1.0 / (1.0 + 2.0 ** (1 - axes)))
     return lattice
+
+
+def in_own_order(lattice: Lattice) -> tuple[npt.NDArray[np.int32], Lattice]:
+    """The place of each raster pixel in the lattice's order, int32 [N], and the lattice for it.
+
+    Args:
+        lattice: A lattice whose `link` refers to raster order.
+    """
+    raster = np.arange(lattice.link.size, dtype=np.int32)
+    places = np.empty_like(raster)
+    places[lattice.link] = raster
+    return places, replace(lattice, link=raster)
 
 
 def _normalize_weights(lattice: Lattice, attenuation: float) -> None:
     """Fold `D^-1/2` and the root of the attenuation into the weights; fill in `mass`."""
     scratch = lattice.scratch(1)
-    lattice.splat(1, lattice.mass, 0, scratch)
-    total = np.empty_like(lattice.mass)
-    lattice.blur_and_slice(1, attenuation, scratch, total, 0, add=False)
-    normalize(lattice.weights, lattice.link, total, np.float32(math.sqrt(attenuation)))
-    lattice.splat(1, lattice.mass, 0, scratch)
-    lattice.blur_and_slice(1, 1.0, scratch, lattice.mass, 0, add=False)
+    ones = np.ones_like(lattice.mass)
+    lattice.filter_apart(1, ones, 0, attenuation, scratch, lattice.mass)
+    normalize(lattice.plan[4], lattice.mass, np.float32(math.sqrt(attenuation)))
+    lattice.filter_apart(1, ones, 0, 1.0, scratch, lattice.mass)

@@ -12,10 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
+from pmm_ray.method.crf.aligned import aligned
 from pmm_ray.method.crf.filter_bank import FilterBank
-from pmm_ray.method.crf.joint import FLOOR, padded, solve_joint
+from pmm_ray.method.crf.joint import FLOOR, solve_joint
 from pmm_ray.method.crf.parameters import CrfParameters
-from pmm_ray.method.crf.updates import log_ratio, logistic, lower, movement, pack, unpack
+from pmm_ray.method.crf.updates import (
+    log_ratio,
+    logistic,
+    lower,
+    movement,
+    pack,
+    padded,
+    unpack,
+)
 
 # The widest row a kernel handles at once, one AVX-512 register or two of AVX2, and the most
 # binary problems solved together.
@@ -38,11 +47,13 @@ class LatticeSolver:
     ) -> Float32Array:
         """Foreground posteriors of K independent two-label problems, float32 [K, H, W]."""
         posterior_KHW = np.empty(foreground_KHW.shape, np.float32)
-        for first in range(0, len(foreground_KHW), _WIDEST):
-            group = slice(first, first + _WIDEST)
+        first = 0
+        while first < len(foreground_KHW):
+            group = slice(first, first + _together(len(foreground_KHW) - first))
             self._solve_group(
                 foreground_KHW[group], background_KHW[group], tolerance, posterior_KHW[group]
             )
+            first = group.stop
         return posterior_KHW
 
     def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
@@ -60,24 +71,27 @@ class LatticeSolver:
     ) -> None:
         count, pixels = len(foreground_KHW), self._bank.places.size
         lanes = padded(count)
+        channels = np.arange(count)
         planes_KN = posterior_KHW.reshape(count, pixels)
         # Whole SIMD rows, whatever the number of pixels.
         size = -(-pixels * lanes // _WIDEST) * _WIDEST
-        base = np.zeros(size, np.float32)
+        base = aligned(size)
+        base[:] = 0.0
         wide = (0,) * _WIDEST
         log_ratio(wide, (0,), _flat(foreground_KHW), _flat(background_KHW), planes_KN.ravel())
-        pack(planes_KN, self._bank.places, base, lanes, 0)
-        posterior = np.zeros(size, np.float32)
+        pack(planes_KN, channels, self._bank.places, base, lanes, 0)
+        posterior = aligned(size)
+        posterior[:] = 0.0
         logistic(wide, base, posterior)
         # K q_background = K 1 - K q_foreground, so the difference of the two messages is
         # 2 K q_foreground - K 1, and the second term never changes.
         lower(base, lanes, self._bank.mass())
-        scratches = self._bank.scratches(lanes)
+        scratch = self._bank.scratch(lanes)
         still_K = np.zeros(count, np.bool_)
         moved_K = np.empty(count, np.float32)
         for _ in range(self._iterations):
             previous = posterior.copy() if tolerance else posterior
-            self._bank.apply(posterior, 0, lanes, 2.0, scratches)
+            self._bank.apply(posterior, 0, lanes, 2.0, scratch)
             logistic(wide, base, posterior)
             if tolerance:
                 # A class that stands still keeps that state, whatever the others do.
@@ -87,7 +101,12 @@ class LatticeSolver:
                 still_K = moved_K <= tolerance
                 if still_K.all():
                     break
-        unpack(posterior, self._bank.places, lanes, 0, planes_KN)
+        unpack(posterior, self._bank.places, lanes, 0, planes_KN, channels)
+
+
+def _together(count: int) -> int:
+    """How many of `count` problems to solve at once: 5 or 6 fill eight lanes badly."""
+    return 4 if count in (5, 6) else min(count, _WIDEST)
 
 
 def _flat(planes_KHW: Float32Array) -> Float32Array:

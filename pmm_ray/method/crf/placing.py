@@ -12,8 +12,13 @@ import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.embedding import embed
-from pmm_ray.method.crf.vertices import link_vertices, number_vertices
-from pmm_ray.method.crf.wide import merge_simplices, number_wide_vertices
+from pmm_ray.method.crf.vertices import (
+    link_vertices,
+    number_vertices,
+    renumber,
+    sort_vertices,
+)
+from pmm_ray.method.crf.wide import merge_simplices, number_wide_vertices, renumber_wide
 
 # Keys stay below this, so that one lattice step never overflows 64 bits.
 _KEY_LIMIT = 2**62
@@ -29,16 +34,18 @@ class Placement(NamedTuple):
         simplex_of: The simplex of each pixel, int32 [N].
         simplices: The vertices of each simplex, int32 [S, d + 1].
         following: The next vertex along each axis, int32 [d + 1, M], -1 where there is none.
+        levels: First vertex of each level and M, see `sort_vertices`; int64 [levels + 1].
     """
 
     weights: Float32Array
     simplex_of: npt.NDArray[np.int32]
     simplices: npt.NDArray[np.int32]
     following: npt.NDArray[np.int32]
+    levels: npt.NDArray[np.int64]
 
 
 def place_pixels(
-    image_HW3: npt.NDArray[np.uint8], sigma: float, color_sigma: float | None
+    image_HW3: npt.NDArray[np.uint8], sigma: float, color_sigma: float | None, whole: int
 ) -> Placement:
     """Place every pixel of an image; see `build_lattice` for the arguments.
 
@@ -90,13 +97,18 @@ def place_pixels(
         count += 1
     if packed:
         radix = _radix(vertex_span, 1)
-        simplices, vertex_keys, table = number_vertices(
+        simplices, vertex_keys, table, height = number_vertices(
             corner[:count], rank[:count], radix, np.array(vertex_low, np.int64)
         )
+        position, levels = sort_vertices(height, whole)
+        if len(levels) > 2:
+            vertex_keys = renumber(position, simplices, vertex_keys, table)
         following = link_vertices(vertex_keys, table, radix)
     else:
-        simplices, following = number_wide_vertices(corner[:count], rank[:count])
-    return Placement(weights, simplex_of, simplices, following)
+        simplices, following, height = number_wide_vertices(corner[:count], rank[:count])
+        position, levels = sort_vertices(height, whole)
+        simplices, following = renumber_wide(position, simplices, following)
+    return Placement(weights, simplex_of, simplices, following, levels)
 
 
 def _corner_range(

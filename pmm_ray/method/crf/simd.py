@@ -128,6 +128,12 @@ def row_add(typing, a, b):
 
 
 @intrinsic
+def row_multiply(typing, a, b):
+    """Lane-wise product."""
+    return a(a, a), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
 def row_max(typing, a, b):
     """Lane-wise maximum."""
 
@@ -204,6 +210,21 @@ def row_total(typing, row):
         return _fold(builder, args[0], builder.fadd)
 
     return types.float32(row), generate
+
+
+@intrinsic
+def row_widen(typing, wide, row):
+    """The row with zeros behind it: as wide as the tuple `wide`."""
+    result = Row(wide.count)
+
+    def generate(context, builder, signature, args):
+        lanes = args[1].type.count
+        zeros = ir.Constant(args[1].type, [0.0] * lanes)
+        chosen = [min(lane, lanes) for lane in range(result.lanes)]
+        mask = ir.Constant(ir.VectorType(INT, result.lanes), chosen)
+        return builder.shuffle_vector(args[1], zeros, mask)
+
+    return result(wide, row), generate
 
 
 @intrinsic

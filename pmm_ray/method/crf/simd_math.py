@@ -68,7 +68,7 @@ def row_log(typing, row):
     """
 
     def generate(context, builder, signature, args):
-        lanes = signature.args[0].lanes
+        lanes = args[0].type.count
         integers = ir.VectorType(INT, lanes)
 
         def same(value):

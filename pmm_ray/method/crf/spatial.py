@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.crf.lattice import Lattice, build_lattice
+from pmm_ray.method.crf.lattice import Lattice, build_lattice, in_own_order
 
 Places = npt.NDArray[np.int32]
 
@@ -51,9 +50,4 @@ def _build(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
     raster = np.arange(height * width, dtype=np.int32)
     # Only the shape of the image is read, so one byte can stand for all of them.
     blank_HW3 = np.zeros((height, width, 3), np.uint8)
-    lattice = build_lattice(blank_HW3, sigma, None, raster)
-    order = lattice.link
-    places = np.empty_like(raster)
-    places[order] = raster
-    in_order = replace(lattice, link=raster, mass=lattice.mass[order])
-    return places, in_order
+    return in_own_order(build_lattice(blank_HW3, sigma, None, raster))

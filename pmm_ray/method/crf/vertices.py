@@ -14,7 +14,7 @@ from pmm_ray.method.crf.simd import prefetch
 
 # How many look-ups ahead a cache line is asked for.
 _AHEAD = 12
-# Segments and chains at least this long are not told apart by length.
+# Segments at least this long are not told apart by length.
 _LENGTHS = 16
 
 
@@ -31,11 +31,13 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
         low: Smallest coordinates, int64 [d].
 
     Returns:
-        simplices int32 [S, d + 1]; the vertices' keys, int64 [M]; the table that numbers them.
+        simplices int32 [S, d + 1]; the vertices' keys, int64 [M]; the table that numbers them;
+        and the vertices' last coordinates, int32 [M].
     """
     count, d = simplex_corner.shape
     simplices = np.empty((count, d + 1), np.int32)
     vertex_keys = np.empty(count * (d + 1), np.int64)
+    height = np.empty(count * (d + 1), np.int32)
     table = new_table(1 << 12)
     vertices = 0
     base = np.int64(0)
@@ -47,10 +49,12 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
     drop = np.zeros(d + 1, np.int64)
     for s in range(count):
         key = base
+        last_corner = np.int64(0)
         drop[simplex_rank[s, d]] = 0
         for i in range(d):
             turn = (d + 1) * radix[i]
             key += simplex_corner[s, i] * turn
+            last_corner -= simplex_corner[s, i]
             drop[simplex_rank[s, i]] = turn
         table = roomy(table, vertices + d + 1)
         for remainder in range(d + 1):
@@ -60,8 +64,53 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
             simplices[s, remainder] = vertex
             if vertex == vertices:
                 vertex_keys[vertices] = key
+                wraps = np.int64(simplex_rank[s, d] > d - remainder)
+                height[vertices] = (d + 1) * (last_corner - wraps) + remainder
                 vertices += 1
-    return simplices, vertex_keys[:vertices].copy(), table
+    return simplices, vertex_keys[:vertices].copy(), table, height[:vertices].copy()
+
+
+@kernel
+def sort_vertices(height: Any, whole: int) -> Any:
+    """Number vertices anew by falling last coordinate, otherwise in their old order.
+
+    Args:
+        height: Last coordinate of each vertex, int32 [M].
+        whole: Up to so many vertices keep their order, and are one level.
+
+    Returns:
+        The new number of each vertex, int32 [M]; the first vertex of each level (vertices of one
+        height, the highest first) and the number of vertices, int64 [levels + 1].
+    """
+    if height.size <= whole:
+        return np.arange(height.size).astype(np.int32), np.array([0, height.size])
+    highest = height.max()
+    first = np.zeros(np.int64(highest) - height.min() + 2, np.int64)
+    for v in range(height.size):
+        first[np.int64(highest) - height[v] + 1] += 1
+    first = np.cumsum(first)
+    free = first.copy()
+    position = np.empty(height.size, np.int32)
+    for v in range(height.size):
+        level = np.int64(highest) - height[v]
+        position[v] = free[level]
+        free[level] += 1
+    return position, first
+
+
+@kernel
+def renumber(position: Any, simplices: Any, vertex_keys: Any, table: Any) -> Any:
+    """Apply new vertex numbers to simplices and table in place; returns the keys in new order."""
+    for s in range(simplices.shape[0]):
+        for i in range(simplices.shape[1]):
+            simplices[s, i] = position[simplices[s, i]]
+    for at in range(0, table.size, 2):
+        if table[at] >= 0:
+            table[at + 1] = position[table[at + 1]]
+    keys = np.empty_like(vertex_keys)
+    for v in range(position.size):
+        keys[position[v]] = vertex_keys[v]
+    return keys
 
 
 @kernel
@@ -92,94 +141,45 @@ def link_vertices(vertex_keys: Any, table: Any, radix: Any) -> Any:
 
 
 @kernel
-def chain_vertices(following: Any) -> Any:
-    """Cut each axis into chains of neighbouring vertices, shortest first.
-
-    Vertices without a neighbour along an axis are in no chain: blurring leaves them as they are.
-
-    Args:
-        following: int32 [d + 1, M], see `link_vertices`.
-
-    Returns:
-        first_chain int64 [d + 2]: the first chain of each axis; starts int64 [chains + 1]: where
-        each chain begins among the members; members int32: vertices.
-    """
-    axes, count = following.shape
-    first_chain = np.zeros(axes + 1, np.int64)
-    starts = np.empty(axes * (count // 2) + 1, np.int64)
-    members = np.empty(axes * count, np.int32)
-    follows = np.empty(count, np.bool_)
-    length = np.empty(count, np.int32)
-    chains: Any = np.int64(0)
-    position: Any = np.int64(0)
-    for j in range(axes):
-        line = following[j]
-        follows[:] = False
-        for v in range(count):
-            if line[v] >= 0:
-                follows[line[v]] = True
-        slots = np.zeros(_LENGTHS + 2, np.int64)
-        places = np.zeros(_LENGTHS + 2, np.int64)
-        for v in range(count):
-            length[v] = 0
-            if line[v] >= 0 and not follows[v]:
-                steps, at = 1, line[v]
-                while at >= 0:
-                    steps, at = steps + 1, line[at]
-                length[v] = steps
-                slots[min(steps, _LENGTHS) + 1] += 1
-                places[min(steps, _LENGTHS) + 1] += steps
-        slots = np.cumsum(slots) + chains
-        places = np.cumsum(places) + position
-        for v in range(count):
-            if length[v] > 0:
-                kind = min(length[v], _LENGTHS)
-                starts[slots[kind]] = places[kind]
-                slots[kind] += 1
-                at = v
-                while at >= 0:
-                    members[places[kind]] = at
-                    places[kind] += 1
-                    at = line[at]
-        chains = slots[_LENGTHS]
-        position = places[_LENGTHS]
-        first_chain[j + 1] = chains
-    starts[chains] = position
-    return first_chain, starts[: chains + 1].copy(), members[:position].copy()
-
-
-@kernel
-def group_pixels(simplex_of: Any, weights: Any, places: Any, count: int, longest: int) -> Any:
+def group_pixels(
+    simplex_of: Any, weights: Any, places: Any, step_of: Any, steps: int, longest: int
+) -> Any:
     """Sort pixels by simplex into segments of at most `longest` pixels.
 
     Args:
         simplex_of: int32 [N].
         weights: Barycentric weights, float32 [N, d + 1].
         places: The place of each pixel in the caller's arrays, int32 [N].
-        count: Number of simplices.
+        step_of: The step in which a simplex is splatted, int32 [S]: segments stand in that order.
+        steps: Number of steps.
         longest: Longest segment.
 
     Returns:
         starts int64 [segments + 1]; each segment's simplex int64; each sorted pixel's place in
-        the caller's order int32 [N]; the weights in sorted order, flat float32.
+        the caller's order int32 [N]; the weights in sorted order, flat float32; the first segment
+        of each step and the number of segments, int64 [steps + 1].
     """
     n, corners = weights.shape
+    count = step_of.size
     population = np.zeros(count, np.int64)
     for pixel in range(n):
         population[simplex_of[pixel]] += 1
-    # Segments of equal length stand together: a loop over a segment then ends where the branch
-    # predictor expects it, which halves the time of splatting and slicing.
-    first = np.zeros(_LENGTHS + 2, np.int64)
-    segments = 0
+    # Within a step segments of equal length stand together: a loop over a segment then ends where
+    # the branch predictor expects it, which halves the time of splatting and slicing.
+    kinds = _LENGTHS + 1
+    first = np.zeros(steps * kinds + 1, np.int64)
+    step_starts = np.zeros(steps + 1, np.int64)
     for each in range(count):
-        first[min(population[each], _LENGTHS) + 1] += 1
-        segments += (population[each] + longest - 1) // longest
+        first[step_of[each] * kinds + min(population[each], _LENGTHS) + 1] += 1
+        step_starts[step_of[each] + 1] += (population[each] + longest - 1) // longest
     first = np.cumsum(first)
+    step_starts = np.cumsum(step_starts)
+    segments = step_starts[steps]
     sequence = np.empty(count, np.int64)
     for each in range(count):
-        length = min(population[each], _LENGTHS)
-        sequence[first[length]] = each
-        first[length] += 1
+        kind = step_of[each] * kinds + min(population[each], _LENGTHS)
+        sequence[first[kind]] = each
+        first[kind] += 1
     starts = np.empty(segments + 1, np.int64)
     owner = np.empty(segments, np.int64)
     free = np.empty(count, np.int64)
@@ -203,14 +203,14 @@ def group_pixels(simplex_of: Any, weights: Any, places: Any, count: int, longest
         link[slot] = places[pixel]
         for j in range(corners):
             grouped[slot * corners + j] = weights[pixel, j]
-    return starts, owner, link, grouped
+    return starts, owner, link, grouped, step_starts
 
 
 @kernel
-def normalize(weights: Any, link: Any, total: Any, factor: Any) -> None:
-    """Multiply every pixel's weights by `factor / sqrt(total)`, `total` in the caller's order."""
-    corners = weights.size // link.size
-    for p in range(link.size):
-        share = factor / np.sqrt(total[link[p]] + np.float32(1e-20))
+def normalize(weights: Any, total: Any, factor: Any) -> None:
+    """Multiply every pixel's weights by `factor / sqrt(total)`."""
+    corners = weights.size // total.size
+    for p in range(total.size):
+        share = factor / np.sqrt(total[p] + np.float32(1e-20))
         for j in range(corners):
             weights[p * corners + j] *= share

@@ -36,12 +36,14 @@ def merge_simplices(
     return simplex_of.ravel().astype(np.int32), corner, rank, len(first)
 
 
-def number_wide_vertices(corner: Int32Array, rank: Int8Array) -> tuple[Int32Array, Int32Array]:
+def number_wide_vertices(
+    corner: Int32Array, rank: Int8Array
+) -> tuple[Int32Array, Int32Array, Int32Array]:
     """Number the vertices of every simplex and link them along the axes.
 
     Returns:
         simplices int32 [S, d + 1]; the next vertex along each axis, int32 [d + 1, M], -1 where
-        there is none.
+        there is none; the vertices' last coordinates, int32 [M].
     """
     count, d = corner.shape
     remainder = np.arange(d + 1)[None, :, None]
@@ -54,7 +56,18 @@ def number_wide_vertices(corner: Int32Array, rank: Int8Array) -> tuple[Int32Arra
         if axis < d:
             step[axis] = d
         following[axis] = _find_rows(vertices, vertices + step)
-    return simplices.reshape(count, d + 1).astype(np.int32), following
+    # The coordinates of a vertex sum to zero.
+    height = -vertices.sum(axis=1).astype(np.int32)
+    return simplices.reshape(count, d + 1).astype(np.int32), following, height
+
+
+def renumber_wide(
+    position: Int32Array, simplices: Int32Array, following: Int32Array
+) -> tuple[Int32Array, Int32Array]:
+    """Simplices and links under the new vertex numbers, see `sort_vertices`."""
+    moved = np.empty_like(following)
+    moved[:, position] = np.where(following >= 0, position[following], -1)
+    return position[simplices], moved
 
 
 def _find_rows(rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> Int32Array:

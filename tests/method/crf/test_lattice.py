@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pmm_ray.method.crf import CrfParameters, DenseCrf, placing
-from pmm_ray.method.crf.lattice import build_lattice
+from pmm_ray.method.crf.lattice import build_lattice, in_own_order
 from pmm_ray.method.crf.spatial import spatial_lattice
 
 
@@ -21,15 +21,20 @@ def photograph(height: int, width: int, seed: int = 0) -> Any:
     return np.clip(image_HW3, 0, 255).astype(np.uint8)
 
 
-def filtered(image_HW3: Any, sigma: float, color_sigma: float | None, signal_NL: Any) -> Any:
+def filtered(
+    image_HW3: Any, sigma: float, color_sigma: float | None, signal_NL: Any, **options: int
+) -> Any:
     """Filter L channels, given and returned in raster order."""
     pixels, lanes = signal_NL.shape
     places = np.arange(pixels, dtype=np.int32)
-    built = build_lattice(image_HW3, sigma, color_sigma, places)
-    scratch, rows = built.scratch(lanes), signal_NL.astype(np.float32).ravel()
-    built.splat(lanes, rows, 0, scratch)
-    built.blur_and_slice(lanes, 1.0, scratch, rows, 0, False)
-    return rows.reshape(pixels, lanes), built
+    built = build_lattice(image_HW3, sigma, color_sigma, places, **options)
+    # Whatever was in the working memory must not matter.
+    scratch = np.full(built.rows * lanes, np.nan, np.float32)
+    rows, target = signal_NL.astype(np.float32).ravel(), np.empty(pixels * lanes, np.float32)
+    built.filter_apart(lanes, rows, 0, 1.0, scratch, target)
+    result_NL = np.empty((pixels, lanes), np.float32)
+    result_NL[built.link] = target.reshape(pixels, lanes)
+    return result_NL, built
 
 
 def exact(image_HW3: Any, sigma: float, color_sigma: float | None, signal_NL: Any) -> Any:
@@ -79,7 +84,43 @@ def test_the_filter_is_linear_and_symmetric() -> None:
 def test_mass_is_the_filter_of_ones() -> None:
     ones_NL = np.ones((15 * 17, 1))
     ones_filtered_NL, built = filtered(photograph(15, 17), 80.0, 13.0, ones_NL)
-    np.testing.assert_array_equal(built.mass, ones_filtered_NL[:, 0])
+    np.testing.assert_array_equal(built.mass, ones_filtered_NL[built.link, 0])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("sigma", "color_sigma"), [(0.5, None), (1.0, None), (3.0, None), (67.0, 3.0), (80.0, 13.0)]
+)
+def test_a_sweep_in_steps_filters_like_one_step(
+    sigma: float, color_sigma: float | None, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wide:
+        monkeypatch.setattr(placing, "_KEY_LIMIT", 0)
+    image_HW3 = photograph(41, 53)
+    signal_NL = np.random.default_rng(0).random((41 * 53, 2))
+    whole_NL, at_once = filtered(image_HW3, sigma, color_sigma, signal_NL)
+    assert len(at_once.plan[0]) == 1
+    for batch in (1, 30, 200):
+        swept_NL, swept = filtered(image_HW3, sigma, color_sigma, signal_NL, batch=batch, whole=0)
+        assert len(swept.plan[0]) > 1
+        assert swept.vertices == at_once.vertices
+        # A step of many vertices may leave nothing to reuse the ring for.
+        assert swept.plan[1] < swept.vertices or batch > 1
+        np.testing.assert_allclose(swept_NL, whole_NL, rtol=1e-5)
+
+
+def test_filtering_in_place_adds_the_rows_of_another_order() -> None:
+    signal_NL = np.random.default_rng(0).random((15 * 17, 2)).astype(np.float32)
+    extra_NL = np.random.default_rng(1).random((15 * 17, 2)).astype(np.float32)
+    mate_N = np.random.default_rng(2).permutation(15 * 17).astype(np.int32)
+    expected_NL, built = filtered(photograph(15, 17), 3.0, None, signal_NL)
+    places_N, home = in_own_order(built)
+    rows_NL = np.empty_like(signal_NL)
+    rows_NL[places_N] = signal_NL
+    rows = rows_NL.ravel()
+    home.filter_in_place(2, rows, 0, 2.0, home.scratch(2), extra_NL.ravel(), mate_N)
+    result_NL = rows.reshape(-1, 2) - extra_NL[mate_N]
+    np.testing.assert_allclose(result_NL[places_N], 2 * expected_NL, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (23, 31)])
