@@ -126,16 +126,14 @@ def check_run(run_dir: Path, recipe: str, chosen: list[str]) -> None:
         if stage.stage.startswith("train_"):
             assert stage.summary.details["steps"] == 1
             assert np.isfinite(stage.summary.metrics["loss"])
-    ids = {"base": 2, "cams": 3}
     by_name = {stage.stage: stage.folder for stage in run.stages}
-    assert len(read_index(by_name["make_cams"].uri)) == ids["cams"]
+    assert len(read_index(by_name["make_cams"].uri)) == 3
     if config.multicrop.enabled:
-        assert len(read_index(by_name["make_base_masks"].uri)) == ids["base"]
+        assert len(read_index(by_name["make_base_masks"].uri)) == 2
     # each classifier is validated after its epoch
     trained = [s.stage for s in run.stages if s.stage in ("train_classifier", "train_multicrop")]
     validated = {str(event["stage"]): event for event in read_events(str(run_dir), "validation")}
-    assert set(validated) == set(trained)
-    assert all("cam_miou" in event for event in validated.values())
+    assert all("cam_miou" in validated[stage] for stage in trained)
 
 
 @pytest.mark.parametrize("recipe", ["voc12", "coco14"])
