@@ -69,7 +69,7 @@ def one_step(backbone: str, threads: int) -> dict[str, float]:
         value = loss(images, targets)
         value.backward()
         optimizer.step()
-        return float(value)
+        return float(value.detach())
 
     step()
     _, seconds, cpu = timed(step)
