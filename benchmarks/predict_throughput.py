@@ -22,13 +22,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from masks_data import run_in, runtime, steady
+from masks_data import run_in, runtime
 
 from pmm_ray.config import PredictConfig, load_recipe
 from pmm_ray.labels import LabelSpace
@@ -95,6 +95,11 @@ class Plain:
 
     def __call__(self) -> Worker:
         return plain_worker(*self.arguments)
+
+
+def steady(times: Sequence[float], images: Sequence[int], workers: int) -> float:
+    """Images/s from the moment when every worker had finished a chunk to the end."""
+    return sum(images[workers:]) / (times[-1] - times[workers - 1])
 
 
 def stage_side(
