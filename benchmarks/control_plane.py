@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cores", type=int, nargs="+", default=[8, 64, 512, 1000, 2048])
     parser.add_argument("--image-seconds", type=float, default=0.06, help="of one mask, measured")
-    parser.add_argument("--per-actor", type=int, default=32, help="cores that an actor stands for")
+    parser.add_argument("--per-actor", type=int, default=64, help="cores that an actor stands for")
     parser.add_argument("--seconds", type=float, default=45, help="aimed-at length of each point")
     parser.add_argument("--most-rows", type=int, default=4_000_000)
     parser.add_argument("--batch", type=int, help="rows per chunk; default: the stage's own")
