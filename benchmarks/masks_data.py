@@ -38,7 +38,7 @@ def make_tables(
     folder: Path, options: argparse.Namespace, rows: int, scale: float = 1.0
 ) -> tuple[str, str]:
     """(manifest, cams table) of so many rows; photographs are scaled, CAMs are as they are."""
-    files = sorted(Path(options.cams).glob("*.npz"))
+    files = sorted(Path(options.cams).glob("*.npz"))[: options.photographs]
     sources, cams = [], []
     for file in files[:rows]:
         photograph = Path(options.voc) / "JPEGImages" / f"{file.stem}.jpg"

@@ -122,7 +122,8 @@ def show(name: str, rates: Rates) -> None:
     """One line."""
     print(
         f"{name:6} {rates.images_per_second:6.2f} images/s, {rates.cpu_seconds * 1e3:6.1f} CPU ms"
-        f" an image, first chunk after {rates.first_chunk:.1f} s"
+        f" an image, first chunk after {rates.first_chunk:.1f} s",
+        flush=True,
     )
 
 
@@ -141,6 +142,7 @@ def against_script(options: argparse.Namespace, folder: Path) -> None:
         run_in(folder / "run", manifest, cluster) as context,
     ):
         stage, done = stage_side(context, cams, "stage")
+    show("stage", stage)
     stems = sorted({image_id[:-4] for image_id in index_file(manifest).image_ids})
     jobs = [(stem, options.voc, options.cams, str(folder / "script")) for stem in stems]
     clock = Clock(str(folder / "run"))
@@ -149,7 +151,6 @@ def against_script(options: argparse.Namespace, folder: Path) -> None:
         for _ in pool.imap_unordered(script_mask, jobs):
             clock.chunk(1)
     script = clock.rates(options.workers)
-    show("stage", stage)
     show("script", script)
     differing, pixels = differences(done.uri, folder / "script")
     engine = engine_ratio(options, stems)
@@ -314,6 +315,7 @@ def main() -> None:
     parser.add_argument("--voc", default=str(data / "voc12-mini/VOCdevkit/VOC2012"))
     parser.add_argument("--cams", default=str(data / "oracle/cams"))
     parser.add_argument("--rows", type=int, help="images; default: as the comparison needs")
+    parser.add_argument("--photographs", type=int, help="how many to take; default: all")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=2, help="turns of each side of `pool`")
     parser.add_argument("--scale", type=float, default=0.5, help="of the photographs of `memory`")
