@@ -185,8 +185,11 @@ def _largest_proportion(
     offset: float,
 ) -> Mask:
     """A pixel goes to the class of whose total score it holds the largest proportion (Eq. 8-9)."""
+    dtype = _mask_dtype(label_ids)
+    if len(cam_KHW) == 1:  # no other class to share with
+        return np.asarray((inside_KHW[0] & (cam_KHW[0] > 0.0)) * dtype(label_ids[0]))
     best_HW = np.zeros(cam_KHW.shape[1:], np.float64)
-    mask_HW = np.zeros(cam_KHW.shape[1:], _mask_dtype(label_ids))
+    mask_HW = np.zeros(cam_KHW.shape[1:], dtype)
     # Ascending ids and a strict comparison: first maximum wins, as argmax over
     # [background, classes ascending] does.
     for k in np.argsort(label_ids):
