@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -168,13 +170,10 @@ def torn_parts(bench: Bench) -> Outcome:
     return bench.outcome(run, fault, "their images", before, since, False, printed)
 
 
-def lost_node(bench: Bench, fused: bool = False) -> Outcome:
-    """Of a head and two worker nodes one is killed, and another added later."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    os.environ.update(token)
+def _cluster(orders: Connection, environment: dict[str, str]) -> None:
+    """A head without CPUs and two nodes, in a process of their own: Ray keeps a token for good."""
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="pmm-", dir="/tmp")  # short: socket paths
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
+    os.environ.update(environment)
     from ray.cluster_utils import Cluster
 
     store = {"object_store_memory": 100_000_000}
@@ -184,23 +183,47 @@ def lost_node(bench: Bench, fused: bool = False) -> Outcome:
     try:
         nodes = [cluster.add_node(num_cpus=1, **store) for _ in range(2)]
         cluster.wait_for_nodes()
+        orders.send(cluster.address)
+        while (order := orders.recv()) != "stop":
+            if order == "remove":
+                cluster.remove_node(nodes[0], allow_graceful=False)
+            else:
+                cluster.add_node(num_cpus=1, **store)
+            orders.send("done")
+    finally:
+        cluster.shutdown()
+
+
+def lost_node(bench: Bench, fused: bool = False) -> Outcome:
+    """Of a head and two worker nodes one is killed, and another added later."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    place = tempfile.mkdtemp(prefix="pmm-", dir="/tmp")  # short: socket paths
+    environment = token | {"RAY_TMPDIR": place, "RAY_worker_niceness": "0"}
+    orders, others_end = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
+    cluster = spawn.Process(target=_cluster, args=(others_end, environment))
+    cluster.start()
+    others_end.close()
+    try:
         run = bench.fresh(cams=not fused)
-        run.environment, run.address = token, cluster.address
+        run.address = orders.recv()
+        run.environment = environment
         run.settings = ("masks.fused=true",) if fused else ()
         process = run.start()
         before = run.wait_for_parts(process, 6)
         since = time.time_ns()
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        orders.send("remove")
+        orders.recv()
         run.wait_for_parts(process, 10)
-        cluster.add_node(num_cpus=1, **store)
+        orders.send("add")
+        orders.recv()
         run.wait(process)
         fault = "a node killed, another added" + (", CAMs streamed to the masks" if fused else "")
         return bench.outcome(run, fault, "its images in work", before, since, True)
     finally:
-        cluster.shutdown()
-        shutil.rmtree(os.environ.pop("RAY_TMPDIR"), ignore_errors=True)
-        for name in (*token, "RAY_worker_niceness"):
-            os.environ.pop(name, None)
+        orders.send("stop")
+        cluster.join(60)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def lost_node_fused(bench: Bench) -> Outcome:
@@ -289,7 +312,7 @@ def main() -> None:
             try:
                 outcomes.append(FAULTS[name](bench))
                 print(outcomes[-1], file=sys.stderr, flush=True)
-            except (AssertionError, subprocess.TimeoutExpired) as error:
+            except (AssertionError, EOFError, OSError, subprocess.TimeoutExpired) as error:
                 failed.append(name)
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
     table = as_table(outcomes)
