@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ class Outcome:
     again: int
     """Finished images that were computed again."""
     recovery_seconds: float
-    """From the fault (or, where it takes one, the next command) to the next finished image."""
+    """Of a run that goes on by itself, the longest time without a finished image from the fault
+    on; else from the start of the next command to its first finished image."""
     same_table: bool
     message: str = ""
 
@@ -196,11 +198,16 @@ class Bench:
             by_itself: whether the run went on without another command.
             message: what the command said.
             without: the image that has an error row instead.
-            until_ns: when all was well again; None: when the next image was finished.
+            until_ns: when all was well again; None: see `Outcome.recovery_seconds`.
         """
         after, rows = run.parts, run.rows()
-        if until_ns is None:
-            until_ns = min(t for name, t in after.items() if name not in before and t > since_ns)
+        later = sorted(t for name, t in after.items() if name not in before and t > since_ns)
+        if until_ns is not None:
+            recovery_ns = until_ns - since_ns
+        elif by_itself:
+            recovery_ns = max(b - a for a, b in pairwise([since_ns, *later]))
+        else:
+            recovery_ns = later[0] - since_ns
         on_disk = sorted(
             (row for part in sorted(run.masks_folder.glob("part-*")) for row in _read(part)),
             key=lambda row: str(row["image_id"]),
@@ -211,7 +218,7 @@ class Bench:
             lost=lost,
             by_itself=by_itself,
             again=sum(after.get(name) != when for name, when in before.items()),
-            recovery_seconds=(until_ns - since_ns) / 1e9,
+            recovery_seconds=recovery_ns / 1e9,
             same_table=rows == expected and on_disk == expected,
             message=message,
         )
