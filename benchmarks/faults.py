@@ -312,13 +312,12 @@ def main() -> None:
             try:
                 outcomes.append(FAULTS[name](bench))
                 print(outcomes[-1], file=sys.stderr, flush=True)
+                if options.write:
+                    write_page(options.write, as_table(outcomes))
             except (AssertionError, EOFError, OSError, subprocess.TimeoutExpired) as error:
                 failed.append(name)
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
-    table = as_table(outcomes)
-    print(table)
-    if options.write:
-        write_page(options.write, table)
+    print(as_table(outcomes))
     if failed or not all(o.same_table and o.again == 0 for o in outcomes):
         sys.exit(f"a table differs, or a run did not end: {failed}")
 
