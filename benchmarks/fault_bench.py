@@ -33,7 +33,7 @@ masks: {{alpha: 2, tasks: 2, batch_size: 1, crf: {{iterations: 4000}}}}
 evaluate: {{ladder: []}}
 runtime: {{object_store_bytes: 150000000}}
 """
-WAIT_SECONDS = 400
+WAIT_SECONDS = 900
 Command = subprocess.Popen[str]
 
 # Python runs a `sitecustomize` that it finds on its path before anything else. This one lets a
