@@ -5,8 +5,9 @@ Why it is shaped like this: docs/decisions/001-tasks-write-their-own-parts.md.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -125,7 +126,7 @@ def stream(
     pool: Pool,
     stall_seconds: float,
     producer: Producer | None = None,
-) -> Iterator[Mapping[str, Any]]:
+) -> Generator[Mapping[str, Any], None, None]:
     """Send chunks through the pool, or the producer's and then the pool; yields committed counts.
 
     A chunk whose process dies again and again is missing from the counts: the caller finds its
@@ -144,6 +145,22 @@ def stream(
         CannotRunError: a task could not do its work at all (full disk, broken model).
         StalledError: nothing finished for `stall_seconds`; says what each pool waited for.
     """
+    try:
+        yield from _counts(chunks, factory, output, pool, stall_seconds, producer)
+    finally:
+        # Ray Data ends an actor by dropping its last handle. Where a process died, its error holds
+        # the pool in a reference cycle, and actors would keep their CPUs from the next stage.
+        gc.collect()
+
+
+def _counts(
+    chunks: Sequence[str],
+    factory: Callable[[], Worker],
+    output: Output,
+    pool: Pool,
+    stall_seconds: float,
+    producer: Producer | None,
+) -> Generator[Mapping[str, Any], None, None]:
     import ray
     from ray.data import DataContext
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,14 +114,16 @@ def run_table_stage(
                 )
             chunks = make_chunks(todo, inputs, size)
             try:
-                for counts in stream(chunks, factory, output, pool, stall, producer):
-                    ledger.add(counts)
-                    sent += counts["sent"]
-                    mapped += counts["images"] - counts["errors"]
-                    progress.advance(counts["images"], counts["errors"])
-                    said = {name: counts[name] for name in _IN_EVENTS}
-                    context.events.write("chunk", stage=folder.stage, **said)
-                    _check_budget(folder, len(ledger.failed), budget)
+                results = stream(chunks, factory, output, pool, stall, producer)
+                with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
+                    for counts in results:
+                        ledger.add(counts)
+                        sent += counts["sent"]
+                        mapped += counts["images"] - counts["errors"]
+                        progress.advance(counts["images"], counts["errors"])
+                        said = {name: counts[name] for name in _IN_EVENTS}
+                        context.events.write("chunk", stage=folder.stage, **said)
+                        _check_budget(folder, len(ledger.failed), budget)
             except StalledError as error:
                 left = _named(ledger.uncommitted(todo))
                 raise CannotRunError(f"{folder.stage}: {error}\n  not finished: {left}") from error

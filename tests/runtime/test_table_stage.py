@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime import lease, tables
@@ -184,6 +186,15 @@ def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours
     [row] = tables.read_errors(folder.errors_uri)
     assert (row.image_id, row.kind) == (ids[7], "internal")
     assert "died" in row.message
+    wait_for_every_cpu()
+
+
+def wait_for_every_cpu() -> None:
+    """Fails unless the stage's processes give their CPUs back: the next stage needs them."""
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the pool still holds CPUs"
+        time.sleep(0.2)
 
 
 def perimeter_worker(fail: str, crash: str) -> Worker:
@@ -237,6 +248,7 @@ def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
         ids[9]: ("area", "label"),
         ids[13]: ("area", "internal"),
     }
+    wait_for_every_cpu()
 
 
 def test_a_process_that_dies_once_costs_nothing(
@@ -247,6 +259,7 @@ def test_a_process_that_dies_once_costs_nothing(
     factory = partial(area_worker, str(log), crash=ids[7], mark=str(tmp_path / "mark"))
     summary, _ = run(context, factory)
     assert (summary.images, summary.errors) == (16, 0)
+    wait_for_every_cpu()
 
 
 def test_a_worker_that_cannot_start_stops_the_stage_with_its_reason(
