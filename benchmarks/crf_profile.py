@@ -16,6 +16,7 @@ from pmm_ray.method.crf import (
     DenseCrf,
     freezing,
     joint,
+    joint_updates,
     lattice,
     mean_field,
     placing,
@@ -27,10 +28,14 @@ KERNELS: dict[Any, tuple[str, ...]] = {
     placing: PLACING,
     lattice: (*BUILDING, "filter_apart", "filter_in_place"),
     mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
-    joint: ("softmax", "pack", "unpack", "columns", "freezing_costs", "grow", "highest"),
+    joint: (
+        *("invert_sums", "load_scores", "unpack", "columns", "fill_implied"),
+        *("freezing_costs", "grow", "highest"),
+    ),
+    joint_updates: ("softmax",),
     freezing: ("largest_products",),
 }
-NAMES = {"filter_apart": "bilateral filter", "filter_in_place": "spatial filter"}
+NAMES = {"filter_apart": "bilateral filter", "filter_in_place": "spatial filter*"}
 
 
 def print_profile(data: list[inputs.Example]) -> None:
@@ -62,16 +67,21 @@ def streaming_rate() -> float:
 def bound_binary(data: list[inputs.Example], count: int) -> float:
     """Bytes that ten iterations must move if every array passes once: plans, rows and messages."""
     lanes = 1 << (count - 1).bit_length()
-    return _bound(data, CrfParameters.ppmg(), 4.0 * lanes)
+    return _bound(data, CrfParameters.ppmg(), 8 * 4.0 * lanes, 1)
 
 
 def bound_joint(data: list[inputs.Example], labels: int) -> float:
-    """The same for M labels of which none is frozen; a block of 16 reads the plans anew."""
-    return _bound(data, CrfParameters.segmentation(), 4.0 * labels, -(-labels // 16))
+    """The same for M labels of which none is frozen.
+
+    The result is not written before it is a posterior, so two passes are saved. All but one label
+    are filtered, 16 to 24 at a time, which reads the plans anew.
+    """
+    blocks = max(1, -(-(labels - 9) // 16))
+    return _bound(data, CrfParameters.segmentation(), 6 * 4.0 * labels, blocks)
 
 
 def _bound(
-    data: list[inputs.Example], parameters: CrfParameters, row: float, blocks: int = 1
+    data: list[inputs.Example], parameters: CrfParameters, passes: float, blocks: int
 ) -> float:
     moved = []
     for example in data:
@@ -83,7 +93,7 @@ def _bound(
         # Rows: read by both filters, message written and read, result written; the update reads
         # the base and the result and writes the posterior.
         pixels = bank.places.size
-        moved.append(10 * (blocks * plans + 8 * row * pixels))
+        moved.append(10 * (blocks * plans + passes * pixels))
     return statistics.median(moved)
 
 

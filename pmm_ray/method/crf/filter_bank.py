@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
+from pmm_ray.method.crf.joint_updates import NO_UPDATE, Update
 from pmm_ray.method.crf.lattice import Lattice, build_lattice, in_own_order
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.spatial import spatial_lattice
@@ -73,20 +74,27 @@ class FilterBank:
         )
 
     def apply(
-        self, rows: Float32Array, offset: int, lanes: int, factor: float, scratch: Scratch
+        self,
+        rows: Float32Array,
+        lanes: int,
+        factor: float,
+        scratch: Scratch,
+        update: Update = NO_UPDATE,
     ) -> None:
-        """Replace N rows by the sum over the lattices of `factor * weight` times the filtered."""
+        """Replace N rows by the sum over the lattices of `factor * weight` times the filtered.
+
+        The update is done to the sum: it belongs to a field of which the rows are the last.
+        """
         if self._home is None:
             rows[:] = 0.0
+            update.run(lanes)
             return
         if self._other:
             lattice, weight = self._other
-            lattice.filter_apart(
-                lanes, rows, offset, factor * weight, scratch.other, scratch.message
-            )
+            lattice.filter_apart(lanes, rows, factor * weight, scratch.other, scratch.message)
         lattice, weight = self._home
         lattice.filter_in_place(
-            lanes, rows, offset, factor * weight, scratch.home, scratch.message, self._mate
+            lanes, rows, factor * weight, scratch.home, scratch.message, self._mate, update
         )
 
 

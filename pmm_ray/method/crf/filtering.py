@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
+from pmm_ray.method.crf.joint_updates import softmax
 from pmm_ray.method.crf.simd import (
-    prefetch,
     row_add,
     row_load,
+    row_prefetch,
     row_scale,
     row_store,
     row_zero,
@@ -33,15 +34,19 @@ from pmm_ray.method.crf.sweep import BLUR, CLEAR, SLICE, SPLAT, ZERO
 # How many pixels ahead a row that lies anywhere is asked for, where rows are long.
 _AHEAD = 48
 _LONG = 8
+# Segments whose results become posteriors while they are in the first-level cache.
+_CHUNK = 64
 
 
 @kernel
-def _clear(width: int, ring: int, first: int, last: int, values: Any) -> None:
+def _clear(lanes: Any, ring: int, first: int, last: int, values: Any) -> None:
     """Zero the ring's rows of vertices `first` to `last`."""
-    begin, count = first % ring, last - first
-    before_wrap = min(count, ring - begin)
-    values[begin * width : (begin + before_wrap) * width] = np.float32(0.0)
-    values[: (count - before_wrap) * width] = np.float32(0.0)
+    begin = first % ring
+    before_wrap = min(last - first, ring - begin)
+    for row in range(begin, begin + before_wrap):
+        row_store(values, row, row_zero(lanes))
+    for row in range(last - first - before_wrap):
+        row_store(values, row, row_zero(lanes))
 
 
 @kernel
@@ -54,7 +59,7 @@ def _splat(
     for segment in range(first, last):
         total = corners_zero(corners, lanes)
         for p in range(starts[segment], starts[segment + 1]):
-            row = row_load(lanes, source, p * len(lanes))
+            row = row_load(lanes, source, p)
             total = corners_collect(total, weights, p * count, row)
         corners_add_to(total, values, simplices, segment * count)
 
@@ -68,10 +73,9 @@ def _gather(
     last: int,
     link: Any,
     source: Any,
-    offset: int,
     values: Any,
 ) -> None:
-    """Add the weighted rows `source[offset + link[p] * L]` to their vertices."""
+    """Add the weighted rows `source[link[p]]` to their vertices."""
     _, _, starts, simplices, weights, _, _ = plan
     count, width = len(corners), len(lanes)
     for segment in range(first, last):
@@ -79,8 +83,8 @@ def _gather(
         for p in range(starts[segment], starts[segment + 1]):
             if width >= _LONG:
                 ahead = min(p + _AHEAD, link.size - 1)
-                prefetch(source, offset + np.int64(link[ahead]) * width)
-            row = row_load(lanes, source, offset + np.int64(link[p]) * width)
+                row_prefetch(lanes, source, np.int64(link[ahead]))
+            row = row_load(lanes, source, np.int64(link[p]))
             total = corners_collect(total, weights, p * count, row)
         corners_add_to(total, values, simplices, segment * count)
 
@@ -89,19 +93,18 @@ def _gather(
 def _blur(lanes: Any, plan: Any, first: int, last: int, values: Any) -> None:
     """Blur pieces of chains by [1/2, 1, 1/2], in place: every row is read and written once."""
     _, _, _, _, _, starts, slots = plan
-    width = len(lanes)
     for piece in range(first, last):
         begin, end = starts[piece], starts[piece + 1]
-        before = row_load(lanes, values, np.int64(slots[begin]) * width)
-        at = np.int64(slots[begin + 1]) * width
+        before = row_load(lanes, values, np.int64(slots[begin]))
+        at = np.int64(slots[begin + 1])
         here = row_load(lanes, values, at)
         for i in range(begin + 2, end - 1):
-            next_at = np.int64(slots[i]) * width
+            next_at = np.int64(slots[i])
             after = row_load(lanes, values, next_at)
             around = row_scale(row_add(before, after), np.float32(0.5))
             row_store(values, at, row_add(here, around))
             before, here, at = here, after, next_at
-        row_store(values, np.int64(slots[end - 1]) * width, before)
+        row_store(values, np.int64(slots[end - 1]), before)
 
 
 @kernel
@@ -111,7 +114,6 @@ def filter_apart(
     plan: Any,
     link: Any,
     source: Any,
-    offset: int,
     factor: Any,
     values: Any,
     target: Any,
@@ -122,24 +124,24 @@ def filter_apart(
         lanes, corners: Tuples of length L and d + 1.
         plan: The lattice.
         link: Place of each of the lattice's pixels among the rows of `source`, int32 [N].
-        source: Rows, flat float32, the first at `offset`.
+        source: Rows, flat float32 [N * L].
         factor: Multiplies the result, float32.
         values: Working memory, flat float32.
         target: Receives the rows in the lattice's order, flat float32 [N * L].
     """
     jobs, ring, starts, simplices, weights, _, _ = plan
-    count, width = len(corners), len(lanes)
-    row_store(values, (ring + ZERO) * width, row_zero(lanes))
+    count = len(corners)
+    row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
         job = jobs[step]
-        _clear(width, ring, job[CLEAR], job[CLEAR + 1], values)
-        _gather(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], link, source, offset, values)
+        _clear(lanes, ring, job[CLEAR], job[CLEAR + 1], values)
+        _gather(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], link, source, values)
         _blur(lanes, plan, job[BLUR], job[BLUR + 1], values)
         for segment in range(job[SLICE], job[SLICE + 1]):
             vertices = corners_load(corners, lanes, values, simplices, segment * count)
             for p in range(starts[segment], starts[segment + 1]):
                 row = row_scale(corners_mix(vertices, weights, p * count), factor)
-                row_store(target, p * width, row)
+                row_store(target, p, row)
 
 
 @kernel
@@ -148,36 +150,44 @@ def filter_in_place(
     corners: Any,
     plan: Any,
     rows: Any,
-    offset: int,
     factor: Any,
     values: Any,
     extra: Any,
     mate: Any,
+    update: Any,
 ) -> None:
     """Replace rows, which lie in the lattice's own order, by `factor` times the filtered ones.
 
     Args:
         lanes, corners, plan, values: See `filter_apart`.
-        rows: Flat float32, the first row at `offset`.
+        rows: Flat float32 [N * L].
         extra: Rows to add, flat float32.
         mate: Which of them belongs to each pixel, int32 [N]; empty to add nothing.
+        update: The arguments of `softmax` but the pixels, to turn the results into posteriors while
+            they are in the cache; `rows` are the last of its messages. Nothing is done without
+            messages.
     """
     jobs, ring, starts, simplices, weights, _, _ = plan
-    count, width = len(corners), len(lanes)
-    mine = rows[offset:]
-    row_store(values, (ring + ZERO) * width, row_zero(lanes))
+    count = len(corners)
+    wide, tail, messages, base, rest, mass, scale, shifted = update
+    row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
         job = jobs[step]
-        _clear(width, ring, job[CLEAR], job[CLEAR + 1], values)
-        _splat(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], mine, values)
+        _clear(lanes, ring, job[CLEAR], job[CLEAR + 1], values)
+        _splat(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], rows, values)
         _blur(lanes, plan, job[BLUR], job[BLUR + 1], values)
-        for segment in range(job[SLICE], job[SLICE + 1]):
-            vertices = corners_load(corners, lanes, values, simplices, segment * count)
-            for p in range(starts[segment], starts[segment + 1]):
-                row = row_scale(corners_mix(vertices, weights, p * count), factor)
-                if mate.size > 0:
-                    if width >= _LONG:
-                        ahead = min(p + _AHEAD, mate.size - 1)
-                        prefetch(extra, np.int64(mate[ahead]) * width)
-                    row = row_add(row, row_load(lanes, extra, np.int64(mate[p]) * width))
-                row_store(mine, p * width, row)
+        for begin in range(job[SLICE], job[SLICE + 1], _CHUNK):
+            end = min(begin + _CHUNK, job[SLICE + 1])
+            for segment in range(begin, end):
+                vertices = corners_load(corners, lanes, values, simplices, segment * count)
+                for p in range(starts[segment], starts[segment + 1]):
+                    row = row_scale(corners_mix(vertices, weights, p * count), factor)
+                    if mate.size > 0:
+                        if len(lanes) >= _LONG:
+                            ahead = min(p + _AHEAD, mate.size - 1)
+                            row_prefetch(lanes, extra, np.int64(mate[ahead]))
+                        row = row_add(row, row_load(lanes, extra, np.int64(mate[p])))
+                    row_store(rows, p, row)
+            if messages.size > 0:
+                first, last = starts[begin], starts[end]
+                softmax(wide, tail, first, last, messages, base, rest, mass, scale, shifted)

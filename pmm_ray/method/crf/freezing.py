@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
-from pmm_ray.method.crf.updates import largest_products
+from pmm_ray.method.crf.joint_updates import WIDE, largest_products
 
 Float64Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -38,11 +38,11 @@ def largest_shares(scores_MN: Float32Array, inverse_N: Float32Array) -> Float64A
     """The largest Q0 of every label, float64 [M].
 
     Args:
-        scores_MN: Clipped scores, float32 [M, N].
-        inverse_N: One over their sum, float32 [N].
+        scores_MN: Scores, float32 [M, N], clipped here.
+        inverse_N: One over the sum of the clipped ones, float32 [N].
     """
     shares_M = np.empty(len(scores_MN), np.float32)
-    largest_products((0,) * 16, (0,), scores_MN, inverse_N, shares_M)
+    largest_products(WIDE, (0,), scores_MN, inverse_N, shares_M)
     return shares_M.astype(np.float64)
 
 

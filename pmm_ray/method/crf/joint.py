@@ -1,4 +1,8 @@
-"""Joint mean field: M labels that compete, the weak ones among them frozen (see `freezing`)."""
+"""Joint mean field: M labels that compete, the weak ones among them frozen (see `freezing`).
+
+Posteriors add up to one, so the messages of all labels add up to that of a label certain
+everywhere. Where that saves lanes, one label is not filtered: its message is what the others leave.
+"""
 
 # N: pixels; M: labels; L: labels in a block.
 
@@ -19,21 +23,23 @@ from pmm_ray.method.crf.freezing import (
     settled_labels,
     weak_labels,
 )
-from pmm_ray.method.crf.updates import (
+from pmm_ray.method.crf.joint_updates import (
+    WIDE,
+    Update,
     columns,
+    fill_implied,
     freezing_costs,
     grow,
     highest,
-    pack,
-    padded,
-    softmax,
-    unpack,
+    invert_sums,
+    load_scores,
 )
+from pmm_ray.method.crf.updates import padded, unpack
 
 # Scores below it count as this much: the released code's clipping of unaries.
 FLOOR = np.float32(1e-5)
 # Labels in a block: one AVX-512 register or two of AVX2.
-_WIDE = 16
+_WIDE = len(WIDE)
 # Below this many labels freezing saves nothing.
 _WORTH_FREEZING = 9
 # Messages up to this leave the softmax within float32 without subtracting the largest one.
@@ -43,32 +49,52 @@ Labels = npt.NDArray[np.int64]
 
 
 def solve_joint(
-    bank: FilterBank, scores_MN: Float32Array, iterations: int, tolerance: float
+    bank: FilterBank,
+    scores_MN: Float32Array,
+    iterations: int,
+    tolerance: float,
+    posterior_MN: Float32Array,
 ) -> None:
-    """Turn clipped scores, float32 [M, N] in raster order, into posteriors, in place."""
-    strongest = float(bank.mass().max())
-    everything = np.arange(len(scores_MN))
-    kept, largest_M = everything, None
-    if len(scores_MN) >= _WORTH_FREEZING:
-        inverse_N = 1.0 / scores_MN.sum(axis=0)
-        largest_M = largest_shares(scores_MN, inverse_N)
-        kept = everything[~weak_labels(largest_M, strongest)]
-    field = _Field(bank, kept)
-    field.load(scores_MN)
+    """Turn scores into posteriors, both float32 [M, N] in raster order."""
+    mass_N = bank.mass()
+    strongest = float(mass_N.max())
+    inverse_N = np.empty_like(mass_N)
+    invert_sums(WIDE, (0,), scores_MN, inverse_N)
+    largest_M = largest_shares(scores_MN, inverse_N)
+    kept = np.arange(len(scores_MN))
+    if len(kept) >= _WORTH_FREEZING:
+        kept = kept[~weak_labels(largest_M, strongest)]
+    implied = None
+    if len(kept) == len(scores_MN) and _lanes(len(kept) - 1) < _lanes(len(kept)):
+        # The strongest label is never frozen.
+        implied = int(largest_M.argmax())
+        kept = np.delete(kept, implied)
+    single = len(kept) == len(scores_MN) - 1
+    field = _Field(bank, kept, implied, mass_N if single else mass_N[:0])
+    field.load(scores_MN, inverse_N, posterior_MN)
     shifted = strongest > _SAFE_MESSAGE
-    field.normalize(shifted)
-    if iterations > 1 and largest_M is not None and len(kept) >= _WORTH_FREEZING:
+    if iterations > 1 and len(kept) >= _WORTH_FREEZING:
         iterations -= 1
         field.filter()
-        field = field.without_settled(scores_MN, largest_M, inverse_N)
+        field = field.without_settled(scores_MN, largest_M, inverse_N, posterior_MN)
         field.normalize(shifted)
     for _ in range(iterations):
         previous = field.rows.copy() if tolerance else field.rows
-        field.filter()
-        field.normalize(shifted)
+        field.iterate(shifted)
         if tolerance and float(np.abs(field.rows - previous).max()) <= tolerance:
             break
-    field.unload(scores_MN)
+    field.unload(posterior_MN)
+
+
+def _tail(count: int) -> int:
+    """Lanes of the last block of `count` labels: a power of two, not under 4 beside a full one."""
+    last = padded((count - 1) % _WIDE + 1)
+    return max(last, 4) if count > _WIDE else last
+
+
+def _lanes(count: int) -> int:
+    """The lanes of all blocks of `count` labels together: what an iteration costs."""
+    return (count - 1) // _WIDE * _WIDE + _tail(count) if count else 1
 
 
 class _Block(NamedTuple):
@@ -82,65 +108,88 @@ class _Block(NamedTuple):
 class _Field:
     """Scores and posteriors of the labels that are still filtered, in packed blocks.
 
-    Blocks have 16 lanes; the last one has the power of two that holds what is left.
+    Blocks have 16 lanes; the last one has the power of two that holds what is left. A short last
+    block is filtered together with the one before it.
 
     Attributes:
         rows: Messages or posteriors, flat float32.
     """
 
-    def __init__(self, bank: FilterBank, kept: Labels) -> None:
+    def __init__(
+        self, bank: FilterBank, kept: Labels, implied: int | None, mass_N: Float32Array
+    ) -> None:
         self._bank = bank
         self._kept = kept
+        self._implied = implied
+        # In use only when one label is left out: then its message is known.
+        self._mass = mass_N
         pixels = bank.places.size
-        self._full = (len(kept) - 1) // _WIDE
+        full = (len(kept) - 1) // _WIDE
         self._blocks = [
             _Block(first * pixels, _WIDE, kept[first : first + _WIDE])
-            for first in range(0, self._full * _WIDE, _WIDE)
+            for first in range(0, full * _WIDE, _WIDE)
         ]
-        left = kept[self._full * _WIDE :]
-        last = _Block(self._full * _WIDE * pixels, padded(len(left)), left)
+        last = _Block(full * _WIDE * pixels, _tail(len(kept)), kept[full * _WIDE :])
         self._blocks.append(last)
         self._base = aligned(last.offset + last.lanes * pixels)
         self.rows = aligned(self._base.size)
         self._rest = np.zeros(pixels, np.float32)
         self._scale = np.empty(pixels, np.float32)
+        # What is filtered at once: the rows and their width.
+        widths = [block.lanes for block in self._blocks]
+        if full and last.lanes < _WIDE:
+            widths[-2:] = [_WIDE + last.lanes]
+        ends = np.cumsum([0, *widths]) * pixels
+        self._units = [(self.rows[ends[i] : ends[i + 1]], width) for i, width in enumerate(widths)]
         # One after the other: a narrower block's working memory is the start of a wider one's.
-        self._scratch = bank.scratch(self._blocks[0].lanes)
+        self._scratch = bank.scratch(max(widths))
 
-    @property
-    def total_lanes(self) -> int:
-        """The lanes of all blocks together: what an iteration costs."""
-        return sum(block.lanes for block in self._blocks)
-
-    def load(self, scores_MN: Float32Array) -> None:
+    def load(
+        self, scores_MN: Float32Array, inverse_N: Float32Array, posterior_MN: Float32Array
+    ) -> None:
         """Take over the scores, and start without messages."""
-        # What pads the last block: a score of nothing.
-        self._base[self._blocks[-1].offset :] = 0.0
-        self.rows[:] = 0.0
         for block in self._blocks:
-            pack(scores_MN, block.labels, self._bank.places, self._base, block.lanes, block.offset)
-        self._set_rest(scores_MN)
+            part = slice(block.offset, block.offset + block.lanes * inverse_N.size)
+            load_scores(
+                scores_MN,
+                block.labels,
+                self._bank.places,
+                inverse_N,
+                FLOOR,
+                self._base[part],
+                self.rows[part],
+                block.lanes,
+            )
+        for label in self._left_out(len(scores_MN)):
+            np.clip(scores_MN[label], FLOOR, 1.0, out=posterior_MN[label])
+        self._set_rest(posterior_MN)
+        self._scale[self._bank.places] = inverse_N
 
     def filter(self) -> None:
         """Turn the rows from posteriors into messages."""
-        for block in self._blocks:
-            self._bank.apply(self.rows, block.offset, block.lanes, 1.0, self._scratch)
+        for rows, lanes in self._units:
+            self._bank.apply(rows, lanes, 1.0, self._scratch)
 
     def normalize(self, shifted: bool) -> None:
         """Turn the rows from messages into posteriors; `shifted` for messages of any size."""
-        softmax(
-            (0,) * _WIDE,
-            (0,) * self._blocks[-1].lanes,
-            self._full,
-            self._base,
-            self.rows,
-            self._rest,
-            self._scale,
-            shifted,
-        )
+        self._update(shifted).run(self._blocks[-1].lanes)
+
+    def iterate(self, shifted: bool) -> None:
+        """Turn the rows into the next posteriors: `filter` and `normalize` in one pass."""
+        for rows, lanes in self._units[:-1]:
+            self._bank.apply(rows, lanes, 1.0, self._scratch)
+        rows, lanes = self._units[-1]
+        self._bank.apply(rows, lanes, 1.0, self._scratch, self._update(shifted))
+
+    def _update(self, shifted: bool) -> Update:
+        return Update(self.rows, self._base, self._rest, self._mass, self._scale, shifted)
 
     def without_settled(
-        self, scores_MN: Float32Array, largest_M: Float64Array, inverse_N: Float32Array
+        self,
+        scores_MN: Float32Array,
+        largest_M: Float64Array,
+        inverse_N: Float32Array,
+        posterior_MN: Float32Array,
     ) -> _Field:
         """The field of the labels that rule 2 does not settle, its rows still messages.
 
@@ -170,49 +219,51 @@ class _Field:
                 real = slice(len(block.labels))
                 cost_M[block.labels] = np.where(np.isfinite(factors[real]), costs[real], np.inf)
         settled = settled_labels(cost_M, largest_M)[self._kept]
-        left = _Field(self._bank, self._kept[~settled])
-        return self._move(left, settled, scores_MN) if left.total_lanes < self.total_lanes else self
+        kept = self._kept[~settled]
+        if self._implied is not None:
+            kept = np.union1d(kept, [self._implied])
+        if _lanes(len(kept)) >= _lanes(len(self._kept)):
+            return self
+        left = _Field(self._bank, kept, None, self._mass[:0])
+        self._move(left, scores_MN, posterior_MN)
+        return left
 
-    def _move(
-        self, left: _Field, settled: npt.NDArray[np.bool_], scores_MN: Float32Array
-    ) -> _Field:
+    def _move(self, left: _Field, scores_MN: Float32Array, posterior_MN: Float32Array) -> None:
         """Fill the field of the labels that are left."""
-        at, stride = self._columns()
-        for source, target in ((self._base, left._base), (self.rows, left.rows)):
-            target[left._blocks[-1].offset :] = 0.0
-            first = 0
-            for block in left._blocks:
-                chosen = np.flatnonzero(~settled)[first : first + len(block.labels)]
-                columns(
-                    source,
-                    at[chosen],
-                    stride[chosen],
-                    self._rest.size,
-                    target,
-                    block.lanes,
-                    block.offset,
+        at_M, stride_M = self._columns(len(scores_MN))
+        pixels = self._rest.size
+        for block in left._blocks:
+            part = slice(block.offset, block.offset + block.lanes * pixels)
+            at, stride = at_M[block.labels], stride_M[block.labels]
+            for source, target in ((self._base, left._base[part]), (self.rows, left.rows[part])):
+                columns(source, at, stride, pixels, target, block.lanes)
+            for k in np.flatnonzero(at < 0):
+                left._base[part][k :: block.lanes][self._bank.places] = np.clip(
+                    scores_MN[block.labels[k]], FLOOR, 1.0
                 )
-                first += len(block.labels)
+                tail = (0,) * self._blocks[-1].lanes
+                fill_implied(
+                    WIDE, tail, self.rows, self._mass, left.rows[part], block.lanes, int(k)
+                )
         for block in self._blocks:
             gone = np.isin(block.labels, left._kept, invert=True)
             if gone.any():
-                grow((0,) * block.lanes, self._base, self.rows, block.offset, self._rest.size)
-                # Labels that stay are written too: their planes are not read again.
+                grow((0,) * block.lanes, self._base, self.rows, block.offset, pixels)
+                # Labels that stay are written too: their planes are overwritten at the end.
                 unpack(
                     self._base,
                     self._bank.places,
                     block.lanes,
                     block.offset,
-                    scores_MN,
+                    posterior_MN,
                     block.labels,
                 )
-        left._set_rest(scores_MN)
-        return left
+        left._set_rest(posterior_MN)
 
     def unload(self, posterior_MN: Float32Array) -> None:
-        """Write every label's posterior; frozen labels hold their scaled scores until now."""
+        """Write every label's posterior; those left out hold their scaled scores until now."""
         scale_N = self._scale[self._bank.places]
-        for label in self._frozen(len(posterior_MN)):
+        for label in self._left_out(len(posterior_MN)):
             posterior_MN[label] *= scale_N
         for block in self._blocks:
             unpack(
@@ -224,17 +275,19 @@ class _Field:
                 block.labels,
             )
 
-    def _frozen(self, count: int) -> Labels:
+    def _left_out(self, count: int) -> Labels:
         return np.setdiff1d(np.arange(count), self._kept)
 
-    def _set_rest(self, scores_MN: Float32Array) -> None:
-        """What the frozen labels add to every denominator."""
-        frozen = self._frozen(len(scores_MN))
-        if len(frozen):
-            self._rest[self._bank.places] = sum(scores_MN[label] for label in frozen)
+    def _set_rest(self, posterior_MN: Float32Array) -> None:
+        """What the labels that are left out add to every denominator."""
+        left_out = self._left_out(len(posterior_MN))
+        if len(left_out):
+            self._rest[self._bank.places] = sum(posterior_MN[label] for label in left_out)
 
-    def _columns(self) -> tuple[Labels, Labels]:
-        """Where each kept label's first value lies, and how far apart its values are."""
-        at = np.concatenate([block.offset + np.arange(len(block.labels)) for block in self._blocks])
-        stride = np.concatenate([np.full(len(block.labels), block.lanes) for block in self._blocks])
-        return at, stride
+    def _columns(self, count: int) -> tuple[Labels, Labels]:
+        """Where each label's first value lies (-1: nowhere), and how far apart its values are."""
+        at_M, stride_M = np.full(count, -1), np.ones(count, np.int64)
+        for block in self._blocks:
+            at_M[block.labels] = block.offset + np.arange(len(block.labels))
+            stride_M[block.labels] = block.lanes
+        return at_M, stride_M

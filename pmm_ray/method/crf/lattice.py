@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
 from pmm_ray.method.crf.filtering import filter_apart, filter_in_place
+from pmm_ray.method.crf.joint_updates import Update
 from pmm_ray.method.crf.placing import place_pixels
 from pmm_ray.method.crf.sweep import (
     CARRY,
@@ -77,12 +78,11 @@ class Lattice:
         self,
         lanes: int,
         source: Float32Array,
-        offset: int,
         factor: float,
         scratch: Float32Array,
         target: Float32Array,
     ) -> None:
-        """Filter the pixel rows of `source`, which start at `offset`, into `target`.
+        """Filter the pixel rows of `source` into `target`.
 
         The source is in the caller's order, the target in the lattice's.
         """
@@ -92,7 +92,6 @@ class Lattice:
             self.plan,
             self.link,
             source,
-            offset,
             np.float32(factor),
             scratch,
             target,
@@ -102,26 +101,27 @@ class Lattice:
         self,
         lanes: int,
         rows: Float32Array,
-        offset: int,
         factor: float,
         scratch: Float32Array,
         extra: Float32Array,
         mate: npt.NDArray[np.int32],
+        update: Update,
     ) -> None:
-        """Filter rows that are in the lattice's order and start at `offset`.
+        """Filter rows that are in the lattice's order.
 
-        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing.
+        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing. `update` is done
+        to the results.
         """
         filter_in_place(
             (0,) * lanes,
             (0,) * self.axes,
             self.plan,
             rows,
-            offset,
             np.float32(factor),
             scratch,
             extra,
             mate,
+            update.arguments(lanes),
         )
 
 
@@ -199,6 +199,6 @@ def _normalize_weights(lattice: Lattice, attenuation: float) -> None:
     """Fold `D^-1/2` and the root of the attenuation into the weights; fill in `mass`."""
     scratch = lattice.scratch(1)
     ones = np.ones_like(lattice.mass)
-    lattice.filter_apart(1, ones, 0, attenuation, scratch, lattice.mass)
+    lattice.filter_apart(1, ones, attenuation, scratch, lattice.mass)
     normalize(lattice.plan[4], lattice.mass, np.float32(math.sqrt(attenuation)))
-    lattice.filter_apart(1, ones, 0, 1.0, scratch, lattice.mass)
+    lattice.filter_apart(1, ones, 1.0, scratch, lattice.mass)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
 from pmm_ray.method.crf.filter_bank import FilterBank
-from pmm_ray.method.crf.joint import FLOOR, solve_joint
+from pmm_ray.method.crf.joint import solve_joint
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.updates import (
     log_ratio,
@@ -58,9 +58,10 @@ class LatticeSolver:
 
     def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
         """Posteriors of one problem with M labels, float32 [M, H, W]."""
-        scores_MN = np.clip(scores_MHW, FLOOR, 1.0).reshape(len(scores_MHW), -1)
-        solve_joint(self._bank, scores_MN, self._iterations, tolerance)
-        return scores_MN.reshape(scores_MHW.shape)
+        scores_MN = _flat(scores_MHW).reshape(len(scores_MHW), -1)
+        posterior_MN = np.empty_like(scores_MN)
+        solve_joint(self._bank, scores_MN, self._iterations, tolerance, posterior_MN)
+        return posterior_MN.reshape(scores_MHW.shape)
 
     def _solve_group(
         self,
@@ -86,12 +87,13 @@ class LatticeSolver:
         # K q_background = K 1 - K q_foreground, so the difference of the two messages is
         # 2 K q_foreground - K 1, and the second term never changes.
         lower(base, lanes, self._bank.mass())
+        rows = posterior[: pixels * lanes]
         scratch = self._bank.scratch(lanes)
         still_K = np.zeros(count, np.bool_)
         moved_K = np.empty(count, np.float32)
         for _ in range(self._iterations):
             previous = posterior.copy() if tolerance else posterior
-            self._bank.apply(posterior, 0, lanes, 2.0, scratch)
+            self._bank.apply(rows, lanes, 2.0, scratch)
             logistic(wide, base, posterior)
             if tolerance:
                 # A class that stands still keeps that state, whatever the others do.

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 from numba import types
 from numba.extending import intrinsic
@@ -11,11 +13,11 @@ from numba.extending import intrinsic
 from pmm_ray.method.crf.simd import (
     Corners,
     Row,
+    Rows,
     broadcast,
+    by_parts,
     data_of,
-    load,
     multiply_add,
-    store,
 )
 
 
@@ -30,12 +32,11 @@ def corners_zero(typing, corners, lanes):
     return kind(corners, lanes), generate
 
 
-def _vertex(builder, context, signature, args, which, simplex_at, corner, lanes):
-    """Flat position of a vertex's row: its number times the row width."""
+def _vertex(builder, context, signature, args, which, simplex_at, corner):
+    """The number of a vertex's row."""
     data = data_of(context, builder, signature.args[which], args[which])
     slot = builder.add(simplex_at, ir.Constant(simplex_at.type, corner))
-    vertex = builder.sext(builder.load(builder.gep(data, [slot])), simplex_at.type)
-    return builder.mul(vertex, ir.Constant(vertex.type, lanes))
+    return builder.sext(builder.load(builder.gep(data, [slot])), simplex_at.type)
 
 
 @intrinsic
@@ -44,11 +45,11 @@ def corners_load(typing, corners, lanes, values, simplices, at):
     kind = Corners(corners.count, lanes.count)
 
     def generate(context, builder, signature, args):
-        data = data_of(context, builder, signature.args[2], args[2])
+        rows = Rows(context, builder, signature.args[2], args[2], kind.lanes)
         bundle = ir.Constant(context.get_value_type(kind), ir.Undefined)
         for corner in range(kind.count):
-            position = _vertex(builder, context, signature, args, 3, args[4], corner, kind.lanes)
-            row = load(builder, data, position, kind.lanes)
+            vertex = _vertex(builder, context, signature, args, 3, args[4], corner)
+            row = rows.load(vertex)
             bundle = builder.insert_value(bundle, row, corner)
         return bundle
 
@@ -61,12 +62,12 @@ def corners_add_to(typing, bundle, values, simplices, at):
 
     def generate(context, builder, signature, args):
         kind = signature.args[0]
-        data = data_of(context, builder, signature.args[1], args[1])
+        rows = Rows(context, builder, signature.args[1], args[1], kind.lanes)
         for corner in range(kind.count):
-            position = _vertex(builder, context, signature, args, 2, args[3], corner, kind.lanes)
-            row = load(builder, data, position, kind.lanes)
-            row = builder.fadd(row, builder.extract_value(args[0], corner))
-            store(builder, row, data, position, kind.lanes)
+            vertex = _vertex(builder, context, signature, args, 2, args[3], corner)
+            row = rows.load(vertex)
+            row = by_parts(builder, builder.fadd, row, builder.extract_value(args[0], corner))
+            rows.store(row, vertex)
         return context.get_dummy_value()
 
     return types.void(bundle, values, simplices, types.intp), generate
@@ -85,10 +86,11 @@ def corners_collect(typing, bundle, weights, at, row):
         kind = signature.args[0]
         data = data_of(context, builder, signature.args[1], args[1])
         bundle = args[0]
+        multiply = functools.partial(multiply_add, builder)
         for corner in range(kind.count):
             weight = _weight(builder, data, args[2], corner, kind.lanes)
             total = builder.extract_value(bundle, corner)
-            total = multiply_add(builder, weight, args[3], total)
+            total = by_parts(builder, multiply, weight, args[3], total)
             bundle = builder.insert_value(bundle, total, corner)
         return bundle
 
@@ -104,11 +106,12 @@ def corners_mix(typing, bundle, weights, at):
         kind = signature.args[0]
         data = data_of(context, builder, signature.args[1], args[1])
         weight = _weight(builder, data, args[2], 0, kind.lanes)
-        total = builder.fmul(weight, builder.extract_value(args[0], 0))
+        total = by_parts(builder, builder.fmul, weight, builder.extract_value(args[0], 0))
+        multiply = functools.partial(multiply_add, builder)
         for corner in range(1, kind.count):
             weight = _weight(builder, data, args[2], corner, kind.lanes)
             row = builder.extract_value(args[0], corner)
-            total = multiply_add(builder, weight, row, total)
+            total = by_parts(builder, multiply, weight, row, total)
         return total
 
     return result(bundle, weights, types.intp), generate

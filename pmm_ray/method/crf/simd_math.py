@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 from numba.extending import intrinsic
 
-from pmm_ray.method.crf.simd import INT, constant, multiply_add
+from pmm_ray.method.crf.simd import INT, by_parts, constant, multiply_add
 
 
 def _bound(builder, value, low, high):
@@ -37,14 +39,44 @@ def _exp(builder, x):
     return builder.bitcast(builder.add(builder.bitcast(p, integers), exponent), x.type)
 
 
+def _log(builder, x):
+    """See `row_log`."""
+    lanes = x.type.count
+    integers = ir.VectorType(INT, lanes)
+
+    def same(value):
+        return ir.Constant(integers, [value] * lanes)
+
+    bits = builder.bitcast(x, integers)
+    # Adding the distance from sqrt(1/2) to 1 makes the exponent round to nearest.
+    moved = builder.add(bits, same(0x3F800000 - 0x3F3504F3))
+    n = builder.sub(builder.lshr(moved, same(23)), same(127))
+    fraction = builder.add(builder.and_(moved, same(0x007FFFFF)), same(0x3F3504F3))
+    f = builder.fsub(builder.bitcast(fraction, x.type), constant(1.0, lanes))
+    s = builder.fdiv(f, builder.fadd(f, constant(2.0, lanes)))
+    z = builder.fmul(s, s)
+    p = constant(2 / 9, lanes)
+    for coefficient in (2 / 7, 2 / 5, 2 / 3):
+        p = multiply_add(builder, p, z, constant(coefficient, lanes))
+    tail = builder.fmul(builder.fmul(p, z), s)
+    whole = builder.sitofp(n, x.type)
+    # ln 2 in two parts, the first exact when multiplied by an exponent.
+    low = multiply_add(builder, whole, constant(-2.1219444e-4, lanes), tail)
+    low = multiply_add(builder, s, constant(2.0, lanes), low)
+    return multiply_add(builder, whole, constant(0.693359375, lanes), low)
+
+
 @intrinsic
 def row_sigmoid(typing, row):
     """Logistic function, its argument limited to -60..60 (no result is subnormal)."""
 
     def generate(context, builder, signature, args):
-        one = constant(1.0, signature.args[0].lanes)
-        e = _exp(builder, _bound(builder, builder.fneg(args[0]), -60.0, 60.0))
-        return builder.fdiv(one, builder.fadd(one, e))
+        def sigmoid(x):
+            one = constant(1.0, x.type.count)
+            e = _exp(builder, _bound(builder, builder.fneg(x), -60.0, 60.0))
+            return builder.fdiv(one, builder.fadd(one, e))
+
+        return by_parts(builder, sigmoid, args[0])
 
     return row(row), generate
 
@@ -54,7 +86,10 @@ def row_exp(typing, row):
     """Exponential, its argument limited to -60..60."""
 
     def generate(context, builder, signature, args):
-        return _exp(builder, _bound(builder, args[0], -60.0, 60.0))
+        def exponential(x):
+            return _exp(builder, _bound(builder, x, -60.0, 60.0))
+
+        return by_parts(builder, exponential, args[0])
 
     return row(row), generate
 
@@ -68,29 +103,7 @@ def row_log(typing, row):
     """
 
     def generate(context, builder, signature, args):
-        lanes = args[0].type.count
-        integers = ir.VectorType(INT, lanes)
-
-        def same(value):
-            return ir.Constant(integers, [value] * lanes)
-
-        bits = builder.bitcast(args[0], integers)
-        # Adding the distance from sqrt(1/2) to 1 makes the exponent round to nearest.
-        moved = builder.add(bits, same(0x3F800000 - 0x3F3504F3))
-        n = builder.sub(builder.lshr(moved, same(23)), same(127))
-        fraction = builder.add(builder.and_(moved, same(0x007FFFFF)), same(0x3F3504F3))
-        f = builder.fsub(builder.bitcast(fraction, args[0].type), constant(1.0, lanes))
-        s = builder.fdiv(f, builder.fadd(f, constant(2.0, lanes)))
-        z = builder.fmul(s, s)
-        p = constant(2 / 9, lanes)
-        for coefficient in (2 / 7, 2 / 5, 2 / 3):
-            p = multiply_add(builder, p, z, constant(coefficient, lanes))
-        tail = builder.fmul(builder.fmul(p, z), s)
-        whole = builder.sitofp(n, args[0].type)
-        # ln 2 in two parts, the first exact when multiplied by an exponent.
-        low = multiply_add(builder, whole, constant(-2.1219444e-4, lanes), tail)
-        low = multiply_add(builder, s, constant(2.0, lanes), low)
-        return multiply_add(builder, whole, constant(0.693359375, lanes), low)
+        return by_parts(builder, functools.partial(_log, builder), args[0])
 
     return row(row), generate
 
@@ -98,4 +111,8 @@ def row_log(typing, row):
 @intrinsic
 def row_clip_score(typing, row):
     """Lanes limited to 1e-5..1, the range of scores whose logarithm is a unary."""
-    return row(row), lambda context, builder, signature, args: _bound(builder, args[0], 1e-5, 1.0)
+
+    def generate(context, builder, signature, args):
+        return by_parts(builder, lambda x: _bound(builder, x, 1e-5, 1.0), args[0])
+
+    return row(row), generate

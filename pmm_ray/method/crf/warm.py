@@ -66,8 +66,12 @@ def warm_up() -> float:
 
 def _touch_all() -> None:
     image_HW3 = np.zeros((4, 5, 3), np.uint8)
-    crf = DenseCrf(image_HW3, CrfParameters.visualization(), "lattice", tolerance=1e-6)
-    for count in (1, 2, 4, 8, 16):
-        scores = np.full((count, 4, 5), 0.5, np.float32)
-        crf.binary(scores, scores)
+    # Two iterations and labels next to nothing, so that labels are frozen after the first.
+    parameters = CrfParameters(2, 3.0, 3.0, 80.0, 13.0, 4.0)
+    crf = DenseCrf(image_HW3, parameters, "lattice", tolerance=1e-6)
+    for count in (1, 2, 4, 8, 16, 21, 24):
+        scores = np.full((count, 4, 5), 1e-3, np.float32)
+        scores[0] = 0.5
         crf.joint(scores)
+        if count <= 16:
+            crf.binary(scores, scores)

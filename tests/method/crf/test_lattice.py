@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pmm_ray.method.crf import CrfParameters, DenseCrf, placing
+from pmm_ray.method.crf.joint_updates import NO_UPDATE
 from pmm_ray.method.crf.lattice import build_lattice, in_own_order
 from pmm_ray.method.crf.spatial import spatial_lattice
 
@@ -31,7 +32,7 @@ def filtered(
     # Whatever was in the working memory must not matter.
     scratch = np.full(built.rows * lanes, np.nan, np.float32)
     rows, target = signal_NL.astype(np.float32).ravel(), np.empty(pixels * lanes, np.float32)
-    built.filter_apart(lanes, rows, 0, 1.0, scratch, target)
+    built.filter_apart(lanes, rows, 1.0, scratch, target)
     result_NL = np.empty((pixels, lanes), np.float32)
     result_NL[built.link] = target.reshape(pixels, lanes)
     return result_NL, built
@@ -118,7 +119,7 @@ def test_filtering_in_place_adds_the_rows_of_another_order() -> None:
     rows_NL = np.empty_like(signal_NL)
     rows_NL[places_N] = signal_NL
     rows = rows_NL.ravel()
-    home.filter_in_place(2, rows, 0, 2.0, home.scratch(2), extra_NL.ravel(), mate_N)
+    home.filter_in_place(2, rows, 2.0, home.scratch(2), extra_NL.ravel(), mate_N, NO_UPDATE)
     result_NL = rows.reshape(-1, 2) - extra_NL[mate_N]
     np.testing.assert_allclose(result_NL[places_N], 2 * expected_NL, rtol=1e-4, atol=1e-6)
 
