@@ -25,7 +25,10 @@ _MOST_IMAGES = 32
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
 # of what a task says: what the log of events keeps
-_IN_EVENTS = ("images", "errors", "bytes", "sent", "seconds")
+_IN_EVENTS = (
+    *("images", "errors", "bytes", "sent", "seconds", "cpu_seconds", "pool_seconds"),
+    *("producer_cpu_seconds", "producer_pool_seconds"),
+)
 _MOST_NAMED = 10
 
 

@@ -110,6 +110,11 @@ def test_every_image_once_and_the_same_table_for_any_pool(
         )
         assert (summary.images, summary.errors) == (16, 0)
         hashes.add(tables.content_hash(read_all(folder.uri)))
+        # what a plan is made of
+        chunks = [c for c in read_events(context.run_dir, "chunk") if c["stage"] == folder.stage]
+        assert sum(c["images"] for c in chunks) == 16
+        assert all(c["pool_seconds"] > 0 and c["bytes"] > 0 for c in chunks)
+        assert all(c["producer_pool_seconds"] == 0 for c in chunks)
     assert len(hashes) == 1
     assert len(computed(log)) == 4 * 16
 

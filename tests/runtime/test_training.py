@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from ray import cloudpickle
-from torch import nn
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
@@ -26,9 +25,9 @@ from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.stage import RunContext, StageFolder
 from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from pmm_ray.runtime.training import loader_processes, run_training, training_job
-from pmm_ray.runtime.training_job import LossModule, TrainingJob, poly
+from pmm_ray.runtime.training_job import TrainingJob, poly
 from pmm_ray.sources.manifest import Manifest
-from pmm_ray.stages.train_classifier import ClassifierTask, image_source
+from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
 STEPS = 5
@@ -124,18 +123,14 @@ def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
         torch.testing.assert_close(models["lost"][key], tensor, rtol=1e-3, atol=1e-5)
 
 
-class NanLoss(LossModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Linear(1, 1)
-
+class NanLoss(ClassifierLoss):
     def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.network(inputs.mean().view(1, 1)).sum() * float("nan")
+        return super().forward(inputs, targets) * float("nan")
 
 
 class NanTask(ClassifierTask):
     def build(self) -> Any:
-        return NanLoss()
+        return NanLoss(super().build().network)
 
 
 @pytest.mark.slow
