@@ -26,7 +26,7 @@ PLACING = ("embed", "number_vertices", "sort_vertices", "renumber", "link_vertic
 BUILDING = ("chain_pieces", "first_steps", "group_pixels", "normalize")
 KERNELS: dict[Any, tuple[str, ...]] = {
     placing: PLACING,
-    lattice: (*BUILDING, "filter_apart", "filter_in_place"),
+    lattice: (*BUILDING, "filter_apart", "spread", "collect", "filter_in_place"),
     mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
     joint: (
         *("invert_sums", "load_scores", "unpack", "columns", "fill_implied"),
@@ -35,7 +35,13 @@ KERNELS: dict[Any, tuple[str, ...]] = {
     joint_updates: ("softmax",),
     freezing: ("largest_products",),
 }
-NAMES = {"filter_apart": "bilateral filter", "filter_in_place": "spatial filter*"}
+# The joint softmax is done behind the spatial slice.
+NAMES = {
+    "filter_apart": "bilateral filter",
+    "spread": "bilateral filter",
+    "collect": "bilateral filter",
+    "filter_in_place": "spatial, softmax",
+}
 
 
 def print_profile(data: list[inputs.Example]) -> None:

@@ -16,12 +16,16 @@ from pmm_ray.method.crf.lattice import Lattice, build_lattice, in_own_order
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.spatial import spatial_lattice
 
+# Rows up to this many lanes are added to where they lie, which saves an array of messages.
+_NARROW = 8
+
 
 class FilterBank:
     """The lattices that take part, each built once and applied together.
 
     Pixels are kept in the order of one of them, the home: it filters in place. The other one
-    filters into an array of its own order, whose rows are added on the way.
+    filters into an array of its own order, whose rows are added on the way; or, where it is small
+    and rows are narrow, splats first and adds its results last. Both give the same bytes.
 
     Attributes:
         places: The place of each pixel in every packed array, int32 [N].
@@ -89,13 +93,20 @@ class FilterBank:
             rows[:] = 0.0
             update.run(lanes)
             return
-        if self._other:
-            lattice, weight = self._other
-            lattice.filter_apart(lanes, rows, factor * weight, scratch.other, scratch.message)
         lattice, weight = self._home
-        lattice.filter_in_place(
-            lanes, rows, factor * weight, scratch.home, scratch.message, self._mate, update
-        )
+        message, mate = scratch.message, self._mate
+        waiting = None
+        if self._other:
+            other, other_weight = self._other
+            if other.steps == 1 and lanes <= _NARROW and update is NO_UPDATE:
+                # The values of so few vertices can wait in the cache.
+                waiting, message, mate = other, message[:0], mate[:0]
+                other.spread(lanes, rows, scratch.other)
+            else:
+                other.filter_apart(lanes, rows, factor * other_weight, scratch.other, message)
+        lattice.filter_in_place(lanes, rows, factor * weight, scratch.home, message, mate, update)
+        if waiting:
+            waiting.collect(lanes, factor * other_weight, scratch.other, rows)
 
 
 class Scratch(NamedTuple):

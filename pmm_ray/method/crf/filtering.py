@@ -145,6 +145,34 @@ def filter_apart(
 
 
 @kernel
+def spread(lanes: Any, corners: Any, plan: Any, link: Any, source: Any, values: Any) -> None:
+    """The first half of `filter_apart`, for a lattice that is filtered in one step."""
+    jobs, ring, _, _, _, _, _ = plan
+    row_store(values, ring + ZERO, row_zero(lanes))
+    _clear(lanes, ring, 0, ring, values)
+    _gather(lanes, corners, plan, 0, jobs[0, SPLAT + 1], link, source, values)
+
+
+@kernel
+def collect(
+    lanes: Any, corners: Any, plan: Any, link: Any, factor: Any, values: Any, target: Any
+) -> None:
+    """The second half of `filter_apart`: what was spread is filtered and added to `target`.
+
+    Row `link[p]` of `target` receives pixel p's result.
+    """
+    jobs, _, starts, simplices, weights, _, _ = plan
+    count = len(corners)
+    _blur(lanes, plan, 0, jobs[0, BLUR + 1], values)
+    for segment in range(jobs[0, SLICE + 1]):
+        vertices = corners_load(corners, lanes, values, simplices, segment * count)
+        for p in range(starts[segment], starts[segment + 1]):
+            at = np.int64(link[p])
+            row = row_scale(corners_mix(vertices, weights, p * count), factor)
+            row_store(target, at, row_add(row_load(lanes, target, at), row))
+
+
+@kernel
 def filter_in_place(
     lanes: Any,
     corners: Any,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
-from pmm_ray.method.crf.filtering import filter_apart, filter_in_place
+from pmm_ray.method.crf.filtering import collect, filter_apart, filter_in_place, spread
 from pmm_ray.method.crf.joint_updates import Update
 from pmm_ray.method.crf.placing import place_pixels
 from pmm_ray.method.crf.sweep import (
@@ -96,6 +96,22 @@ class Lattice:
             scratch,
             target,
         )
+
+    @property
+    def steps(self) -> int:
+        """How many steps the lattice is filtered in."""
+        return len(self.plan[0])
+
+    def spread(self, lanes: int, source: Float32Array, scratch: Float32Array) -> None:
+        """Splat the pixel rows of `source`; for a lattice of one step."""
+        spread((0,) * lanes, (0,) * self.axes, self.plan, self.link, source, scratch)
+
+    def collect(
+        self, lanes: int, factor: float, scratch: Float32Array, target: Float32Array
+    ) -> None:
+        """Add what was spread, filtered, to the rows of `target`, in the caller's order."""
+        corners = (0,) * self.axes
+        collect((0,) * lanes, corners, self.plan, self.link, np.float32(factor), scratch, target)
 
     def filter_in_place(
         self,
