@@ -161,21 +161,28 @@ def chain_pieces(following: Any, levels: Any, ends: Any, ring: int) -> Any:
     entries_of = np.zeros(steps * axes * kinds + 1, np.int64)
     begins = np.empty(count, np.bool_)
     slot_of = ring_slots(count, ring)
+    # Every piece: its length, its kind and whether the chain goes on; and all slots in that order.
     lengths = np.empty(axes * count, np.int32)
+    kind_of = np.empty(axes * count, np.int32)
+    goes_on = np.empty(axes * count, np.bool_)
+    visited = np.empty(axes * count + 1, np.int32)
     found: Any = np.int64(0)
+    filled: Any = np.int64(0)
     for axis in range(axes):
         line, step_of = _axis_lines(following, axis, levels, ends - behind[axis])
         _chain_starts(line, begins)
         for v in range(count):
             at = np.int64(v) if begins[v] else np.int64(-1)
             while at >= 0:
-                step, length = step_of[at], 0
+                step, first = step_of[at], filled
                 while at >= 0 and step_of[at] == step:
-                    length += 1
+                    visited[filled] = slot_of[at]
+                    filled += 1
                     at = np.int64(line[at])
-                lengths[found] = length
-                found += 1
+                length = filled - first
                 kind = (np.int64(step) * axes + axis) * kinds + min(length, _LENGTHS)
+                lengths[found], kind_of[found], goes_on[found] = length, kind, at >= 0
+                found += 1
                 pieces_of[kind + 1] += 1
                 entries_of[kind + 1] += length + 3
     pieces_of = np.cumsum(pieces_of)
@@ -184,30 +191,21 @@ def chain_pieces(following: Any, levels: Any, ends: Any, ring: int) -> Any:
     slots = np.empty(entries_of[-1], np.int32)
     follower = np.full(found, -1, np.int32)
     starts[found] = entries_of[-1]
-    # The same walk again, now that every piece's place is known.
-    found = 0
-    for axis in range(axes):
-        line, step_of = _axis_lines(following, axis, levels, ends - behind[axis])
-        _chain_starts(line, begins)
-        for v in range(count):
-            at = np.int64(v) if begins[v] else np.int64(-1)
-            previous = -1
-            while at >= 0:
-                length = lengths[found]
-                found += 1
-                kind = (np.int64(step_of[at]) * axes + axis) * kinds + min(length, _LENGTHS)
-                piece, entry = pieces_of[kind], entries_of[kind]
-                pieces_of[kind] += 1
-                entries_of[kind] += length + 3
-                starts[piece] = entry
-                slots[entry] = -1
-                for i in range(entry + 1, entry + 1 + length):
-                    slots[i] = slot_of[at]
-                    at = np.int64(line[at])
-                slots[entry + 1 + length] = slot_of[at] if at >= 0 else ring + ZERO
-                if previous >= 0:
-                    follower[previous] = piece
-                previous = piece
+    filled, previous = 0, -1
+    for index in range(found):
+        kind, length = kind_of[index], np.int64(lengths[index])
+        piece, entry = pieces_of[kind], entries_of[kind]
+        pieces_of[kind] += 1
+        entries_of[kind] += length + 3
+        starts[piece] = entry
+        slots[entry] = -1
+        for i in range(length):
+            slots[entry + 1 + i] = visited[filled + i]
+        filled += length
+        slots[entry + 1 + length] = visited[filled] if goes_on[index] else ring + ZERO
+        if previous >= 0:
+            follower[previous] = piece
+        previous = piece if goes_on[index] else -1
     # After filling, an entry holds where the next kind begins.
     step_starts = np.zeros(steps + 1, np.int64)
     for step in range(steps):

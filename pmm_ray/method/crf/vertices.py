@@ -14,6 +14,8 @@ from pmm_ray.method.crf.simd import prefetch
 
 # How many look-ups ahead a cache line is asked for.
 _AHEAD = 12
+# Simplices whose vertices are asked for at once.
+_TILE = 16
 # Segments at least this long are not told apart by length.
 _LENGTHS = 16
 
@@ -47,26 +49,35 @@ def number_vertices(simplex_corner: Any, simplex_rank: Any, radix: Any, low: Any
         every += radix[i]
     # drop[r]: what the coordinate of rank r loses in the key when it wraps around.
     drop = np.zeros(d + 1, np.int64)
-    for s in range(count):
-        key = base
-        last_corner = np.int64(0)
-        drop[simplex_rank[s, d]] = 0
-        for i in range(d):
-            turn = (d + 1) * radix[i]
-            key += simplex_corner[s, i] * turn
-            last_corner -= simplex_corner[s, i]
-            drop[simplex_rank[s, i]] = turn
-        table = roomy(table, vertices + d + 1)
-        for remainder in range(d + 1):
-            if remainder > 0:
-                key += every - drop[d + 1 - remainder]
-            vertex = number(table, key, vertices)
-            simplices[s, remainder] = vertex
-            if vertex == vertices:
-                vertex_keys[vertices] = key
-                wraps = np.int64(simplex_rank[s, d] > d - remainder)
-                height[vertices] = (d + 1) * (last_corner - wraps) + remainder
-                vertices += 1
+    keys = np.empty((_TILE, d + 1), np.int64)
+    for begin in range(0, count, _TILE):
+        end = min(begin + _TILE, count)
+        table = roomy(table, vertices + (end - begin) * (d + 1))
+        for s in range(begin, end):
+            key = base
+            drop[simplex_rank[s, d]] = 0
+            for i in range(d):
+                turn = (d + 1) * radix[i]
+                key += simplex_corner[s, i] * turn
+                drop[simplex_rank[s, i]] = turn
+            for remainder in range(d + 1):
+                if remainder > 0:
+                    key += every - drop[d + 1 - remainder]
+                keys[s - begin, remainder] = key
+                prefetch(table, home(table, key))
+        for s in range(begin, end):
+            for remainder in range(d + 1):
+                key = keys[s - begin, remainder]
+                vertex = number(table, key, vertices)
+                simplices[s, remainder] = vertex
+                if vertex == vertices:
+                    vertex_keys[vertices] = key
+                    last_corner = np.int64(0)
+                    for i in range(d):
+                        last_corner -= simplex_corner[s, i]
+                    wraps = np.int64(simplex_rank[s, d] > d - remainder)
+                    height[vertices] = (d + 1) * (last_corner - wraps) + remainder
+                    vertices += 1
     return simplices, vertex_keys[:vertices].copy(), table, height[:vertices].copy()
 
 
