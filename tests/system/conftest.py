@@ -47,6 +47,8 @@ class RayNodes:
 
     def start(self, *options: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         environment = os.environ | {
+            # as after `activate`: `python` of a job's command is the one with our packages
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_TMPDIR": str(self.folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,

@@ -186,7 +186,7 @@ class TestOnACluster:
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 3
         assert "following followed" in errors
-        assert out.count("once") == 1
+        assert out.splitlines().count("once") == 1
 
 
 def test_without_a_cluster_the_command_runs_here(tmp_path: Path) -> None:
