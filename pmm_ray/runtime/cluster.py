@@ -148,7 +148,9 @@ def connect(
             session = Path(node.get_session_dir_path()) if local else None
             ray.shutdown()
             if session is not None and run_dir is not None:
-                _keep_logs(session, run_dir)
+                # on a full disk the run ends with its own words, not with those about its logs
+                with contextlib.suppress(OSError):
+                    _keep_logs(session, run_dir)
 
 
 def one_thread() -> None:
@@ -222,6 +224,8 @@ def _quiet(run_dir: str | None) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
     root.setLevel(logging.INFO)
+    # on a full disk every line would become a traceback on the console
+    logging.raiseExceptions = False
 
 
 def _quiet_raylet() -> None:

@@ -70,6 +70,7 @@ def rows_of(run: RunData, number: int) -> list[list[Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_tables_of_a_small_run(ray_session: ClusterResources, tmp_path: Path) -> None:
     request = Ablation(RECIPE, str(tmp_path / "run"), SMALL)
     for number in (4, 5, 6):

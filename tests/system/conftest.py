@@ -88,8 +88,10 @@ class RayNodes:
         """
         before = self.alive()
         address = (f"--address=127.0.0.1:{self.port}", "--object-store-memory=150000000")
+        # nodes of one machine would share it, and each unpacks a job's files there anew
+        own = f"--temp-dir={self.folder / f'node-{len(self.processes)}'}"
         for attempt in range(3):
-            process = self.start(*address, *options, prefix=prefix)
+            process = self.start(*address, own, *options, prefix=prefix)
             try:
                 self._wait(lambda: self.alive() > before, "a node")
             except NodeEndedError:

@@ -30,4 +30,4 @@ def test_the_table_is_that_of_an_undisturbed_run(bench: Any, name: str) -> None:
         pytest.skip("only root may mount a small disk")
     outcome = faults.FAULTS[name](bench)
     assert outcome.same_table
-    assert outcome.again == 0
+    assert outcome.again <= faults.MADE_AGAIN.get(name, 0)
