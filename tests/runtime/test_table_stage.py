@@ -334,7 +334,7 @@ def stuck_worker(image_id: str) -> Worker:
 
     def area(row: InputRow) -> dict[str, Any]:
         if row["manifest"]["image_id"] == image_id:
-            threading.Event().wait(120)
+            threading.Event().wait(60)
         return {"image_id": row["manifest"]["image_id"], "area": 1}
 
     return row_by_row("area", area)
