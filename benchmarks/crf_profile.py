@@ -23,13 +23,13 @@ from pmm_ray.method.crf import (
 )
 
 PLACING = ("embed", "number_vertices", "sort_vertices", "renumber", "link_vertices")
-BUILDING = ("chain_pieces", "first_steps", "group_pixels", "normalize")
+BUILDING = ("chain_pieces", "first_steps", "group_pixels", "corner_slots", "normalize")
 KERNELS: dict[Any, tuple[str, ...]] = {
     placing: PLACING,
     lattice: (*BUILDING, "filter_apart", "spread", "collect", "filter_in_place"),
     mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
     joint: (
-        *("invert_sums", "load_scores", "unpack", "columns", "fill_implied"),
+        *("invert_sums", "load_scores", "unpack", "unload", "columns", "fill_implied"),
         *("freezing_costs", "grow", "highest"),
     ),
     joint_updates: ("softmax",),

@@ -198,6 +198,7 @@ def filter_in_place(
     jobs, ring, starts, simplices, weights, _, _ = plan
     count = len(corners)
     wide, tail, messages, base, rest, mass, scale, shifted = update
+    scores = base[max(0, base.size - rows.size) :]
     row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
         job = jobs[step]
@@ -216,6 +217,8 @@ def filter_in_place(
                             row_prefetch(lanes, extra, np.int64(mate[ahead]))
                         row = row_add(row, row_load(lanes, extra, np.int64(mate[p])))
                     row_store(rows, p, row)
+                    if messages.size > 0:
+                        row_prefetch(lanes, scores, p)
             if messages.size > 0:
                 first, last = starts[begin], starts[end]
                 softmax(wide, tail, first, last, messages, base, rest, mass, scale, shifted)

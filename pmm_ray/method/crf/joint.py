@@ -23,21 +23,18 @@ from pmm_ray.method.crf.freezing import (
     settled_labels,
     weak_labels,
 )
+from pmm_ray.method.crf.joint_packing import FLOOR, columns, load_scores, unload
 from pmm_ray.method.crf.joint_updates import (
     WIDE,
     Update,
-    columns,
     fill_implied,
     freezing_costs,
     grow,
     highest,
     invert_sums,
-    load_scores,
 )
 from pmm_ray.method.crf.updates import padded, unpack
 
-# Scores below it count as this much: the released code's clipping of unaries.
-FLOOR = np.float32(1e-5)
 # Labels in a block: one AVX-512 register or two of AVX2.
 _WIDE = len(WIDE)
 # Below this many labels freezing saves nothing.
@@ -151,11 +148,11 @@ class _Field:
         for block in self._blocks:
             part = slice(block.offset, block.offset + block.lanes * inverse_N.size)
             load_scores(
+                WIDE,
                 scores_MN,
                 block.labels,
                 self._bank.places,
                 inverse_N,
-                FLOOR,
                 self._base[part],
                 self.rows[part],
                 block.lanes,
@@ -250,14 +247,7 @@ class _Field:
             if gone.any():
                 grow((0,) * block.lanes, self._base, self.rows, block.offset, pixels)
                 # Labels that stay are written too: their planes are overwritten at the end.
-                unpack(
-                    self._base,
-                    self._bank.places,
-                    block.lanes,
-                    block.offset,
-                    posterior_MN,
-                    block.labels,
-                )
+                self._unpack(self._base, block, posterior_MN)
         left._set_rest(posterior_MN)
 
     def unload(self, posterior_MN: Float32Array) -> None:
@@ -266,14 +256,14 @@ class _Field:
         for label in self._left_out(len(posterior_MN)):
             posterior_MN[label] *= scale_N
         for block in self._blocks:
-            unpack(
-                self.rows,
-                self._bank.places,
-                block.lanes,
-                block.offset,
-                posterior_MN,
-                block.labels,
-            )
+            self._unpack(self.rows, block, posterior_MN)
+
+    def _unpack(self, rows: Float32Array, block: _Block, posterior_MN: Float32Array) -> None:
+        places = self._bank.places
+        if len(block.labels) == _WIDE:
+            unload(WIDE, rows[block.offset :], places, posterior_MN, block.labels)
+        else:
+            unpack(rows, places, block.lanes, block.offset, posterior_MN, block.labels)
 
     def _left_out(self, count: int) -> Labels:
         return np.setdiff1d(np.arange(count), self._kept)

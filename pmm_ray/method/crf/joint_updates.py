@@ -1,4 +1,4 @@
-"""Kernels of the joint mean field: loading scores, softmax, what freezing labels needs."""
+"""Kernels of the joint mean field: softmax, and what freezing labels needs."""
 
 # N: pixels; M: labels; L: row width, the lanes.
 
@@ -30,7 +30,7 @@ from pmm_ray.method.crf.simd_math import row_clip_score, row_exp
 # Widths of the rows of all blocks but the last.
 WIDE = (0,) * 16
 
-# Pixels whose rows are turned at a time.
+# Pixels whose rows are updated at a time.
 _TILE = 64
 
 
@@ -97,57 +97,6 @@ def largest_products(wide: Any, single: Any, planes: Any, factors: Any, largest:
 
 
 @kernel
-def load_scores(
-    planes: Any,
-    labels: Any,
-    places: Any,
-    inverse: Any,
-    floor: Any,
-    base: Any,
-    posterior: Any,
-    stride: int,
-) -> None:
-    """Clipped scores and normalized ones as rows, zeros behind the labels.
-
-    Args:
-        planes: Scores [M, N].
-        labels: The planes that are taken, int64.
-        places: The row of each pixel, int32 [N].
-        inverse: See `invert_sums`.
-        floor: Smallest score, float32; the largest is 1.
-        base, posterior: Receive the rows, flat float32 [N * stride].
-    """
-    for pixel in range(places.size):
-        at = np.int64(places[pixel]) * stride
-        share = inverse[pixel]
-        for k in range(labels.size):
-            score = min(max(planes[labels[k], pixel], floor), np.float32(1.0))
-            base[at + k] = score
-            posterior[at + k] = score * share
-        for k in range(labels.size, stride):
-            base[at + k] = np.float32(0.0)
-            posterior[at + k] = np.float32(0.0)
-
-
-@kernel
-def columns(source: Any, at: Any, source_stride: Any, pixels: int, rows: Any, stride: int) -> None:
-    """Fill the columns of `pixels` rows with columns that start at `source[at[k]]`.
-
-    A column is left as it is where `at[k]` is negative, and zero where there is no `at[k]`.
-    """
-    for first in range(0, pixels, _TILE):
-        last = min(first + _TILE, pixels)
-        for k in range(at.size):
-            begin, step = at[k], source_stride[k]
-            if begin >= 0:
-                for p in range(first, last):
-                    rows[p * stride + k] = source[begin + p * step]
-        for k in range(at.size, stride):
-            for p in range(first, last):
-                rows[p * stride + k] = np.float32(0.0)
-
-
-@kernel
 def softmax(
     wide: Any,
     tail: Any,
@@ -176,36 +125,45 @@ def softmax(
     full = (base.size - pixels * len(tail)) // (pixels * len(wide))
     head = full * pixels * len(wide)
     tail_base, tail_messages = base[head:], messages[head:]
-    for p in range(first, last):
-        message = np.float32(0.0)
+    totals = np.empty(_TILE, np.float32)
+    # Three short loops: the processor then works on several pixels at a time.
+    for begin in range(first, last, _TILE):
+        end = min(begin + _TILE, last)
+        scale[begin:end] = np.float32(0.0)
         if mass.size > 0:
-            total = row_widen(wide, row_load(tail, tail_messages, p))
+            for p in range(begin, end):
+                total = row_widen(wide, row_load(tail, tail_messages, p))
+                for block in range(full):
+                    total = row_add(total, row_load(wide, messages, block * pixels + p))
+                scale[p] = mass[p] - row_total(total)
+        for p in range(begin, end):
+            message, peak = scale[p], np.float32(0.0)
+            if shifted:
+                peak = max(message, row_peak(row_load(tail, tail_messages, p)))
+                for block in range(full):
+                    peak = max(peak, row_peak(row_load(wide, messages, block * pixels + p)))
+            # The rest is one more lane behind the last block.
+            grown_row = row_exp(
+                row_shift(row_append(row_load(tail, tail_messages, p), message), -peak)
+            )
+            last_row = row_multiply(row_append(row_load(tail, tail_base, p), rest[p]), grown_row)
+            row_store(tail_messages, p, row_split(last_row)[0])
+            total = row_widen(wide, last_row)
             for block in range(full):
-                total = row_add(total, row_load(wide, messages, block * pixels + p))
-            message = mass[p] - row_total(total)
-        peak = np.float32(0.0)
-        if shifted:
-            peak = max(message, row_peak(row_load(tail, tail_messages, p)))
+                at = block * pixels + p
+                grown = row_exp(row_shift(row_load(wide, messages, at), -peak))
+                row = row_multiply(row_load(wide, base, at), grown)
+                row_store(messages, at, row)
+                total = row_add(total, row)
+            scale[p] = row_split(grown_row)[1]
+            totals[p - begin] = row_total(total)
+        for p in range(begin, end):
+            share = np.float32(1.0) / totals[p - begin]
+            scale[p] *= share
             for block in range(full):
-                peak = max(peak, row_peak(row_load(wide, messages, block * pixels + p)))
-        # The rest is one more lane behind the last block.
-        last_grown = row_exp(
-            row_shift(row_append(row_load(tail, tail_messages, p), message), -peak)
-        )
-        last_row = row_multiply(row_append(row_load(tail, tail_base, p), rest[p]), last_grown)
-        total = row_widen(wide, last_row)
-        for block in range(full):
-            at = block * pixels + p
-            grown = row_exp(row_shift(row_load(wide, messages, at), -peak))
-            row = row_multiply(row_load(wide, base, at), grown)
-            row_store(messages, at, row)
-            total = row_add(total, row)
-        share = np.float32(1.0) / row_total(total)
-        scale[p] = row_split(last_grown)[1] * share
-        for block in range(full):
-            at = block * pixels + p
-            row_store(messages, at, row_scale(row_load(wide, messages, at), share))
-        row_store(tail_messages, p, row_scale(row_split(last_row)[0], share))
+                at = block * pixels + p
+                row_store(messages, at, row_scale(row_load(wide, messages, at), share))
+            row_store(tail_messages, p, row_scale(row_load(tail, tail_messages, p), share))
 
 
 @kernel

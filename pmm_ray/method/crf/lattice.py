@@ -23,6 +23,7 @@ from pmm_ray.method.crf.placing import place_pixels
 from pmm_ray.method.crf.sweep import (
     CARRY,
     chain_pieces,
+    corner_slots,
     cut_steps,
     first_steps,
     ring_slots,
@@ -171,10 +172,7 @@ def build_lattice(
     piece_starts, slots, pieces, carries = chain_pieces(following, levels, steps.ends, steps.ring)
     # Large images: what is done with goes before the next arrays come.
     del following
-    step_of = np.zeros(len(simplices), np.int32)
-    if len(steps.ends) > 1:
-        step_of = first_steps(simplices, levels, steps.ends)
-        simplices = ring_slots(vertices, steps.ring)[simplices]
+    step_of = first_steps(simplices, levels, steps.ends)
     starts, owner, link, grouped, segments = group_pixels(
         simplex_of, weights, places, step_of, len(steps.ends), _LONGEST_SEGMENT
     )
@@ -184,7 +182,7 @@ def build_lattice(
             schedule(steps, segments, pieces),
             steps.ring,
             starts,
-            simplices[owner].ravel(),
+            corner_slots(simplices, owner, ring_slots(vertices, steps.ring)),
             grouped,
             piece_starts,
             slots,

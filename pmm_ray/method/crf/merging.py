@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array, FloatArray, check_array
-from pmm_ray.method.crf.joint import FLOOR
+from pmm_ray.method.crf.joint_packing import FLOOR
 from pmm_ray.method.crf.parameters import CrfParameters
 
 Labels = npt.NDArray[np.int64]

@@ -233,7 +233,7 @@ def _prefetch(context, builder, pointer):
     if function is None:
         kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
         function = ir.Function(builder.module, kind, name)
-    builder.call(function, [builder.bitcast(pointer, byte), INT(0), INT(3), INT(1)])
+    builder.call(function, [builder.bitcast(pointer, byte), INT(0), INT(2), INT(1)])
     return context.get_dummy_value()
 
 

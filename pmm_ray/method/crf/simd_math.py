@@ -19,6 +19,11 @@ def _bound(builder, value, low, high):
     return builder.select(builder.fcmp_ordered(">", value, high_row), high_row, value)
 
 
+def clip_score(builder, x):
+    """See `row_clip_score`."""
+    return _bound(builder, x, 1e-5, 1.0)
+
+
 def _exp(builder, x):
     """e ** x for x within -60..60, to about 1 unit in the last place.
 
@@ -113,6 +118,6 @@ def row_clip_score(typing, row):
     """Lanes limited to 1e-5..1, the range of scores whose logarithm is a unary."""
 
     def generate(context, builder, signature, args):
-        return by_parts(builder, lambda x: _bound(builder, x, 1e-5, 1.0), args[0])
+        return by_parts(builder, functools.partial(clip_score, builder), args[0])
 
     return row(row), generate

@@ -106,6 +106,18 @@ def ring_slots(count: int, ring: int) -> Any:
 
 
 @kernel
+def corner_slots(simplices: Any, owner: Any, slot_of: Any) -> Any:
+    """The ring slots of each segment's vertices, flat int32; `owner` is its simplex."""
+    corners = simplices.shape[1]
+    slots = np.empty(owner.size * corners, np.int32)
+    for segment in range(owner.size):
+        simplex = simplices[owner[segment]]
+        for i in range(corners):
+            slots[segment * corners + i] = slot_of[simplex[i]]
+    return slots
+
+
+@kernel
 def _axis_lines(following: Any, axis: int, levels: Any, reached: Any) -> Any:
     """The next vertex of every vertex in the sweep's direction, and the step that blurs it."""
     reached[-1] = levels.size - 1
