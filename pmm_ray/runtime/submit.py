@@ -78,6 +78,7 @@ def submit(
 def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, Any]) -> None:
     """Submit, waiting for a head that has just started and has no agent yet."""
     started = time.monotonic()
+    told = False
     while True:
         try:
             client.submit_job(
@@ -86,6 +87,12 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
         except _connection_errors() as error:
             patient = time.monotonic() - started < HEAD_LOST_SECONDS
             if patient and "again later" in str(error):
+                if not told:
+                    told = True
+                    _say(
+                        "the head takes no jobs yet: waiting. If that lasts, another Ray on its"
+                        " machine holds its port; see `ray start --dashboard-agent-listen-port`"
+                    )
                 time.sleep(_RETRY_SECONDS)
                 continue
             raise CannotRunError(f"the cluster did not take the job: {error}") from error
