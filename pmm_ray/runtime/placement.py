@@ -12,9 +12,9 @@ from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 
-# Measured by benchmarks/crf_memory.py on 2026-11-24: the peak of a process that makes masks.
+# Measured by benchmarks/crf_memory.py on 2026-11-25: the peak of a process that makes masks.
 _PROCESS_BYTES = 330_000_000
-_BYTES_PER_PIXEL = 240
+_BYTES_PER_PIXEL = 300
 
 
 @dataclass(frozen=True)

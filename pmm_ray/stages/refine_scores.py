@@ -32,7 +32,7 @@ SCORES = pa.schema(
         ("scores", pa.large_binary()),
     ]
 )
-# The joint CRF holds about four float32 of a class at each pixel; `mask_memory` counts 240 bytes a
+# The joint CRF holds about four float32 of a class at each pixel; `mask_memory` counts 300 bytes a
 # pixel without them.
 _CLASSES_PER_UNIT = 15
 
