@@ -40,6 +40,7 @@ def load_scores(
     """Clipped scores and normalized ones as rows, zeros behind the labels.
 
     Args:
+        wide: A tuple of length 16; a block of as many labels is turned tile by tile.
         planes: Scores [M, N].
         labels: The planes that are taken, int64.
         places: The row of each pixel, int32 [N].

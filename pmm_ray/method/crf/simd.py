@@ -226,7 +226,7 @@ def row_divide(typing, a, b):
 
 
 def _prefetch(context, builder, pointer):
-    """Ask for the cache line of an address."""
+    """Ask for the cache line of an address, into the second-level cache."""
     byte = ir.IntType(8).as_pointer()
     name = "llvm.prefetch.p0"
     function = builder.module.globals.get(name)
