@@ -123,8 +123,13 @@ def scores(kind: str, example: Example, labels: int, seed: int, folder: Path | N
     return exponential / exponential.sum(axis=0)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that choose the data."""
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the photographs."""
     parser.add_argument("--images", type=Path, help="folder of ID.jpg photographs")
     parser.add_argument("--cams", type=Path, help="folder of ID.npz CAMs (keys, cam)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the data."""
+    add_folders(parser)
     parser.add_argument("--scores", type=Path, help="folder of ID.npy softmax scores [M, h, w]")
