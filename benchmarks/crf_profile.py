@@ -16,7 +16,6 @@ from pmm_ray.method.crf import (
     DenseCrf,
     freezing,
     joint,
-    joint_updates,
     lattice,
     mean_field,
     placing,
@@ -30,17 +29,15 @@ KERNELS: dict[Any, tuple[str, ...]] = {
     mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
     joint: (
         *("invert_sums", "load_scores", "unpack", "unload", "columns", "fill_implied"),
-        *("freezing_costs", "grow", "highest"),
+        *("freezing_costs", "grow", "highest", "softmax"),
     ),
-    joint_updates: ("softmax",),
     freezing: ("largest_products",),
 }
-# The joint softmax is done behind the spatial slice.
 NAMES = {
     "filter_apart": "bilateral filter",
     "spread": "bilateral filter",
     "collect": "bilateral filter",
-    "filter_in_place": "spatial, softmax",
+    "filter_in_place": "spatial filter",
 }
 
 
@@ -79,8 +76,8 @@ def bound_binary(data: list[inputs.Example], count: int) -> float:
 def bound_joint(data: list[inputs.Example], labels: int) -> float:
     """The same for M labels of which none is frozen.
 
-    The result is not written before it is a posterior, so two passes are saved. All but one label
-    are filtered, 16 to 24 at a time, which reads the plans anew.
+    A result could become a posterior before it leaves the cache: the bound counts two passes less.
+    All but one label are filtered, 16 to 24 at a time, which reads the plans anew.
     """
     blocks = max(1, -(-(labels - 9) // 16))
     return _bound(data, CrfParameters.segmentation(), 6 * 4.0 * labels, blocks)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
-from pmm_ray.method.crf.joint_updates import NO_UPDATE, Update
 from pmm_ray.method.crf.lattice import Lattice, build_lattice, in_own_order
 from pmm_ray.method.crf.parameters import CrfParameters
 from pmm_ray.method.crf.spatial import spatial_lattice
@@ -90,28 +89,23 @@ class FilterBank:
         lanes: int,
         factor: float,
         scratch: Scratch,
-        update: Update = NO_UPDATE,
     ) -> None:
-        """Replace N rows by the sum over the lattices of `factor * weight` times the filtered.
-
-        The update is done to the sum: it belongs to a field of which the rows are the last.
-        """
+        """Replace N rows by the sum over the lattices of `factor * weight` times the filtered."""
         if self._home is None:
             rows[:] = 0.0
-            update.run(lanes)
             return
         lattice, weight = self._home
         message, mate = scratch.message, self._mate
         waiting = None
         if self._other:
             other, other_weight = self._other
-            if other.steps == 1 and lanes <= _NARROW and update is NO_UPDATE:
+            if other.steps == 1 and lanes <= _NARROW:
                 # The values of so few vertices can wait in the cache.
                 waiting, message, mate = other, message[:0], mate[:0]
                 other.spread(lanes, rows, scratch.other)
             else:
                 other.filter_apart(lanes, rows, factor * other_weight, scratch.other, message)
-        lattice.filter_in_place(lanes, rows, factor * weight, scratch.home, message, mate, update)
+        lattice.filter_in_place(lanes, rows, factor * weight, scratch.home, message, mate)
         if waiting:
             waiting.collect(lanes, factor * other_weight, scratch.other, rows)
 

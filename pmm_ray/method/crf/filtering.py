@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from pmm_ray.method.crf.cache import kernel
-from pmm_ray.method.crf.joint_updates import softmax
 from pmm_ray.method.crf.simd import (
     row_add,
     row_load,
@@ -34,8 +33,6 @@ from pmm_ray.method.crf.sweep import BLUR, CLEAR, SLICE, SPLAT, ZERO
 # How many pixels ahead a row that lies anywhere is asked for, where rows are long.
 _AHEAD = 48
 _LONG = 8
-# Segments whose results become posteriors while they are in the first-level cache.
-_CHUNK = 64
 
 
 @kernel
@@ -182,7 +179,6 @@ def filter_in_place(
     values: Any,
     extra: Any,
     mate: Any,
-    update: Any,
 ) -> None:
     """Replace rows, which lie in the lattice's own order, by `factor` times the filtered ones.
 
@@ -191,34 +187,22 @@ def filter_in_place(
         rows: Flat float32 [N * L].
         extra: Rows to add, flat float32.
         mate: Which of them belongs to each pixel, int32 [N]; empty to add nothing.
-        update: The arguments of `softmax` but the pixels, to turn the results into posteriors while
-            they are in the cache; `rows` are the last of its messages. Nothing is done without
-            messages.
     """
     jobs, ring, starts, simplices, weights, _, _ = plan
     count = len(corners)
-    wide, tail, messages, base, rest, mass, scale, shifted = update
-    scores = base[max(0, base.size - rows.size) :]
     row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
         job = jobs[step]
         _clear(lanes, ring, job[CLEAR], job[CLEAR + 1], values)
         _splat(lanes, corners, plan, job[SPLAT], job[SPLAT + 1], rows, values)
         _blur(lanes, plan, job[BLUR], job[BLUR + 1], values)
-        for begin in range(job[SLICE], job[SLICE + 1], _CHUNK):
-            end = min(begin + _CHUNK, job[SLICE + 1])
-            for segment in range(begin, end):
-                vertices = corners_load(corners, lanes, values, simplices, segment * count)
-                for p in range(starts[segment], starts[segment + 1]):
-                    row = row_scale(corners_mix(vertices, weights, p * count), factor)
-                    if mate.size > 0:
-                        if len(lanes) >= _LONG:
-                            ahead = min(p + _AHEAD, mate.size - 1)
-                            row_prefetch(lanes, extra, np.int64(mate[ahead]))
-                        row = row_add(row, row_load(lanes, extra, np.int64(mate[p])))
-                    row_store(rows, p, row)
-                    if messages.size > 0:
-                        row_prefetch(lanes, scores, p)
-            if messages.size > 0:
-                first, last = starts[begin], starts[end]
-                softmax(wide, tail, first, last, messages, base, rest, mass, scale, shifted)
+        for segment in range(job[SLICE], job[SLICE + 1]):
+            vertices = corners_load(corners, lanes, values, simplices, segment * count)
+            for p in range(starts[segment], starts[segment + 1]):
+                row = row_scale(corners_mix(vertices, weights, p * count), factor)
+                if mate.size > 0:
+                    if len(lanes) >= _LONG:
+                        ahead = min(p + _AHEAD, mate.size - 1)
+                        row_prefetch(lanes, extra, np.int64(mate[ahead]))
+                    row = row_add(row, row_load(lanes, extra, np.int64(mate[p])))
+                row_store(rows, p, row)

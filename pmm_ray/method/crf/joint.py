@@ -24,9 +24,9 @@ from pmm_ray.method.crf.freezing import (
     weak_labels,
 )
 from pmm_ray.method.crf.joint_packing import FLOOR, columns, load_scores, unload
+from pmm_ray.method.crf.joint_softmax import softmax
 from pmm_ray.method.crf.joint_updates import (
     WIDE,
-    Update,
     fill_implied,
     freezing_costs,
     grow,
@@ -77,7 +77,8 @@ def solve_joint(
         field.normalize(shifted)
     for _ in range(iterations):
         previous = field.rows.copy() if tolerance else field.rows
-        field.iterate(shifted)
+        field.filter()
+        field.normalize(shifted)
         if tolerance and float(np.abs(field.rows - previous).max()) <= tolerance:
             break
     field.unload(posterior_MN)
@@ -169,17 +170,16 @@ class _Field:
 
     def normalize(self, shifted: bool) -> None:
         """Turn the rows from messages into posteriors; `shifted` for messages of any size."""
-        self._update(shifted).run(self._blocks[-1].lanes)
-
-    def iterate(self, shifted: bool) -> None:
-        """Turn the rows into the next posteriors: `filter` and `normalize` in one pass."""
-        for rows, lanes in self._units[:-1]:
-            self._bank.apply(rows, lanes, 1.0, self._scratch)
-        rows, lanes = self._units[-1]
-        self._bank.apply(rows, lanes, 1.0, self._scratch, self._update(shifted))
-
-    def _update(self, shifted: bool) -> Update:
-        return Update(self.rows, self._base, self._rest, self._mass, self._scale, shifted)
+        softmax(
+            WIDE,
+            (0,) * self._blocks[-1].lanes,
+            self.rows,
+            self._base,
+            self._rest,
+            self._mass,
+            self._scale,
+            shifted,
+        )
 
     def without_settled(
         self,

@@ -4,22 +4,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.cache import kernel
 from pmm_ray.method.crf.simd import (
     row_add,
-    row_append,
     row_load,
     row_max,
     row_multiply,
     row_peak,
     row_scale,
     row_shift,
-    row_split,
     row_store,
     row_total,
     row_widen,
@@ -29,34 +26,6 @@ from pmm_ray.method.crf.simd_math import row_clip_score, row_exp
 
 # Widths of the rows of all blocks but the last.
 WIDE = (0,) * 16
-
-# Pixels whose rows are updated at a time.
-_TILE = 64
-
-
-class Update(NamedTuple):
-    """The softmax of a field: what `softmax` is called with, but for widths and pixels."""
-
-    messages: Float32Array
-    base: Float32Array
-    rest: Float32Array
-    mass: Float32Array
-    scale: Float32Array
-    shifted: bool
-
-    def arguments(self, lanes: int) -> tuple[Any, ...]:
-        """For a field whose last block is in rows of `lanes`."""
-        return (WIDE, (0,) * (lanes if lanes <= len(WIDE) else lanes - len(WIDE)), *self)
-
-    def run(self, lanes: int) -> None:
-        """Update all pixels."""
-        if self.messages.size:
-            wide, tail, *others = self.arguments(lanes)
-            softmax(wide, tail, 0, self.rest.size, *others)
-
-
-_NOTHING = np.empty(0, np.float32)
-NO_UPDATE = Update(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, False)
 
 
 @kernel
@@ -94,76 +63,6 @@ def largest_products(wide: Any, single: Any, planes: Any, factors: Any, largest:
             last = row_clip_score(row_load(single, plane, at))
             rest = row_max(rest, row_multiply(last, row_load(single, factors, at)))
         largest[m] = max(row_peak(peak), row_peak(rest))
-
-
-@kernel
-def softmax(
-    wide: Any,
-    tail: Any,
-    first: int,
-    last: int,
-    messages: Any,
-    base: Any,
-    rest: Any,
-    mass: Any,
-    scale: Any,
-    shifted: bool,
-) -> None:
-    """messages = base * exp(messages), divided by its sum over all rows of a pixel and the rest.
-
-    Args:
-        wide, tail: Tuples of the row widths: of all blocks but the last, and of the last.
-        first, last: The pixels.
-        messages, base: Blocks of N rows, flat float32. Both are 0 in lanes without a label.
-        rest: Scores that are not in any block, float32 [N].
-        mass: The sum of all labels' messages, float32 [N]: what the blocks' messages leave of it
-            is that of the rest. Empty if the rest has no message.
-        scale: Receives what turns a score of the rest into a posterior, float32 [N].
-        shifted: Whether messages may be so large that the largest must be subtracted first.
-    """
-    pixels = rest.size
-    full = (base.size - pixels * len(tail)) // (pixels * len(wide))
-    head = full * pixels * len(wide)
-    tail_base, tail_messages = base[head:], messages[head:]
-    totals = np.empty(_TILE, np.float32)
-    # Three short loops: the processor then works on several pixels at a time.
-    for begin in range(first, last, _TILE):
-        end = min(begin + _TILE, last)
-        scale[begin:end] = np.float32(0.0)
-        if mass.size > 0:
-            for p in range(begin, end):
-                total = row_widen(wide, row_load(tail, tail_messages, p))
-                for block in range(full):
-                    total = row_add(total, row_load(wide, messages, block * pixels + p))
-                scale[p] = mass[p] - row_total(total)
-        for p in range(begin, end):
-            message, peak = scale[p], np.float32(0.0)
-            if shifted:
-                peak = max(message, row_peak(row_load(tail, tail_messages, p)))
-                for block in range(full):
-                    peak = max(peak, row_peak(row_load(wide, messages, block * pixels + p)))
-            # The rest is one more lane behind the last block.
-            grown_row = row_exp(
-                row_shift(row_append(row_load(tail, tail_messages, p), message), -peak)
-            )
-            last_row = row_multiply(row_append(row_load(tail, tail_base, p), rest[p]), grown_row)
-            row_store(tail_messages, p, row_split(last_row)[0])
-            total = row_widen(wide, last_row)
-            for block in range(full):
-                at = block * pixels + p
-                grown = row_exp(row_shift(row_load(wide, messages, at), -peak))
-                row = row_multiply(row_load(wide, base, at), grown)
-                row_store(messages, at, row)
-                total = row_add(total, row)
-            scale[p] = row_split(grown_row)[1]
-            totals[p - begin] = row_total(total)
-        for p in range(begin, end):
-            share = np.float32(1.0) / totals[p - begin]
-            scale[p] *= share
-            for block in range(full):
-                at = block * pixels + p
-                row_store(messages, at, row_scale(row_load(wide, messages, at), share))
-            row_store(tail_messages, p, row_scale(row_load(tail, tail_messages, p), share))
 
 
 @kernel

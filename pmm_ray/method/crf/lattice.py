@@ -18,7 +18,6 @@ import numpy.typing as npt
 from pmm_ray.method.checks import Float32Array
 from pmm_ray.method.crf.aligned import aligned
 from pmm_ray.method.crf.filtering import collect, filter_apart, filter_in_place, spread
-from pmm_ray.method.crf.joint_updates import Update
 from pmm_ray.method.crf.placing import place_pixels
 from pmm_ray.method.crf.sweep import (
     CARRY,
@@ -122,12 +121,10 @@ class Lattice:
         scratch: Float32Array,
         extra: Float32Array,
         mate: npt.NDArray[np.int32],
-        update: Update,
     ) -> None:
         """Filter rows that are in the lattice's order.
 
-        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing. `update` is done
-        to the results.
+        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing.
         """
         filter_in_place(
             (0,) * lanes,
@@ -138,7 +135,6 @@ class Lattice:
             scratch,
             extra,
             mate,
-            update.arguments(lanes),
         )
 
 

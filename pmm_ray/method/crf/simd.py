@@ -152,6 +152,17 @@ def row_zero(typing, lanes):
 
 
 @intrinsic
+def row_one(typing, lanes):
+    """A row of ones."""
+    kind = Row(lanes.count)
+
+    def generate(context, builder, signature, args):
+        return broadcast(builder, FLOAT(1.0), kind.lanes)
+
+    return kind(lanes), generate
+
+
+@intrinsic
 def row_load(typing, lanes, array, index):
     """Row number `index` of a contiguous float32 array, see `Rows`."""
     kind = Row(lanes.count)
@@ -217,6 +228,12 @@ def row_shift(typing, row, offset):
         return by_parts(builder, builder.fadd, args[0], offset)
 
     return row(row, types.float32), generate
+
+
+@intrinsic
+def row_lower(typing, a, b):
+    """Lane-wise difference."""
+    return a(a, a), lambda context, builder, _, args: by_parts(builder, builder.fsub, *args)
 
 
 @intrinsic
@@ -316,45 +333,6 @@ def row_widen(typing, wide, row):
         return builder.insert_value(ir.Constant(row_type(result.lanes), ir.Undefined), total, 0)
 
     return result(wide, row), generate
-
-
-@intrinsic
-def row_append(typing, row, value):
-    """The row, of at most 16 lanes, with a float32 and then zeros behind it: twice as wide."""
-    result = Row(2 * row.lanes)
-
-    def generate(context, builder, signature, args):
-        lanes = signature.args[0].lanes
-        first = builder.extract_value(args[0], 0)
-        appended = ir.Constant(row_type(result.lanes), None)
-        if lanes == WIDEST:
-            appended = builder.insert_value(appended, first, 0)
-            zeros = ir.Constant(first.type, [0.0] * lanes)
-            return builder.insert_value(appended, builder.insert_element(zeros, args[1], INT(0)), 1)
-        wider = _widened(builder, first, result.lanes)
-        return builder.insert_value(appended, builder.insert_element(wider, args[1], INT(lanes)), 0)
-
-    return result(row, types.float32), generate
-
-
-@intrinsic
-def row_split(typing, row):
-    """What `row_append` put together: the row, and the float32 behind it."""
-    half = Row(row.lanes // 2)
-
-    def generate(context, builder, signature, args):
-        lanes = half.lanes
-        first = builder.extract_value(args[0], 0)
-        if lanes == WIDEST:
-            value = builder.extract_element(builder.extract_value(args[0], 1), INT(0))
-        else:
-            value = builder.extract_element(first, INT(lanes))
-            mask = ir.Constant(ir.VectorType(INT, lanes), list(range(lanes)))
-            first = builder.shuffle_vector(first, first, mask)
-        short = builder.insert_value(ir.Constant(row_type(lanes), ir.Undefined), first, 0)
-        return context.make_tuple(builder, signature.return_type, [short, value])
-
-    return types.Tuple([half, types.float32])(row), generate
 
 
 @intrinsic

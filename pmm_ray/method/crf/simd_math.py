@@ -9,7 +9,7 @@ import functools
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 from numba.extending import intrinsic
 
-from pmm_ray.method.crf.simd import INT, by_parts, constant, multiply_add
+from pmm_ray.method.crf.simd import INT, by_parts, constant, larger, multiply_add
 
 
 def _bound(builder, value, low, high):
@@ -42,6 +42,11 @@ def _exp(builder, x):
     integers = ir.VectorType(INT, lanes)
     exponent = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * lanes))
     return builder.bitcast(builder.add(builder.bitcast(p, integers), exponent), x.type)
+
+
+def exp_above(builder, x):
+    """e ** x for x up to 60; below -60 it counts as -60."""
+    return _exp(builder, larger(builder, x, constant(-60.0, x.type.count)))
 
 
 def _log(builder, x):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pmm_ray.method.crf import CrfParameters, DenseCrf, placing
-from pmm_ray.method.crf.joint_updates import NO_UPDATE
 from pmm_ray.method.crf.lattice import build_lattice, in_own_order
 from pmm_ray.method.crf.spatial import spatial_lattice
 
@@ -119,7 +118,7 @@ def test_filtering_in_place_adds_the_rows_of_another_order() -> None:
     rows_NL = np.empty_like(signal_NL)
     rows_NL[places_N] = signal_NL
     rows = rows_NL.ravel()
-    home.filter_in_place(2, rows, 2.0, home.scratch(2), extra_NL.ravel(), mate_N, NO_UPDATE)
+    home.filter_in_place(2, rows, 2.0, home.scratch(2), extra_NL.ravel(), mate_N)
     result_NL = rows.reshape(-1, 2) - extra_NL[mate_N]
     np.testing.assert_allclose(result_NL[places_N], 2 * expected_NL, rtol=1e-4, atol=1e-6)
 

@@ -1,0 +1,173 @@
+"""The update of a joint mean field: messages and scores to posteriors, 16 pixels at a time."""
+
+# N: pixels; L: row width, the lanes.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pmm_ray.method.crf.cache import kernel
+from pmm_ray.method.crf.simd import (
+    row_add,
+    row_divide,
+    row_lower,
+    row_max,
+    row_multiply,
+    row_one,
+    row_zero,
+)
+from pmm_ray.method.crf.simd_math import row_exp
+from pmm_ray.method.crf.simd_tiles import (
+    pixels_load,
+    pixels_store,
+    tile_grow,
+    tile_load,
+    tile_lower,
+    tile_peak,
+    tile_read,
+    tile_store,
+    tile_total,
+    tile_write,
+)
+from pmm_ray.method.crf.simd_turn import tile_multiply
+
+# Pixels in each of the short loops.
+_TOGETHER = 64
+
+
+@kernel
+def softmax(
+    wide: Any,
+    tail: Any,
+    messages: Any,
+    base: Any,
+    rest: Any,
+    mass: Any,
+    scale: Any,
+    shifted: bool,
+) -> None:
+    """messages = base * exp(messages), divided by its sum over all rows of a pixel and the rest.
+
+    Args:
+        wide, tail: Tuples of the row widths: of all blocks but the last, and of the last.
+        messages, base: Blocks of N rows, flat float32. Both are 0 in lanes without a label.
+        rest: Scores that are not in any block, float32 [N].
+        mass: The sum of all labels' messages, float32 [N]: what the blocks' messages leave of it
+            is that of the rest. Empty if the rest has no message.
+        scale: Receives what turns a score of the rest into a posterior, float32 [N].
+        shifted: Whether messages may be so large that the largest must be subtracted first.
+    """
+    pixels, side = rest.size, len(wide)
+    whole = pixels // side * side
+    totals = np.empty(_TOGETHER, np.float32)
+    for first in range(0, whole, _TOGETHER):
+        last = min(first + _TOGETHER, whole)
+        _update(wide, tail, first, last, messages, base, rest, mass, scale, shifted, totals)
+    left = pixels - whole
+    if left == 0:
+        return
+    # The last pixels are updated in a tile of their own, filled up with zeros.
+    full = (base.size - pixels * len(tail)) // (pixels * side)
+    own_messages = np.zeros((full * side + len(tail)) * side, np.float32)
+    own_base = np.zeros_like(own_messages)
+    own_rest, own_scale = np.ones(side, np.float32), np.empty(side, np.float32)
+    own_mass = np.zeros(min(mass.size, side), np.float32)
+    own_rest[:left] = rest[whole:]
+    own_mass[:left] = mass[whole:]
+    for block in range(full + 1):
+        lanes = side if block < full else len(tail)
+        at = block * pixels * side + whole * lanes
+        own, size = block * side * side, left * lanes
+        own_messages[own : own + size] = messages[at : at + size]
+        own_base[own : own + size] = base[at : at + size]
+    _update(
+        wide,
+        tail,
+        0,
+        side,
+        own_messages,
+        own_base,
+        own_rest,
+        own_mass,
+        own_scale,
+        shifted,
+        totals,
+    )
+    scale[whole:] = own_scale[:left]
+    for block in range(full + 1):
+        lanes = side if block < full else len(tail)
+        at = block * pixels * side + whole * lanes
+        own, size = block * side * side, left * lanes
+        messages[at : at + size] = own_messages[own : own + size]
+
+
+@kernel
+def _update(
+    wide: Any,
+    tail: Any,
+    first: int,
+    last: int,
+    messages: Any,
+    base: Any,
+    rest: Any,
+    mass: Any,
+    scale: Any,
+    shifted: bool,
+    totals: Any,
+) -> None:
+    """`softmax` of whole tiles, pixels `first` to `last`; `totals` is working memory.
+
+    Three short loops: the processor then works on several tiles at a time. In between the messages
+    lie turned, each tile in its own place.
+    """
+    pixels, side = rest.size, len(wide)
+    full = (base.size - pixels * len(tail)) // (pixels * side)
+    head = full * pixels * side
+    for pixel in range(first, last, side):
+        end = head + pixel * len(tail)
+        tile = tile_read(wide, tail, messages, end)
+        tile_store(tile, messages, end)
+        total = tile_total(tile)
+        peak = row_max(row_zero(wide), tile_peak(tile)) if shifted else row_zero(wide)
+        for block in range(full):
+            at = (block * pixels + pixel) * side
+            tile = tile_read(wide, wide, messages, at)
+            tile_store(tile, messages, at)
+            total = row_add(total, tile_total(tile))
+            if shifted:
+                peak = row_max(peak, tile_peak(tile))
+        message = row_zero(wide)
+        if mass.size > 0:
+            message = row_lower(pixels_load(wide, mass, pixel), total)
+            if shifted:
+                peak = row_max(peak, message)
+        pixels_store(message, scale, pixel)
+        if shifted:
+            pixels_store(peak, totals, pixel - first)
+    for pixel in range(first, last, side):
+        end = head + pixel * len(tail)
+        peak = pixels_load(wide, totals, pixel - first) if shifted else row_zero(wide)
+        grown = row_exp(row_lower(pixels_load(wide, scale, pixel), peak))
+        pixels_store(grown, scale, pixel)
+        total = row_multiply(grown, pixels_load(wide, rest, pixel))
+        tile = tile_lower(tile_load(wide, tail, messages, end), peak)
+        tile = tile_grow(tile_read(wide, tail, base, end), tile)
+        tile_store(tile, messages, end)
+        total = row_add(total, tile_total(tile))
+        for block in range(full):
+            at = (block * pixels + pixel) * side
+            tile = tile_lower(tile_load(wide, wide, messages, at), peak)
+            tile = tile_grow(tile_read(wide, wide, base, at), tile)
+            tile_store(tile, messages, at)
+            total = row_add(total, tile_total(tile))
+        pixels_store(total, totals, pixel - first)
+    for pixel in range(first, last, side):
+        end = head + pixel * len(tail)
+        share = row_divide(row_one(wide), pixels_load(wide, totals, pixel - first))
+        pixels_store(row_multiply(pixels_load(wide, scale, pixel), share), scale, pixel)
+        tile_write(tile_multiply(tile_load(wide, tail, messages, end), share), messages, end)
+        for block in range(full):
+            at = (block * pixels + pixel) * side
+            tile_write(tile_multiply(tile_load(wide, wide, messages, at), share), messages, at)
