@@ -1,0 +1,103 @@
+"""Submitting to a head that has no agent for jobs yet, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+import ray
+
+from pmm_ray.runtime import submit as submitting
+from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.submit import submit
+
+BUSY = "No available agent to submit job, please try again later."
+
+
+class Head(HTTPServer):
+    """Answers as a dashboard does; the first `refusals` submissions are refused with `reason`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.refusals = 0
+        self.reason = BUSY
+        self.submitted: list[dict[str, Any]] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Head
+
+    def do_GET(self) -> None:
+        version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "none"}
+        self.answer(200, json.dumps(version))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.refusals:
+            self.server.refusals -= 1
+            self.answer(500, self.server.reason)
+            return
+        self.server.submitted.append(body)
+        name = body["submission_id"]
+        self.answer(200, json.dumps({"job_id": name, "submission_id": name}))
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the tests' output is not a log."""
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    server = Head()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(submitting, "_RETRY_SECONDS", 0.05)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def send(**options: Any) -> int:
+    return submit(["python", "a b.py"], working_dir="https://host/code.zip", wait=False, **options)
+
+
+def test_a_head_without_an_agent_is_waited_for_and_the_reason_told_once(
+    head: Head, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head.refusals = 3
+    assert send(env={"KEY": "value"}) == 0
+    [job] = head.submitted
+    assert job["entrypoint"] == "python 'a b.py'"
+    assert job["runtime_env"]["env_vars"] == {"KEY": "value"}
+    said = capfd.readouterr().err
+    assert said.count("takes no jobs yet") == 1
+    assert "--dashboard-agent-listen-port" in said
+    assert job["submission_id"] in said
+
+
+def test_a_head_that_stays_without_an_agent_ends_the_wait(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head.refusals = 1_000_000
+    monkeypatch.setattr(submitting, "HEAD_LOST_SECONDS", 0.3)
+    with pytest.raises(CannotRunError, match="again later"):
+        send()
+    assert not head.submitted
+
+
+def test_any_other_refusal_is_final(head: Head) -> None:
+    head.refusals, head.reason = 1, "the entrypoint is not allowed"
+    with pytest.raises(CannotRunError, match="entrypoint is not allowed"):
+        send()
+    assert not head.submitted
