@@ -73,9 +73,10 @@ def softmax(
     own_messages = np.zeros((full * side + len(tail)) * side, np.float32)
     own_base = np.zeros_like(own_messages)
     own_rest, own_scale = np.ones(side, np.float32), np.empty(side, np.float32)
-    own_mass = np.zeros(min(mass.size, side), np.float32)
+    own_mass = np.zeros(side if mass.size > 0 else 0, np.float32)
     own_rest[:left] = rest[whole:]
-    own_mass[:left] = mass[whole:]
+    if mass.size > 0:
+        own_mass[:left] = mass[whole:]
     for block in range(full + 1):
         lanes = side if block < full else len(tail)
         at = block * pixels * side + whole * lanes
