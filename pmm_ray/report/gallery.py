@@ -177,7 +177,7 @@ def _draw(
     if row["ground_truth_uri"]:
         with contextlib.suppress(RowError, ValueError, OSError):
             uri = manifest.locate(row["ground_truth_uri"])
-            truth = space.to_contiguous(images.decode_mask(storage.read_bytes(uri)))
+            truth = images.decode_mask(storage.read_bytes(uri))  # contiguous, as all tables
             pictures["truth"] = _mask(truth, size, space, seen)
     return pictures
 

@@ -19,7 +19,8 @@ from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.stage import StageFolder, Summary
 from pmm_ray.sources.manifest import ManifestRow, write_manifest
 
-SPACE = LabelSpace.from_names(["disc", "<b>square & co</b>", "ring"], name="test")
+# As in COCO, the data set's own ids are others: tables and truth hold contiguous ones.
+SPACE = LabelSpace("test", ("background", "disc", "<b>square & co</b>", "ring"), (0, 2, 5, 7))
 HEIGHT, WIDTH = 60, 96
 
 
