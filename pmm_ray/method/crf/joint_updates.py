@@ -1,4 +1,4 @@
-"""Kernels of the joint mean field: softmax, and what freezing labels needs."""
+"""Kernels of the joint mean field: sums and peaks of scores, and what freezing labels needs."""
 
 # N: pixels; M: labels; L: row width, the lanes.
 

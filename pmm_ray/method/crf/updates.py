@@ -1,4 +1,4 @@
-"""Kernels of the mean-field update: sigmoid and softmax over packed logits, and packing."""
+"""Kernels of the mean-field update of binary problems: sigmoid over packed logits, and packing."""
 
 # N: pixels; K: classes; L: row width, the lanes.
 
