@@ -75,3 +75,9 @@ def _touch_all() -> None:
         crf.joint(scores)
         if count <= 16:
             crf.binary(scores, scores)
+    # A lattice that is filtered in several steps needs kernels of its own for narrow rows.
+    noise_HW3 = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    crf = DenseCrf(noise_HW3, CrfParameters(1, 3.0, 3.0, 3.0, 3.0, 4.0))
+    for count in (1, 2, 4, 8):
+        scores = np.full((count, 80, 80), 0.5, np.float32)
+        crf.binary(scores, scores)
