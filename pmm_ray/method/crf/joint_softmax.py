@@ -12,16 +12,16 @@ from pmm_ray.method.crf.cache import kernel
 from pmm_ray.method.crf.simd import (
     row_add,
     row_divide,
+    row_load,
     row_lower,
     row_max,
     row_multiply,
     row_one,
+    row_store,
     row_zero,
 )
 from pmm_ray.method.crf.simd_math import row_exp
 from pmm_ray.method.crf.simd_tiles import (
-    pixels_load,
-    pixels_store,
     tile_grow,
     tile_load,
     tile_lower,
@@ -62,9 +62,10 @@ def softmax(
     pixels, side = rest.size, len(wide)
     whole = pixels // side * side
     totals = np.empty(_TOGETHER, np.float32)
+    field = (messages, base, rest, mass, scale)
     for first in range(0, whole, _TOGETHER):
         last = min(first + _TOGETHER, whole)
-        _update(wide, tail, first, last, messages, base, rest, mass, scale, shifted, totals)
+        _update(wide, tail, first, last, field, shifted, totals)
     left = pixels - whole
     if left == 0:
         return
@@ -83,19 +84,8 @@ def softmax(
         own, size = block * side * side, left * lanes
         own_messages[own : own + size] = messages[at : at + size]
         own_base[own : own + size] = base[at : at + size]
-    _update(
-        wide,
-        tail,
-        0,
-        side,
-        own_messages,
-        own_base,
-        own_rest,
-        own_mass,
-        own_scale,
-        shifted,
-        totals,
-    )
+    own_field = (own_messages, own_base, own_rest, own_mass, own_scale)
+    _update(wide, tail, 0, side, own_field, shifted, totals)
     scale[whole:] = own_scale[:left]
     for block in range(full + 1):
         lanes = side if block < full else len(tail)
@@ -110,19 +100,18 @@ def _update(
     tail: Any,
     first: int,
     last: int,
-    messages: Any,
-    base: Any,
-    rest: Any,
-    mass: Any,
-    scale: Any,
+    field: Any,
     shifted: bool,
     totals: Any,
 ) -> None:
     """`softmax` of whole tiles, pixels `first` to `last`; `totals` is working memory.
 
+    `field` holds its arrays, `messages` to `scale`.
+
     Three short loops: the processor then works on several tiles at a time. In between the messages
     lie turned, each tile in its own place.
     """
+    messages, base, rest, mass, scale = field
     pixels, side = rest.size, len(wide)
     full = (base.size - pixels * len(tail)) // (pixels * side)
     head = full * pixels * side
@@ -141,18 +130,18 @@ def _update(
                 peak = row_max(peak, tile_peak(tile))
         message = row_zero(wide)
         if mass.size > 0:
-            message = row_lower(pixels_load(wide, mass, pixel), total)
+            message = row_lower(row_load(wide, mass, pixel // side), total)
             if shifted:
                 peak = row_max(peak, message)
-        pixels_store(message, scale, pixel)
+        row_store(scale, pixel // side, message)
         if shifted:
-            pixels_store(peak, totals, pixel - first)
+            row_store(totals, (pixel - first) // side, peak)
     for pixel in range(first, last, side):
         end = head + pixel * len(tail)
-        peak = pixels_load(wide, totals, pixel - first) if shifted else row_zero(wide)
-        grown = row_exp(row_lower(pixels_load(wide, scale, pixel), peak))
-        pixels_store(grown, scale, pixel)
-        total = row_multiply(grown, pixels_load(wide, rest, pixel))
+        peak = row_load(wide, totals, (pixel - first) // side) if shifted else row_zero(wide)
+        grown = row_exp(row_lower(row_load(wide, scale, pixel // side), peak))
+        row_store(scale, pixel // side, grown)
+        total = row_multiply(grown, row_load(wide, rest, pixel // side))
         tile = tile_lower(tile_load(wide, tail, messages, end), peak)
         tile = tile_grow(tile_read(wide, tail, base, end), tile)
         tile_store(tile, messages, end)
@@ -163,11 +152,12 @@ def _update(
             tile = tile_grow(tile_read(wide, wide, base, at), tile)
             tile_store(tile, messages, at)
             total = row_add(total, tile_total(tile))
-        pixels_store(total, totals, pixel - first)
+        row_store(totals, (pixel - first) // side, total)
     for pixel in range(first, last, side):
         end = head + pixel * len(tail)
-        share = row_divide(row_one(wide), pixels_load(wide, totals, pixel - first))
-        pixels_store(row_multiply(pixels_load(wide, scale, pixel), share), scale, pixel)
+        share = row_divide(row_one(wide), row_load(wide, totals, (pixel - first) // side))
+        grown = row_load(wide, scale, pixel // side)
+        row_store(scale, pixel // side, row_multiply(grown, share))
         tile_write(tile_multiply(tile_load(wide, tail, messages, end), share), messages, end)
         for block in range(full):
             at = (block * pixels + pixel) * side

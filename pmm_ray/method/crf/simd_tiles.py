@@ -133,31 +133,6 @@ def tile_store(typing, tile, array, at):
     return types.void(tile, array, types.intp), _store(turned=False)
 
 
-@intrinsic
-def pixels_load(typing, wide, array, at):
-    """One value of each of 16 pixels, as a row."""
-
-    def generate(context, builder, signature, args):
-        side = signature.return_type.lanes
-        (pointer,) = _pointers(context, builder, signature.args[1], args[1], args[2], 1, side)
-        return _row(builder, builder.load(pointer, align=4))
-
-    return Row(wide.count)(wide, array, types.intp), generate
-
-
-@intrinsic
-def pixels_store(typing, row, array, at):
-    """The inverse of `pixels_load`."""
-
-    def generate(context, builder, signature, args):
-        side = signature.args[0].lanes
-        (pointer,) = _pointers(context, builder, signature.args[1], args[1], args[2], 1, side)
-        builder.store(builder.extract_value(args[0], 0), pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(row, array, types.intp), generate
-
-
 def _reduced(combine):
     """Code that combines the rows of a tile pairwise."""
 

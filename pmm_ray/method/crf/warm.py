@@ -75,6 +75,9 @@ def _touch_all() -> None:
         crf.joint(scores)
         if count <= 16:
             crf.binary(scores, scores)
+    # No label is frozen here, and one is implied: rows of 2 and of 16 lanes.
+    for count in (3, 17):
+        crf.joint(np.full((count, 4, 5), 1 / count, np.float32))
     # A lattice that is filtered in several steps needs kernels of its own for narrow rows.
     noise_HW3 = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
     crf = DenseCrf(noise_HW3, CrfParameters(1, 3.0, 3.0, 3.0, 3.0, 4.0))

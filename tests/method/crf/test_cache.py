@@ -85,3 +85,41 @@ def test_warm_up_completes_and_is_reported() -> None:
         assert status.warm
         assert status.kernels > 0
         assert status.size > 0
+
+
+# In a process of its own: other tests load kernels, too.
+COMPLETE = """
+import importlib, pkgutil
+import numpy as np
+import pmm_ray.method.crf as crf
+from pmm_ray.method.crf.warm import warm_up
+
+def loaded():
+    modules = [importlib.import_module(m.name)
+               for m in pkgutil.iter_modules(crf.__path__, crf.__name__ + ".")]
+    return {(m.__name__, name, str(signature))
+            for m in modules for name, kernel in vars(m).items()
+            for signature in getattr(kernel, "overloads", ())}
+
+warm_up()
+before = loaded()
+noise = np.random.default_rng(0).integers(0, 256, (160, 170, 3), dtype=np.uint8)
+scores = np.random.default_rng(1).random((40, 160, 170), np.float32)
+for parameters in (crf.CrfParameters.ppmg(), crf.CrfParameters.segmentation()):
+    for image in (noise, noise // 64):
+        solver = crf.DenseCrf(image, parameters)
+        for count in (1, 2, 3, 4, 5, 8, 12):
+            solver.binary(scores[:count], scores[:count])
+        for count in (1, 2, 3, 5, 9, 16, 20, 21, 24, 40):
+            solver.joint(scores[:count])
+print(len(before), sorted(loaded() - before))
+"""
+
+
+def test_a_warm_process_lacks_no_kernel_whatever_it_is_asked() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", COMPLETE], capture_output=True, text=True, check=True
+    ).stdout
+    count, missing = answer.split(" ", 1)
+    assert int(count) > 50
+    assert missing.strip() == "[]"
