@@ -98,6 +98,26 @@ def pretended_underfitting(
     Where the paper and the released code differ this is the released code: a loss of exactly kappa
     is kept (Eq. 11 and 13 limit it), and `pow` adds 1e-9 first.
     """
+    return pretend(loss_map, kind, beta=beta, kappa=kappa, scope=scope, labelled=labelled)[0]
+
+
+def pretend(
+    loss_map: Tensor,
+    kind: UnderfittingKind,
+    *,
+    beta: float,
+    kappa: float,
+    scope: UnderfittingScope = "worker",
+    labelled: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`pretended_underfitting`, and how far it was at work.
+
+    Returns:
+        (the mean, the share of the map's images whose loss was limited: a scalar tensor in 0..1,
+        without gradient; 0 or 1 but for scope `image`).
+
+    Args and errors: as there.
+    """
     if loss_map.numel() == 0 or not loss_map.is_floating_point():
         raise ValueError(f"loss_map must be floating point and not empty, got {loss_map.shape}")
     check_number("beta", beta, 0)
@@ -105,13 +125,13 @@ def pretended_underfitting(
     if scope not in ("worker", "image", "global"):
         raise ValueError(f"unknown scope {scope!r}: worker, image, global")
     if kind == "none":
-        return loss_map.mean()
+        return loss_map.mean(), loss_map.new_zeros(())
     operation = _OPERATIONS.get(kind)
     if operation is None:
         raise ValueError(f"unknown kind {kind!r}: none, {', '.join(_OPERATIONS)}")
     # chosen on the device: comparing in Python would wait for the GPU at every step
     warm = _tested_mean(loss_map.detach(), scope, labelled) < beta
-    return torch.where(warm, operation(loss_map, kappa), loss_map).mean()
+    return torch.where(warm, operation(loss_map, kappa), loss_map).mean(), warm.float().mean()
 
 
 def _tested_mean(loss_map: Tensor, scope: str, labelled: Tensor | None) -> Tensor:

@@ -50,6 +50,7 @@ __all__ = [
     "load_segmenter",
     "predict_logits",
     "training_transform",
+    "underfitting_share",
 ]
 
 
@@ -148,6 +149,16 @@ def forward_loss(model: nn.Module, images_B3HW: Tensor, masks_BHW: Tensor) -> di
         samples.append(sample)
     losses: dict[str, Tensor] = model.loss(images_B3HW, samples)  # type: ignore[operator]
     return losses
+
+
+def underfitting_share(model: nn.Module) -> Tensor | None:
+    """Share of the last pass's images whose loss was limited, in the mean of the heads: 0..1.
+
+    None where no head pretends to under-fit.
+    """
+    losses = [m for m in model.modules() if isinstance(m, PretendedUnderfittingLoss)]
+    shares = [loss.limited for loss in losses if loss.limited is not None]
+    return torch.stack(shares).mean() if shares else None
 
 
 def predict_logits(model: nn.Module, images_B3HW: Tensor) -> Tensor:

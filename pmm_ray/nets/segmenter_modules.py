@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pmm_ray.method.underfitting import (
     UnderfittingKind,
     UnderfittingScope,
-    pretended_underfitting,
+    pretend,
 )
 from pmm_ray.nets.backbone import norms
 from pmm_ray.nets.registry import build_backbone
@@ -117,6 +117,9 @@ class PretendedUnderfittingLoss(nn.Module):
 
     class_weight: Tensor | None
     unused: Tensor | None
+    limited: Tensor | None
+    """Share of the last pass's images whose loss was limited, 0..1; None: there was no pass, or
+    `kind` is `none`."""
 
     def __init__(
         self,
@@ -135,6 +138,7 @@ class PretendedUnderfittingLoss(nn.Module):
         self._kappa = kappa
         self._scope: UnderfittingScope = scope
         self._weight = loss_weight
+        self.limited = None
         self.loss_name = loss_name
         weights = None if class_weight is None else torch.tensor(list(class_weight))
         self.register_buffer("class_weight", weights, persistent=False)
@@ -173,7 +177,7 @@ class PretendedUnderfittingLoss(nn.Module):
             loss_BHW = loss_BHW * weight
         if reduction_override == "none":
             return self._weight * loss_BHW
-        return self._weight * pretended_underfitting(
+        loss, limited = pretend(
             loss_BHW,
             self._kind,
             beta=self._beta,
@@ -181,3 +185,5 @@ class PretendedUnderfittingLoss(nn.Module):
             scope=self._scope,
             labelled=labels_BHW != ignore_index,
         )
+        self.limited = None if self._kind == "none" else limited
+        return self._weight * loss

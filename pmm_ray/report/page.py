@@ -92,7 +92,7 @@ def render(run: RunData) -> str:
         ladders=[(split, [e for e in run.evaluations if e.split == split]) for split in splits],
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
-        held_out={curve.stage: _held_out(run, curve.stage) for curve in run.curves},
+        measured={curve.stage: _measured(run, curve.stage) for curve in run.curves},
         cycles=cycles_of(run),
         tables=_tables(run),
         sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
@@ -148,9 +148,14 @@ def _tables(run: RunData) -> list[dict[str, Any]]:
     return sorted((t for t in found if isinstance(t, dict)), key=lambda table: table["number"])
 
 
-def _held_out(run: RunData, stage: str) -> list[tuple[str, float]]:
-    """What a training measured on held-out images after its last epoch, 0..1."""
-    names = {"mean_average_precision": "held-out mAP", "cam_miou": "held-out CAM mIoU"}
+def _measured(run: RunData, stage: str) -> list[tuple[str, float]]:
+    """What a training measured beside its loss, 0..1."""
+    names = {
+        "mean_average_precision": "held-out mAP",
+        "cam_miou": "held-out CAM mIoU",
+        "validation_miou": "held-out mIoU",
+        "underfitting_share": "images under limited loss, %",
+    }
     found = (record.summary for record in run.stages if record.stage == stage)
     metrics = next((summary.metrics for summary in found if summary is not None), {})
     return [(title, metrics[name]) for name, title in names.items() if name in metrics]

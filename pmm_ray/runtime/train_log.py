@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from pmm_ray.runtime.events import EventLog, tensorboard_folder
 from pmm_ray.runtime.training_job import TrainingJob
@@ -28,17 +29,22 @@ class TrainLog:
         self._losses: list[float] = []
         self._since = time.monotonic()
         self._recent: list[float] = []
+        self._watched: list[Mapping[str, float]] = []
         self._waited = 0.0
         self._events = EventLog(job.run_dir, f"{job.stage}-rank0")
         folder = tensorboard_folder(job.run_dir, job.stage)
         self._board = SummaryWriter(str(folder), purge_step=first) if folder else None
 
-    def step(self, step: int, loss: float, rate: float, waited: float) -> None:
+    def step(
+        self, step: int, loss: float, rate: float, waited: float, watched: Mapping[str, float]
+    ) -> None:
         """Record step number `step` (1-based); the mean of every so many steps is written.
 
         `waited`: seconds that the first worker has waited for images since its first step.
+        `watched`: see `LossModule.watched`.
         """
         self._losses.append(loss)
+        self._watched.append(watched)
         self._recent = [*self._recent[1 - _RECENT :], loss]
         if step % self._every and step != self._job.steps:
             return
@@ -49,12 +55,16 @@ class TrainLog:
             "learning_rate": rate,
             "images_per_second": len(self._losses) * self._job.batch_size / seconds,
             "loader_wait": max(waited - self._waited, 0.0) / seconds,
+            **{
+                name: sum(values[name] for values in self._watched) / len(self._watched)
+                for name in watched
+            },
         }
         self._events.write("train_step", stage=self._job.stage, step=step, **values)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        self._losses, self._since, self._waited = [], now, waited
+        self._losses, self._watched, self._since, self._waited = [], [], now, waited
 
     def validation(self, step: int, epoch: int, values: dict[str, float], seconds: float) -> None:
         """Record what was measured on held-out images after a step, with the epochs done by then.

@@ -45,8 +45,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `steps`, `loss`, `images_per_second`, `seconds`, `loader_wait` (share of the steps' time
-        that the worker waited for images), `skipped`; or `stopped` with a reason that trying again
-        would not mend.
+        that the worker waited for images), `skipped`, means of what is watched; or `stopped` with
+        a reason that trying again would not mend.
     """
     import ray.train
     import ray.train.torch
@@ -76,6 +76,7 @@ class _Worker:
         self.bad: set[str] = set()
         self.skipped = 0
         self.waited = 0.0
+        self.watched: dict[str, float] = {}  # sums over the steps so far
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
         self.log: TrainLog | None = None
@@ -137,7 +138,9 @@ class _Worker:
             if batch is None or reason is not None:
                 return {}, reason
             rate = self.job.task.learning_rate(step, self.job.steps)
-            now_loss = self._step(ranks, batch, step, rate)
+            now_loss, watched = self._step(ranks, batch, step, rate)
+            for name, value in watched.items():
+                self.watched[name] = self.watched.get(name, 0.0) + value
             if math.isfinite(now_loss):
                 loss, not_finite = now_loss, 0
             else:
@@ -151,7 +154,7 @@ class _Worker:
             if step == first:
                 warm, timed_out, self.waited = now, 0.0, 0.0
             if self.log is not None:
-                self.log.step(step + 1, now_loss, rate, self.waited)
+                self.log.step(step + 1, now_loss, rate, self.waited, watched)
                 self._report(step + 1, now_loss, now)
             if self.job.validates(step + 1, self.plan.steps_per_epoch):
                 timed_out += self._validate(step + 1)
@@ -170,6 +173,7 @@ class _Worker:
             "images_per_second": steps_timed * self.job.batch_size / seconds if seconds else 0.0,
             "loader_wait": self.waited / seconds if seconds else 0.0,
             "skipped": self.skipped,
+            **{name: value / self.job.steps for name, value in self.watched.items()},
             **self.validation,
         }
         chosen, score = self.best
@@ -197,8 +201,13 @@ class _Worker:
             module.compile()
         return module
 
-    def _step(self, module: nn.Module, batch: Batch, step: int, rate: float) -> float:
-        """One update; returns the loss over all workers. Not finite: the update is left out."""
+    def _step(
+        self, module: nn.Module, batch: Batch, step: int, rate: float
+    ) -> tuple[float, dict[str, float]]:
+        """One update; returns the loss over all workers, and what else its module watches.
+
+        Not finite: the update is left out.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         # dropout depends on the position only: a resumed training draws what it would have drawn
@@ -210,7 +219,7 @@ class _Worker:
         self.optimizer.zero_grad(set_to_none=True)
         amp = self.job.amp and self.device.type == "cuda"
         passes = self.job.accumulate
-        total = torch.zeros((), device=self.device)
+        totals = {"loss": torch.zeros((), device=self.device)}
         for number, (part, aims) in enumerate(
             zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
         ):
@@ -218,13 +227,18 @@ class _Worker:
                 with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
                     loss = module(part, aims) / passes
                 loss.backward()
-            total += loss.detach().float()
-        mean = float(self._sum(total)) / self.world
+            totals["loss"] += loss.detach().float()
+            for name, value in self.module.watched().items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / passes
+        # one exchange, and one wait for the device
+        sums = self._sum(torch.stack(list(totals.values()))).tolist()
+        watched = {name: value / self.world for name, value in zip(totals, sums, strict=True)}
+        mean = watched.pop("loss")
         if math.isfinite(mean):
             if self.job.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.module.parameters(), self.job.clip_norm)
             self.optimizer.step()
-        return mean
+        return mean, watched
 
     def _validate(self, step: int) -> float:
         """Score the network on held-out images, a share on every worker; returns the seconds."""
@@ -291,6 +305,7 @@ class _Worker:
             "fingerprint": self.job.fingerprint,
             "step": step,
             "skipped": self.skipped,
+            "watched": self.watched,
             "validation": self.validation,
             "best": self.best,
             "network": self.module.network.state_dict(),
@@ -314,6 +329,7 @@ class _Worker:
         self.module.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.skipped = int(content["skipped"])
+        self.watched = dict(content.get("watched", {}))
         self.validation = dict(content.get("validation", {}))
         self.best = tuple(content.get("best", self.best))
         return int(content["step"])

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 VALIDATION = ("mean_average_precision", "cam_miou", "cam_threshold", "validation_miou")
 """Names of what trainings measure on held-out images."""
+UNDERFITTING = "underfitting_share"
+"""Name of the share of a training's images whose loss was limited (Eq. 10-13), over all steps."""
 _FROM_PIXEL_LABELS = {"cam_miou", "validation_miou"}
 
 _POLL_SECONDS = 0.5
@@ -107,7 +109,7 @@ def summarize(folder: StageFolder, job: TrainingJob, training: dict[str, float])
         errors=len(tables.read_errors(job.errors_uri)),
         images_per_second=training["images_per_second"],
         metrics={"loss": training["loss"]}
-        | {name: training[name] for name in VALIDATION if name in training},
+        | {name: training[name] for name in (*VALIDATION, UNDERFITTING) if name in training},
         # scored against the held-out split's masks; a chosen step was also decided by that
         pixel_labels_used=bool(_FROM_PIXEL_LABELS & training.keys()),
         details={

@@ -22,6 +22,13 @@ class LossModule(nn.Module):
         """The scalar loss of one worker's share of a batch, a mean over its images."""
         raise NotImplementedError
 
+    def watched(self) -> dict[str, Tensor]:
+        """What is worth watching beside the loss: scalars of the last pass, means over its images.
+
+        The same names after every pass, on every worker.
+        """
+        return {}
+
 
 class TrainingTask(Protocol):
     """What a stage trains. Pickled to the workers: plain values only, files opened there."""

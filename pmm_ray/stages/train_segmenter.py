@@ -24,7 +24,7 @@ from pmm_ray.runtime.images import decode_mask
 from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
 from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.training import run_training, summarize, training_job
+from pmm_ray.runtime.training import UNDERFITTING, run_training, summarize, training_job
 from pmm_ray.runtime.training_job import LossModule, poly
 from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation
@@ -92,6 +92,13 @@ class SegmenterLoss(LossModule):
             (value for name, value in losses.items() if "loss" in name), inputs.new_zeros(())
         )
         return total
+
+    def watched(self) -> dict[str, Tensor]:
+        """Where under-fitting is pretended, the share of the images whose loss was limited."""
+        from pmm_ray.nets.segmenter import underfitting_share
+
+        share = underfitting_share(self.network)
+        return {} if share is None else {UNDERFITTING: share}
 
 
 @dataclass
@@ -299,6 +306,12 @@ def run(
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "segmenter")
     summary = summarize(folder, job, meta["training"])
+    if summary.metrics.get(UNDERFITTING) == 0:
+        context.progress.message(
+            f"{folder.stage}: under-fitting was never pretended: no head's mean loss fell below "
+            f"segmenter.underfitting.beta {config.underfitting.beta:g} (the last steps: "
+            f"{summary.metrics['loss']:.3g}, all heads together): raise beta, or train longer"
+        )
     if validation is None:
         return summary
     details = summary.details | {"split": data.held_out_split}

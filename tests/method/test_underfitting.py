@@ -13,6 +13,7 @@ import torch
 from pmm_ray.method.underfitting import (
     UnderfittingKind,
     UnderfittingScope,
+    pretend,
     pretended_underfitting,
 )
 
@@ -115,6 +116,28 @@ def test_each_image_has_its_own_warm_up_in_scope_image() -> None:
     own = pretended_underfitting(maps, "clamp", scope="image", **options)  # type: ignore[arg-type]
     assert float(whole) == pytest.approx(4.2 / 6)
     assert float(own) == pytest.approx((0.2 + 0.5 + 0.0 + 3.0) / 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope", "beta", "want"),
+    [
+        ("clamp", "worker", 0.5, 0.0),
+        ("clamp", "worker", 0.71, 1.0),
+        ("pow", "global", 0.71, 1.0),
+        ("clamp", "image", 0.5, 0.5),
+        ("none", "worker", 9.0, 0.0),
+    ],
+)
+def test_the_share_that_is_limited(
+    kind: UnderfittingKind, scope: UnderfittingScope, beta: float, want: float
+) -> None:
+    """Means of the images 0.4 and 1.0, of both 0.7."""
+    maps = torch.tensor([[[0.2, 1.0, 0.0]], [[0.4, 1.0, 1.6]]], requires_grad=True)
+    loss, share = pretend(maps, kind, beta=beta, kappa=0.5, scope=scope)
+    assert float(share) == want
+    assert not share.requires_grad
+    same = pretended_underfitting(maps, kind, beta=beta, kappa=0.5, scope=scope)
+    assert torch.equal(loss, same)
 
 
 def test_padding_belongs_to_no_image_but_to_the_workers_mean() -> None:

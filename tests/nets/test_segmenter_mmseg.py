@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from pmm_ray.config import SegmenterConfig
+from pmm_ray.config import SegmenterConfig, UnderfittingConfig
 from pmm_ray.method.underfitting import (
     UnderfittingKind,
     UnderfittingScope,
@@ -28,6 +28,7 @@ from pmm_ray.nets.segmenter import (
     load_segmenter,
     predict_logits,
     training_transform,
+    underfitting_share,
 )
 from pmm_ray.runtime.errors import CannotRunError
 
@@ -65,6 +66,25 @@ def test_the_registered_loss_is_the_pure_function(
     per_pixel = torch.where(labels == 255, 0.0, per_pixel)
     want = 0.4 * pretended_underfitting(per_pixel, labelled=labels != 255, **options)
     torch.testing.assert_close(loss(logits, labels, ignore_index=255), want)
+
+
+@pytest.mark.parametrize(("beta", "want"), [(0.0, 0.0), (1.75, 0.5), (99.0, 1.0)])
+def test_the_share_of_limited_losses_is_the_mean_of_the_heads(beta: float, want: float) -> None:
+    """The decode head's loss is 2 ln 4 by its class weights, the auxiliary head's ln 4 (1.39)."""
+    pus = UnderfittingConfig(kind="clamp", beta=beta)
+    model: Any = build_segmenter(CONFIG, 4, 255, underfitting=pus).train()
+    assert underfitting_share(model) is None
+    for head in (model.decode_head, model.auxiliary_head):
+        torch.nn.init.zeros_(head.conv_seg.weight)
+        torch.nn.init.zeros_(head.conv_seg.bias)
+    model.decode_head.loss_decode.class_weight = torch.full((4,), 2.0)
+    forward_loss(model, torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32).long())
+    share = underfitting_share(model)
+    assert share is not None
+    assert float(share) == want
+    plain = build_segmenter(CONFIG, 4, 255, underfitting=UnderfittingConfig(kind="none")).train()
+    forward_loss(plain, torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32).long())
+    assert underfitting_share(plain) is None
 
 
 def test_the_loss_serves_mmsegs_samplers_and_class_weights() -> None:

@@ -150,9 +150,9 @@ def test_the_share_of_waiting_is_measured(
             clock[0] += 3.0
             yield batch
 
-    def step(self: Any, *arguments: Any) -> float:
+    def step(self: Any, *arguments: Any) -> tuple[float, dict[str, float]]:
         clock[0] += 1.0
-        return 0.5
+        return 0.5, {}
 
     loader = train_worker.batches
     monkeypatch.setattr(train_worker, "batches", slow)

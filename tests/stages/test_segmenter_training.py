@@ -27,6 +27,7 @@ from pmm_ray.runtime.images import decode_mask
 from pmm_ray.runtime.stage import StageFolder
 from pmm_ray.runtime.train_checkpoint import checkpoints
 from pmm_ray.runtime.train_worker import _Worker
+from pmm_ray.runtime.training import UNDERFITTING
 from pmm_ray.runtime.training_job import TrainingJob
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.photographs import Photographs
@@ -170,6 +171,35 @@ def test_the_loss_curve_after_a_resume_is_the_uninterrupted_one(
     assert len({loss for _, loss in losses(tmp_path / "whole")}) == STEPS
     want, got = (load_segmenter(j.model_uri)[0].state_dict() for j in (whole, again))
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+
+
+@pytest.mark.parametrize("stop_at", [None, 4])
+def test_how_far_underfitting_was_pretended_is_measured(
+    shapes: Manifest, masks_uri: str, group: None, tmp_path: Path, stop_at: int | None
+) -> None:
+    """The share at each step, and over all of them, whether or not the training was cut off."""
+    config = section(accumulate=2, underfitting={"kind": "clamp", "beta": 1.35, "kappa": 0.5})
+    this = job(shapes, masks_uri, tmp_path, config)
+    if stop_at is not None:
+        stopped = job(shapes, masks_uri, tmp_path, config, stop_at=stop_at)
+        with pytest.raises(RuntimeError, match="told to stop"):
+            train(stopped)
+    result = train(this)
+    events = read_events(str(tmp_path), "train_step")
+    shares = {event["step"]: event[UNDERFITTING] for event in events}
+    assert sorted(shares) == list(range(1, STEPS + 1))
+    # two heads and two passes: quarters
+    assert set(shares.values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert len(set(shares.values())) > 1
+    assert result[UNDERFITTING] == pytest.approx(sum(shares.values()) / STEPS)
+
+
+def test_without_underfitting_there_is_no_such_share(
+    shapes: Manifest, masks_uri: str, group: None, tmp_path: Path
+) -> None:
+    result = train(job(shapes, masks_uri, tmp_path, section(underfitting={"kind": "none"})))
+    assert UNDERFITTING not in result
+    assert not any(UNDERFITTING in event for event in read_events(str(tmp_path), "train_step"))
 
 
 def test_accumulation_keeps_the_batch(

@@ -56,6 +56,19 @@ def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path)
     assert LabelSpace.from_json(meta["label_space"]) == shapes.label_space
 
 
+@pytest.mark.parametrize(("beta", "share"), [(0.0, 0.0), (99.0, 1.0)])
+def test_underfitting_that_never_began_is_said(
+    shapes: Manifest, make_context: Any, tmp_path: Path, beta: float, share: float
+) -> None:
+    context = make_context(shapes, config(underfitting={"beta": beta}))
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(shapes, tmp_path / "masks", 1)
+    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    assert summary.metrics["underfitting_share"] == share
+    said = "under-fitting was never pretended: no head's mean loss fell below"
+    assert (said in context.progress._stream.getvalue()) == (share == 0)
+
+
 def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
     """Two workers score the held-out images; the summary and a message name the pixel labels."""
     context = make_context(shapes, config(validate_every=2, workers=2))
