@@ -189,7 +189,7 @@ class CamPipeline:
 
         images = index_file(self.session.manifest.uri, {"split": splits})
         stage_hash = section_hash(
-            config, self._manifest_hash, splits, classifier.hash, make_cams.CODE_VERSION
+            config, self._manifest_hash, splits, classifier.result, make_cams.CODE_VERSION
         )
         folder = StageFolder.below(self.session.run_dir, name, stage_hash)
         if streamed and folder.summary() is None:

@@ -122,6 +122,8 @@ class CyclePipeline(CamPipeline):
         stage_hash = section_hash(
             config,
             *train_segmenter.model_identity(config, self.config.data.held_out_split),
+            # weights that are chosen by the truth depend on how it was drawn
+            *(self._truth if train_segmenter.chooses(config) else ()),
             self.config.seed,
             masks.hash,
             len(read_index(masks.uri)),
@@ -176,7 +178,7 @@ class CyclePipeline(CamPipeline):
             )
         chosen = self.session.stage(
             f"choose_masks-{variant.round(number)}",
-            section_hash(segmenter.hash, supervision.hash, choose_masks.CODE_VERSION),
+            section_hash(segmenter.result, supervision.result, choose_masks.CODE_VERSION),
             lambda folder: choose_masks.run(
                 folder,
                 segmenter=segmenter,
@@ -245,7 +247,7 @@ class CyclePipeline(CamPipeline):
         config = _with(self.config.predict, variant.predict)
         return self.session.stage(
             name,
-            section_hash(config, self._manifest_hash, segmenter.hash, predict_masks.CODE_VERSION),
+            section_hash(config, self._manifest_hash, segmenter.result, predict_masks.CODE_VERSION),
             lambda folder: predict_masks.run(
                 config,
                 self.session.context(),

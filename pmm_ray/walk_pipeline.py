@@ -82,7 +82,7 @@ class WalkPipeline(CamPipeline):
         config, index = self.config.affinity, read_index(cams.uri)
         return self.session.stage(
             walk_cams.STAGE,
-            section_hash(config.walk, network.hash, cams.hash, walk_cams.CODE_VERSION),
+            section_hash(config.walk, network.result, cams.hash, walk_cams.CODE_VERSION),
             lambda folder: walk_cams.run(
                 config,
                 self.session.context(),

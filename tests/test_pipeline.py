@@ -12,7 +12,8 @@ import pytest
 from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline import planned_stages
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.session import EndOfSelection, Selection, Session
 from pmm_ray.runtime.stage import StageFolder, Summary
@@ -160,6 +161,24 @@ def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], body: Body) -> N
         attempt.stage("make_cams", "11111111", body, input_rows=4)
     assert len(ran) == 3
     assert not part.exists()
+
+
+def test_what_follows_depends_on_the_images_a_training_did_without(
+    tmp_path: Path, body: Body
+) -> None:
+    with session(tmp_path) as attempt:
+        folder = attempt.stage("train_segmenter-r0", "11111111", body)
+    assert folder.result == "11111111"
+    seen = set()
+    for image_ids in (["a"], ["b"], ["a", "b"]):
+        rows = [ErrorRow(i, folder.stage, "decode", "torn") for i in image_ids]
+        tables.write_errors(folder.errors_uri, "part-0.parquet", rows)
+        seen.add(folder.result)
+    assert len(seen) == 3
+    assert "11111111" not in seen
+    with session(tmp_path, retry_errors=True) as attempt:
+        folder = attempt.stage("train_segmenter-r0", "11111111", body)
+    assert folder.result == "11111111"
 
 
 def test_stages_outside_the_selection_do_not_run(

@@ -119,7 +119,7 @@ class TablePipeline(Pipeline):
                 config,
                 self._manifest_hash,
                 images.image_ids,
-                classifier.hash,
+                classifier.result,
                 make_cams.CODE_VERSION,
             ),
             lambda folder: make_cams.run(

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pmm_ray.export.mmseg_config import Tree, config_text
 from pmm_ray.export.source import RunMasks, SplitMasks
 from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import decode_mask, encode_mask
+from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.images import decode_mask, encode_mask, read_file
 from pmm_ray.runtime.progress import Progress
 
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
@@ -29,6 +29,7 @@ _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 _MOST_CLASSES = 255
 # Files that are copied at once: what hides the latency of a bucket.
 _WRITERS = 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     # mmsegmentation knows one suffix: with several, it is part of an image's name
     suffix = suffixes.pop() if len(suffixes) == 1 else ""
     for split in splits:
-        _write_split(masks, split, suffix, out, progress)
+        for failed in _write_split(masks, split, suffix, out, progress):
+            progress.message(f"left out: {failed}")
     held_out = [s for s in splits if s.masks.split != train]
     tree = Tree(train, held_out[-1].masks.split if held_out else train, suffix)
     taught = next(s.masks for s in splits if s.masks.split == train)
@@ -89,7 +91,10 @@ def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _
     return _Split(split, [row for row in rows if row["image_id"] in made], truth=False)
 
 
-def _write_split(masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress) -> None:
+def _write_split(
+    masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress
+) -> list[str]:
+    """Write one split; returns which images cannot be used, and why."""
     manifest, name = masks.manifest, split.masks.split
     images, labels = (storage.join(out, kind, name) for kind in ("images", "masks"))
     stems = {
@@ -98,30 +103,42 @@ def _write_split(masks: RunMasks, split: _Split, suffix: str, out: str, progress
         for row in split.rows
     }
 
-    def copy(row: dict[str, Any]) -> None:
+    def copy(row: dict[str, Any]) -> str | None:
         stem = stems[row["image_id"]]
-        data = storage.read_bytes(manifest.locate(row["uri"]))
+        uri = manifest.locate(row["uri"])
+        try:
+            data, png = read_file(uri), b""
+            if split.truth:
+                uri = manifest.locate(row["ground_truth_uri"])
+                png = encode_mask(decode_mask(read_file(uri), uri=uri), manifest.label_space)
+        except (RowError, ValueError) as error:
+            return f"{row['image_id']}: {uri}: {error}"
         storage.write_bytes(storage.join(images, stem + suffix), data)
         if split.truth:
-            uri = manifest.locate(row["ground_truth_uri"])
-            truth = decode_mask(storage.read_bytes(uri), uri=uri)
-            png = encode_mask(truth, manifest.label_space)
             storage.write_bytes(storage.join(labels, f"{stem}.png"), png)
+        return None
 
     def write_mask(row: dict[str, Any]) -> None:
+        if row["image_id"] not in stems:
+            return
         storage.write_bytes(storage.join(labels, f"{stems[row['image_id']]}.png"), row["mask_png"])
 
     with progress.stage(f"export {name}", len(split.rows)) as shown:
-        for _ in _in_threads(copy, split.rows):
-            shown.advance(1)
+        failed = {}
+        for row, problem in zip(split.rows, _in_threads(copy, split.rows), strict=True):
+            if problem is not None:
+                failed[row["image_id"]] = problem
+                del stems[row["image_id"]]
+            shown.advance(1, problem is not None)
         if not split.truth:
             for part in masks.parts(split.masks):
                 for _ in _in_threads(write_mask, part):
                     pass
     listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
     storage.write_bytes(storage.join(out, "splits", f"{name}.txt"), listed.encode())
+    return list(failed.values())
 
 
-def _in_threads(work: Callable[[Any], None], items: Iterable[Any]) -> Iterable[None]:
+def _in_threads(work: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
     with ThreadPoolExecutor(_WRITERS) as pool:
         yield from pool.map(work, items)

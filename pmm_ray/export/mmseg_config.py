@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pprint
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pmm_ray.config import RunConfig, UnderfittingConfig
 from pmm_ray.nets.segmenter_config import segmenter_model
-from pmm_ray.nets.segmenter_source import backbone_weights, is_ours, read_model
+from pmm_ray.nets.segmenter_source import backbone_weights, dicts_in, is_ours, read_model
 from pmm_ray.sources.manifest import Manifest
 
 _HEAD = '''"""{name}: exported by PMM-Ray for mmsegmentation 1.x; needs pmm_ray to be installed.
 
 The masks of split {train!r} are pseudo-masks{cyclic}. Batch size and iterations are the run's, for
-one GPU.
+one GPU{passes}.
 """
 
 '''
@@ -86,7 +87,9 @@ def config_text(config: RunConfig, manifest: Manifest, tree: Tree, *, cyclic: bo
         "randomness": {"seed": config.seed},
     }
     about = ", the predictions of an earlier round" if cyclic else ""
-    head = _HEAD.format(name=config.name, train=tree.train, cyclic=about)
+    count = config.segmenter.accumulate
+    passes = f"; an update takes {count} iterations of mmengine's" if count > 1 else ""
+    head = _HEAD.format(name=config.name, train=tree.train, cyclic=about, passes=passes)
     body = (
         f"{name} = {pprint.pformat(value, width=96, sort_dicts=False)}\n"
         for name, value in entries.items()
@@ -98,6 +101,8 @@ def _model(config: RunConfig, manifest: Manifest, cyclic: bool) -> tuple[dict[st
     """The run's network in mmsegmentation's notation, and the modules that it needs."""
     section, space = config.segmenter, manifest.label_space
     source = read_model(section.config) if section.config else None
+    if source is not None and section.layout == "dataset":
+        _weigh_classes(source.model, space.dataset_ids)
     model = segmenter_model(
         section,
         space.num_classes,
@@ -116,6 +121,14 @@ def _model(config: RunConfig, manifest: Manifest, cyclic: bool) -> tuple[dict[st
         sides = (predict.crop_size, predict.crop_size), (predict.stride, predict.stride)
         model["test_cfg"] = {"mode": "slide", "crop_size": sides[0], "stride": sides[1]}
     return model, ["pmm_ray.nets.segmenter", *(source.imports if source else ())]
+
+
+def _weigh_classes(model: dict[str, Any], ids: Sequence[int]) -> None:
+    """Weights of the data set's ids become those of its classes, as the export has them."""
+    for found in dicts_in(model):
+        weights = found.get("class_weight")
+        if isinstance(weights, list | tuple) and len(weights) == max(ids) + 1:
+            found["class_weight"] = [weights[i] for i in ids]
 
 
 def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
@@ -154,7 +167,7 @@ def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
 
     def loader(split: str, pipeline: list[dict[str, Any]], shuffle: bool) -> dict[str, Any]:
         return {
-            "batch_size": section.batch_size if shuffle else 1,
+            "batch_size": section.batch_size // section.accumulate if shuffle else 1,
             "num_workers": 2,
             "persistent_workers": True,
             "sampler": {
@@ -212,13 +225,13 @@ def _schedule(config: RunConfig) -> dict[str, Any]:
                 "eta_min": min(section.min_learning_rate, section.learning_rate),
                 "power": section.poly_power,
                 "begin": 0,
-                "end": section.iterations,
+                "end": _iterations(config),
                 "by_epoch": False,
             }
         ],
         "train_cfg": {
             "type": "IterBasedTrainLoop",
-            "max_iters": section.iterations,
+            "max_iters": _iterations(config),
             "val_interval": _interval(config),
         },
         "val_cfg": {"type": "ValLoop"},
@@ -226,6 +239,12 @@ def _schedule(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _iterations(config: RunConfig) -> int:
+    """Those of mmengine: it counts the passes of an update."""
+    return config.segmenter.iterations * config.segmenter.accumulate
+
+
 def _interval(config: RunConfig) -> int:
     """Iterations between validations and between checkpoints."""
-    return min(config.segmenter.validate_every, config.segmenter.iterations)
+    section = config.segmenter
+    return min(section.validate_every, section.iterations) * section.accumulate

@@ -50,6 +50,7 @@ __all__ = [
     "load_segmenter",
     "predict_logits",
     "training_transform",
+    "try_model",
     "underfitting_share",
 ]
 
@@ -159,6 +160,35 @@ def underfitting_share(model: nn.Module) -> Tensor | None:
     losses = [m for m in model.modules() if isinstance(m, PretendedUnderfittingLoss)]
     shares = [loss.limited for loss in losses if loss.limited is not None]
     return torch.stack(shares).mean() if shares else None
+
+
+@torch.no_grad()
+def try_model(model: nn.Module, crop_size: int, where: str) -> None:
+    """Pass two crops through the losses and an image of odd sides through the network.
+
+    Networks are built that cannot be used: they want another annotation, or one size of images.
+
+    Args:
+        model: from `build_segmenter`; left in evaluation mode.
+        crop_size: of the training, px.
+        where: names the model in the error.
+
+    Raises:
+        CannotRunError: it cannot be trained, or cannot predict.
+    """
+    crops = torch.zeros(2, 3, crop_size, crop_size)
+    odd = torch.zeros(1, 3, crop_size // 2 + 1, crop_size - 1)
+    doing = f"train on crops of {crop_size} px"
+    try:
+        forward_loss(model.train(), crops, torch.zeros(2, crop_size, crop_size, dtype=torch.int64))
+        doing = f"predict an image of {odd.shape[2]} x {odd.shape[3]} px"
+        predict_logits(model.eval(), odd)
+    # whatever a model of anyone's raises
+    except Exception as error:
+        raise CannotRunError(
+            f"{where}: this model cannot {doing} ({type(error).__name__}: {error}): choose "
+            "another; docs/guides/mmseg-models.md says what works"
+        ) from error
 
 
 def predict_logits(model: nn.Module, images_B3HW: Tensor) -> Tensor:

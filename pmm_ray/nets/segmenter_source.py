@@ -88,6 +88,7 @@ def read_model(uri: str) -> ModelSource:
             "that the installed mmcv does not have: choose another head, loss or convolution"
         )
     pretrained = _take_pretrained(plain, uri)
+    check_types(plain, f"segmenter.config: {uri}")
     return ModelSource(uri, plain, imports, pretrained)
 
 
@@ -129,6 +130,12 @@ def _take_pretrained(model: dict[str, Any], uri: str) -> str | None:
     """Remove the checkpoints that a model names; returns the backbone's."""
     backbone = model["backbone"]
     found = [part.pop("pretrained", None) for part in (model, backbone)]
+    odd = next((name for name in found if not isinstance(name, str | None)), None)
+    if odd is not None:
+        raise CannotRunError(
+            f"segmenter.config: {uri} has pretrained={odd!r}, which is no file: download the "
+            "backbone's weights and set segmenter.weights to them, or to none"
+        )
     if is_ours(model):
         found.append(backbone.pop("weights", None))
     for part in dicts_in(model):
@@ -167,7 +174,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def check_types(model: Mapping[str, Any], where: str) -> None:
-    """Refuse a model from a trained network's file that could run more than registered modules.
+    """Refuse a model that could run more than registered modules once it is kept with a network.
 
     A registry imports and calls what a `type` gives a path to, and mmengine unpickles checkpoints.
 
@@ -179,7 +186,10 @@ def check_types(model: Mapping[str, Any], where: str) -> None:
         scope, _, rest = name.rpartition(".")
         scoped = scope in _OTHER_SCOPES and rest[:1].isupper()
         if name and not (name.isidentifier() or (scoped and rest.isidentifier())):
-            raise CannotRunError(f"{where}: {name!r} is not the name of a registered module")
+            raise CannotRunError(
+                f"{where}: {name!r} is not the name of a registered module: register the class, "
+                "use its plain name and list its module in custom_imports"
+            )
         if name == "Pretrained" or found.get("pretrained"):
             raise CannotRunError(f"{where}: names another checkpoint, which is not opened")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage
+from pmm_ray.config import RunConfig, section_hash
+from pmm_ray.runtime import storage, tables
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.cluster import ClusterResources
@@ -60,6 +60,16 @@ class StageFolder:
 
     def path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
+
+    @property
+    def result(self) -> str:
+        """Hash of what a finished stage made: its own, and of the images that it did without.
+
+        The two differ where there are error rows: with `--retry-errors` a training that is done
+        again may have them all, and so makes another network.
+        """
+        left_out = sorted(row.image_id for row in tables.read_errors(self.errors_uri))
+        return section_hash(self.hash, left_out) if left_out else self.hash
 
     def summary(self) -> Summary | None:
         """The summary if the stage is done, else None."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pmm_ray.runtime.events import EventLog, tensorboard_folder
 from pmm_ray.runtime.training_job import TrainingJob
@@ -19,16 +19,18 @@ class TrainLog:
     Args:
         job: the training.
         first: step that this attempt begins at; TensorBoard drops later points of earlier ones.
+        recent: `recent` of the attempt before, at that step.
     """
 
-    def __init__(self, job: TrainingJob, first: int) -> None:
+    def __init__(self, job: TrainingJob, first: int, recent: Sequence[float] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._job = job
         self._every = max(1, job.steps // _LOGGED_POINTS)
         self._losses: list[float] = []
         self._since = time.monotonic()
-        self._recent: list[float] = []
+        self.recent = list(recent)
+        """The last losses, at most twenty."""
         self._watched: list[Mapping[str, float]] = []
         self._waited = 0.0
         self._events = EventLog(job.run_dir, f"{job.stage}-rank0")
@@ -45,7 +47,7 @@ class TrainLog:
         """
         self._losses.append(loss)
         self._watched.append(watched)
-        self._recent = [*self._recent[1 - _RECENT :], loss]
+        self.recent = [*self.recent[1 - _RECENT :], loss]
         if step % self._every and step != self._job.steps:
             return
         now = time.monotonic()
@@ -80,7 +82,7 @@ class TrainLog:
 
     def recent_loss(self, default: float) -> float:
         """Mean of the last twenty finite losses: the number a summary shows."""
-        finite = [loss for loss in self._recent if math.isfinite(loss)]
+        finite = [loss for loss in self.recent if math.isfinite(loss)]
         return sum(finite) / len(finite) if finite else default
 
     def close(self) -> None:

@@ -77,6 +77,7 @@ class _Worker:
         self.skipped = 0
         self.waited = 0.0
         self.watched: dict[str, float] = {}  # sums over the steps so far
+        self.recent: list[float] = []  # losses before this attempt
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
         self.log: TrainLog | None = None
@@ -120,7 +121,7 @@ class _Worker:
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()
         ranks = self._distributed()
-        self.log = TrainLog(self.job, first) if self.rank == 0 else None
+        self.log = TrainLog(self.job, first, self.recent) if self.rank == 0 else None
         loader = batches(
             self.dataset,
             self.plan,
@@ -245,6 +246,9 @@ class _Worker:
         task, started = self.job.task, time.monotonic()
         if not isinstance(task, Validated):
             return 0.0
+        for buffer in self.module.network.buffers():
+            # plain norms have seen other images on every worker; the first one's are kept
+            dist.broadcast(buffer, src=0)
         self.module.eval()
         share = task.measure(self.module.network, self.device, self.rank, self.world)
         self.module.train()
@@ -306,6 +310,7 @@ class _Worker:
             "step": step,
             "skipped": self.skipped,
             "watched": self.watched,
+            "recent": self.log.recent if self.log is not None else [],
             "validation": self.validation,
             "best": self.best,
             "network": self.module.network.state_dict(),
@@ -330,6 +335,7 @@ class _Worker:
         self.optimizer.load_state_dict(content["optimizer"])
         self.skipped = int(content["skipped"])
         self.watched = dict(content.get("watched", {}))
+        self.recent = list(content.get("recent", []))
         self.validation = dict(content.get("validation", {}))
         self.best = tuple(content.get("best", self.best))
         return int(content["step"])

@@ -147,6 +147,8 @@ class Photographs:
             return decode_mask(storage.read_bytes(uri), uri=uri)
         except FileNotFoundError as error:
             raise RowError("missing", f"no ground truth at {uri}", uri) from error
+        except OSError as error:
+            raise RowError("missing", f"the ground truth cannot be read: {error}", uri) from error
         except ValueError as error:
             raise RowError("decode", str(error), uri) from error
 

@@ -25,6 +25,18 @@ from pmm_ray.stages.photographs import Photographs
 
 MIOU = "validation_miou"
 """Name of what is measured."""
+SCORED = "validation_images"
+"""Name of the number of images that it was measured on."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker measured."""
+
+    confusion: Confusion
+    """int64 [C, C]."""
+    images: int
+    """How many were scored."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +74,63 @@ class SegmenterValidation:
         return rows[: self.images]
 
     @torch.no_grad()
-    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Confusion:
-        """Confusion, int64 [C, C], of this worker's share with a network in evaluation mode.
+    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Share:
+        """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be read is left out: the stage that needs it records it.
+        An image that cannot be used is left out, see `unusable`: what becomes an error row of it is
+        the evaluation.
         """
         space = self.photographs.label_space
-        total = np.zeros((space.num_classes, space.num_classes), np.int64)
+        total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0
         for row in self.rows()[rank::world]:
             try:
-                image_HW3 = self.photographs.image(row)
-                truth_HW = self.photographs.truth(row)
+                image_HW3, truth_HW = self._read(row)
             except RowError:
                 continue
-            if truth_HW.shape == image_HW3.shape[:2]:
-                predicted_HW = self._predict(network, image_HW3, device)
-                total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
-        return total
+            predicted_HW = self._predict(network, image_HW3, device)
+            total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
+            images += 1
+        return Share(total, images)
 
-    def metrics(self, shares: list[Confusion]) -> dict[str, float]:
-        """mIoU over the classes that have truth; nothing where none has."""
-        total = np.sum(shares, axis=0)
-        return {MIOU: mean_iou(total)[0]} if total.any() else {}
+    def metrics(self, shares: list[Share]) -> dict[str, float]:
+        """mIoU over the classes that have truth, and of how many images; nothing without truth."""
+        total = np.sum([share.confusion for share in shares], axis=0)
+        images = sum(share.images for share in shares)
+        return {MIOU: mean_iou(total)[0], SCORED: float(images)} if total.any() else {}
+
+    def unusable(self) -> dict[str, str]:
+        """Which of the images `measure` leaves out, and why, by reading all of them."""
+        found = {}
+        for row in self.rows():
+            try:
+                self._read(row)
+            except RowError as error:
+                found[row["image_id"]] = f"{error.uri}: {error.message}"
+        return found
+
+    def _read(self, row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image and truth.
+
+        Raises:
+            RowError: one cannot be read, or they do not belong together.
+        """
+        image_HW3, truth_HW = self.photographs.image(row), self.photographs.truth(row)
+        space, uri = self.photographs.label_space, row["ground_truth_uri"]
+        if truth_HW.shape != image_HW3.shape[:2]:
+            raise RowError(
+                "label",
+                f"the truth is {truth_HW.shape} and the image {image_HW3.shape[:2]} (h, w)",
+                uri,
+            )
+        wrong = np.unique(truth_HW[(truth_HW >= space.num_classes) & (truth_HW != space.ignore)])
+        if len(wrong):
+            raise RowError(
+                "label",
+                f"holds {wrong.tolist()}: allowed are 0..{space.num_classes - 1} and "
+                f"{space.ignore}",
+                uri,
+            )
+        return image_HW3, truth_HW
 
     def _predict(
         self, network: nn.Module, image_HW3: NDArray[np.uint8], device: torch.device

@@ -27,10 +27,10 @@ from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.training import UNDERFITTING, run_training, summarize, training_job
 from pmm_ray.runtime.training_job import LossModule, poly
 from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation
+from pmm_ray.stages.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.stages.train_classifier import image_source
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
 
@@ -192,6 +192,11 @@ class SegmenterTask:
         save_model(uri, "segmenter", network, meta)
 
 
+def chooses(config: SegmenterConfig) -> bool:
+    """Whether the truth of held-out images, where there is some, chooses the weights."""
+    return config.choose == "best" and config.validate_every < config.iterations
+
+
 def model_identity(config: SegmenterConfig, held_out_split: str) -> list[str]:
     """What decides the result beside the section: part of the stage's hash.
 
@@ -200,8 +205,7 @@ def model_identity(config: SegmenterConfig, held_out_split: str) -> list[str]:
     Raises:
         CannotRunError: a file cannot be read, or the model cannot be used.
     """
-    chooses = config.choose == "best" and config.validate_every < config.iterations
-    split = [held_out_split] if chooses else []
+    split = [held_out_split] if chooses(config) else []
     if config.config is None:
         return [weights_identity(config.weights, config.backbone), *split]
     source = read_model(config.config)
@@ -233,8 +237,12 @@ def _check_model(task: SegmenterTask) -> None:
     """Find out here, before workers are asked for, what cannot be built."""
     if task.model is None:
         segmenter_model(task.config, 2, 255)
-    else:
-        task.build()
+        return
+    from pmm_ray.nets.segmenter import try_model
+
+    with torch.random.fork_rng(devices=[]):
+        network = task.build().network
+        try_model(network, task.config.crop_size, task.model.uri)
 
 
 def run(
@@ -314,5 +322,9 @@ def run(
         )
     if validation is None:
         return summary
-    details = summary.details | {"split": data.held_out_split}
+    scored = int(meta["training"].get(SCORED, 0))
+    if scored < len(validation.rows()):
+        for image_id, reason in validation.unusable().items():
+            context.progress.message(f"{folder.stage}: {image_id} was not scored: {reason}")
+    details = summary.details | {"split": data.held_out_split, SCORED: scored}
     return summary.model_copy(update={"details": details})

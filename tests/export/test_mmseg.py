@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -21,9 +22,11 @@ from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
 from pmm_ray.runtime import tables
 from pmm_ray.runtime.index import index_file, scan_parts, write_index
 from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.sources.manifest import Manifest, ManifestRow, open_manifest, write_manifest
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.make_masks import mask_row
+
+from ..nets.segmenter_models import small, user_file
 
 SEGMENTER = {
     "channels": 8,
@@ -121,6 +124,58 @@ def test_training_masks_are_the_runs_and_held_out_ones_the_truth(
     assert model.decode_head.loss_decode.kind == "none"
     assert model.test_cfg == {"mode": "slide", "crop_size": (64, 64), "stride": (48, 48)}
     assert len(index_file(manifest.uri)) == 8
+
+
+def test_an_update_of_several_passes_is_as_many_iterations_of_mmengines(tmp_path: Path) -> None:
+    """Six images an update in passes of two, as the run trained."""
+    section = SEGMENTER | {"batch_size": 6, "accumulate": 3, "iterations": 50, "validate_every": 20}
+    make_run(tmp_path / "run", "make_masks", segmenter=section)
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "mmseg") == 0
+    config = read_config(tmp_path / "out")
+    assert config.train_dataloader.batch_size == 2
+    assert config.optim_wrapper.accumulative_counts == 3
+    assert config.train_cfg.max_iters == config.param_scheduler[0].end == 150
+    assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == 60
+    assert "an update takes 3 iterations" in (tmp_path / "out" / "config.py").read_text()
+
+
+def test_class_weights_of_the_data_sets_ids_become_those_of_its_classes(tmp_path: Path) -> None:
+    model = small("loss_decode=dict(type='CrossEntropyLoss', class_weight=[1., 2., 3., 4., 5.])")
+    source = user_file(tmp_path, model)
+    section = SEGMENTER | {"config": source.uri, "layout": "dataset", "weights": "none"}
+    manifest = make_run(tmp_path / "run", "make_masks", segmenter=section)
+    space = dataclasses.replace(manifest.label_space, dataset_ids=(0, 1, 3, 4))
+    rows = [
+        ManifestRow(*(row[f.name] for f in dataclasses.fields(ManifestRow)))
+        for row in tables.read_table(manifest.uri).to_pylist()
+    ]
+    write_manifest(manifest.uri, rows, space, source="test", exif="ignore")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "mmseg") == 0
+    loss = read_config(tmp_path / "out").model.decode_head.loss_decode
+    assert loss.class_weight == [1.0, 2.0, 4.0, 5.0]
+
+
+def test_images_that_cannot_be_exported_are_left_out_and_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = make_run(tmp_path / "run", "make_masks")
+    rows = tables.read_table(manifest.uri).to_pylist()
+    train, held_out = ([r for r in rows if r["split"] == split] for split in ("train", "val"))
+    Path(manifest.locate(train[0]["uri"])).unlink()
+    truth = Path(manifest.locate(held_out[0]["ground_truth_uri"]))
+    Image.fromarray(np.full((48, 48), 200, np.uint8)).save(truth)
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"left out: {train[0]['image_id']}: " in said
+    assert "the file does not exist" in said
+    assert f"left out: {held_out[0]['image_id']}: " in said
+    assert "mask values [200] lie outside 0..3 and 255" in said
+    for split, left_out, all_rows in (("train", train[0], train), ("val", held_out[0], held_out)):
+        ids = sorted(row["image_id"] for row in all_rows if row is not left_out)
+        assert (out / "splits" / f"{split}.txt").read_text().split() == ids
+        for kind in ("images", "masks"):
+            assert sorted(p.stem for p in (out / kind / split).iterdir()) == ids
 
 
 def test_photographs_of_several_kinds_keep_their_suffix(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pmm_ray.nets.segmenter import (
     describe,
     load_segmenter,
     predict_logits,
+    try_model,
 )
 from pmm_ray.nets.segmenter_config import segmenter_model
 from pmm_ray.nets.segmenter_source import read_model
@@ -118,6 +119,8 @@ def test_the_configs_own_normalisation_is_kept(tmp_path: Path) -> None:
         (small(more=", " + BGR.format(more="")), "bgr_to_rgb must be true"),
         ("dict(type='EncoderDecoder')", "no `model` with a `backbone`"),
         (small("act_cfg=len"), "only plain values"),
+        (small(more=", pretrained=True"), "pretrained=True, which is no file: download"),
+        (small().replace("FCNHead", "myheads.My"), "'myheads.My' is not the name .*: register"),
         ("1 / 0", "cannot read .*ZeroDivisionError"),
     ],
 )
@@ -192,6 +195,32 @@ def test_a_users_backbone_starts_from_a_file(tmp_path: Path) -> None:
     for network in (by_config, by_section):
         for name, tensor in network.get_submodule("backbone").state_dict().items():
             assert torch.equal(tensor, weights[name])
+
+
+UNET = (
+    "dict(type='EncoderDecoder', backbone=dict(type='UNet', in_channels=3, base_channels=4), "
+    "decode_head=dict(type='FCNHead', in_channels=8, in_index=3, channels=8, num_convs=1, "
+    "num_classes=19, loss_decode=dict(type='CrossEntropyLoss')), test_cfg=dict(mode='whole'))"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (UNET, "cannot predict an image of 33 x 63 px .*choose another"),
+        (small().replace("in_channels=64", "in_channels=65"), "cannot train on crops of 64 px"),
+    ],
+)
+def test_models_that_are_built_but_cannot_be_used_are_found_out(
+    tmp_path: Path, model: str, message: str
+) -> None:
+    network = build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, model))
+    with pytest.raises(CannotRunError, match=message):
+        try_model(network, 64, "user.py")
+
+
+def test_a_model_that_can_be_used_is_as_before(tmp_path: Path) -> None:
+    try_model(build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, small())), 64, "user.py")
 
 
 MODELS_OF_MMSEG = [

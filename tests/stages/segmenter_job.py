@@ -1,0 +1,167 @@
+"""A segmenter's training in this process: the job, and what its events say."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.train_worker import _Worker
+from pmm_ray.runtime.training_job import TrainingJob
+from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation, Share
+from pmm_ray.stages.train_classifier import image_source
+from pmm_ray.stages.train_segmenter import SegmenterTask
+
+STEPS = 6
+SECTION: dict[str, Any] = {"weights": "none", "channels": 8, "output_stride": 32, "crop_size": 48}
+SECTION |= {"resize_base": [96, 48], "iterations": STEPS, "batch_size": 4, "dropout": 0.3}
+
+
+def section(**more: Any) -> Any:
+    return RunConfig.model_validate({"segmenter": {**SECTION, **more}}).segmenter
+
+
+@dataclasses.dataclass
+class WatchedTask(SegmenterTask):
+    """Stops before a step; may score what it is told to."""
+
+    stop_at: int = -1
+    scores: tuple[float, ...] = ()
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        if step == self.stop_at:
+            raise RuntimeError("told to stop here")
+        return super().learning_rate(step, steps)
+
+    def metrics(self, shares: list[Any]) -> dict[str, float]:
+        if not self.scores:
+            return super().metrics(shares)
+        first, *rest = self.scores
+        self.scores = (*rest, first)
+        return {MIOU: first}
+
+
+def truth_masks(manifest: Manifest, folder: Path) -> str:
+    """The truth as pseudo-masks; returns their folder."""
+    rows = []
+    for row in tables.read_table(manifest.uri).to_pylist():
+        png = storage.read_bytes(manifest.locate(row["ground_truth_uri"]))
+        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
+        rows.append({**kept, "mask_png": png, "foreground": 0.5, "round": 0})
+    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
+    return str(folder)
+
+
+def validation(manifest: Manifest, split: str = "val") -> SegmenterValidation:
+    photographs = Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
+    return SegmenterValidation(manifest.uri, split, photographs, None, (96, 48), 0)
+
+
+def job(
+    manifest: Manifest, masks_uri: str, run_dir: Path, config: Any, **changes: Any
+) -> TrainingJob:
+    names = ("stop_at", "scores", "validation", "model")
+    options = {name: changes.pop(name) for name in names if name in changes}
+    task = WatchedTask(
+        config=config,
+        stage="stage",
+        round=0,
+        seed=3,
+        split="train",
+        manifest_uri=manifest.uri,
+        masks_uri=masks_uri,
+        source=image_source(manifest, 10**7),
+        label_space=manifest.label_space.to_json(),
+        **options,
+    )
+    folder = StageFolder.below(str(run_dir), "stage", "0")
+    values: dict[str, Any] = {
+        "stage": "stage",
+        "task": task,
+        "run_dir": str(run_dir),
+        "model_uri": folder.path("model.pt"),
+        "checkpoints_uri": folder.path("train"),
+        "errors_uri": folder.errors_uri,
+        "error_budget": 10,
+        "fingerprint": "f",
+        "seed": 3,
+        "images": manifest.splits["train"],
+        "steps": STEPS,
+        "batch_size": 4,
+        "momentum": 0.9,
+        "amp": False,
+        "workers": 1,
+        "threads": 1,
+        "loader_processes": 0,
+        "checkpoint_seconds": 1e-9,
+        "scratch": run_dir,
+        "accumulate": config.accumulate,
+        "clip_norm": config.clip_norm,
+    }
+    return TrainingJob(**{**values, **changes})
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """A group of this process alone."""
+    threads = torch.get_num_threads()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+def train(job: TrainingJob) -> dict[str, Any]:
+    remote = SimpleNamespace(remote=lambda *_: None)
+    reporter = SimpleNamespace(update=remote, failed=remote)
+    return _Worker(job, reporter, 0, 1, torch.device("cpu")).run()
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in read_events(str(run_dir), "train_step")]
+
+
+def validated(run_dir: Path) -> list[tuple[int, float]]:
+    return [(event["step"], event[MIOU]) for event in read_events(str(run_dir), "validation")]
+
+
+def statistics(manifest_uri: str, masks_uri: str, folder: str, rank: str) -> list[float]:
+    """Sums of the norms' running means of one of two workers, each time that it scores."""
+    seen: list[float] = []
+
+    def measure(network: nn.Module, *_: Any) -> Share:
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        seen.append(sum(float(norm.running_mean.double().sum()) for norm in norms))  # type: ignore[union-attr]
+        return Share(np.ones((4, 4), np.int64), 1)
+
+    this = job(
+        open_manifest(manifest_uri),
+        masks_uri,
+        Path(folder),
+        section(),
+        workers=2,
+        validate_every=2,
+        checkpoint_seconds=1e9,
+    )
+    this.task.measure = measure  # type: ignore[attr-defined]
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
+    remote = SimpleNamespace(remote=lambda *_: None)
+    reporter = SimpleNamespace(update=remote, failed=remote)
+    _Worker(this, reporter, int(rank), 2, torch.device("cpu")).run()
+    dist.destroy_process_group()
+    return seen
