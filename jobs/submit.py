@@ -19,6 +19,9 @@ if __name__ == "__main__":
     parser.add_argument("--no-wait", action="store_true", help="end once it is submitted")
     parser.add_argument("command", nargs="+", help="after --: the program and its arguments")
     given = parser.parse_args()
+    for pair in given.env:
+        if "=" not in pair:
+            parser.error(f"--env {pair}: write it as KEY=VALUE")
     try:
         code = submit(
             given.command,

@@ -42,11 +42,14 @@ class CamPipeline:
 
     def import_data(self) -> None:
         """(i) The outside world -> a manifest."""
+        from pmm_ray.sources.manifest import open_manifest
         from pmm_ray.stages import import_data
 
         data = self.config.data
         if data.source == "manifest":
-            self.session.manifest_uri = storage.absolute(data.root)
+            if not data.root:
+                raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
+            self.session.manifest_uri = open_manifest(data.root).uri
         else:
             stage_hash = section_hash(data, self.config.seed, import_data.CODE_VERSION)
             folder = self.session.stage(

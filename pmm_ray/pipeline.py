@@ -17,6 +17,7 @@ from typing import Any
 from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.cycle_pipeline import CyclePipeline, planned_rounds
 from pmm_ray.runtime import storage
+from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.index import read_index
 from pmm_ray.runtime.session import EndOfSelection, Session, base_name
 from pmm_ray.runtime.stage import StageFolder, Summary
@@ -44,7 +45,7 @@ def planned_stages(config: RunConfig) -> tuple[str, ...]:
 def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
     """Run every selected stage that is not done."""
     pipeline = pipeline or Pipeline(session)
-    pipeline.check_segmenter()
+    pipeline.check_files()
     try:
         cams = pipeline.up_to_cams(streamed=pipeline.fused)
         cams = pipeline.walk(cams) if session.config.affinity.enabled else cams
@@ -59,14 +60,22 @@ def run_stages(session: Session, pipeline: Pipeline | None = None) -> None:
 class Pipeline(WalkPipeline, CyclePipeline):
     """The stages of one session, each given what it needs from those before."""
 
-    def check_segmenter(self) -> None:
-        """Find out now, not after hours, that a file the segmenter needs cannot be used.
+    def check_files(self) -> None:
+        """Find out now, not after hours, that a file which a later training needs cannot be used.
 
         Raises:
-            CannotRunError: see `train_segmenter.model_identity`.
+            CannotRunError: see `find_weights` and `train_segmenter.model_identity`.
         """
+        from pmm_ray.nets.weight_files import find_weights
+
         plan = self.session.selection.plan
         names = {base_name(plan[i]) for i in self.session.selection.positions}
+        for section in ("classifier", "multicrop", "affinity"):
+            if f"train_{section}" in names:
+                config = getattr(self.config, section)
+                uri = find_weights(config.weights, config.backbone)
+                if uri is not None and not storage.exists(uri):
+                    raise CannotRunError(f"{section}.weights: there is no file {uri}")
         if "train_segmenter" in names:
             from pmm_ray.stages import train_segmenter
 

@@ -53,7 +53,7 @@ def make_table(
         stages = _planned(load_recipe(request.recipe, request.settings), variants, more)
         with open_session(request, (*stages, table_stage(number)), progress) as (session, pipeline):
             session.hold()
-            pipeline.check_segmenter()
+            pipeline.check_files()
             pipeline.compares = f"table {number}"
             cams = pipeline.up_to_cams()
             used = pipeline.walk(cams) if session.config.affinity.enabled else cams

@@ -59,8 +59,13 @@ def predict(
 def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html and print its path."""
     from pmm_ray.report import build_report
+    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
 
-    typer.echo(build_report(run_dir))
+    try:
+        typer.echo(build_report(run_dir))
+    except CannotRunError as error:
+        typer.echo(f"pmm: {error}", err=True)
+        raise typer.Exit(EXIT_CANNOT_RUN) from error
 
 
 @app.command()

@@ -43,7 +43,8 @@ class ClassifierConfig(Section):
     backbone: Backbone = "efficientnet_lite0"
     """Network; `efficientnet_lite0` is the small one for CPUs."""
     weights: str = "imagenet"
-    """`imagenet` (from the installed package), `none`, or a path to a state dict."""
+    """`imagenet`, `seam`, `none`, or a path to a state dict. Names stand for public files below
+    `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package."""
     kind: Literal["plain", "seam"] = "plain"
     """`plain`: a class head and its loss. `seam`: the siamese network with pixel correlation and
     the losses of SEAM (reference: SEAM; the paper's baseline)."""

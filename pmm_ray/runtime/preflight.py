@@ -268,7 +268,7 @@ def _storage_error(run_dir: str, marker: str, node_id: str) -> str:
         return f"another file than the driver wrote to {run_dir}"
     try:
         storage.write_bytes(storage.join(run_dir, marker, node_id), node_id.encode())
-    except OSError as error:
+    except (OSError, CannotRunError) as error:
         return f"cannot write to {run_dir}: {_short(error)}"
     return ""
 
@@ -309,8 +309,10 @@ def _visible_gpus() -> int:
     return int(output.split()[-1])
 
 
-def _short(error: OSError) -> str:
-    return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+def _short(error: OSError | CannotRunError) -> str:
+    return (
+        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def diagnose_cluster(

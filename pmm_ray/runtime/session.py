@@ -45,6 +45,10 @@ class Selection:
                 raise CannotRunError(
                     f"no stage is called {name!r}; this recipe has {', '.join(self.plan)}"
                 )
+        if not self.positions:
+            raise CannotRunError(
+                f"--from {self.first} comes after --until {self.last}: no stage lies between them"
+            )
 
     def _matches(self, name: str) -> list[int]:
         return [i for i, stage in enumerate(self.plan) if name in (stage, base_name(stage))]

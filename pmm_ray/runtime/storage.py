@@ -182,7 +182,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             stream.write(buffer)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(str(target.parent))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with naming(path), open(temporary, "wb") as file:
@@ -235,5 +235,11 @@ def delete_temporary(folder: str) -> None:
 
 
 def make_folder(uri: str) -> None:
-    if not is_remote(uri):
+    if is_remote(uri):
+        return
+    try:
         Path(absolute(uri)).mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError, FileNotFoundError) as error:
+        raise CannotRunError(
+            f"cannot make the folder {uri}: {error.strerror}: choose another place"
+        ) from error

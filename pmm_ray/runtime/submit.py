@@ -61,7 +61,8 @@ def submit(
         1 if the job's process was killed; 0 at once without `wait`.
 
     Raises:
-        CannotRunError: no cluster answers at the address, or the token is missing or wrong.
+        CannotRunError: no cluster answers at the address, the token is missing or wrong, or there
+            is no such program.
     """
     if cluster_address() is None:
         return _run_here(command, env or {})
@@ -169,7 +170,10 @@ def _run_here(command: Sequence[str], env: Mapping[str, str]) -> int:
     _say("neither RAY_API_SERVER_ADDRESS nor RAY_ADDRESS is set: running on this machine")
     # `python` means the cluster's there and this one here
     program = sys.executable if command[0] in ("python", "python3") else command[0]
-    process = subprocess.Popen([program, *command[1:]], env=os.environ | dict(env))
+    try:
+        process = subprocess.Popen([program, *command[1:]], env=os.environ | dict(env))
+    except OSError as error:
+        raise CannotRunError(f"cannot start {program}: {error.strerror}") from error
     while True:
         try:
             code = process.wait()
@@ -198,11 +202,12 @@ def _knows(client: Any, job: str) -> bool:
 def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RpcError
 
     # Ray's client raises the last three for what the head answers
     return (
         AuthenticationError,
+        RpcError,  # of an address without http://
         aiohttp.ClientError,
         requests.RequestException,
         ConnectionError,

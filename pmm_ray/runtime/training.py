@@ -153,6 +153,14 @@ def training_job(
     from pmm_ray.runtime.sampling import BatchPlan, split_workers
     from pmm_ray.runtime.training_job import TrainingJob
 
+    if images < 1:
+        split, known = context.config.data.train_split, context.manifest.splits
+        there = ", ".join(f"{name} ({count})" for name, count in known.items())
+        raise CannotRunError(
+            f"{folder.stage}: no image of split {split!r} (data.train_split) has a label or mask "
+            f"to learn from; the data set has {there or 'no images'}. Labels of a folder of "
+            "photographs are in its labels.csv"
+        )
     workers = split_workers(
         config.workers, context.cluster.default_train_workers(), config.batch_size
     )

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmm_ray.runtime import storage
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.sources.archives import extract
 
@@ -119,7 +120,7 @@ def download(
     """
     root = Path(root).expanduser().absolute()
     folder = root / ARCHIVES
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(str(folder))
     wanted = [a for a in archives or DATASETS[dataset] if not _marker(folder, a).exists()]
     _check_disk(root, folder, wanted)
     stop = threading.Event()

@@ -182,7 +182,10 @@ def _label_space(
     if class_names is None:
         found = {name for line in lines if not line.fault for name in line.labels}
         class_names = sorted(found - {BACKGROUND}) or [UNNAMED_CLASS]
-    return LabelSpace.from_names(list(class_names), name="folder")
+    try:
+        return LabelSpace.from_names(list(class_names), name="folder")
+    except ValueError as error:
+        raise CannotRunError(f"classes.txt or labels.csv of {root}: {error}") from error
 
 
 def read_class_names(root: str) -> list[str] | None:

@@ -113,6 +113,17 @@ def test_a_mask_outside_the_label_space_stops_it_before_training(
     assert not list(read_events(context.run_dir, "train_step"))
 
 
+def test_a_split_without_images_is_named_with_those_that_are_there(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    values = {"segmenter": config().segmenter.model_dump(), "data": {"train_split": "Train"}}
+    context = make_context(shapes, RunConfig.model_validate(values))
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(shapes, tmp_path / "masks", 1)
+    with pytest.raises(CannotRunError, match=r"no image of split 'Train' .*has train \(\d+\), val"):
+        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
