@@ -33,6 +33,9 @@ from pmm_ray.stages.train_classifier import image_source
 CODE_VERSION = 3
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
+# held-out images that cannot be scored; the evaluation has a row of each
+_MOST_NAMED = 10
+
 
 class SegmenterSample:
     """One augmented image with its mask; opens the mask file in the process that uses it."""
@@ -324,7 +327,10 @@ def run(
         return summary
     scored = int(meta["training"].get(SCORED, 0))
     if scored < len(validation.rows()):
-        for image_id, reason in validation.unusable().items():
+        unusable = validation.unusable()
+        for image_id, reason in list(unusable.items())[:_MOST_NAMED]:
             context.progress.message(f"{folder.stage}: {image_id} was not scored: {reason}")
+        if len(unusable) > _MOST_NAMED:
+            context.progress.message(f"{folder.stage}: nor were {len(unusable) - _MOST_NAMED} more")
     details = summary.details | {"split": data.held_out_split, SCORED: scored}
     return summary.model_copy(update={"details": details})

@@ -16,7 +16,8 @@ from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
 from pmm_ray.runtime.images import encode_mask
 from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages import train_segmenter
 from pmm_ray.stages.train_segmenter import round_underfitting
 
@@ -83,6 +84,21 @@ def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path
     best = max(scores, key=lambda step: (scores[step], -step))
     assert summary.details["chosen_step"] == best
     assert summary.metrics["validation_miou"] == scores[best]
+
+
+def test_held_out_images_that_were_not_scored_are_named(make_context: Any, tmp_path: Path) -> None:
+    make_shapes(str(tmp_path / "data"), images=24, size=48, classes=3, seed=2)
+    manifest = open_manifest(str(tmp_path / "data" / "manifest.parquet"))
+    held_out = [r for r in tables.read_table(manifest.uri).to_pylist() if r["split"] == "val"]
+    Path(manifest.locate(held_out[0]["ground_truth_uri"])).unlink()
+    context = make_context(manifest, config(validate_every=2, workers=1))
+    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
+    uri = masks(manifest, tmp_path / "masks", 1)
+    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    assert summary.details["validation_images"] == len(held_out) - 1
+    said = context.progress._stream.getvalue()
+    assert f"{held_out[0]['image_id']} was not scored: " in said
+    assert "no ground truth at" in said
 
 
 def test_without_truth_the_last_weights_are_kept(
