@@ -10,9 +10,9 @@ below OUT, so the same command goes on where it stopped; `--minutes` begins no t
 that. A folder that `pmm run recipes/voc12-mini.yaml` has filled can be named with `--voc-run`: its
 masks are used. `--data` runs one of the two data sets: two such commands may run side by side.
 
-mIoU is on held-out images and uses their pixel labels; no weights are chosen by it. The whole
-experiment takes at most three hours on two idle cores. `--reduced` takes a part of it; what is
-reduced is printed with the table. `--write FILE` puts the table between the markers of a document.
+mIoU is on held-out images and uses their pixel labels; no weights are chosen by it. After three
+hours (`--minutes`) nothing more is begun. `--reduced` is for two cores; what is reduced is printed
+with the table. `--write FILE` puts the table between the markers of a document.
 """
 
 from __future__ import annotations

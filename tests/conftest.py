@@ -19,6 +19,8 @@ from pmm_ray.runtime.stage import RunContext
 from pmm_ray.sources.manifest import Manifest, open_manifest
 from pmm_ray.sources.shapes import make_shapes
 
+from .training import truth_masks
+
 MakeContext = Callable[..., RunContext]
 
 
@@ -48,6 +50,25 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     out = tmp_path_factory.mktemp("shapes")
     make_shapes(str(out), images=16, size=64, classes=3, seed=1)
     return open_manifest(str(out / "manifest.parquet"))
+
+
+@pytest.fixture(scope="session")
+def masks_uri(shapes: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The truth of `shapes` as pseudo-masks."""
+    return truth_masks(shapes, tmp_path_factory.mktemp("masks"))
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A gloo group of this process alone; its number of torch threads is put back."""
+    import torch
+    import torch.distributed as dist
+
+    threads = torch.get_num_threads()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

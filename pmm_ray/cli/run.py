@@ -59,13 +59,9 @@ def predict(
 def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html and print its path."""
     from pmm_ray.report import build_report
-    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
+    from pmm_ray.runtime.guard import guarded
 
-    try:
-        typer.echo(build_report(run_dir))
-    except CannotRunError as error:
-        typer.echo(f"pmm: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN) from error
+    raise typer.Exit(guarded(lambda _: typer.echo(build_report(run_dir))))
 
 
 @app.command()

@@ -140,17 +140,27 @@ class Photographs:
         """Ground-truth mask of contiguous ids, [H, W].
 
         Raises:
-            RowError: `missing`, or `decode` when it is no indexed or grey mask.
+            RowError: `missing`, `decode` when it is no indexed or grey mask, or `label` when it
+                holds a value outside the label space.
         """
-        uri = storage.anchor(row["ground_truth_uri"], self.root)
+        uri, space = storage.anchor(row["ground_truth_uri"], self.root), self.label_space
         try:
-            return decode_mask(storage.read_bytes(uri), uri=uri)
+            truth = decode_mask(storage.read_bytes(uri), uri=uri)
         except FileNotFoundError as error:
             raise RowError("missing", f"no ground truth at {uri}", uri) from error
         except OSError as error:
             raise RowError("missing", f"the ground truth cannot be read: {error}", uri) from error
         except ValueError as error:
             raise RowError("decode", str(error), uri) from error
+        wrong = np.unique(truth[(truth >= space.num_classes) & (truth != space.ignore)])[:10]
+        if len(wrong):
+            raise RowError(
+                "label",
+                f"the truth holds {wrong.tolist()}: allowed are 0..{space.num_foreground} and "
+                f"{space.ignore}",
+                uri,
+            )
+        return truth
 
 
 def large_image(manifest_uri: str) -> float:

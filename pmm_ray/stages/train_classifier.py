@@ -23,6 +23,7 @@ from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, traini
 from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.training import run_training, summarize, training_job
 from pmm_ray.runtime.training_job import LossModule, head_groups, poly
+from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.validation import Share, Validation
 
 if TYPE_CHECKING:
@@ -167,12 +168,11 @@ def task_fields(
     validation = Validation(
         manifest_uri=manifest.uri,
         split=data.held_out_split,
-        source=source,
+        photographs=Photographs.of(context),
         images=config.validation_images,
         # the middle of what the network is trained on
         long_side=sum(config.resize_long) // 2,
         seed=context.seed,
-        ignore=manifest.label_space.ignore,
     )
     return {
         "config": config,

@@ -7,7 +7,6 @@ Watched after every epoch of its training; nothing is decided by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +20,11 @@ from pmm_ray.method.precision import average_precision
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime import tables
 from pmm_ray.runtime.augment import resize_to_long
 from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import decode_mask, read_image
-from pmm_ray.runtime.loader import ImageSource
 from pmm_ray.runtime.sampling import sample_seed
+from pmm_ray.stages.photographs import Photographs
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
 """A px whose scores all lie below one of these is background; the best of them is reported."""
@@ -50,24 +48,22 @@ class Validation:
     Attributes:
         manifest_uri: the Parquet file.
         split: the held-out one.
-        source: how images are read.
+        photographs: how images and truth are read.
         images: how many are scored, drawn by the seed.
         long_side: of the resized images, px.
         seed: of the run.
-        ignore: value of the truth that is left out.
     """
 
     manifest_uri: str
     split: str
-    source: ImageSource
+    photographs: Photographs
     images: int
     long_side: int
     seed: int
-    ignore: int
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the manifest that are scored: the same on every worker and every epoch."""
-        columns = ["image_id", "uri", "labels", "split", "ground_truth_uri"]
+        columns = ["image_id", "uri", "height", "width", "labels", "split", "ground_truth_uri"]
         rows = [
             row
             for row in tables.read_table(self.manifest_uri, columns).to_pylist()
@@ -80,27 +76,27 @@ class Validation:
     def measure(self, network: CamNetwork, device: torch.device, rank: int, world: int) -> Share:
         """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be read is left out: the stage that needs it records it.
+        An image that cannot be used is left out: the stage that needs it records it.
         """
-        share = Share()
-        classes = self.source.num_foreground + 1
+        share, space = Share(), self.photographs.label_space
+        classes = space.num_classes
         total = np.zeros((len(BACKGROUND_SCORES), classes, classes), np.int64)
         scored = False
         for row in self.rows()[rank::world]:
             try:
-                image = self._image(row)
-                truth = self._truth(row) if row["ground_truth_uri"] else None
+                image, labels = self.photographs.image(row), self.photographs.labels(row)
+                truth = self.photographs.truth(row) if row["ground_truth_uri"] else None
             except RowError:
                 continue
-            scores_C, maps_Khw = _score(network, image, row["labels"], self.long_side, device)
+            scores_C, maps_Khw = _score(network, image, labels, self.long_side, device)
             share.scores.append(scores_C)
-            share.labels.append(list(row["labels"]))
+            share.labels.append(labels)
             if truth is None or not np.isfinite(maps_Khw).all():
                 continue
             cam = upsample_cam(normalize(maps_Khw, "multi_scale"), *truth.shape)
             for t, background in enumerate(BACKGROUND_SCORES):
-                predicted = _argmax(cam, row["labels"], background)
-                total[t] += confusion_matrix(truth, predicted, classes, self.ignore)
+                predicted = _argmax(cam, labels, background)
+                total[t] += confusion_matrix(truth, predicted, classes, space.ignore)
             scored = True
         if scored:
             share.confusions.append(total)
@@ -111,7 +107,7 @@ class Validation:
         scores = [s for share in shares for s in share.scores]
         found: dict[str, float] = {}
         if scores:
-            truth_NC = np.zeros((len(scores), self.source.num_foreground), bool)
+            truth_NC = np.zeros((len(scores), self.photographs.label_space.num_foreground), bool)
             for n, labels in enumerate(labels for share in shares for labels in share.labels):
                 truth_NC[n, [label - 1 for label in labels]] = True
             finite = np.nan_to_num(np.stack(scores).astype(np.float64))
@@ -124,18 +120,6 @@ class Validation:
             found["cam_miou"] = by_score[best]
             found["cam_threshold"] = BACKGROUND_SCORES[best]
         return found
-
-    def _image(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        source = self.source
-        uri = storage.anchor(row["uri"], source.root)
-        return read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)
-
-    def _truth(self, row: Mapping[str, Any]) -> NDArray[Any]:
-        uri = storage.anchor(row["ground_truth_uri"], self.source.root)
-        try:
-            return decode_mask(storage.read_bytes(uri), uri=uri)
-        except (FileNotFoundError, ValueError) as error:
-            raise RowError("decode", str(error), uri) from error
 
 
 def _score(

@@ -22,9 +22,8 @@ from pmm_ray.runtime.training_job import TrainingJob
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.train_classifier import SiameseLoss
 
-from .test_train_worker import CONFIG, STEPS, group, job, train
-
-__all__ = ["group"]  # a fixture
+from ..training import train
+from .test_train_worker import CONFIG, STEPS, job
 
 
 def state(job: TrainingJob) -> dict[str, torch.Tensor]:
@@ -103,14 +102,14 @@ def test_loss_rate_and_throughput_are_events_and_curves(
 def test_validation_is_an_event_and_a_curve_after_every_epoch(
     shapes: Manifest, group: None, tmp_path: Path
 ) -> None:
+    from pmm_ray.stages.photographs import Photographs
     from pmm_ray.stages.validation import Validation
 
     plain = job(shapes, tmp_path)
     epoch = plain.images // plain.batch_size
     task: Any = plain.task
-    validation = Validation(
-        shapes.uri, "val", task.source, images=4, long_side=32, seed=0, ignore=255
-    )
+    photographs = Photographs(shapes.root, shapes.apply_exif, 10**7, shapes.label_space)
+    validation = Validation(shapes.uri, "val", photographs, images=4, long_side=32, seed=0)
     task = dataclasses.replace(task, validation=validation)
     train(dataclasses.replace(plain, task=task, steps=2 * epoch))
     events = list(read_events(str(tmp_path), "validation"))

@@ -7,12 +7,10 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
@@ -20,13 +18,13 @@ from pmm_ray.nets.registry import load_classifier
 from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder
 from pmm_ray.runtime.train_checkpoint import checkpoints
-from pmm_ray.runtime.train_worker import _Worker
 from pmm_ray.runtime.training import run_training
 from pmm_ray.runtime.training_job import TrainingJob
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
+
+from ..training import losses, train, training_job
 
 STEPS = 5
 STOP_AT = 3
@@ -72,50 +70,8 @@ def job(manifest: Manifest, run_dir: Path, **changes: Any) -> TrainingJob:
         label_space=manifest.label_space.to_json(),
         **options,
     )
-    folder = StageFolder.below(str(run_dir), "stage", "0")
-    values: dict[str, Any] = {
-        "stage": "stage",
-        "task": task,
-        "run_dir": str(run_dir),
-        "model_uri": folder.path("model.pt"),
-        "checkpoints_uri": folder.path("train"),
-        "errors_uri": folder.errors_uri,
-        "error_budget": 10,
-        "fingerprint": "f",
-        "seed": 3,
-        "images": len(task.dataset()),
-        "steps": STEPS,
-        "batch_size": 4,
-        "momentum": 0.9,
-        "amp": False,
-        "workers": 1,
-        "threads": 1,
-        "loader_processes": 0,
-        "checkpoint_seconds": 1e-9,
-        "scratch": run_dir,
-    }
-    return TrainingJob(**{**values, **changes})
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A gloo group of this process alone; its number of torch threads is put back."""
-    threads = torch.get_num_threads()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
-
-
-def train(job: TrainingJob) -> dict[str, Any]:
-    """Run the loop here; nobody listens to its reports."""
-    remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote)
-    return _Worker(job, reporter, 0, 1, torch.device("cpu")).run()
-
-
-def steps(run_dir: Path) -> list[tuple[int, float]]:
-    return [(event["step"], event["loss"]) for event in read_events(str(run_dir), "train_step")]
+    values = {"images": len(task.dataset()), "steps": STEPS}
+    return training_job(task, run_dir, **values | changes)
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(
@@ -131,8 +87,8 @@ def test_a_stopped_training_goes_on_bit_for_bit(
     assert not storage.exists(stopped.model_uri)
     marker.touch()
     train(stopped)
-    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
-    assert len({loss for _, loss in steps(tmp_path / "whole")}) == STEPS
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert len({loss for _, loss in losses(tmp_path / "whole")}) == STEPS
     want, got = (load_classifier(j.model_uri)[0].state_dict() for j in (whole, stopped))
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
@@ -168,7 +124,7 @@ def test_checkpoints_of_another_training_are_not_resumed(
 ) -> None:
     train(job(shapes, tmp_path))
     train(job(shapes, tmp_path, fingerprint="other"))
-    assert [step for step, _ in steps(tmp_path)] == [*range(1, STEPS + 1)] * 2
+    assert [step for step, _ in losses(tmp_path)] == [*range(1, STEPS + 1)] * 2
 
 
 def test_a_run_killed_before_it_wrote_the_network_still_knows_its_loss(
@@ -179,7 +135,7 @@ def test_a_run_killed_before_it_wrote_the_network_still_knows_its_loss(
     assert checkpoints(this.checkpoints_uri)[-1][0] == STEPS - 1
     storage.delete_file(this.model_uri)
     assert math.isfinite(train(this)["loss"])
-    assert [step for step, _ in steps(tmp_path)] == [*range(1, STEPS + 1), STEPS]
+    assert [step for step, _ in losses(tmp_path)] == [*range(1, STEPS + 1), STEPS]
 
 
 def test_an_update_that_is_not_finite_is_left_out(
@@ -203,7 +159,7 @@ def test_an_update_that_is_not_finite_is_left_out(
 def test_a_data_set_that_changed_is_refused(shapes: Manifest, group: None, tmp_path: Path) -> None:
     stopped = train(job(shapes, tmp_path, images=99))["stopped"]
     assert "instead of 99" in stopped
-    assert not steps(tmp_path)
+    assert not losses(tmp_path)
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -241,10 +197,10 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     train(job(shapes, tmp_path / "one"))
-    assert [step for step, _ in steps(run_dir)] == [*range(1, STEPS + 1)]
-    assert dict(steps(run_dir)) == pytest.approx(dict(steps(tmp_path / "one")), rel=1e-4)
+    assert [step for step, _ in losses(run_dir)] == [*range(1, STEPS + 1)]
+    assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)
     # of a run that was killed between the network and its summary
     storage.make_folder(two.checkpoints_uri)
     run_training(two, context, max_failures=0)
     assert not storage.exists(two.checkpoints_uri)
-    assert len(steps(run_dir)) == STEPS
+    assert len(losses(run_dir)) == STEPS

@@ -18,7 +18,7 @@ from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime import storage
 from pmm_ray.runtime.cluster import ClusterResources
 from pmm_ray.runtime.errors import CannotRunError
 from pmm_ray.runtime.events import read_events
@@ -29,6 +29,8 @@ from pmm_ray.runtime.training_job import TrainingJob, poly
 from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
+
+from ..training import truth_masks
 
 STEPS = 5
 LOST_AT = 3
@@ -49,16 +51,6 @@ def _pickle_this_module_by_value() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)
-
-
-def truth_as_masks(manifest: Manifest, folder: Path) -> str:
-    rows = []
-    for row in tables.read_table(manifest.uri).to_pylist():
-        png = storage.read_bytes(manifest.locate(row["ground_truth_uri"]))
-        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
-        rows.append({**kept, "mask_png": png, "foreground": 0.5, "round": 0})
-    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
-    return str(folder)
 
 
 class FragileTask(SegmenterTask):
@@ -105,7 +97,7 @@ def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
     shapes: Manifest, make_context: Any, tmp_path: Path
 ) -> None:
     context = make_context(shapes, CONFIG)
-    masks_uri = truth_as_masks(shapes, tmp_path / "masks")
+    masks_uri = truth_masks(shapes, tmp_path / "masks")
     models = {}
     for name, kind in (("whole", SegmenterTask), ("lost", FragileTask)):
         job = segmenter_job(context, name, masks_uri, kind)
@@ -208,6 +200,8 @@ from pmm_ray.runtime.progress import Progress
 from pmm_ray.runtime.stage import RunContext, StageFolder
 from pmm_ray.sources.manifest import open_manifest
 from pmm_ray.stages import train_classifier
+
+
 
 run_dir, manifest = sys.argv[1:]
 config = RunConfig.model_validate({

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage, tables
 from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.runtime.train_worker import _Worker
 from pmm_ray.runtime.training_job import TrainingJob
 from pmm_ray.sources.manifest import Manifest, open_manifest
 from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation, Share
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
+
+from ..training import train, training_job
 
 STEPS = 6
 SECTION: dict[str, Any] = {"weights": "none", "channels": 8, "output_stride": 32, "crop_size": 48}
@@ -55,17 +50,6 @@ class WatchedTask(SegmenterTask):
         return {MIOU: first}
 
 
-def truth_masks(manifest: Manifest, folder: Path) -> str:
-    """The truth as pseudo-masks; returns their folder."""
-    rows = []
-    for row in tables.read_table(manifest.uri).to_pylist():
-        png = storage.read_bytes(manifest.locate(row["ground_truth_uri"]))
-        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
-        rows.append({**kept, "mask_png": png, "foreground": 0.5, "round": 0})
-    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
-    return str(folder)
-
-
 def validation(manifest: Manifest, split: str = "val") -> SegmenterValidation:
     photographs = Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
     return SegmenterValidation(manifest.uri, split, photographs, None, (96, 48), 0)
@@ -88,51 +72,9 @@ def job(
         label_space=manifest.label_space.to_json(),
         **options,
     )
-    folder = StageFolder.below(str(run_dir), "stage", "0")
-    values: dict[str, Any] = {
-        "stage": "stage",
-        "task": task,
-        "run_dir": str(run_dir),
-        "model_uri": folder.path("model.pt"),
-        "checkpoints_uri": folder.path("train"),
-        "errors_uri": folder.errors_uri,
-        "error_budget": 10,
-        "fingerprint": "f",
-        "seed": 3,
-        "images": manifest.splits["train"],
-        "steps": STEPS,
-        "batch_size": 4,
-        "momentum": 0.9,
-        "amp": False,
-        "workers": 1,
-        "threads": 1,
-        "loader_processes": 0,
-        "checkpoint_seconds": 1e-9,
-        "scratch": run_dir,
-        "accumulate": config.accumulate,
-        "clip_norm": config.clip_norm,
-    }
-    return TrainingJob(**{**values, **changes})
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """A group of this process alone."""
-    threads = torch.get_num_threads()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
-
-
-def train(job: TrainingJob) -> dict[str, Any]:
-    remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote)
-    return _Worker(job, reporter, 0, 1, torch.device("cpu")).run()
-
-
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    return [(event["step"], event["loss"]) for event in read_events(str(run_dir), "train_step")]
+    values = {"images": manifest.splits["train"], "steps": STEPS}
+    values |= {"accumulate": config.accumulate, "clip_norm": config.clip_norm}
+    return training_job(task, run_dir, **values | changes)
 
 
 def validated(run_dir: Path) -> list[tuple[int, float]]:
@@ -160,8 +102,6 @@ def statistics(manifest_uri: str, masks_uri: str, folder: str, rank: str) -> lis
     this.task.measure = measure  # type: ignore[attr-defined]
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
-    remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote)
-    _Worker(this, reporter, int(rank), 2, torch.device("cpu")).run()
+    train(this, int(rank))
     dist.destroy_process_group()
     return seen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,8 @@ from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.nets.segmenter import build_segmenter, describe, load_segmenter, predict_logits
 from pmm_ray.sources.manifest import Manifest
 
-from .segmenter_job import (
-    job,
-    losses,
-    process_group,
-    section,
-    train,
-    truth_masks,
-    validation,
-)
-
-
-@pytest.fixture(scope="module")
-def masks_uri(shapes: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return truth_masks(shapes, tmp_path_factory.mktemp("masks"))
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    with process_group():
-        yield
+from ..training import losses, train
+from .segmenter_job import job, section, validation
 
 
 def space_with_gaps(manifest: Manifest) -> LabelSpace:

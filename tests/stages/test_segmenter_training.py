@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,8 @@ from pmm_ray.sources.manifest import Manifest
 from pmm_ray.stages.segmenter_validation import MIOU
 from pmm_ray.stages.train_segmenter import model_identity
 
-from .segmenter_job import (
-    STEPS,
-    job,
-    losses,
-    process_group,
-    section,
-    train,
-    truth_masks,
-    validated,
-    validation,
-)
-
-
-@pytest.fixture(scope="module")
-def masks_uri(shapes: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return truth_masks(shapes, tmp_path_factory.mktemp("masks"))
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    with process_group():
-        yield
+from ..training import losses, train
+from .segmenter_job import STEPS, job, section, validated, validation
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -22,16 +21,7 @@ from pmm_ray.sources.manifest import Manifest, open_manifest
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.segmenter_validation import MIOU, SCORED, Share
 
-from .segmenter_job import (
-    section,
-    truth_masks,
-    validation,
-)
-
-
-@pytest.fixture(scope="module")
-def masks_uri(shapes: Manifest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return truth_masks(shapes, tmp_path_factory.mktemp("masks"))
+from .segmenter_job import section, validation
 
 
 def test_validation_is_the_evaluators_miou_whatever_the_number_of_workers(
@@ -73,9 +63,9 @@ def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: 
     assert (whole.images, this.unusable()) == (len(this.rows()), {})
     paths = [Path(manifest.locate(row["ground_truth_uri"])) for row in this.rows()[:4]]
     mask_HW = decode_mask(paths[0].read_bytes())
+    Image.fromarray(mask_HW[:9]).save(paths[1])
     mask_HW[0, 0] = 200
     Image.fromarray(mask_HW).save(paths[0])
-    Image.fromarray(mask_HW[:9]).save(paths[1])
     paths[2].unlink()
     paths[3].write_bytes(b"no picture")
     share = this.measure(network, torch.device("cpu"), 0, 1)
@@ -84,7 +74,12 @@ def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: 
     for reason, path, said in zip(
         reasons,
         paths,
-        ("holds [200]: allowed are 0..3 and 255", "the truth is (9, ", "no ground truth", ""),
+        (
+            "the truth holds [200]: allowed are 0..3 and 255",
+            "the truth is (9, ",
+            "no ground truth",
+            "",
+        ),
         strict=True,
     ):
         assert path.name in reason
@@ -93,12 +88,11 @@ def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: 
 
 
 PROGRAM = """
-import importlib.util
+import importlib
 import json
 import sys
-spec = importlib.util.spec_from_file_location("segmenter_job", sys.argv[1])
-sys.modules["segmenter_job"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+sys.path.insert(0, sys.argv[1])
+module = importlib.import_module("tests.stages.segmenter_job")
 print(json.dumps(module.statistics(*sys.argv[2:])))
 """
 
@@ -107,8 +101,8 @@ def test_before_scoring_all_workers_have_the_first_ones_statistics(
     shapes: Manifest, masks_uri: str, tmp_path: Path
 ) -> None:
     """Two processes, whose norms see other images, score one and the same network."""
-    file = str(Path(__file__).with_name("segmenter_job.py"))
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, file, shapes.uri, masks_uri]
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, root, shapes.uri, masks_uri]
     workers = [
         subprocess.Popen([*command, str(tmp_path), str(rank)], stdout=subprocess.PIPE, text=True)
         for rank in (0, 1)

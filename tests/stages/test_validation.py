@@ -14,8 +14,8 @@ from PIL import Image
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.loader import ImageSource
 from pmm_ray.sources.manifest import ManifestRow, write_manifest
+from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.validation import BACKGROUND_SCORES, Validation
 
 SPACE = LabelSpace.from_names(["red", "green", "blue"])
@@ -56,8 +56,8 @@ def validation(tmp_path: Path) -> Validation:
     rows[9] = dataclasses.replace(rows[9], uri="gone.png")
     uri = str(tmp_path / "manifest.parquet")
     manifest = write_manifest(uri, rows, SPACE, source="test", exif="ignore")
-    source = ImageSource(manifest.root, False, 10**6, 3)
-    return Validation(uri, "val", source, images=100, long_side=48, seed=0, ignore=SPACE.ignore)
+    photographs = Photographs(manifest.root, False, 10**6, SPACE)
+    return Validation(uri, "val", photographs, images=100, long_side=48, seed=0)
 
 
 def metrics(validation: Validation, network: CamNetwork, world: int = 1) -> dict[str, float]:
@@ -70,6 +70,15 @@ def test_a_network_that_knows_all_scores_all(validation: Validation) -> None:
     assert found["mean_average_precision"] == 1.0
     assert found["cam_miou"] > 0.99
     assert found["cam_threshold"] in BACKGROUND_SCORES
+
+
+def test_truth_with_another_value_is_left_out(validation: Validation, tmp_path: Path) -> None:
+    whole = validation.measure(Colours(), CPU, 0, 1)
+    assert len(whole.labels) == 9
+    Image.fromarray(np.full((32, 48), 9, np.uint8)).save(tmp_path / "0-mask.png")
+    share = validation.measure(Colours(), CPU, 0, 1)
+    assert len(share.labels) == 8
+    assert validation.metrics([share])["cam_miou"] > 0.99
 
 
 def test_a_network_that_mistakes_classes_scores_little(validation: Validation) -> None:

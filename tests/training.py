@@ -1,0 +1,66 @@
+"""What tests of trainings share: masks to learn from, a job, and the loop in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from pmm_ray.runtime import storage, tables
+from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.train_worker import _Worker
+from pmm_ray.runtime.training_job import TrainingJob, TrainingTask
+from pmm_ray.sources.manifest import Manifest
+
+
+def truth_masks(manifest: Manifest, folder: Path) -> str:
+    """The truth as pseudo-masks; returns their folder."""
+    rows = []
+    for row in tables.read_table(manifest.uri).to_pylist():
+        png = storage.read_bytes(manifest.locate(row["ground_truth_uri"]))
+        kept = {name: row[name] for name in ("image_id", "height", "width", "labels")}
+        rows.append({**kept, "mask_png": png, "foreground": 0.5, "round": 0})
+    tables.write_rows(str(folder / "part-0.parquet"), rows, tables.MASKS)
+    return str(folder)
+
+
+def training_job(task: TrainingTask, run_dir: Path, **changes: Any) -> TrainingJob:
+    """A job of one CPU worker that writes a checkpoint after every step.
+
+    `images` and `steps` have to be among the changes.
+    """
+    folder = StageFolder.below(str(run_dir), "stage", "0")
+    values: dict[str, Any] = {
+        "stage": "stage",
+        "task": task,
+        "run_dir": str(run_dir),
+        "model_uri": folder.path("model.pt"),
+        "checkpoints_uri": folder.path("train"),
+        "errors_uri": folder.errors_uri,
+        "error_budget": 10,
+        "fingerprint": "f",
+        "seed": 3,
+        "batch_size": 4,
+        "momentum": 0.9,
+        "amp": False,
+        "workers": 1,
+        "threads": 1,
+        "loader_processes": 0,
+        "checkpoint_seconds": 1e-9,
+        "scratch": run_dir,
+    }
+    return TrainingJob(**{**values, **changes})
+
+
+def train(job: TrainingJob, rank: int = 0) -> dict[str, Any]:
+    """Run the loop here, in a process group of its workers; nobody listens to its reports."""
+    remote = SimpleNamespace(remote=lambda *_: None)
+    reporter = SimpleNamespace(update=remote, failed=remote)
+    return _Worker(job, reporter, rank, job.workers, torch.device("cpu")).run()
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in read_events(str(run_dir), "train_step")]
