@@ -1,0 +1,124 @@
+"""A session that computes nothing: every stage leaves a table of ids and a fixed summary.
+
+What is planned, in which order and under which hash is real; what stages make is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pmm_ray.config import RunConfig
+from pmm_ray.labels import COCO14, VOC12, LabelSpace
+from pmm_ray.nets.weight_files import PUBLIC_FILES
+from pmm_ray.runtime import tables
+from pmm_ray.runtime.cluster import ClusterResources
+from pmm_ray.runtime.index import scan_parts, write_index
+from pmm_ray.runtime.session import Session
+from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.sources.coco_files import OBJECTS_KEY
+from pmm_ray.sources.manifest import ManifestRow, write_manifest
+
+CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True)
+TRAIN, HELD_OUT = 6, 4
+"""Images of each split."""
+METRICS = {"mean_iou": 0.5, "agreement": 0.5, "segmenter": 0.6, "supervision": 0.5}
+_IDS = pa.schema([("image_id", pa.string())])
+
+
+def pinned_manifest(config: RunConfig, folder: str) -> None:
+    """Write the manifest that stands for the recipe's data set; every image has truth."""
+    data = config.data
+    space = {"voc12": VOC12, "coco14": COCO14}.get(
+        data.source, LabelSpace.from_names(("background", "disc", "bar", "ring", "star"))
+    )
+    splits = [data.train_split] * TRAIN + [data.held_out_split] * HELD_OUT
+    rows = [
+        ManifestRow(f"image-{n}", f"{n}.jpg", (1 + n % 4,), 40 + n, 50, split, f"{n}.png")
+        for n, split in enumerate(splits)
+    ]
+    write_manifest(
+        str(Path(folder) / "manifest.parquet"),
+        rows,
+        space,
+        exif="ignore",
+        source=data.source,
+        metadata={OBJECTS_KEY: "objects"} if data.source == "coco14" else None,
+    )
+
+
+def ids_of(stage: str, config: RunConfig) -> list[str]:
+    """The images that a stage's table holds."""
+    train, held_out = (
+        [f"image-{n}" for n in numbers]
+        for numbers in (range(TRAIN), range(TRAIN, TRAIN + HELD_OUT))
+    )
+    base, _, subject = stage.partition("-")
+    if base in ("make_base_cams", "make_base_masks", "make_affinity_labels"):
+        return train
+    if base == "predict_masks":
+        return held_out if stage.endswith(f"-{config.data.held_out_split}") else train
+    if base == "make_cams" and subject:
+        return held_out
+    return train + held_out
+
+
+def rehearse(
+    monkeypatch: pytest.MonkeyPatch, weights: Path, details: dict[str, Any] | None = None
+) -> list[tuple[str, str]]:
+    """From now on sessions compute nothing; returns the growing list of (stage, hash).
+
+    Args:
+        monkeypatch: undoes it.
+        weights: an empty folder, for files that stand for public weights.
+        details: more details of every summary.
+    """
+    for file in PUBLIC_FILES.values():
+        (weights / file).write_bytes(file.encode())
+    monkeypatch.setenv("PMM_WEIGHTS", str(weights))
+    monkeypatch.setattr("pmm_ray.report.build_report", lambda run_dir: run_dir)
+    monkeypatch.setattr("pmm_ray.report.print_stage_table", lambda run_dir, console: None)
+    monkeypatch.setattr(Session, "cluster", property(lambda session: CLUSTER))
+    seen: list[tuple[str, str]] = []
+    real = Session.stage
+
+    def stage(
+        session: Session,
+        name: str,
+        stage_hash: str,
+        body: Callable[[StageFolder], Summary],
+        *,
+        input_rows: int | None = None,
+    ) -> StageFolder:
+        def leave(folder: StageFolder) -> Summary:
+            return _leave(folder, session.config, details or {}, input_rows)
+
+        # a table's identity is what stands in it
+        seen.append((name, "" if name.startswith("table-") else stage_hash))
+        return real(session, name, stage_hash, leave, input_rows=input_rows)
+
+    monkeypatch.setattr(Session, "stage", stage)
+    return seen
+
+
+def _leave(
+    folder: StageFolder, config: RunConfig, details: dict[str, Any], input_rows: int | None
+) -> Summary:
+    if folder.stage == "import_data":
+        pinned_manifest(config, folder.uri)
+    else:
+        rows = [{"image_id": image_id} for image_id in ids_of(folder.stage, config)]
+        tables.write_rows(folder.path("part-0.parquet"), rows, _IDS)
+        write_index(folder.uri, scan_parts(folder.uri)[0])
+    known = {"update": True, "chosen": {"alpha": 3.0}, "alpha": 3.0, "split": "val"}
+    return Summary(
+        stage=folder.stage,
+        hash=folder.hash,
+        images=TRAIN + HELD_OUT,
+        metrics=METRICS,
+        details=known | details | {"input_rows": input_rows},
+    )

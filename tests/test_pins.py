@@ -1,0 +1,66 @@
+"""The stages of every recipe and table, and their hashes: what is done stays done.
+
+`pins/RECIPE.json` holds what each command plans and runs over a small fixed manifest. A hash that
+changes makes users compute a stage anew: the changelog has to say so. Write the files again with
+`PMM_WRITE_PINS=1 pytest tests/test_pins.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.ablations import Ablation, run_table
+from pmm_ray.config import load_recipe
+from pmm_ray.pipeline import planned_stages
+from pmm_ray.run import run_recipe
+
+from .rehearsal import rehearse
+
+PINS = Path(__file__).parent / "pins"
+RECIPES = Path(__file__).parents[1] / "recipes"
+NAMES = [
+    *("shapes", "voc12-mini", "voc12", "voc12-released"),
+    *("coco14-mini", "coco14", "coco14-released"),
+]
+VARIANTS = {
+    "run": [],
+    "run, everything on": [
+        *("multicrop.enabled=true", "affinity.enabled=true", "masks.alpha=auto"),
+        *("cycles.rounds=2", "cycles.update=if_better", "evaluate.train_masks=true"),
+    ],
+    "run, CAMs streamed": ["masks.fused=true", "masks.alpha=5", "affinity.enabled=false"],
+}
+
+
+def commands(recipe: str) -> list[str]:
+    return [*VARIANTS, *(f"table {number}" for number in range(1, 7))]
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_every_stage_keeps_its_name_and_hash(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    seen = rehearse(monkeypatch, weights)
+    file = RECIPES / f"{recipe}.yaml"
+    found: dict[str, list[str]] = {}
+    for number, command in enumerate(commands(recipe)):
+        settings = ["data.root=/data", "ablate.alphas=[1, 3]", *VARIANTS.get(command, ())]
+        place = str(tmp_path / f"run-{number}")
+        seen.clear()
+        if command in VARIANTS:
+            code = run_recipe(file, run_dir=place, settings=settings)
+            found[f"{command}: planned"] = list(planned_stages(load_recipe(file, settings)))
+        else:
+            code = run_table(int(command[-1]), Ablation(file, place, tuple(settings)))
+        assert code == 0, capfd.readouterr().err
+        found[command] = [" ".join(stage).strip() for stage in seen]
+    pins = PINS / f"{recipe}.json"
+    if os.environ.get("PMM_WRITE_PINS"):
+        pins.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(pins.read_text())
