@@ -21,10 +21,10 @@ import yaml
 from numpy.typing import NDArray
 
 from pmm_ray.method.confusion import confusion_matrix, iou
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import read_index
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.rows.images import decode_mask
 
 AREAS = np.arange(0.05, 0.80, 0.05)
 

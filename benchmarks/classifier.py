@@ -81,7 +81,7 @@ def photograph(path: str) -> Any:
     import numpy as np
     from PIL import Image
 
-    from pmm_ray.stages.crop_cams import Photograph
+    from pmm_ray.nets.crop_cams import Photograph
 
     pixels = np.asarray(Image.open(path).convert("RGB"))
     return Photograph(0, pixels, [8, 15], pixels.shape[:2])
@@ -99,7 +99,7 @@ def batched(model: Any, subject: Any, config: Any) -> Any:
     """The stage's own way."""
     import torch
 
-    from pmm_ray.stages.crop_cams import CropCams
+    from pmm_ray.nets.crop_cams import CropCams
 
     ((_, maps),) = CropCams(model, config, torch.device("cpu")).merged([subject])
     return maps

@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import read_all
-from pmm_ray.sources.manifest import open_manifest
-from pmm_ray.stages.make_masks import decode_cam
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.images import decode_mask
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 RUNGS = ("plain", "SEAM", "SEAM + multi-crop")

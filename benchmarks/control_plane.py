@@ -35,15 +35,15 @@ import pyarrow as pa
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import lease
-from pmm_ray.runtime.cluster import ClusterResources, connect
-from pmm_ray.runtime.events import EventLog, read_events
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import InputRow, Pool, Worker
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.sources.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources, connect
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.events import EventLog, read_events
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
 ROW = pa.schema([("image_id", pa.string()), ("seconds", pa.float32())])
 

@@ -23,7 +23,7 @@ import psutil
 
 from pmm_ray.labels import COCO14
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.rows.images import encode_mask
 
 IMAGES, DISTINCT = 40_137, 64
 HEIGHT, WIDTH = 480, 640

@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import read_all
 
 IMAGES = 24
 # Many iterations make a mask of these small images take about as long as one of a photograph.
@@ -42,7 +42,7 @@ HOOK = """
 import ctypes, os, sys, time
 
 if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
-    from pmm_ray.runtime import stream
+    from pmm_ray.runtime.mapping import stream
 
     accidents = {"segfault": lambda: ctypes.string_at(0), "hang": lambda: time.sleep(10**6)}
     inner = stream.row_by_row

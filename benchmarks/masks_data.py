@@ -20,12 +20,12 @@ from PIL import Image
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import lease, storage, tables
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext
-from pmm_ray.sources.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import lease, storage, tables
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext
 
 
 def shared() -> Path:

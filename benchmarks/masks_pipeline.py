@@ -39,16 +39,16 @@ from pmm_ray.config import MasksConfig
 from pmm_ray.method.cams import smooth, upsample_cam
 from pmm_ray.method.crf import CrfParameters, DenseCrf
 from pmm_ray.method.crf.warm import warm_up
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.cluster import connect, one_thread
-from pmm_ray.runtime.index import index_file, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import Output, make_chunks, run_chunk
-from pmm_ray.runtime.table_stage import auto_batch
-from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.runtime.cluster.connect import connect, one_thread
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import index_file, read_index
+from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import Output, make_chunks, run_chunk
+from pmm_ray.runtime.mapping.table_stage import auto_batch
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_masks, sweep_masks
 from pmm_ray.stages.make_masks import mask_factory
-from pmm_ray.stages.photographs import Photographs
 
 
 def stage_side(context: RunContext, cams: str, name: str) -> tuple[Rates, StageFolder]:

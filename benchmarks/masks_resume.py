@@ -22,12 +22,12 @@ import yaml
 
 from pmm_ray.labels import VOC12
 from pmm_ray.run import run_recipe
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import TableIndex, index_file, scan_parts, write_index
-from pmm_ray.runtime.session import EndOfSelection, Session
-from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.runtime.stream import make_chunks
-from pmm_ray.sources.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts, write_index
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.session import EndOfSelection, Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import make_chunks
 from pmm_ray.stages import make_masks
 
 COCO_ROWS = 82_081

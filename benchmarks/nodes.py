@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import read_all
 
 
 def run_masks(recipe: str, source: Path, place: Path, options: list[str]) -> tuple[float, str, int]:

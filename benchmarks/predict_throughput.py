@@ -35,20 +35,27 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.cluster import connect, inference_process
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import index_file, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import InputRow, Output, Worker, make_chunks, row_by_row, run_chunk
-from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.runtime.cluster.connect import connect, inference_process
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import index_file, read_all
+from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import (
+    InputRow,
+    Output,
+    Worker,
+    make_chunks,
+    row_by_row,
+    run_chunk,
+)
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.rows.scores import pack_scores, refine
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages import predict_masks
-from pmm_ray.stages.make_masks import crf_parameters
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.predict_masks import Scorer
-from pmm_ray.stages.refine_scores import MaskOutput, pack_scores, refine
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "shapes.yaml"
 

@@ -31,11 +31,11 @@ from statistics import mean, stdev
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.cycle_pipeline import Variant, planned_rounds
 from pmm_ray.pipeline import Pipeline, planned_stages
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.cluster import connect
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.cluster.connect import connect
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import StageFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("none", "clamp", "ignore", "pow", "reweight")

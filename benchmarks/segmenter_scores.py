@@ -19,9 +19,9 @@ import crf_inputs as inputs
 import numpy as np
 
 from pmm_ray.config import load_recipe
-from pmm_ray.runtime import tables
-from pmm_ray.sources.manifest import open_manifest
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages.predict_masks import Scorer
 
 

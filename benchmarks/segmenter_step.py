@@ -31,11 +31,11 @@ from mmengine.runner import Runner
 
 from pmm_ray.config import SegmenterConfig
 from pmm_ray.nets.segmenter import build_segmenter, describe
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.runtime.train_worker import _Worker
-from pmm_ray.runtime.training_job import TrainingJob
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.worker import _Worker
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask

@@ -31,15 +31,15 @@ from torch import nn
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.cluster import ClusterResources, connect, one_thread
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.loader import batches
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.sampling import BatchPlan
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.training import run_training, training_job
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources, connect, one_thread
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.training.launch import run_training, training_job
+from pmm_ray.runtime.training.loader import batches
+from pmm_ray.runtime.training.sampling import BatchPlan
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.train_classifier import ClassifierTask, image_source
 

@@ -8,8 +8,8 @@ The cluster is the one of RAY_API_SERVER_ADDRESS or RAY_ADDRESS; without one the
 import argparse
 import sys
 
-from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
-from pmm_ray.runtime.submit import submit
+from pmm_ray.runtime.cluster.submit import submit
+from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)

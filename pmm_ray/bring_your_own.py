@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.config import load_recipe, section_hash
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import BudgetExceededError, error_budget
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import BudgetExceededError, error_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
 
 STAGE = "make_masks"
 # says which settings the PNG files beside it were made with
@@ -58,9 +58,9 @@ def make_masks_of(
 def _make(
     session: Session, images: str, cams: str, labels_csv: str | None, trust_pickle: bool
 ) -> None:
+    from pmm_ray.runtime.core.manifest import manifest_hash
     from pmm_ray.sources.cam_files import CamReader, find_cams
     from pmm_ray.sources.cam_import import WITHOUT_CAM, import_photographs
-    from pmm_ray.sources.manifest import manifest_hash
     from pmm_ray.stages import make_masks
 
     config = session.config

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pmm_ray.config import CamsConfig, section_hash, to_yaml
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import TableIndex, index_file, read_index
-from pmm_ray.runtime.session import Session, base_name
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_index
+from pmm_ray.runtime.core.session import Session, base_name
+from pmm_ray.runtime.core.stage import StageFolder
 
 
 class CamPipeline:
@@ -42,7 +42,7 @@ class CamPipeline:
 
     def import_data(self) -> None:
         """(i) The outside world -> a manifest."""
-        from pmm_ray.sources.manifest import open_manifest
+        from pmm_ray.runtime.core.manifest import open_manifest
         from pmm_ray.stages import import_data
 
         data = self.config.data
@@ -62,7 +62,7 @@ class CamPipeline:
         self._open_manifest()
 
     def _open_manifest(self) -> None:
-        from pmm_ray.sources.manifest import manifest_hash
+        from pmm_ray.runtime.core.manifest import manifest_hash
 
         assert self.session.manifest_uri is not None
         self._manifest_hash = manifest_hash(self.session.manifest_uri)
@@ -106,7 +106,7 @@ class CamPipeline:
         storage.write_bytes(uri, to_yaml(self.config).encode())
 
     def _workers(self, batch_size: int) -> int:
-        from pmm_ray.runtime.sampling import split_workers
+        from pmm_ray.runtime.training.sampling import split_workers
 
         return split_workers("auto", self.session.cluster.default_train_workers(), batch_size)
 
@@ -222,7 +222,7 @@ class CamPipeline:
 
     def _with_truth(self, split: str) -> list[str]:
         """Ids of a split's images that have ground truth."""
-        from pmm_ray.runtime.tables import read_table
+        from pmm_ray.runtime.core.tables import read_table
 
         table = read_table(self.session.manifest.uri, ["image_id", "split", "ground_truth_uri"])
         columns = (table.column(name).to_pylist() for name in table.column_names)

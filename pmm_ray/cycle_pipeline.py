@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from pmm_ray.cam_pipeline import CamPipeline
 from pmm_ray.config import PredictConfig, RunConfig, SegmenterConfig, section_hash
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import TableIndex, index_file, read_index
-from pmm_ray.runtime.session import Session
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_index
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 S = TypeVar("S", SegmenterConfig, PredictConfig)
 

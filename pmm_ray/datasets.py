@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
 from pmm_ray.sources.importing import ImportReport
 from pmm_ray.stages import import_data, rasterize_masks
 

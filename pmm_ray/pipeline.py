@@ -16,11 +16,11 @@ from typing import Any
 
 from pmm_ray.config import RunConfig, section_hash, to_yaml
 from pmm_ray.cycle_pipeline import CyclePipeline, planned_rounds
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import read_index
-from pmm_ray.runtime.session import EndOfSelection, Session, base_name
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.session import EndOfSelection, Session, base_name
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.walk_pipeline import WalkPipeline, planned_walk
 
 LADDER_TITLES = {"cam_argmax": "CAM argmax", "crf_argmax": "CRF argmax"}

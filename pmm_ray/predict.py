@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe, section_hash
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, error_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import StageFolder
 
 STAGE = "predict_masks"
 
@@ -92,8 +92,8 @@ def _chosen(run_dir: str, stages: list[dict[str, str]], trained: list[dict[str, 
 def _predict(session: Session, checkpoint: str, images: str) -> None:
     from pmm_ray.labels import LabelSpace
     from pmm_ray.nets.checkpoints import load_model
+    from pmm_ray.runtime.core.manifest import manifest_hash
     from pmm_ray.sources.folder import import_folder
-    from pmm_ray.sources.manifest import manifest_hash
     from pmm_ray.stages import predict_masks
 
     config = session.config

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pmm_ray.config import load_recipe
 from pmm_ray.pipeline import planned_stages, run_stages
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import BudgetExceededError
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import BudgetExceededError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
 
 
 def run_recipe(

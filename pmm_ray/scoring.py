@@ -10,17 +10,17 @@ from typing import Any
 
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.sources.folder import file_stem, safe_image_id
 from pmm_ray.sources.label_files import read_label_space
 from pmm_ray.sources.lists import read_words
-from pmm_ray.sources.manifest import Manifest
 from pmm_ray.sources.mask_files import MaskFiles, find_masks, write_listing
 from pmm_ray.stages import score_masks
 

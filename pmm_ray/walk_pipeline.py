@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pmm_ray.cam_pipeline import CamPipeline, weights_hash
 from pmm_ray.config import RunConfig, WalkConfig, section_hash
-from pmm_ray.runtime.index import index_file, read_index
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.core.index import index_file, read_index
+from pmm_ray.runtime.core.stage import StageFolder
 
 WALK_STAGES = ("make_affinity_labels", "train_affinity", "walk_cams")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import lease
-from pmm_ray.runtime.cluster import ClusterResources, connect
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources, connect
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.sources.shapes import make_shapes
 
 from .training import truth_masks

@@ -15,13 +15,13 @@ import pytest
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.nets.weight_files import PUBLIC_FILES
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.index import scan_parts, write_index
-from pmm_ray.runtime.session import Session
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import scan_parts, write_index
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.sources.coco_files import OBJECTS_KEY
-from pmm_ray.sources.manifest import ManifestRow, write_manifest
 
 CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True)
 TRAIN, HELD_OUT = 6, 4

@@ -18,15 +18,15 @@ from pmm_ray.nets.segmenter import describe
 from pmm_ray.predict import find_segmenter
 from pmm_ray.report.run_data import load_run
 from pmm_ray.run import run_recipe
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import index_file, scan_parts, write_index
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.sources.manifest import Manifest
-from pmm_ray.stages.make_masks import mask_row
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import index_file, scan_parts, write_index
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 

@@ -130,7 +130,7 @@ def test_the_checker_sees_a_planted_violation(tmp_path: Path, file: str, line: s
     ("file", "line"),
     [
         ("pmm_ray/nets/segmenter.py", "import mmseg"),
-        ("pmm_ray/runtime/stage.py", "from pmm_ray.sources.manifest import Manifest"),
+        ("pmm_ray/runtime/stage.py", "from pmm_ray.runtime.core.manifest import Manifest"),
         ("pmm_ray/stages/make_masks.py", "from pmm_ray.method.crf import DenseCrf\nimport ray"),
         ("jobs/run_pipeline.py", "from pmm_ray.cli import main"),
     ],

@@ -12,9 +12,9 @@ import pytest
 
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline import Pipeline, planned_stages
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
 from pmm_ray.sources.shapes import make_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[1]

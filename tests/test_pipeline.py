@@ -12,11 +12,11 @@ import pytest
 from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline import planned_stages
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import EndOfSelection, Selection, Session
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import EndOfSelection, Selection, Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 PLAN = planned_stages(RunConfig())
 Body = Callable[[StageFolder], Summary]

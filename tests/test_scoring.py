@@ -16,14 +16,14 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pmm_ray.cli import app
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.scoring import score
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.raster import draw_objects
 from pmm_ray.sources.shapes import make_shapes
-from pmm_ray.stages.make_masks import mask_row
 
 Masks = Mapping[str, Any]
 pytestmark = pytest.mark.usefixtures("ray_session")

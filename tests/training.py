@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.runtime.train_worker import _Worker
-from pmm_ray.runtime.training_job import TrainingJob, TrainingTask
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.training.job import TrainingJob, TrainingTask
+from pmm_ray.runtime.training.worker import _Worker
 
 
 def truth_masks(manifest: Manifest, folder: Path) -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 if TYPE_CHECKING:
     from pmm_ray.pipeline import Pipeline
-    from pmm_ray.runtime.progress import Progress
-    from pmm_ray.runtime.session import Session
+    from pmm_ray.runtime.core.progress import Progress
+    from pmm_ray.runtime.core.session import Session
 
 # number of the paper's table -> the module that makes it
 TABLES: dict[int, str] = {
@@ -67,8 +67,8 @@ def open_session(
     """
     from pmm_ray.config import load_recipe
     from pmm_ray.pipeline import Pipeline, planned_stages
-    from pmm_ray.runtime import storage
-    from pmm_ray.runtime.session import Selection, Session
+    from pmm_ray.runtime.core import storage
+    from pmm_ray.runtime.core.session import Selection, Session
 
     config = load_recipe(request.recipe, request.settings)
     planned = planned_stages(config)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pmm_ray.config import CamsConfig, ClassifierConfig, RunConfig, section_hash
 from pmm_ray.pipeline import Pipeline
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import index_file, read_index
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import index_file, read_index
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 if TYPE_CHECKING:
     from pmm_ray.stages.score_cams import Way

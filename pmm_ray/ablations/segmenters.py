@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from pmm_ray.ablations import Ablation, open_session
 from pmm_ray.ablations.table import PaperTable, keep_table, table_stage
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.walk_pipeline import WALK_STAGES
 
 if TYPE_CHECKING:
     from pmm_ray.cycle_pipeline import Variant
     from pmm_ray.pipeline import Pipeline
-    from pmm_ray.runtime.stage import StageFolder
+    from pmm_ray.runtime.core.stage import StageFolder
 
 Rows = Callable[["Pipeline", "StageFolder", "StageFolder"], PaperTable]
 """Makes a table from the CAMs and the pseudo-masks."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_ray.ablations import Ablation, open_session
 from pmm_ray.config import ConfigError, MasksConfig
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pmm_ray.config import section_hash
-from pmm_ray.runtime.stage import Summary
+from pmm_ray.runtime.core.stage import Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pmm_ray.runtime.session import Session
+    from pmm_ray.runtime.core.session import Session
 
 Cell = str | float | None
 """Text; a score 0..1, shown in %; or nothing."""

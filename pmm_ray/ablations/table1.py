@@ -13,8 +13,8 @@ from pmm_ray.ablations.cam_tables import (
 )
 from pmm_ray.ablations.table import Cell, PaperTable, keep_table, table_stage
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 
 NUMBER = 1
 BASELINE, TEST, BOTH = "baseline", "multi-crop test", "multi-crop test & train"

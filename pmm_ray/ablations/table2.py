@@ -7,8 +7,8 @@ from pmm_ray.ablations.cam_tables import BASE_STAGES, IMAGES, Score, TablePipeli
 from pmm_ray.ablations.table import Cell, PaperTable, keep_table, table_stage
 from pmm_ray.ablations.table1 import MULTICROP, WHOLE
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.stages.score_cams import Way
 from pmm_ray.walk_pipeline import WALK_STAGES
 

@@ -11,7 +11,7 @@ from pmm_ray.config import load_recipe
 
 if TYPE_CHECKING:
     from pmm_ray.pipeline import Pipeline
-    from pmm_ray.runtime.stage import StageFolder
+    from pmm_ray.runtime.core.stage import StageFolder
 
 ROWS: tuple[tuple[str, str, float | None], ...] = (
     ("none", "RW", 0.6441),

@@ -11,7 +11,7 @@ from pmm_ray.config import load_recipe
 
 if TYPE_CHECKING:
     from pmm_ray.pipeline import Pipeline
-    from pmm_ray.runtime.stage import StageFolder
+    from pmm_ray.runtime.core.stage import StageFolder
 
 PAPER = (0.6673, 0.6850, 0.6827)
 """mIoU after 0, 1 and 2 cycles (VOC 2012 val); the table has as many rows, or the recipe's."""

@@ -11,7 +11,7 @@ from pmm_ray.config import load_recipe
 
 if TYPE_CHECKING:
     from pmm_ray.pipeline import Pipeline
-    from pmm_ray.runtime.stage import StageFolder
+    from pmm_ray.runtime.core.stage import StageFolder
 
 PAPER = (0.5821, 0.5218, 0.6149, None, 0.6673, 0.6850)
 """mIoU of the steps (VOC 2012 val); the paper has no segmenter without under-fitting here."""

@@ -28,7 +28,7 @@ def ablate(
 ) -> None:
     """Make a table of the paper on your data, or search the mask parameters."""
     from pmm_ray.ablations import Ablation, run_table
-    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
+    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
 
     if (table is None) == (not sweep):
         raise typer.BadParameter("give either --table N or --sweep KEY=V,V,...")

@@ -144,7 +144,7 @@ def data_download(
     parallel: Annotated[int, typer.Option(min=1, help="Archives loaded at once.")] = 3,
 ) -> None:
     """Download and extract a data set; the same command goes on where it was interrupted."""
-    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, EXIT_INTERRUPTED, CannotRunError
+    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, EXIT_INTERRUPTED, CannotRunError
     from pmm_ray.sources.download import download
 
     try:
@@ -158,7 +158,7 @@ def data_download(
 
 
 def _print_import(make: object) -> None:
-    from pmm_ray.runtime.errors import EXIT_CANNOT_RUN, CannotRunError
+    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
 
     assert callable(make)
     try:

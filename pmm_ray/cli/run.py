@@ -59,7 +59,7 @@ def predict(
 def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html and print its path."""
     from pmm_ray.report import build_report
-    from pmm_ray.runtime.guard import guarded
+    from pmm_ray.runtime.core.guard import guarded
 
     raise typer.Exit(guarded(lambda _: typer.echo(build_report(run_dir))))
 
@@ -75,10 +75,10 @@ def doctor(
 ) -> None:
     """Say what this machine or cluster has, and what to do about what it lacks."""
     if cluster:
-        from pmm_ray.runtime.preflight import diagnose_cluster
+        from pmm_ray.runtime.cluster.preflight import diagnose_cluster
 
         raise typer.Exit(diagnose_cluster(run_dir, setting or (), address, typer.echo))
-    from pmm_ray.runtime.doctor import diagnose
+    from pmm_ray.runtime.cluster.doctor import diagnose
 
     checks = diagnose()
     width = max(len(check.name) for check in checks)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib
 
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 
 FORMATS: dict[str, str] = {
     "voc": "pmm_ray.export.voc",

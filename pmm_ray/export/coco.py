@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from pmm_ray.export.source import RunMasks, SplitMasks
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.progress import Progress, StageProgress
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.progress import Progress, StageProgress
+from pmm_ray.runtime.rows.images import decode_mask
 
 _COLUMNS = ["image_id", "uri", "height", "width"]
 

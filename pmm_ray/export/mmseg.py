@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from pmm_ray.export.mmseg_config import Tree, config_text
 from pmm_ray.export.source import RunMasks, SplitMasks
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import decode_mask, encode_mask, read_file
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_file
 
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 # mmsegmentation keeps class ids in 8 bits

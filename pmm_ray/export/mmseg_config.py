@@ -10,7 +10,7 @@ from typing import Any
 from pmm_ray.config import RunConfig, UnderfittingConfig
 from pmm_ray.nets.segmenter_config import segmenter_model
 from pmm_ray.nets.segmenter_source import backbone_weights, dicts_in, is_ours, read_model
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core.manifest import Manifest
 
 _HEAD = '''"""{name}: exported by PMM-Ray for mmsegmentation 1.x; needs pmm_ray to be installed.
 

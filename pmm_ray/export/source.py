@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from pmm_ray.config import RunConfig
 from pmm_ray.report.run_data import StageRecord, load_run
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import TableIndex, read_index
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 _MAKERS = ("make_masks", "predict_masks")
 _MANIFEST_COLUMNS = ["image_id", "split"]

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pmm_ray.export.source import RunMasks
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.progress import Progress
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.progress import Progress
 
 MASKS = "SegmentationClass"
 LISTS = "ImageSets/Segmentation"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from pmm_ray.nets.weights import load_torch
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 FORMAT_VERSION = 1
 

@@ -24,7 +24,7 @@ from pmm_ray.nets.scalenet import ScaleNet
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}

@@ -30,7 +30,7 @@ from pmm_ray.nets.segmenter_source import (
 )
 from pmm_ray.nets.segmenter_transform import Transform, training_transform
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 with quiet():
     from mmengine.registry import DefaultScope

@@ -15,7 +15,7 @@ from pmm_ray.nets.backbone import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.nets.efficientnet_lite import INPUT_MEAN as LITE_MEAN
 from pmm_ray.nets.efficientnet_lite import INPUT_STD as LITE_STD
 from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, ModelSource, dicts_in, listed
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 CHANNELS = {
     "efficientnet_lite0": (24, 40, 112, 320),

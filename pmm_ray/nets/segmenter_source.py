@@ -13,7 +13,7 @@ from typing import Any
 
 from pmm_ray.config import SegmenterConfig
 from pmm_ray.nets.weight_files import find_weights
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 _SCOPES = {"mmseg", "mmengine", "mmcv"}
 # packages whose networks are written with their scope: `mmpretrain.ConvNeXt`

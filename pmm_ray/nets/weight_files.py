@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 FOLDER_VARIABLE = "PMM_WEIGHTS"
 _DEFAULT_FOLDER = "~/.cache/pmm-ray/weights"

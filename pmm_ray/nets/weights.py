@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pmm_ray.nets import mxnet_params
 from pmm_ray.nets.backbone import Backbone
 from pmm_ray.nets.weight_files import find_weights, imagenet_file, read_weights_file
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 __all__ = [
     "Loaded",

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pmm_ray.config import load_recipe
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.guard import guarded
-from pmm_ray.runtime.progress import Progress, format_seconds
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress, format_seconds
 
 _WIDTH = 200  # a cell is never cut, in a narrow terminal or in a file
 

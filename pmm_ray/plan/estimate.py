@@ -17,7 +17,7 @@ from pmm_ray.plan.measure import (
 )
 from pmm_ray.plan.sample import Group, Sample
 from pmm_ray.plan.trainings import training_length, training_section
-from pmm_ray.runtime.session import base_name
+from pmm_ray.runtime.core.session import base_name
 from pmm_ray.stages.sweep_masks import AUTO_IMAGES
 
 # The section and field that bound a stage's workers; other stages take every CPU.

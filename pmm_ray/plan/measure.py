@@ -23,14 +23,14 @@ from pmm_ray.plan.trainings import (
     validated_images,
 )
 from pmm_ray.report.run_data import StageRecord, load_run
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.index import read_index
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import Summary
-from pmm_ray.runtime.training import loader_processes
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import Summary
+from pmm_ray.runtime.training.launch import loader_processes
 
 # Processes that a table stage is timed on: enough to share memory and caches as in the run.
 _WORKERS = 4

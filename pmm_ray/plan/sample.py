@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
 
 FILE_NAME = "sample.parquet"
 

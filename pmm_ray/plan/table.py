@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pmm_ray.plan.estimate import Cost
-from pmm_ray.runtime.progress import format_seconds
+from pmm_ray.runtime.core.progress import format_seconds
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.sampling import split_workers
-from pmm_ray.runtime.session import base_name
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.session import base_name
+from pmm_ray.runtime.training.sampling import split_workers
 
 # Steps of a training: the first one is left out of its throughput.
 _STEPS = 4

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pmm_ray.report.cycles import print_cycles
 from pmm_ray.report.run_data import RunData, load_run
-from pmm_ray.runtime.progress import format_seconds
+from pmm_ray.runtime.core.progress import format_seconds
 
 
 @dataclass(frozen=True)

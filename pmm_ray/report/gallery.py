@@ -18,10 +18,11 @@ from PIL import Image
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import from_sparse, mean_iou
 from pmm_ray.report.run_data import Evaluation, RunData, StageRecord
-from pmm_ray.runtime import images, storage, tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import index_file, scan_parts
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.index import index_file, scan_parts
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.rows import images
 
 THUMBNAIL = 240
 """Long side of a picture, px."""

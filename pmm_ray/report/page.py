@@ -15,9 +15,9 @@ from pmm_ray.report.console import format_rate, format_scores, rows_of
 from pmm_ray.report.cycles import cycles_of
 from pmm_ray.report.gallery import Gallery, make_gallery
 from pmm_ray.report.run_data import Evaluation, RunData, load_run
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.progress import format_seconds
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.progress import format_seconds
 
 _MOST_ERRORS = 100
 _DEFAULT_GALLERY = 12

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 _EVALUATION = "evaluate-"
 

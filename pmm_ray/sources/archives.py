@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 # files of photographs do not shrink much; an archive that claims more is a bomb
 _MOST_EXPANSION = 200

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.sources.folder import file_stem, safe_image_id
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 

@@ -28,9 +28,10 @@ from pmm_ray.labels import (
     LabelSpace,
     normalize_name,
 )
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
+from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.cam_files import CamFolder, CamReader
 from pmm_ray.sources.folder import (
     IMAGE_SUFFIXES,
@@ -42,7 +43,6 @@ from pmm_ray.sources.folder import (
     safe_image_id,
 )
 from pmm_ray.sources.importing import Importer, ImportReport
-from pmm_ray.sources.manifest import ExifRule, Manifest, open_manifest
 
 WITHOUT_CAM = "photographs without a CAM"
 """Key of `ImportReport.counts`."""

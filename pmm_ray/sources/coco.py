@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pmm_ray.labels import BACKGROUND, IGNORE_8BIT, IGNORE_16BIT, LabelSpace
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
 from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
 from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id

@@ -16,9 +16,10 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from pmm_ray.labels import COCO14
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import ManifestRow
+from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_files import (
     OBJECTS_FOLDER,
     OBJECTS_KEY,
@@ -36,7 +37,6 @@ from pmm_ray.sources.lists import (
     read_label_list,
     write_differences,
 )
-from pmm_ray.sources.manifest import ManifestRow
 
 YEAR = "2014"
 LABEL_OF = {dataset_id: i for i, dataset_id in enumerate(COCO14.dataset_ids) if i}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco_json import (
     CocoImage,
     ObjectSpill,

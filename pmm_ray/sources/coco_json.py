@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pmm_ray.labels import normalize_name
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import scan_parts, write_index
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import scan_parts, write_index
 
 _BUFFER_BYTES = 1 << 20
 # annotations kept in memory before they are spilled

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.archives import extract
 
 ARCHIVES = "archives"

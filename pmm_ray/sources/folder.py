@@ -24,9 +24,9 @@ from functools import partial
 from typing import Any
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, normalize_name
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.importing import Importer, ImportReport
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

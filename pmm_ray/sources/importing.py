@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, ErrorKind, ErrorRow, RowError
-from pmm_ray.runtime.images import MAX_PIXELS, read_image_size, read_mask_size
-from pmm_ray.sources.manifest import (
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
+from pmm_ray.runtime.core.manifest import (
     FILE_NAME,
     ExifRule,
     Manifest,
@@ -20,6 +19,7 @@ from pmm_ray.sources.manifest import (
     check_labels,
     write_manifest,
 )
+from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
 
 STAGE = "import"
 

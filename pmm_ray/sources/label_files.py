@@ -7,9 +7,9 @@ import io
 import json
 
 from pmm_ray.labels import BACKGROUND, COCO14, VOC12, LabelSpace
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import open_manifest
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 Labels = tuple[int, ...]
 DIFFERENCES = "differences.csv"

@@ -14,11 +14,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.sources.folder import file_stem, safe_image_id
-from pmm_ray.sources.manifest import manifest_near
 
 FILES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
 _COLUMN = "mask_png"

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, normalize_name
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import MAX_PIXELS
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
 from pmm_ray.sources.importing import Importer, ImportReport
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 # everything numpy's own pickles of arrays name; none of these can reach a file or a process
 _ADMITTED = {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 
 Object = Mapping[str, Any]
 

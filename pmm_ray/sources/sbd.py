@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import storage
+from pmm_ray.runtime.core import storage
 from pmm_ray.sources.lists import read_words
 
 _PLACES = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")

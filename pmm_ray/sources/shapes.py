@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.manifest import CONTENT_KEY
+from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.importing import Importer, ImportReport
-from pmm_ray.sources.manifest import CONTENT_KEY
 
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring", "cross")
 # raised by hand when the same seed draws other pixels: earlier runs must not be resumed then

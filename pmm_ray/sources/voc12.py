@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import MAX_PIXELS, decode_mask, encode_mask
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.rows.images import MAX_PIXELS, decode_mask, encode_mask
 from pmm_ray.sources.importing import Importer, ImportReport
 from pmm_ray.sources.lists import (
     DIFFERENCES,

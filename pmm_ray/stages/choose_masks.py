@@ -12,8 +12,8 @@ import numpy as np
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import from_sparse, mean_iou
-from pmm_ray.runtime.index import read_all
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 CODE_VERSION = 1
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, from_sparse, iou, mean_iou, to_sparse
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import TableIndex, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.index import TableIndex, read_all
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.photographs import Photographs
 
 CODE_VERSION = 1
 

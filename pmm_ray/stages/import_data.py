@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pmm_ray.config import DataConfig, RunConfig
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, error_budget
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, error_budget
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.folder import import_folder

@@ -5,20 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from pmm_ray.config import AffinityConfig
 from pmm_ray.method.affinity_labels import confident_labels
-from pmm_ray.method.cams import upsample_cam
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.placement import mask_memory
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.stages.make_masks import crf_parameters, mask_row, table_cam
-from pmm_ray.stages.photographs import Photographs, large_image
+from pmm_ray.runtime.cluster.placement import mask_memory
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.cams import cam_at
+from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
+from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_affinity_labels"
 CODE_VERSION = 1
@@ -31,12 +28,10 @@ def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
         image = photographs.image(manifest)
-        labels, stored = table_cam(row)
-        if not np.isfinite(stored).all():
-            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        labels, cam = cam_at(image.shape[:2], row)
         found = confident_labels(
             image,
-            upsample_cam(stored, *image.shape[:2]),
+            cam,
             labels,
             alpha_low=config.alpha_low,
             alpha_high=config.alpha_high,

@@ -8,19 +8,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from pmm_ray.config import BaseConfig
-from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import base_mask
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.stages.make_masks import crf_parameters, mask_pool, mask_row, table_cam
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.cams import cam_at
+from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.stages.make_masks import mask_pool
 
 STAGE = "make_base_masks"
 CODE_VERSION = 1
@@ -33,10 +31,7 @@ def base_worker(config: BaseConfig, photographs: Photographs) -> Worker:
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
         image = photographs.image(manifest)
-        labels, stored = table_cam(row)
-        if not np.isfinite(stored).all():
-            raise RowError("nonfinite", "the CAM holds NaN or infinity")
-        cam = upsample_cam(stored, *image.shape[:2])
+        labels, cam = cam_at(image.shape[:2], row)
         mask = base_mask(
             image, cam, labels, config.alpha, config.threshold, parameters, config.backend
         )

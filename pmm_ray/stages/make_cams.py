@@ -21,18 +21,19 @@ from torch.nn import functional
 from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
 from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.augment import resize_to_long
-from pmm_ray.runtime.errors import ErrorRow, RowError
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.read_ahead import AHEAD, READER_CPUS, read_ahead
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import run_table_stage
-from pmm_ray.stages.crop_cams import Cam, CropCams, Photograph
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow, RowError
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.rows.cams import cam_row
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.augment import resize_to_long
 
 STAGE = "make_cams"
 CODE_VERSION = 1
@@ -191,19 +192,6 @@ def _read(
     photographs.labels(manifest)
     image = photographs.image(manifest)
     return resize_to_long(image, max_long) if max(image.shape) > max_long else image
-
-
-def cam_row(manifest: Mapping[str, Any], cam: Cam) -> dict[str, Any]:
-    """A row of the cams table."""
-    return {
-        "image_id": manifest["image_id"],
-        "height": manifest["height"],
-        "width": manifest["width"],
-        "labels": [int(label) for label in manifest["labels"]],
-        "cam": cam.astype("<f2").tobytes(),
-        "cam_height": cam.shape[1],
-        "cam_width": cam.shape[2],
-    }
 
 
 def run(

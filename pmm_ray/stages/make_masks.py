@@ -7,21 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pmm_ray.config import BaseConfig, CrfConfig, MasksConfig
-from pmm_ray.labels import LabelSpace
-from pmm_ray.method.cams import upsample_cam
+from pmm_ray.config import BaseConfig, MasksConfig
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.placement import mask_memory
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import (
+from pmm_ray.runtime.cluster.placement import mask_memory
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import (
     CONSUMER_CPUS,
     PRODUCER_CPUS,
     InputRow,
@@ -30,8 +24,10 @@ from pmm_ray.runtime.stream import (
     Worker,
     row_by_row,
 )
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.stages.photographs import Photographs, large_image
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.cams import ReadCam, cam_at, table_cam
+from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
+from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_masks"
 CODE_VERSION = 1
@@ -40,13 +36,6 @@ CODE_VERSION = 1
 IMAGE_SECONDS = 0.06
 
 Method = Literal["proportional", "cam_argmax", "crf_argmax"]
-# (labels, floating [K, h, w]) of a row; how `pmm masks` reads the CAMs that others made
-CamReader = Callable[[InputRow], tuple[list[int], NDArray[Any]]]
-
-
-def crf_parameters(config: CrfConfig) -> CrfParameters:
-    """The method's parameters of a configuration section."""
-    return CrfParameters(**config.model_dump())
 
 
 def mask_parameters(config: MasksConfig, method: Method) -> MaskParameters:
@@ -69,41 +58,13 @@ def mask_parameters(config: MasksConfig, method: Method) -> MaskParameters:
     )
 
 
-def mask_row(
-    manifest_row: dict[str, Any], mask_HW: NDArray[Any], label_space: LabelSpace, round_number: int
-) -> dict[str, Any]:
-    """A row of the masks table."""
-    counts = np.bincount(mask_HW.ravel(), minlength=label_space.num_classes)
-    present = counts[1 : label_space.num_classes]
-    return {
-        "image_id": manifest_row["image_id"],
-        "height": mask_HW.shape[0],
-        "width": mask_HW.shape[1],
-        "mask_png": encode_mask(mask_HW, label_space),
-        "foreground": float(present.sum() / mask_HW.size),
-        "labels": [int(label) + 1 for label in np.flatnonzero(present)],
-        "round": round_number,
-    }
-
-
-def decode_cam(row: dict[str, Any]) -> NDArray[np.float16]:
-    """The float16 [K, h, w] array of a cams row."""
-    shape = (len(row["labels"]), row["cam_height"], row["cam_width"])
-    return np.frombuffer(row["cam"], "<f2").reshape(shape)
-
-
-def table_cam(row: InputRow) -> tuple[list[int], NDArray[Any]]:
-    """Labels and CAM of a row of our own cams table."""
-    return row["cams"]["labels"], decode_cam(row["cams"])
-
-
 def mask_worker(
     method: Method,
     parameters: MaskParameters,
     backend: Literal["lattice", "pydensecrf"],
     photographs: Photographs,
     stage: str,
-    read_cam: CamReader = table_cam,
+    read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Worker:
     """Makes the worker of one task.
@@ -111,23 +72,18 @@ def mask_worker(
     With `png_folder` each mask is also written there as `<image_id>.png`.
     """
 
+    output = MaskOutput(photographs.label_space, png_folder=png_folder)
+
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
         image = photographs.image(manifest)
-        labels, stored = read_cam(row)
-        if not np.isfinite(stored).all():
-            raise RowError("nonfinite", "the CAM holds NaN or infinity")
-        cam = upsample_cam(stored, *image.shape[:2])
+        labels, cam = cam_at(image.shape[:2], row, read_cam)
         if method == "proportional":
             mask = proportional_mask(image, cam, labels, parameters, backend)
         else:
             use_crf = method == "crf_argmax"
             mask = argmax_mask(image, cam, labels, parameters, backend, use_crf)
-        out = mask_row(manifest, mask, photographs.label_space, round_number=0)
-        if png_folder is not None:
-            name = f"{tables.check_image_id(manifest['image_id'])}.png"
-            storage.write_bytes(storage.join(png_folder, name), out["mask_png"])
-        return out
+        return output(manifest, mask)
 
     return photographs.reading_ahead(row_by_row(stage, make))
 
@@ -140,7 +96,7 @@ def run(
     cams: TableIndex,
     images: TableIndex,
     method: Method = "proportional",
-    read_cam: CamReader = table_cam,
+    read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Summary:
     """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
@@ -224,7 +180,7 @@ def mask_factory(
     context: RunContext,
     stage: str,
     method: Method,
-    read_cam: CamReader = table_cam,
+    read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Callable[[], Worker]:
     """What makes the worker of one task; see `mask_worker`."""

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pmm_ray.config import PredictConfig
 from pmm_ray.nets.segmenter import load_segmenter
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import (
+from pmm_ray.nets.segmenter_views import mean_probabilities
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import (
     CONSUMER_CPUS,
     PRODUCER_CPUS,
     InputRow,
@@ -30,16 +31,10 @@ from pmm_ray.runtime.stream import (
     Worker,
     row_by_row,
 )
-from pmm_ray.runtime.table_stage import run_table_stage
-from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.refine_scores import (
-    SCORES,
-    MaskOutput,
-    pack_scores,
-    refine_worker,
-    task_memory,
-)
-from pmm_ray.stages.segmenter_views import mean_probabilities
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.rows.masks import MaskOutput
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine_worker, task_memory
 
 CODE_VERSION = 2
 

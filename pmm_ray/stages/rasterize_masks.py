@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from pmm_ray.config import DataConfig, section_hash
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.index import TableIndex, index_file, read_all, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import manifest_hash
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
-from pmm_ray.sources.manifest import manifest_hash
 from pmm_ray.sources.raster import draw_objects, require_pycocotools
 
 STAGE = "rasterize_masks"

@@ -18,15 +18,16 @@ from pmm_ray.config import MasksConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.method.masks import argmax_masks, proportional_masks
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import TableIndex, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.cams import table_cam
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages.evaluate import scores
-from pmm_ray.stages.make_masks import mask_parameters, table_cam
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.make_masks import mask_parameters
 
 STAGE = "score_cams"
 CODE_VERSION = 1

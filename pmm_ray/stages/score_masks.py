@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from pmm_ray.method.confusion import count_pairs
 from pmm_ray.method.readings import SIDES, Counts, add_up, choose_readings, describe
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import (
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
     ErrorRow,
     RowError,
     error_budget,
 )
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import TableIndex, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.core.index import TableIndex, read_all
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.images import decode_mask
 
 STAGE = "score_masks"
 CODE_VERSION = 1

@@ -21,17 +21,18 @@ from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
 from pmm_ray.method.crf.dense_crf import Backend
 from pmm_ray.method.masks import MaskParameters, proportional_masks
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.index import TableIndex, read_index
-from pmm_ray.runtime.session import Session
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Worker, row_by_row
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_masks
 from pmm_ray.stages.evaluate import scores
-from pmm_ray.stages.make_masks import decode_cam, mask_parameters
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.stages.make_masks import mask_parameters
 
 STAGE = "sweep"
 CODE_VERSION = 1

@@ -21,15 +21,15 @@ from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.registry import BACKBONES
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.augment import jitter, window
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.training import run_training, summarize, training_job
-from pmm_ray.runtime.training_job import LossModule, head_groups, poly
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.training.augment import jitter, window
+from pmm_ray.runtime.training.job import LossModule, head_groups, poly
+from pmm_ray.runtime.training.launch import run_training, summarize, training_job
+from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.stages.train_classifier import image_source
 
 STAGE = "train_affinity"

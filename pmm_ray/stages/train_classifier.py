@@ -17,17 +17,17 @@ from pmm_ray.config import ClassifierConfig
 from pmm_ray.method.seam_losses import seam_losses, small_view
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model
+from pmm_ray.nets.classifier_validation import Share, Validation
 from pmm_ray.nets.registry import BACKBONES, build_classifier
-from pmm_ray.runtime.augment import augment
-from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.training import run_training, summarize, training_job
-from pmm_ray.runtime.training_job import LossModule, head_groups, poly
-from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.validation import Share, Validation
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.augment import augment
+from pmm_ray.runtime.training.job import LossModule, head_groups, poly
+from pmm_ray.runtime.training.launch import run_training, summarize, training_job
+from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
 
 if TYPE_CHECKING:
-    from pmm_ray.sources.manifest import Manifest
+    from pmm_ray.runtime.core.manifest import Manifest
 
 CODE_VERSION = 2
 """Part of the stage's hash: raised by hand when the code gives another result."""

@@ -18,14 +18,14 @@ from pmm_ray.method.multicrop import draw_window, windows
 from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.views import cut_windows
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.augment import crop_view
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.loader import TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.training import run_training, summarize, training_job
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.training.augment import crop_view
+from pmm_ray.runtime.training.launch import run_training, summarize, training_job
+from pmm_ray.runtime.training.loader import TrainingRow, TrainingSet, training_rows
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.stages.train_classifier import ClassifierTask, target_vector, task_fields
 
 CODE_VERSION = 1

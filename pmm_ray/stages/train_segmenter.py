@@ -17,17 +17,17 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.segmenter_config import Triple, normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
+from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.training import UNDERFITTING, run_training, summarize, training_job
-from pmm_ray.runtime.training_job import LossModule, poly
-from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.segmenter_validation import MIOU, SCORED, SegmenterValidation
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.job import LossModule, poly
+from pmm_ray.runtime.training.launch import UNDERFITTING, run_training, summarize, training_job
+from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.stages.train_classifier import image_source
 
 CODE_VERSION = 3

@@ -25,15 +25,15 @@ from pmm_ray.method.masks import background_score
 from pmm_ray.method.random_walk import pooled, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, load_affinity
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.augment import resize_to_long
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import TableIndex
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.table_stage import run_table_stage
-from pmm_ray.stages.make_masks import decode_cam, table_cam
-from pmm_ray.stages.photographs import Photographs
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.rows.cams import decode_cam, table_cam
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.augment import resize_to_long
 
 STAGE = "walk_cams"
 CODE_VERSION = 1

@@ -12,10 +12,10 @@ from pmm_ray.ablations import TABLES, Ablation, run_table
 from pmm_ray.ablations.sweep import parse_sweeps, sweep_table
 from pmm_ray.cli import app
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
-from pmm_ray.runtime.stage import StageFolder, Summary
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml")
 

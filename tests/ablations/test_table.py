@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pmm_ray.ablations.table import PaperTable, keep_table, print_table, show
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.session import Selection, Session
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Selection, Session
 
 TABLE = PaperTable(
     number=2,

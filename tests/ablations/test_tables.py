@@ -16,8 +16,8 @@ from pmm_ray.ablations.cam_tables import check_backbones, table_backbones, with_
 from pmm_ray.ablations.table import table_stage
 from pmm_ray.cli import app
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.shapes import make_shapes
 
 RECIPE = """

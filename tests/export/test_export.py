@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from pmm_ray.cli import app
 from pmm_ray.export import export_run
 from pmm_ray.labels import COCO14, LabelSpace, voc_palette
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.index import scan_parts, write_index
-from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.sources.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import scan_parts, write_index
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.rows.images import encode_mask
 
 Masks = dict[str, np.ndarray[Any, Any]]
 COCO_IDS = ("COCO_val2014_000000000042", "COCO_val2014_000000000139")

@@ -19,12 +19,12 @@ from PIL import Image
 from pmm_ray.config import RunConfig
 from pmm_ray.export import export_run
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import index_file, scan_parts, write_index
-from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.sources.manifest import Manifest, ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import index_file, scan_parts, write_index
+from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.sources.shapes import make_shapes
-from pmm_ray.stages.make_masks import mask_row
 
 from ..nets.segmenter_models import small, user_file
 

@@ -12,8 +12,8 @@ from pmm_ray.nets.affinity import AffinityNetwork, build_affinity, load_affinity
 from pmm_ray.nets.backbone import norms
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_backbone
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.training_job import head_groups
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.training.job import head_groups
 
 from .golden import shapes, unfilled
 

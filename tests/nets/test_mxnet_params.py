@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pmm_ray.nets.mxnet_params import is_params, read_params, resnet38_state
 from pmm_ray.nets.resnet38 import ResNet38
 from pmm_ray.nets.weights import load_backbone_weights
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 from .golden import Golden, filled, unfilled
 

@@ -22,7 +22,7 @@ from pmm_ray.nets.registry import (
 from pmm_ray.nets.scalenet import BLOCKS, ScaleNet
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.weights import load_torch
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 from .golden import unfilled
 

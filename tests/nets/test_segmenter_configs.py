@@ -22,7 +22,7 @@ from pmm_ray.nets.segmenter import (
 )
 from pmm_ray.nets.segmenter_config import segmenter_model
 from pmm_ray.nets.segmenter_source import read_model
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 from .segmenter_models import CONFIG, small, step, user_file
 

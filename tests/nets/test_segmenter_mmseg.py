@@ -30,7 +30,7 @@ from pmm_ray.nets.segmenter import (
     training_transform,
     underfitting_share,
 )
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 STATISTICS = (INPUT_MEAN, INPUT_STD)
 SMALL: dict[str, Any] = {"weights": "none", "channels": 8, "crop_size": 32}

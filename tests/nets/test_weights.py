@@ -21,7 +21,7 @@ from pmm_ray.nets.weights import (
     load_backbone_weights,
     load_torch,
 )
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError
 
 
 def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:

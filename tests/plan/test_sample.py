@@ -8,9 +8,9 @@ import pytest
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.plan.sample import draw_sample, spread
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.sources.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
 
 SPACE = LabelSpace.from_names(["a", "b", "c"])
 

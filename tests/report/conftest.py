@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pmm_ray.runtime.errors import ErrorRow
+from pmm_ray.runtime.core.errors import ErrorRow
 
 from .run_folder import RunFolder
 

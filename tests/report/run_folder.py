@@ -12,12 +12,12 @@ from PIL import Image
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, iou, mean_iou, to_sparse
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.stage import StageFolder, Summary
-from pmm_ray.sources.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.rows.images import encode_mask
 
 # As in COCO, the data set's own ids are others: tables and truth hold contiguous ones.
 SPACE = LabelSpace("test", ("background", "disc", "<b>square & co</b>", "ring"), (0, 2, 5, 7))

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from pmm_ray.report import build_report, print_stage_table, stage_table
 from pmm_ray.report.run_data import load_run
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.events import EventLog
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.events import EventLog
 
 from .run_folder import SPACE, RunFolder
 

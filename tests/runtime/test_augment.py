@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pmm_ray.runtime.augment import augment, jitter, resize_to_long
+from pmm_ray.runtime.training.augment import augment, jitter, resize_to_long
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pmm_ray.runtime import doctor
-from pmm_ray.runtime.doctor import Check
+from pmm_ray.runtime.cluster import doctor
+from pmm_ray.runtime.cluster.doctor import Check
 
 GIB = 1024**3
 Usage = namedtuple("Usage", "total used free")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm_ray.runtime import images
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import (
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.rows import images
+from pmm_ray.runtime.rows.images import (
     decode_rgb,
     image_size,
     read_image,

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pmm_ray.runtime import lease
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import CannotRunError
 
 
 def write_lease(run_dir: Path, **changes: object) -> None:
@@ -80,8 +80,8 @@ def test_the_heartbeat_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 RACER = """
 import sys, time
-from pmm_ray.runtime import lease
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import CannotRunError
 print("ready", flush=True)
 sys.stdin.readline()
 try:

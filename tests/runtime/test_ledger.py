@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.index import part_files, part_uri, read_parts
-from pmm_ray.runtime.ledger import Ledger
-from pmm_ray.runtime.stage import StageFolder
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import part_files, part_uri, read_parts
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.mapping.ledger import Ledger
 
 IDS = [f"i{n}" for n in range(8)]
 

@@ -14,14 +14,20 @@ import torch
 
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.augment import augment, jitter, resize_to_long
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.loader import ImageSource, TrainingRow, TrainingSet, batches, training_rows
-from pmm_ray.runtime.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.runtime.sampling import BatchPlan, epoch_order, sample_seed, split_workers
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.rows.images import encode_mask
+from pmm_ray.runtime.training.augment import augment, jitter, resize_to_long
+from pmm_ray.runtime.training.loader import (
+    ImageSource,
+    TrainingRow,
+    TrainingSet,
+    batches,
+    training_rows,
+)
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
+from pmm_ray.runtime.training.sampling import BatchPlan, epoch_order, sample_seed, split_workers
 from pmm_ray.stages.train_classifier import ClassifierSample, image_source
 
 CONFIG = ClassifierConfig(resize_long=(48, 80), crop_size=64)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pmm_ray.labels import VOC12, LabelSpace
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.images import decode_mask, decode_rgb, encode_mask, read_mask_size
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, encode_mask, read_mask_size
 
 WIDE = LabelSpace.from_names([f"class {i}" for i in range(300)])
 

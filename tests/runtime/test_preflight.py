@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.config import RuntimeConfig
-from pmm_ray.runtime import preflight
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.preflight import Facts, Question, Report, answer, inspect_cluster, judge
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.cluster import preflight
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.cluster.preflight import (
+    Facts,
+    Question,
+    Report,
+    answer,
+    inspect_cluster,
+    judge,
+)
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import Manifest
 
 GIB = 1024**3
 VERSIONS = {"python": "3.11", "pmm-ray": "0.1.0 (code 12345678)", "torch": "2.13.0"}

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from ray import cloudpickle
 
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.read_ahead import read_ahead
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.mapping.read_ahead import read_ahead
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, ErrorRow, error_budget
-from pmm_ray.runtime.index import index_file, read_all, read_index, scan_parts, write_index
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts, write_index
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
 

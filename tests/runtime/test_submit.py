@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from pmm_ray.runtime import submit as submitting
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.submit import submit
+from pmm_ray.runtime.cluster import submit as submitting
+from pmm_ray.runtime.cluster.submit import submit
+from pmm_ray.runtime.core.errors import CannotRunError
 
 BUSY = "No available agent to submit job, please try again later."
 

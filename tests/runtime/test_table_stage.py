@@ -15,12 +15,13 @@ import pytest
 import ray
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import lease, tables
-from pmm_ray.runtime.errors import BudgetExceededError, CannotRunError, ErrorRow, RowError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.index import index_file, read_all, read_index, scan_parts
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.stream import (
+from pmm_ray.runtime.core import lease, tables
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import (
     CONSUMER_CPUS,
     PRODUCER_CPUS,
     InputRow,
@@ -29,8 +30,7 @@ from pmm_ray.runtime.stream import (
     Worker,
     row_by_row,
 )
-from pmm_ray.runtime.table_stage import auto_batch, run_table_stage
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
 MakeContext = Callable[..., RunContext]
 

@@ -13,13 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pmm_ray.config import ClassifierConfig, RunConfig
 from pmm_ray.nets.registry import build_classifier, load_classifier
-from pmm_ray.runtime import train_worker
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.runtime.training import training_job
-from pmm_ray.runtime.training_job import TrainingJob
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.training import worker as train_worker
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.launch import training_job
 from pmm_ray.stages.train_classifier import SiameseLoss
 
 from ..training import train
@@ -102,8 +102,8 @@ def test_loss_rate_and_throughput_are_events_and_curves(
 def test_validation_is_an_event_and_a_curve_after_every_epoch(
     shapes: Manifest, group: None, tmp_path: Path
 ) -> None:
-    from pmm_ray.stages.photographs import Photographs
-    from pmm_ray.stages.validation import Validation
+    from pmm_ray.nets.classifier_validation import Validation
+    from pmm_ray.runtime.rows.photographs import Photographs
 
     plain = job(shapes, tmp_path)
     epoch = plain.images // plain.batch_size

@@ -15,13 +15,13 @@ from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.registry import load_classifier
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.train_checkpoint import checkpoints
-from pmm_ray.runtime.training import run_training
-from pmm_ray.runtime.training_job import TrainingJob
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.training.checkpoint import checkpoints
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
 
 from ..training import losses, train, training_job
@@ -96,7 +96,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 def test_the_share_of_waiting_is_measured(
     shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pmm_ray.runtime import train_worker
+    from pmm_ray.runtime.training import worker as train_worker
 
     clock = [0.0]
     monkeypatch.setattr(train_worker.time, "monotonic", lambda: clock[0])

@@ -18,15 +18,15 @@ from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime import storage
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.train_checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from pmm_ray.runtime.training import loader_processes, run_training, training_job
-from pmm_ray.runtime.training_job import TrainingJob, poly
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from pmm_ray.runtime.training.job import TrainingJob, poly
+from pmm_ray.runtime.training.launch import loader_processes, run_training, training_job
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
@@ -194,11 +194,11 @@ DRIVER = """
 import io, sys
 from pathlib import Path
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.cluster import connect
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.runtime.cluster.connect import connect
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.stages import train_classifier
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cam_files import CamReader, find_cams
 
 HEIGHT, WIDTH = 24, 32

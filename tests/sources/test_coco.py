@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.importing import ImportReport
 from pmm_ray.sources.raster import draw_objects

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pmm_ray.labels import COCO14
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources import coco_json
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.importing import ImportReport

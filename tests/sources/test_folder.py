@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import encode_mask
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.folder import import_folder, safe_image_id
 from pmm_ray.sources.importing import ImportReport
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.sources.manifest import (
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import (
     CONTENT_KEY,
     ManifestRow,
     check_labels,

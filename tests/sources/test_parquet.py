@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.importing import ImportReport
 from pmm_ray.sources.parquet import import_parquet
 

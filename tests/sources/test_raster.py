@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from pmm_ray.labels import COCO14, LabelSpace
-from pmm_ray.runtime.errors import RowError
+from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.coco_json import parse_object
 from pmm_ray.sources.raster import draw_objects, object_area
 

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import decode_mask, encode_mask
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.sources.importing import ImportReport
 from pmm_ray.sources.lists import read_label_list
 from pmm_ray.sources.pickled import load_pickled_dict

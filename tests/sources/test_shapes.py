@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.images import decode_mask, read_image
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.manifest import manifest_hash
+from pmm_ray.runtime.rows.images import decode_mask, read_image
 from pmm_ray.sources import shapes
 from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.manifest import manifest_hash
 from pmm_ray.sources.shapes import CLASS_NAMES, draw, make_shapes
 
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.training_job import TrainingJob
-from pmm_ray.sources.manifest import Manifest, open_manifest
-from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.segmenter_validation import MIOU, SegmenterValidation, Share
+from pmm_ray.nets.segmenter_validation import MIOU, SegmenterValidation, Share
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 

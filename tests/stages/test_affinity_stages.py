@@ -18,17 +18,17 @@ from pmm_ray.method.masks import background_score
 from pmm_ray.method.random_walk import pooled, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, build_affinity, load_affinity
 from pmm_ray.nets.backbone import Backbone, FeatureInfo
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import ErrorRow, RowError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.images import decode_mask, encode_mask
-from pmm_ray.runtime.index import index_file, read_all, read_index
-from pmm_ray.runtime.loader import TrainingRow
-from pmm_ray.runtime.mask_file import build_mask_file
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import ErrorRow, RowError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.mask_file import build_mask_file
 from pmm_ray.stages import make_affinity_labels, train_affinity, walk_cams
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.train_affinity import AffinityLoss, PairSample
 from pmm_ray.stages.walk_cams import walk_scores, walked_mask
 

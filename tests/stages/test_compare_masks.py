@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import TableIndex, index_file, read_index, scan_parts, write_index
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts, write_index
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages import choose_masks, compare_masks
-from pmm_ray.stages.make_masks import mask_row
 
 MakeContext = Callable[..., RunContext]
 SPACE = LabelSpace.from_names(["cat", "dog"], name="test")

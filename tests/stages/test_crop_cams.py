@@ -19,18 +19,18 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.multicrop import Geometry, windows
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.views import cut_windows, resize_views
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow, RowError
-from pmm_ray.runtime.index import index_file, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow, RowError
+from pmm_ray.runtime.core.index import index_file, read_all
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_cams
-from pmm_ray.stages.crop_cams import CropCams, Photograph
 from pmm_ray.stages.make_cams import crop_worker
-from pmm_ray.stages.make_masks import decode_cam
-from pmm_ray.stages.photographs import Photographs
 
 MakeContext = Callable[..., RunContext]
 CPU = torch.device("cpu")

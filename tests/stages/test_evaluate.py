@@ -11,13 +11,13 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask, encode_mask
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages import evaluate
-from pmm_ray.stages.make_masks import mask_row
 
 MakeContext = Callable[..., RunContext]
 
@@ -66,8 +66,8 @@ def test_classes_without_truth_are_left_out_of_the_mean(shapes: Manifest) -> Non
 
 
 def test_a_mask_of_another_size_is_an_error_row(shapes: Manifest) -> None:
-    from pmm_ray.runtime.errors import ErrorRow
-    from pmm_ray.stages.photographs import Photographs
+    from pmm_ray.runtime.core.errors import ErrorRow
+    from pmm_ray.runtime.rows.photographs import Photographs
 
     row = tables.read_table(shapes.uri).to_pylist()[0]
     photographs = Photographs(shapes.root, False, 10**8, shapes.label_space)

@@ -14,14 +14,14 @@ from torch import nn
 from pmm_ray.config import CamsConfig, RunConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.runtime.index import index_file, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.index import index_file, read_all
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.stages import make_cams
 from pmm_ray.stages.make_cams import multi_scale_cam, stored_size, view_sizes
-from pmm_ray.stages.make_masks import decode_cam
 
 MakeContext = Callable[..., RunContext]
 CPU = torch.device("cpu")

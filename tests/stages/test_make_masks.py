@@ -14,16 +14,16 @@ from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.images import decode_mask, read_image
-from pmm_ray.runtime.index import index_file, read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import InputRow
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import index_file, read_all
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import InputRow
+from pmm_ray.runtime.rows.images import decode_mask, read_image
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_masks
 from pmm_ray.stages.make_masks import Method, mask_parameters, mask_worker
-from pmm_ray.stages.photographs import Photographs
 
 MakeContext = Callable[..., RunContext]
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.stream import InputRow, row_by_row
-from pmm_ray.sources.manifest import Manifest
-from pmm_ray.stages import photographs as module
-from pmm_ray.stages.photographs import Photographs, ReadAhead
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.mapping.stream import InputRow, row_by_row
+from pmm_ray.runtime.rows import photographs as module
+from pmm_ray.runtime.rows.photographs import Photographs, ReadAhead
 
 
 def source(shapes: Manifest) -> Photographs:

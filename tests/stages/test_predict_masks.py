@@ -16,16 +16,16 @@ from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.predict import find_segmenter, predict_folder
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.cluster import ClusterResources
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import index_file, read_all, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder, Summary
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.masks import crf_parameters
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import predict_masks
-from pmm_ray.stages.make_masks import crf_parameters
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.predict_masks import Scorer
 
 MakeContext = Callable[..., RunContext]
@@ -131,7 +131,7 @@ def test_without_a_crf_nothing_is_sent(
 
 
 def test_a_task_needs_neither_torch_nor_mmsegmentation() -> None:
-    code = "import sys, pmm_ray.stages.refine_scores; print({'torch', 'mmseg'} & set(sys.modules))"
+    code = "import sys, pmm_ray.runtime.rows.scores; print({'torch', 'mmseg'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pmm_ray.config import DataConfig
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import read_all
-from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.stages import rasterize_masks
 

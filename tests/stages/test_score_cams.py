@@ -15,14 +15,14 @@ from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.index import index_file, read_all, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import score_cams
-from pmm_ray.stages.make_masks import decode_cam
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.score_cams import Way, masks_of
 
 from .truth_cams import cams_of_truth

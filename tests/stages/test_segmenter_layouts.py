@@ -14,7 +14,7 @@ from torch import Tensor
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.nets.segmenter import build_segmenter, describe, load_segmenter, predict_logits
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core.manifest import Manifest
 
 from ..training import losses, train
 from .segmenter_job import job, section, validation

@@ -13,11 +13,11 @@ from torch import nn
 from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.nets.segmenter import load_segmenter
 from pmm_ray.nets.segmenter_source import read_model
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.train_checkpoint import checkpoints
-from pmm_ray.runtime.training import UNDERFITTING
-from pmm_ray.sources.manifest import Manifest
-from pmm_ray.stages.segmenter_validation import MIOU
+from pmm_ray.nets.segmenter_validation import MIOU
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.training.checkpoint import checkpoints
+from pmm_ray.runtime.training.launch import UNDERFITTING
 from pmm_ray.stages.train_segmenter import model_identity
 
 from ..training import losses, train

@@ -13,13 +13,13 @@ from torch import nn
 from pmm_ray.config import PredictConfig, SegmenterConfig
 from pmm_ray.nets.backbone import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.nets.segmenter import Description, build_segmenter
-from pmm_ray.runtime.errors import RowError
-from pmm_ray.stages.segmenter_views import (
+from pmm_ray.nets.segmenter_views import (
     mean_probabilities,
     view_logits,
     view_size,
     window_starts,
 )
+from pmm_ray.runtime.core.errors import RowError
 
 CPU = torch.device("cpu")
 

@@ -16,15 +16,15 @@ import pytest
 
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import sweep_masks
 from pmm_ray.stages.make_masks import mask_parameters, mask_worker
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.sweep_masks import combined, grid, sample
 
 from .test_make_masks import blob_cam

@@ -10,11 +10,11 @@ import pytest
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.registry import load_classifier
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import BudgetExceededError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.sources.manifest import Manifest, ManifestRow, write_manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import BudgetExceededError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.stages import train_classifier
 
 

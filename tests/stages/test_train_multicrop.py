@@ -16,19 +16,19 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import base_mask
 from pmm_ray.nets.registry import load_classifier
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import ErrorRow, RowError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.images import decode_mask, encode_mask, read_image
-from pmm_ray.runtime.index import index_file, read_all, scan_parts
-from pmm_ray.runtime.loader import TrainingRow
-from pmm_ray.runtime.mask_file import build_mask_file
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow, RowError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import index_file, read_all, scan_parts
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_image
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.mask_file import build_mask_file
 from pmm_ray.stages import make_base_masks, train_multicrop
 from pmm_ray.stages.make_base_masks import base_worker
-from pmm_ray.stages.make_masks import decode_cam
-from pmm_ray.stages.photographs import Photographs
 from pmm_ray.stages.train_multicrop import WindowSample
 
 SPACE = LabelSpace.from_names(["a", "b", "c"])

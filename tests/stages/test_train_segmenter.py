@@ -11,12 +11,12 @@ import pytest
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.segmenter import load_segmenter
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.errors import CannotRunError
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.sources.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages import train_segmenter
 from pmm_ray.stages.train_segmenter import round_underfitting

@@ -13,10 +13,10 @@ from PIL import Image
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.runtime.images import encode_mask
-from pmm_ray.sources.manifest import ManifestRow, write_manifest
-from pmm_ray.stages.photographs import Photographs
-from pmm_ray.stages.validation import BACKGROUND_SCORES, Validation
+from pmm_ray.nets.classifier_validation import BACKGROUND_SCORES, Validation
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.rows.images import encode_mask
+from pmm_ray.runtime.rows.photographs import Photographs
 
 SPACE = LabelSpace.from_names(["red", "green", "blue"])
 CPU = torch.device("cpu")

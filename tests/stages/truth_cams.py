@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import scan_parts, write_index
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import scan_parts, write_index
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.rows.images import decode_mask
 
 
 def cams_of_truth(manifest: Manifest, folder: Path) -> str:

@@ -18,13 +18,13 @@ from PIL import Image
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import index_file, read_all, read_index
-from pmm_ray.runtime.stage import RunContext, StageFolder
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.manifest import Manifest, open_manifest
 from pmm_ray.stages import make_cams, make_masks
 
 MakeContext = Callable[..., RunContext]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pmm_ray.nets.segmenter import load_segmenter
-from pmm_ray.runtime.events import read_events
+from pmm_ray.runtime.core.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

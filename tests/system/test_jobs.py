@@ -17,9 +17,9 @@ import requests
 
 from pmm_ray.config import load_recipe
 from pmm_ray.pipeline import planned_stages
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.index import read_all
-from pmm_ray.runtime.session import base_name
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.core.session import base_name
 
 if TYPE_CHECKING:
     from tests.system.conftest import RayNodes

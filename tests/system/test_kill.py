@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pmm_ray.runtime import tables
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.index import read_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

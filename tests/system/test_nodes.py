@@ -12,9 +12,9 @@ import pytest
 import requests
 import yaml
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.images import decode_mask
-from pmm_ray.runtime.index import read_all
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.shapes import make_shapes
 
 from .conftest import RayNodes
@@ -119,14 +119,14 @@ import numpy as np
 import ray
 
 from pmm_ray.config import MasksConfig, RunConfig
-from pmm_ray.runtime.cluster import connect
-from pmm_ray.runtime.events import EventLog
-from pmm_ray.runtime.index import index_file
-from pmm_ray.runtime.lease import hold
-from pmm_ray.runtime.progress import Progress
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import row_by_row
-from pmm_ray.sources.manifest import open_manifest
+from pmm_ray.runtime.cluster.connect import connect
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.lease import hold
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import row_by_row
+from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.stages import make_cams, make_masks
 
 address, manifest_uri, place = sys.argv[1:]

@@ -19,13 +19,13 @@ import pytest
 import requests
 from PIL import Image
 
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import CannotRunError, RowError
-from pmm_ray.runtime.images import read_image
-from pmm_ray.runtime.index import read_all, scan_parts
-from pmm_ray.runtime.ledger import Ledger
-from pmm_ray.runtime.stage import StageFolder
-from pmm_ray.runtime.stream import row_by_row
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import read_all, scan_parts
+from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.mapping.ledger import Ledger
+from pmm_ray.runtime.mapping.stream import row_by_row
+from pmm_ray.runtime.rows.images import read_image
 
 from .faulty_proxy import Fault, Proxy, Server, handler
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime import storage, tables
-from pmm_ray.runtime.errors import ErrorRow
-from pmm_ray.runtime.index import TableIndex, index_file, read_all, scan_parts
-from pmm_ray.runtime.stage import RunContext, StageFolder
-from pmm_ray.runtime.stream import InputRow, Pool, Worker
-from pmm_ray.runtime.table_stage import run_table_stage
-from pmm_ray.sources.manifest import Manifest
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, scan_parts
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.stages.make_masks import mask_factory
 
 MakeContext = Callable[..., RunContext]

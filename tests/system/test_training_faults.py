@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime.events import read_events
-from pmm_ray.runtime.train_checkpoint import checkpoints
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.training.checkpoint import checkpoints
 
 from .conftest import RayNodes
 

@@ -1,0 +1,202 @@
+"""Multi-crop CAMs: windows of all scales in one stream of batches, merged as they come.
+
+A batch takes the windows of one image after the other, whatever their scale, so that it is always
+full; an image's maps are a running mean, so that memory does not grow with the number of windows.
+"""
+
+# K: present classes; C: foreground classes; H, W: image; h, w: the network's maps; S: a view.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pmm_ray.config import CamsConfig
+from pmm_ray.method.cams import normalize
+from pmm_ray.method.multicrop import Window, WindowMerger, windows
+from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.views import cut_windows, normalise_views
+from pmm_ray.runtime.core.errors import RowError
+
+_VIEWS_ON_GPU = 32
+# measured by benchmarks/classifier.py: larger batches leave a CPU's caches
+_VIEWS_ON_CPU = 1
+
+Cam = NDArray[np.float16]
+
+
+class Photograph(NamedTuple):
+    """What a CAM is made of."""
+
+    key: Any
+    """Comes back with the CAM."""
+    pixels_hw3: NDArray[np.uint8]
+    """RGB, shrunk to `max_long`."""
+    labels: list[int]
+    """Present classes, ids from 1."""
+    stored: tuple[int, int]
+    """Rows and columns of the stored CAM."""
+
+
+@dataclass
+class _Subject:
+    """A photograph on its way through the batches."""
+
+    photograph: Photograph
+    device: torch.device
+    rows: list[int] = field(init=False)
+    """Of the present classes among the network's C maps."""
+    merger: WindowMerger = field(init=False)
+    left: int = 0
+    """Views that are not merged yet; the last one completes the CAM."""
+
+    def __post_init__(self) -> None:
+        height, width = self.photograph.pixels_hw3.shape[:2]
+        self.rows = [label - 1 for label in self.photograph.labels]
+        self.merger = WindowMerger(len(self.rows), height, width, self.device)
+
+
+class _View(NamedTuple):
+    """A window, or its mirror image, as the network sees it."""
+
+    subject: _Subject
+    window: Window
+    mirrored: bool
+    pixels: Tensor
+    """float32 [3, S, S], normalised."""
+
+
+class CropCams:
+    """Maps photographs to CAMs, window by window.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        config: windows, mirror images, views per pass.
+        device: where the model is.
+    """
+
+    def __init__(self, model: CamNetwork, config: CamsConfig, device: torch.device) -> None:
+        self._model = model
+        self._config = config
+        self._device = device
+        automatic = _VIEWS_ON_CPU if device.type == "cpu" else _VIEWS_ON_GPU
+        self._views = automatic if config.views == "auto" else config.views
+
+    def __call__(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Any, Cam | RowError]]:
+        """CAMs of photographs.
+
+        Yields:
+            (key, float16 [K, *stored], 0..1) in the order of the photographs; in place of a map
+            that is not finite, a RowError.
+
+        Source: paper 3.5; released code (the "multi_crop" normalisation over the whole image).
+        """
+        for photograph, mean_KHW in self.merged(photographs):
+            yield photograph.key, _stored(photograph, mean_KHW.cpu().numpy())
+
+    @torch.inference_mode()
+    def merged(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Photograph, Tensor]]:
+        """Maps before they are normalised and stored.
+
+        Yields:
+            (photograph, float32 [K, H, W] on the model's device), in the order of the photographs:
+            the mean over all views of a px, mirror images included.
+
+        Source: paper 3.5; released code.
+        """
+        waiting: list[_View] = []
+        for photograph in photographs:
+            for view in self._views_of(_Subject(photograph, self._device)):
+                waiting.append(view)
+                if len(waiting) == self._views:
+                    yield from self._pass(waiting)
+                    waiting = []
+        if waiting:
+            yield from self._pass(waiting)
+
+    def _views_of(self, subject: _Subject) -> Iterator[_View]:
+        crops, model = self._config.crops, self._model
+        image_13HW = torch.tensor(subject.photograph.pixels_hw3, device=self._device)
+        image_13HW = image_13HW.permute(2, 0, 1)[None]
+        height, width = subject.photograph.pixels_hw3.shape[:2]
+        by_scale = windows(
+            height,
+            width,
+            crops.scales,
+            geometry=crops.geometry,
+            size=crops.size,
+            stride=crops.stride,
+        )
+        sides = (False, True) if self._config.flip else (False,)
+        subject.left = sum(len(of_scale) for of_scale in by_scale) * len(sides)
+        for of_scale in by_scale:
+            pieces = cut_windows(image_13HW, of_scale, crops.geometry, crops.size)
+            for window, piece in zip(of_scale, pieces, strict=True):
+                pixels = self._padded(normalise_views(piece, model.input_mean, model.input_std)[0])
+                for mirrored in sides:
+                    yield _View(subject, window, mirrored, pixels.flip(-1) if mirrored else pixels)
+
+    def _padded(self, piece_3hw: Tensor) -> Tensor:
+        """[3, S, S]: an image smaller than a window lies amid zeros, the mean colour.
+
+        In training it lies at a random place of them.
+        """
+        size = self._config.crops.size
+        (top, bottom), (left, right) = (_margins(side, size) for side in piece_3hw.shape[1:])
+        return functional.pad(piece_3hw, (left, right, top, bottom))
+
+    def _pass(self, views: list[_View]) -> Iterator[tuple[Photograph, Tensor]]:
+        """One forward pass; yields the photographs that it completes."""
+        present_BC = torch.zeros(len(views), self._model.num_foreground, device=self._device)
+        for number, view in enumerate(views):
+            present_BC[number, view.subject.rows] = 1.0
+        batch = torch.stack([view.pixels for view in views])
+        for view, scores_Chw in zip(views, self._model.cam_scores(batch, present_BC), strict=True):
+            subject = view.subject
+            subject.merger.add(self._placed(view, scores_Chw), view.window.original)
+            subject.left -= 1
+            if subject.left == 0:
+                yield subject.photograph, subject.merger.mean()
+
+    def _placed(self, view: _View, scores_Chw: Tensor) -> Tensor:
+        """The maps of a view's present classes at the size of its place in the image."""
+        size, window = self._config.crops.size, view.window
+        maps_1Khw = scores_Chw[None, view.subject.rows].float()
+        # first to the view's own size, as the network's own forward does, then to the place's
+        maps_1KSS = functional.interpolate(
+            maps_1Khw, (size, size), mode="bilinear", align_corners=self._model.align_corners
+        )
+        if view.mirrored:
+            maps_1KSS = maps_1KSS.flip(-1)
+        if self._config.crops.geometry == "paper":
+            height, width = window.scaled.height, window.scaled.width
+            top, left = _margins(height, size)[0], _margins(width, size)[0]
+            maps_1KSS = maps_1KSS[:, :, top : top + height, left : left + width]
+        place = (window.original.height, window.original.width)
+        return functional.interpolate(maps_1KSS, place, mode="bilinear", align_corners=False)[0]
+
+
+def _stored(photograph: Photograph, mean_KHW: NDArray[np.float32]) -> Cam | RowError:
+    """The finished CAM at storage size."""
+    if not np.isfinite(mean_KHW).all():
+        return RowError("nonfinite", "the classifier's scores are not finite")
+    height, width = photograph.stored
+    maps = [
+        cv2.resize(map_HW, (width, height), interpolation=cv2.INTER_AREA)
+        for map_HW in normalize(mean_KHW, "multi_crop")
+    ]
+    return np.stack(maps).astype(np.float16)
+
+
+def _margins(side: int, size: int) -> tuple[int, int]:
+    """Zeros before and after a side that is shorter than the window's."""
+    before = (size - side) // 2
+    return before, size - side - before

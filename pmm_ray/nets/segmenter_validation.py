@@ -1,0 +1,140 @@
+"""How well a segmenter does on held-out images while it is trained.
+
+Its mIoU may choose the weights that are kept: that uses pixel labels, and is said in the report.
+"""
+
+# C: classes with the background; H, W: image.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
+from pmm_ray.nets.views import normalise_views
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.sampling import sample_seed
+
+MIOU = "validation_miou"
+"""Name of what is measured."""
+SCORED = "validation_images"
+"""Name of the number of images that it was measured on."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker measured."""
+
+    confusion: Confusion
+    """int64 [C, C]."""
+    images: int
+    """How many were scored."""
+
+
+@dataclass(frozen=True)
+class SegmenterValidation:
+    """Scores a segmenter on held-out images with ground truth; small and picklable.
+
+    One view of each image, without mirror images and CRF: the released code scores with its whole
+    test pipeline, which takes longer than the training.
+
+    Attributes:
+        manifest_uri: the Parquet file.
+        split: the held-out one.
+        photographs: how images and truth are read.
+        images: how many are scored, drawn by the seed; None: all.
+        resize_base: (long, short) size of a view, px.
+        seed: of the run.
+    """
+
+    manifest_uri: str
+    split: str
+    photographs: Photographs
+    images: int | None
+    resize_base: tuple[int, int]
+    seed: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the manifest that are scored: the same on every worker and every time."""
+        columns = ["image_id", "uri", "height", "width", "split", "ground_truth_uri"]
+        rows = [
+            row
+            for row in tables.read_table(self.manifest_uri, columns).to_pylist()
+            if row["split"] == self.split and row["ground_truth_uri"]
+        ]
+        rows.sort(key=lambda row: sample_seed(self.seed, 0, row["image_id"], "validation"))
+        return rows[: self.images]
+
+    @torch.no_grad()
+    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Share:
+        """Score this worker's share of the images with a network in evaluation mode.
+
+        An image that cannot be used is left out, see `unusable`: what becomes an error row of it is
+        the evaluation.
+        """
+        space = self.photographs.label_space
+        total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0
+        for row in self.rows()[rank::world]:
+            try:
+                image_HW3, truth_HW = self._read(row)
+            except RowError:
+                continue
+            predicted_HW = self._predict(network, image_HW3, device)
+            total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
+            images += 1
+        return Share(total, images)
+
+    def metrics(self, shares: list[Share]) -> dict[str, float]:
+        """mIoU over the classes that have truth, and of how many images; nothing without truth."""
+        total = np.sum([share.confusion for share in shares], axis=0)
+        images = sum(share.images for share in shares)
+        return {MIOU: mean_iou(total)[0], SCORED: float(images)} if total.any() else {}
+
+    def unusable(self) -> dict[str, str]:
+        """Which of the images `measure` leaves out, and why, by reading all of them."""
+        found = {}
+        for row in self.rows():
+            try:
+                self._read(row)
+            except RowError as error:
+                found[row["image_id"]] = f"{error.uri}: {error.message}"
+        return found
+
+    def _read(self, row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image and truth.
+
+        Raises:
+            RowError: one cannot be read, or they do not belong together.
+        """
+        image_HW3, truth_HW = self.photographs.image(row), self.photographs.truth(row)
+        if truth_HW.shape != image_HW3.shape[:2]:
+            raise RowError(
+                "label",
+                f"the truth is {truth_HW.shape} and the image {image_HW3.shape[:2]} (h, w)",
+                row["ground_truth_uri"],
+            )
+        return image_HW3, truth_HW
+
+    def _predict(
+        self, network: nn.Module, image_HW3: NDArray[np.uint8], device: torch.device
+    ) -> NDArray[np.int64]:
+        from pmm_ray.nets.segmenter import describe, predict_logits
+        from pmm_ray.nets.segmenter_views import view_size
+
+        height, width = image_HW3.shape[:2]
+        rows, columns = view_size(height, width, self.resize_base, 1.0)
+        view = cv2.resize(image_HW3, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        pixels = torch.from_numpy(view).to(device).permute(2, 0, 1)[None]
+        about = describe(network)
+        logits = predict_logits(network, normalise_views(pixels, about.input_mean, about.input_std))
+        logits = nn.functional.interpolate(logits, (height, width), mode="bilinear")
+        predicted: NDArray[np.int64] = logits[0].argmax(0).cpu().numpy()
+        return predicted

@@ -1,0 +1,1 @@
+"""What knows the cluster: connecting, placing work, looking at nodes, submitting jobs."""

@@ -1,0 +1,281 @@
+"""Ray: connect or start, ask what there is, refuse what can never be satisfied."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pmm_ray.config import RuntimeConfig
+from pmm_ray.runtime.cluster.placement import largest_memory, place
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+
+# One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
+THREAD_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_MAX_DEFAULT_STORE = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class ClusterResources:
+    """What the connected cluster has in all."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+    """Whether this process started the Ray it uses."""
+    cpu_stage_cpus: float | None = None
+    """CPUs of the nodes where stages without a GPU run; None: all."""
+    cpu_stage_labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector for these nodes; empty: any node."""
+    node_memory: float = 0.0
+    """Memory that the largest node offers to tasks, bytes; 0: unknown."""
+
+    def default_train_workers(self) -> int:
+        """One per GPU; on CPUs 2, or 1 on a single core."""
+        if self.gpus >= 1:
+            return int(self.gpus)
+        return 2 if self.cpus >= 2 else 1
+
+    def default_actors(self) -> int:
+        """Model copies for inference: one per GPU, else one per CPU."""
+        return max(1, int(self.gpus) if self.gpus >= 1 else int(self.cpus))
+
+    def default_tasks(self) -> int:
+        """Tasks at once of a stage without a GPU: one per CPU where it runs."""
+        return max(1, int(self.cpus if self.cpu_stage_cpus is None else self.cpu_stage_cpus))
+
+    def require(
+        self,
+        what: str,
+        *,
+        cpus: float = 0,
+        gpus: float = 0,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raise CannotRunError at once if the cluster can never give this much."""
+        missing = []
+        if labels and cpus > (self.cpu_stage_cpus or 0):
+            selected = ", ".join(f"{key}={value}" for key, value in labels.items())
+            missing.append(f"{cpus:g} CPUs on nodes with {selected}, of which there are none")
+        if cpus > self.cpus:
+            missing.append(f"{cpus:g} CPUs (the cluster has {self.cpus:g})")
+        if gpus > self.gpus:
+            missing.append(f"{gpus:g} GPUs (the cluster has {self.gpus:g})")
+        if missing:
+            raise CannotRunError(
+                f"{what} needs {' and '.join(missing)}. Ask for less or add nodes."
+            )
+
+
+def wants_cluster(address: str) -> bool:
+    """Whether `--address auto` finds a cluster named in the environment."""
+    return address == "auto" and bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextlib.contextmanager
+def connect(
+    address: str, config: RuntimeConfig, run_dir: str | None = None
+) -> Iterator[ClusterResources]:
+    """Connect to Ray for the length of a `with` block.
+
+    Args:
+        address: `auto` uses the cluster of `RAY_ADDRESS` (set inside `ray job submit`) or, where
+            there is none, starts a Ray on this machine; `local` always starts one; anything else
+            is passed to Ray.
+        config: CPUs and object store of a Ray that is started here.
+        run_dir: where Ray's own log lines go (`logs/ray.log`) instead of the console.
+
+    A Ray that is already initialised in this process is used and left running.
+    """
+    import ray
+
+    _quiet(run_dir)
+    if ray.is_initialized():
+        yield _resources(config, local=False)
+        return
+    local = address == "local" or (address == "auto" and not wants_cluster(address))
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+        "runtime_env": {"env_vars": dict(THREAD_ENVIRONMENT)},
+    }
+    # Ray's default tries an image that runs a node out of memory again for ever
+    os.environ.setdefault("RAY_task_oom_retries", "2")
+    if local:
+        # Workers of a Ray of our own need not give way to everything else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_cpus": config.cpus} if config.cpus else {}
+        options["object_store_memory"] = config.object_store_bytes or _default_store()
+    else:
+        options["address"] = None if address == "auto" else address
+    # ray.init installs a SIGTERM handler of its own; ours turns it into a resumable exit
+    in_main = threading.current_thread() is threading.main_thread()
+    on_terminate = signal.getsignal(signal.SIGTERM) if in_main else None
+    with _native_stderr_to(run_dir):
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise CannotRunError(f"cannot connect to Ray at {address!r}: {error}") from error
+        import ray.data
+        import ray.train
+
+        _quiet(run_dir)
+        _quiet_raylet()
+        if on_terminate is not None:
+            signal.signal(signal.SIGTERM, on_terminate)
+        try:
+            yield _resources(config, local=local)
+        finally:
+            node = ray._private.worker._global_node
+            session = Path(node.get_session_dir_path()) if local else None
+            ray.shutdown()
+            if session is not None and run_dir is not None:
+                # on a full disk the run ends with its own words, not with those about its logs
+                with contextlib.suppress(OSError):
+                    _keep_logs(session, run_dir)
+
+
+def one_thread() -> None:
+    """Tell OpenCV, which ignores OMP_NUM_THREADS, that Ray owns the cores."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def inference_process() -> None:
+    """Settings of a process that maps images of many sizes; call it before a model is made.
+
+    oneDNN keeps compiled kernels for every input size it has seen, 1,024 of them: with photographs
+    of all sizes a process grows by gigabytes. A small cache keeps it flat at the same speed.
+    """
+    one_thread()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+def _default_store() -> int:
+    """Ray's own rule (30 % of memory, what /dev/shm holds), capped: our blocks are small."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().available * 0.3), _MAX_DEFAULT_STORE]
+    with contextlib.suppress(FileNotFoundError):
+        limits.append(int(shutil.disk_usage("/dev/shm").free * 0.8))
+    return max(min(limits), 80 * 1024**2)
+
+
+def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    placement = place(alive, config)
+    return ClusterResources(
+        cpus=placement.cpus,
+        gpus=placement.gpus,
+        nodes=len(alive),
+        local=local,
+        cpu_stage_cpus=placement.cpu_stage_cpus,
+        cpu_stage_labels=placement.cpu_stage_labels,
+        node_memory=largest_memory(alive),
+    )
+
+
+def _quiet(run_dir: str | None) -> None:
+    """Send Ray's log lines to `RUN/logs/ray.log` and keep them off the console.
+
+    Called again after `ray.init` and after importing ray.data and ray.train, each of which
+    installs handlers of its own.
+    """
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from ray.util.annotations import RayDeprecationWarning
+
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    for name in ("ray", "ray.data", "ray.train"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            if not isinstance(old, logging.FileHandler):
+                logger.removeHandler(old)
+        logger.propagate = name != "ray"
+    root = logging.getLogger("ray")
+    if run_dir is None or storage.is_remote(run_dir):
+        root.addHandler(logging.NullHandler())
+        return
+    log = Path(run_dir) / "logs" / "ray.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if all(getattr(h, "baseFilename", None) != str(log) for h in root.handlers):
+        handler = logging.FileHandler(log, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    # on a full disk every line would become a traceback on the console
+    logging.raiseExceptions = False
+
+
+def _quiet_raylet() -> None:
+    """Send what raylets tell the driver ("task failed, will be retried") to Ray's log."""
+    from ray._private import worker
+
+    def to_log(batch: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in batch["lines"]:
+            logging.getLogger("ray").warning("(%s) %s", batch.get("pid"), line)
+
+    # Ray prints these lines to stdout and has no switch for them (`log_to_driver` is another)
+    worker.print_to_stdstream = to_log
+
+
+@contextlib.contextmanager
+def _native_stderr_to(run_dir: str | None) -> Iterator[None]:
+    """Send what Ray's C++ writes to file descriptor 2 into the run folder.
+
+    Python's `sys.stderr` keeps writing where it did.
+    """
+    if run_dir is None or storage.is_remote(run_dir):
+        yield
+        return
+    sys.stderr.flush()
+    console, python_stderr = os.dup(2), sys.stderr
+    with open(Path(run_dir) / "logs" / "ray-native.log", "ab") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(os.dup(console), "w", buffering=1)
+    try:
+        yield
+    finally:
+        sys.stderr.close()
+        sys.stderr = python_stderr
+        os.dup2(console, 2)
+        os.close(console)
+
+
+def _keep_logs(session: Path, run_dir: str) -> None:
+    """Copy what workers printed into the run folder; a local Ray's session folder is temporary."""
+    if storage.is_remote(run_dir):
+        return
+    target = Path(run_dir) / "logs" / session.name
+    for log in (session / "logs").glob("worker-*.err"):
+        if log.stat().st_size:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(log, target / log.name)
+
+
+def scratch_folder(config: RuntimeConfig) -> Path:
+    """A folder on this node's own disk."""
+    folder = Path(config.scratch) if config.scratch else Path(tempfile.gettempdir()) / "pmm-ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,349 @@
+"""Before a run on a cluster: does every node see the storage, run the same code, and have room?
+
+One small task on every node, all at once, seconds in all. What is wrong is told in a table with the
+node's name, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pmm_ray
+from pmm_ray.config import RuntimeConfig, load_recipe
+from pmm_ray.runtime.cluster.connect import connect, scratch_folder
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+
+ANSWER_SECONDS = 60.0
+_PACKAGES = ("ray", "torch", "numpy", "pyarrow")
+_LEAST_SCRATCH = 1024**3
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a node is asked; small and picklable."""
+
+    run_dir: str | None
+    """Where every node must be able to write; None: storage is not checked."""
+    marker: str
+    """Name of the folder in it that driver and nodes write to, then delete."""
+    inputs: tuple[str, ...]
+    """Files and folders that every node must see."""
+    runtime: RuntimeConfig
+    gpus: float = 0.0
+    """GPUs that Ray counts on the node."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a node has."""
+
+    host: str
+    versions: Mapping[str, str]
+    storage_error: str = ""
+    missing: tuple[str, ...] = ()
+    """Inputs that are not there."""
+    scratch: str = ""
+    scratch_free: int = 0
+    gpus_seen: int | None = None
+    """GPUs that torch sees; None: not asked."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one node."""
+
+    node: str
+    what: str
+    found: str
+    advice: str
+
+
+@dataclass
+class Report:
+    """What every node answered."""
+
+    nodes: dict[str, Facts] = field(default_factory=dict)
+    """Facts by the node's name."""
+    findings: list[Finding] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The findings, one line each, in columns."""
+        rows = [("node", "what", "found", "do")]
+        rows += [(f.node, f.what, f.found, f.advice) for f in self.findings]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
+            for row in rows
+        )
+
+    def require_healthy(self) -> None:
+        """Raise CannotRunError with the table if anything was found."""
+        if self.findings:
+            raise CannotRunError(
+                f"not every node can do its part:\n{self.table()}\n"
+                "Mend these nodes and run the same command again "
+                "(--set runtime.preflight=false leaves this check out)."
+            )
+
+
+def inspect_cluster(
+    run_dir: str | None,
+    runtime: RuntimeConfig,
+    *,
+    inputs: Sequence[str] = (),
+    scratch_bytes: int = 0,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> Report:
+    """Ask every alive node of the connected cluster.
+
+    Args:
+        run_dir: folder or uri of the run; None: storage is not checked.
+        runtime: for the scratch folder.
+        inputs: files and folders that every node must see.
+        scratch_bytes: space that a node needs in the scratch folder, bytes.
+        answer_seconds: a node that has not answered after this long is a finding.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    marker = f"preflight-{uuid.uuid4().hex[:8]}"
+    question = Question(run_dir, marker, tuple(inputs), runtime)
+    if run_dir is not None:
+        storage.write_bytes(storage.join(run_dir, marker, "driver"), marker.encode())
+    report = Report()
+    asked = {}
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        gpus = float(node["Resources"].get("GPU", 0))
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(answer)
+        node_id, address = node["NodeID"], node["NodeManagerAddress"]
+        name = f"{node['NodeManagerHostname']} ({address}, {node_id[:6]})"
+        ref = task.remote(dataclasses.replace(question, gpus=gpus), node_id)
+        asked[ref] = (name, node_id, gpus)
+    try:
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=answer_seconds)
+        for ref in late:
+            found = f"no answer in {answer_seconds:g} s"
+            advice = "is it overloaded or cut off? ray status"
+            report.findings.append(Finding(asked[ref][0], "node", found, advice))
+        for ref in done:
+            name, node_id, gpus = asked[ref]
+            try:
+                facts = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+                advice = "install the same pmm-ray there, or send --working-dir"
+                report.findings.append(Finding(name, "pmm-ray", reason, advice))
+                continue
+            report.nodes[name] = facts
+            report.findings += judge(name, facts, own_versions(), gpus, scratch_bytes)
+            if run_dir is not None and not facts.storage_error:
+                report.findings += _read_back(name, run_dir, marker, node_id)
+    finally:
+        if run_dir is not None:
+            storage.delete_folder(storage.join(run_dir, marker))
+    return report
+
+
+def training_scratch(manifest_uri: str | None, split: str) -> int:
+    """Bytes that the masks of a training split take in a node's scratch, a byte per pixel.
+
+    Args:
+        manifest_uri: of the run; None or not written yet: 0.
+        split: that the segmenter is trained on.
+    """
+    if manifest_uri is None or not storage.exists(manifest_uri):
+        return 0
+    table = tables.read_table(manifest_uri, ["split", "height", "width"])
+    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    return sum(height * width for of, height, width in rows if of == split)
+
+
+def answer(question: Question, node_id: str) -> Facts:
+    """What the node that runs this has. Faults are facts, not errors."""
+    error = ""
+    if question.run_dir is not None:
+        error = _storage_error(question.run_dir, question.marker, node_id)
+    missing = tuple(uri for uri in question.inputs if not _visible(uri))
+    scratch, free = question.runtime.scratch or "", 0
+    try:
+        folder = scratch_folder(question.runtime)
+        scratch = str(folder)
+        free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    except OSError:
+        pass  # no room at all is what the zero says
+    return Facts(
+        host=socket.gethostname(),
+        versions=own_versions(),
+        storage_error=error,
+        missing=missing,
+        scratch=scratch,
+        scratch_free=free,
+        gpus_seen=_visible_gpus() if question.gpus else None,
+    )
+
+
+def judge(
+    node: str, facts: Facts, expected: Mapping[str, str], gpus: float, scratch_bytes: int
+) -> list[Finding]:
+    """What is wrong with a node.
+
+    Args:
+        node: its name.
+        facts: its answer.
+        expected: the driver's versions.
+        gpus: that Ray counts on it.
+        scratch_bytes: that it needs in the scratch folder.
+    """
+    findings = []
+    if facts.storage_error:
+        advice = "mount the same storage there, give the node its credentials, or use a bucket"
+        findings.append(Finding(node, "run folder", facts.storage_error, advice))
+    for uri in facts.missing:
+        advice = "mount it there, or put it into a bucket"
+        findings.append(Finding(node, "input", f"{uri} is not there", advice))
+    for package, version in expected.items():
+        other = facts.versions.get(package, "none")
+        if other != version:
+            found = f"{other}, the driver has {version}"
+            advice = "use one image, or pip install -c constraints.txt everywhere"
+            findings.append(Finding(node, package, found, advice))
+    needed = max(scratch_bytes, _LEAST_SCRATCH)
+    if facts.scratch_free < needed:
+        found = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
+        advice = f"{needed / _GIB:.1f} GiB are needed: set runtime.scratch to a larger disk"
+        findings.append(Finding(node, "scratch", found, advice))
+    if facts.gpus_seen is not None and facts.gpus_seen < gpus:
+        found = f"torch sees {facts.gpus_seen}, Ray counts {gpus:g}"
+        advice = "CUDA build of torch, driver, container runtime? or ray start --num-gpus=0"
+        findings.append(Finding(node, "GPU", found, advice))
+    return findings
+
+
+def own_versions() -> dict[str, str]:
+    """What must agree on every node: Python, our code, and the packages that decide results."""
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+    versions["pmm-ray"] = f"{pmm_ray.__version__} (code {_code_digest()})"
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions
+
+
+def _code_digest() -> str:
+    root = Path(pmm_ray.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _storage_error(run_dir: str, marker: str, node_id: str) -> str:
+    try:
+        seen = storage.read_bytes(storage.join(run_dir, marker, "driver"))
+    except OSError as error:
+        return f"cannot read what the driver wrote to {run_dir}: {_short(error)}"
+    if seen != marker.encode():
+        return f"another file than the driver wrote to {run_dir}"
+    try:
+        storage.write_bytes(storage.join(run_dir, marker, node_id), node_id.encode())
+    except (OSError, CannotRunError) as error:
+        return f"cannot write to {run_dir}: {_short(error)}"
+    return ""
+
+
+def _read_back(node: str, run_dir: str, marker: str, node_id: str) -> list[Finding]:
+    """Whether the driver sees what the node wrote."""
+    try:
+        if storage.read_bytes(storage.join(run_dir, marker, node_id)) == node_id.encode():
+            return []
+        found = "the driver reads another file than the node wrote"
+    except OSError as error:
+        found = f"the driver does not see what the node wrote: {_short(error)}"
+    return [Finding(node, "run folder", found, "both must mount the same storage")]
+
+
+def _visible(uri: str) -> bool:
+    try:
+        return storage.exists(uri)
+    except OSError:
+        return False
+
+
+def _visible_gpus() -> int:
+    """GPUs that torch sees, in a process without the mask that Ray puts on a task's."""
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    script = "import torch; print(torch.cuda.device_count())"
+    try:
+        output = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+            check=True,
+        ).stdout
+    except (subprocess.SubprocessError, OSError):
+        return 0
+    return int(output.split()[-1])
+
+
+def _short(error: OSError | CannotRunError) -> str:
+    return (
+        getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    )
+
+
+def diagnose_cluster(
+    run_dir: str | None, settings: Sequence[str], address: str, write: Callable[[str], Any]
+) -> int:
+    """`pmm doctor --cluster`: a line for each node, and the table of what is wrong.
+
+    Args:
+        run_dir: folder or uri of a run; None: storage is not checked.
+        settings: `section.key=value`, see `load_recipe`; the data's root is looked for if given.
+        address: see `connect`.
+        write: takes a line.
+
+    Returns:
+        The exit code: 0 if every node can do its part, else 1.
+    """
+
+    def body(progress: Progress) -> None:
+        config = load_recipe(None, settings)
+        place = None if run_dir is None else storage.absolute(run_dir)
+        inputs = [storage.absolute(config.data.root)] if config.data.root else []
+        with connect(address, config.runtime) as resources:
+            report = inspect_cluster(place, config.runtime, inputs=inputs)
+        write(f"{resources.nodes} nodes, {resources.cpus:g} CPUs, {resources.gpus:g} GPUs")
+        for name, facts in report.nodes.items():
+            gpus = "" if facts.gpus_seen is None else f", torch sees {facts.gpus_seen} GPUs"
+            versions = ", ".join(f"{package} {of}" for package, of in facts.versions.items())
+            free = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
+            write(f"{name}: {versions}; {free}{gpus}")
+        if place is None:
+            write("storage was not checked: give --run-dir")
+        report.require_healthy()
+
+    return guarded(body)

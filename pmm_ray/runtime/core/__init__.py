@@ -1,0 +1,1 @@
+"""The small core of every stage: storage, tables, sessions, errors, events."""

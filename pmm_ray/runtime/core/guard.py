@@ -1,0 +1,45 @@
+"""The one place where what may go wrong in a command becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from pmm_ray.config import ConfigError
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import (
+    EXIT_BUDGET,
+    EXIT_CANNOT_RUN,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    BudgetExceededError,
+    CannotRunError,
+    full_disk,
+)
+from pmm_ray.runtime.core.progress import Progress
+
+
+def guarded(body: Callable[[Progress], None]) -> int:
+    """Run something, turning what may go wrong into a line on the console and an exit code."""
+    progress = Progress()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        body(progress)
+    except (CannotRunError, ConfigError) as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_CANNOT_RUN
+    except BudgetExceededError as error:
+        progress.message(f"pmm: {error}")
+        return EXIT_BUDGET
+    except OSError as error:
+        message = full_disk(error) or storage.store_failure(error)
+        if message is None:
+            raise
+        progress.message(f"pmm: {message}")
+        return EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        progress.message("pmm: interrupted; run the same command again to go on")
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return EXIT_DONE

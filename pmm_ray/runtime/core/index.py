@@ -1,0 +1,168 @@
+"""Which row of which file holds an image: the small table that stages find each other's rows by.
+
+A finished table folder has an `index.parquet` (image_id, part, row), so nothing downstream lists a
+folder or reads bytes it does not need. A manifest is a single file and its own index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pmm_ray.runtime.core import storage, tables
+
+_INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.int32())])
+# parts read at once: a bucket answers each in tens of milliseconds, and Arrow frees the lock
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class TableIndex:
+    """Where each image of a table is.
+
+    `table` has columns image_id, part (index into `parts`) and row (position in that file).
+    """
+
+    parts: tuple[str, ...]
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def image_ids(self) -> list[str]:
+        return self.table.column("image_id").to_pylist()
+
+    def locations(self) -> dict[str, tuple[str, int]]:
+        """image_id -> (file uri, row)."""
+        ids, parts, rows = (self.table.column(name).to_pylist() for name in _INDEX.names)
+        return {i: (self.parts[part], row) for i, part, row in zip(ids, parts, rows, strict=True)}
+
+    def select(self, image_ids: Iterable[str]) -> TableIndex:
+        """The part of the index that speaks of these images."""
+        wanted = pa.array(list(image_ids), pa.string())
+        keep = pc.is_in(self.table.column("image_id"), value_set=wanted)
+        return TableIndex(self.parts, self.table.filter(keep))
+
+
+def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> TableIndex:
+    """Index of one Parquet file such as a manifest.
+
+    Args:
+        uri: the file.
+        keep: column -> allowed values, for example `{"split": ["train"]}`.
+    """
+    keep = keep or {}
+    table = tables.read_table(uri, ["image_id", *keep])
+    rows = pa.array(range(table.num_rows), pa.int32())
+    index = pa.table(
+        {
+            "image_id": table.column("image_id"),
+            "part": pa.array([0] * table.num_rows, pa.int32()),
+            "row": rows,
+        }
+    ).cast(_INDEX)
+    for column, values in keep.items():
+        mask = pc.is_in(table.column(column), value_set=pa.array(list(values)))
+        index, table = index.filter(mask), table.filter(mask)
+    return TableIndex((uri,), index)
+
+
+def part_uri(folder: str, name: str) -> str:
+    """Where the part of this name (see `tables.chunk_name`) lies in a table folder."""
+    return storage.join(folder, f"part-{name}.parquet")
+
+
+def part_files(folder: str) -> list[str]:
+    """Sorted uris of a table folder's parts."""
+    files = storage.list_files(folder, ".parquet")
+    return [uri for uri in files if uri.rsplit("/", 1)[-1].startswith("part-")]
+
+
+def table_of(image_ids: Sequence[str], parts: Sequence[int], rows: Sequence[int]) -> pa.Table:
+    """The table of a `TableIndex`."""
+    return pa.Table.from_arrays(
+        [pa.array(image_ids, pa.string()), pa.array(parts, pa.int32()), pa.array(rows, pa.int32())],
+        schema=_INDEX,
+    )
+
+
+def read_parts(
+    folder: str, schema: pa.Schema | None = None
+) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """The ids of every part of a folder.
+
+    Args:
+        folder: of a table.
+        schema: of parts that tasks wrote: they are read whole, and one with another schema or
+            without rows is damaged. None: of any parts only the ids are read.
+
+    Returns:
+        (uri, image ids in order of rows) of each part in order of name; and the uris of damaged
+        parts.
+
+    Raises:
+        OSError, CannotRunError: the disk or the store, not a part, is at fault.
+    """
+
+    def ids_of(uri: str) -> list[str] | None:
+        try:
+            table = tables.read_table(uri, None if schema is not None else ["image_id"])
+            ids: list[str] = table.column("image_id").to_pylist()
+        except (OSError, pa.ArrowException, KeyError) as error:
+            if not tables.is_damage(error):
+                raise
+            return None
+        return ids if schema is None or (ids and table.schema.equals(schema)) else None
+
+    uris = part_files(folder)
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = list(zip(uris, readers.map(ids_of, uris), strict=True))
+    whole = [(uri, ids) for uri, ids in found if ids is not None]
+    return whole, [uri for uri, ids in found if ids is None]
+
+
+def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
+    """Index a folder without an `index.parquet`, and the uris of parts that cannot be read.
+
+    An image that stands in two parts is kept once: parts are visited in order of name, so that
+    every reader keeps the same one.
+    """
+    parts, broken = read_parts(folder)
+    places: dict[str, tuple[int, int]] = {}
+    for number, (_, ids) in enumerate(parts):
+        for row, image_id in enumerate(ids):
+            places.setdefault(image_id, (number, row))
+    table = table_of(list(places), [p for p, _ in places.values()], [r for _, r in places.values()])
+    return TableIndex(tuple(uri for uri, _ in parts), table), broken
+
+
+def write_index(folder: str, index: TableIndex) -> None:
+    """Write `folder/index.parquet`; parts are named relative to the folder."""
+    names = [uri.rsplit("/", 1)[-1] for uri in index.parts]
+    table = index.table.replace_schema_metadata({"pmm.parts": json.dumps(names)})
+    storage.write_bytes(storage.join(folder, "index.parquet"), tables.to_bytes(table))
+
+
+def read_index(folder: str) -> TableIndex:
+    """The index of a finished table folder."""
+    uri = storage.join(folder, "index.parquet")
+    table = tables.read_table(uri)
+    names = json.loads(table.schema.metadata[b"pmm.parts"])
+    return TableIndex(tuple(storage.join(folder, name) for name in names), table)
+
+
+def read_all(folder: str) -> pa.Table:
+    """Every row of a finished table folder, in memory: for small tables and for tests."""
+    index = read_index(folder)
+    parts = [tables.read_table(uri) for uri in index.parts]
+    wanted: list[pa.Table] = []
+    for number, part in enumerate(parts):
+        rows = index.table.filter(pc.equal(index.table.column("part"), number)).column("row")
+        wanted.append(part.take(rows))
+    return pa.concat_tables(wanted) if wanted else pa.table({"image_id": pa.array([], pa.string())})

@@ -1,0 +1,124 @@
+"""One writer per run folder: a lease with a heartbeat.
+
+A dead process on the same host is taken over at once; a holder elsewhere after `STALE_SECONDS`
+without a heartbeat. A file system's lock lets two processes that start in the same instant take
+the folder one after the other. Object stores have none through pyarrow: there this is best effort,
+two such runs may both think they hold it, until the first of them is told otherwise by the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+
+def _uri(run_dir: str) -> str:
+    return storage.join(run_dir, "lease.json")
+
+
+def read_lease(run_dir: str) -> dict[str, Any] | None:
+    """Who holds the run folder, or None."""
+    try:
+        lease: dict[str, Any] = json.loads(storage.read_bytes(_uri(run_dir)))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None  # torn by a crash on a store without atomic writes: nobody holds it
+    return lease
+
+
+def holds(run_dir: str, attempt: str) -> bool:
+    """Whether this attempt still holds the folder; part writers ask before they commit."""
+    lease = read_lease(run_dir)
+    return lease is not None and lease["attempt"] == attempt
+
+
+def _alive(lease: dict[str, Any]) -> bool:
+    if lease["host"] == socket.gethostname():
+        try:
+            process = psutil.Process(int(lease["pid"]))
+            # a pid is reused: the same number with another start time is another process
+            running = abs(process.create_time() - float(lease["process_started"])) < 1.0
+            return running and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+    return time.time() - float(lease["heartbeat"]) < STALE_SECONDS
+
+
+@contextlib.contextmanager
+def _one_at_a_time(run_dir: str) -> Iterator[None]:
+    """Between processes that see the same file system; nothing on an object store."""
+    if storage.is_remote(run_dir):
+        yield
+        return
+    storage.make_folder(run_dir)
+    with open(Path(run_dir) / ".lease.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def hold(run_dir: str, attempt: str) -> Iterator[None]:
+    """Hold the run folder for the length of a `with` block.
+
+    Raises:
+        CannotRunError: another run is alive in it; the message names its host and process.
+    """
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+
+    def beat() -> None:
+        lease = {
+            "attempt": attempt,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "started": started,
+            "heartbeat": time.time(),
+        }
+        storage.write_bytes(_uri(run_dir), json.dumps(lease).encode())
+
+    with _one_at_a_time(run_dir):
+        holder = read_lease(run_dir)
+        if holder is not None and _alive(holder):
+            raise CannotRunError(
+                f"{run_dir} is in use by process {holder['pid']} on {holder['host']} "
+                f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."
+            )
+        beat()
+    stop = threading.Event()
+
+    def keep() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            # a full disk or a store that fails must not end the heartbeat
+            with contextlib.suppress(OSError, CannotRunError):
+                if not holds(run_dir, attempt):
+                    return  # a process that slept too long was taken over
+                beat()
+
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        # a store that fails right now must not hide why the run ends; the lease grows old
+        with contextlib.suppress(CannotRunError):
+            if holds(run_dir, attempt):
+                storage.delete_file(_uri(run_dir))

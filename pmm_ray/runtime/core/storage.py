@@ -1,0 +1,245 @@
+"""Files behind one set of functions, local or in a bucket, through pyarrow.fs.
+
+A uri is an absolute path, a relative path, or `scheme://...` (`s3`, `gs`, `file`). Credentials,
+region and endpoint of a bucket come from the usual variables: see docs/reference/storage.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pmm_ray.runtime.core.errors import CannotRunError
+
+# A throttled or failed request is sent again after a random pause that doubles: about a minute in
+# all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
+_S3_ATTEMPTS = 10
+_GCS_SECONDS = 90
+# how the libraries of both stores begin a failure that is theirs, and those that are one object's
+_STORE_FAILED = ("AWS Error ", "google::cloud::Status(")
+_OBJECT_REFUSED = ("ACCESS_DENIED", "INVALID_OBJECT_STATE", "PERMISSION_DENIED", "NOT_FOUND")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the uri names an object store rather than this machine's disk."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The uri with a local path made absolute; remote uris are returned as they are."""
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+@lru_cache(maxsize=64)
+def _filesystem(root: str) -> Any:
+    if not root:
+        return pafs.LocalFileSystem()
+    if root.startswith("s3://"):
+        return _s3(root)
+    if root.startswith(("gs://", "gcs://")):
+        return _gcs()
+    filesystem, _ = pafs.FileSystem.from_uri(root)
+    return filesystem
+
+
+def _s3(root: str) -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
+    if endpoint:
+        options = {"endpoint_override": endpoint, "scheme": urlsplit(endpoint).scheme or "https"}
+    else:
+        try:
+            found, _ = pafs.FileSystem.from_uri(root)  # asks the bucket for its region
+        except OSError as error:
+            raise CannotRunError(f"cannot reach {root}: {error}") from error
+        options = {"region": found.region}
+    return pafs.S3FileSystem(
+        **options,
+        allow_delayed_open=True,  # a small file is one request, not the three of a large one
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+    )
+
+
+def _gcs() -> Any:
+    options: dict[str, Any] = {}
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        scheme, _, host = emulator.rpartition("://")
+        options = {"endpoint_override": host, "scheme": scheme or "http", "anonymous": True}
+    return pafs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=_GCS_SECONDS))
+
+
+def resolve(uri: str) -> tuple[Any, str]:
+    """The (pyarrow filesystem, path inside it) of a uri."""
+    if not is_remote(uri):
+        return _filesystem(""), absolute(uri)
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.split("/", 1)[0]
+    return _filesystem(f"{scheme}://{bucket}"), rest
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/part`; parts are relative. Raises ValueError where one would leave `base`."""
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise ValueError(f"{part!r} leaves its root {base!r}")
+    return posixpath.join(base.rstrip("/") or "/", *parts)
+
+
+def anchor(uri: str, root: str) -> str:
+    """A uri from a table made absolute: kept if absolute or remote, else below `root`."""
+    if is_remote(uri) or uri.startswith("/"):
+        return uri
+    return join(root, uri)
+
+
+def parent(uri: str) -> str:
+    """The folder a uri lies in."""
+    return uri.rstrip("/").rsplit("/", 1)[0]
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = resolve(uri)
+    with reaching(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def store_failure(error: OSError, uri: str = "") -> str | None:
+    """What to say if a store failed, after all retries, rather than one file; else None.
+
+    A file that is missing, damaged or not ours to read is one image's error.
+    """
+    text = str(error)
+    of_the_store = any(mark in text for mark in _STORE_FAILED)
+    if not of_the_store or any(mark in text for mark in _OBJECT_REFUSED):
+        return None
+    where = f" for {uri}" if uri else ""
+    return (
+        f"the store fails{where}: {text}. What may pass was tried for about a minute. "
+        "Run the same command again when it is mended; what is finished stays."
+    )
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn a store's failure into a `CannotRunError` that names the uri."""
+    try:
+        yield
+    except OSError as error:
+        message = store_failure(error, uri)
+        if message is None:
+            raise
+        raise CannotRunError(message) from error
+
+
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The whole file, or its first `limit` bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        CannotRunError: it lies in a store that does not answer.
+    """
+    filesystem, path = resolve(uri)
+    # not `open_input_stream`, which asks a bucket for 256 KB at a time
+    with reaching(uri), filesystem.open_input_file(path) as file:
+        return cast(bytes, file.read(limit))
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Give an OSError of a write the path that it lacks: a full disk must be found by its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file so that it appears whole or not at all.
+
+    On a local disk: a temporary file beside it, fsync, rename. In a bucket an object becomes
+    visible when its upload completes, so one plain write is enough.
+    """
+    filesystem, path = resolve(uri)
+    if is_remote(uri):
+        buffer = pa.py_buffer(data)  # before a stream is open: closing one completes its object
+        with reaching(uri), filesystem.open_output_stream(path) as stream:
+            stream.write(buffer)
+        return
+    target = Path(path)
+    make_folder(str(target.parent))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with naming(path), open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> list[str]:
+    """Sorted uris of the files in a folder, hidden ones left out; empty if there is no folder."""
+    filesystem, path = resolve(folder)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    prefix = folder.split("://", 1)[0] + "://" if is_remote(folder) else ""
+    with reaching(folder):
+        found = filesystem.get_file_info(selector)
+    return sorted(
+        prefix + info.path
+        for info in found
+        if info.type == pafs.FileType.File
+        and info.path.endswith(suffix)
+        and not posixpath.basename(info.path).startswith(".")
+    )
+
+
+def delete_file(uri: str) -> None:
+    """Delete a file; a missing one is fine."""
+    filesystem, path = resolve(uri)
+    with reaching(uri), contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(path)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all in it; a missing one is fine."""
+    filesystem, path = resolve(uri)
+    # Google's folders are no objects: after their files are gone, deleting one finds nothing
+    with reaching(uri), contextlib.suppress(FileNotFoundError):
+        if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+            filesystem.delete_dir(path)
+
+
+def delete_temporary(folder: str) -> None:
+    """Delete what a process that died in `write_bytes` left in a local folder."""
+    if not is_remote(folder):
+        for litter in Path(absolute(folder)).glob(".*.tmp"):
+            litter.unlink(missing_ok=True)
+
+
+def make_folder(uri: str) -> None:
+    if is_remote(uri):
+        return
+    try:
+        Path(absolute(uri)).mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError, FileNotFoundError) as error:
+        raise CannotRunError(
+            f"cannot make the folder {uri}: {error.strerror}: choose another place"
+        ) from error

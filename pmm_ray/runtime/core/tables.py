@@ -1,0 +1,219 @@
+"""The Parquet tables between stages: their schemas, atomic parts, and reading by row.
+
+A table is a folder of `part-*.parquet` files. A part appears whole or not at all. Order carries
+no meaning: `image_id` is the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+
+IMAGE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_labels = pa.list_(pa.int16())
+
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("labels", _labels),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("split", pa.string()),
+        ("ground_truth_uri", pa.string()),
+    ]
+)
+CAMS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("labels", _labels),
+        ("cam", pa.large_binary()),
+        ("cam_height", pa.int32()),
+        ("cam_width", pa.int32()),
+    ]
+)
+MASKS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("mask_png", pa.large_binary()),
+        ("foreground", pa.float32()),
+        ("labels", _labels),
+        ("round", pa.int16()),
+    ]
+)
+# one row per image: the non-zero cells of its confusion matrix, flat index = truth * C + predicted
+EVALUATION = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("cells", pa.list_(pa.int32())),
+        ("counts", pa.list_(pa.int64())),
+    ]
+)
+ERRORS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("stage", pa.string()),
+        ("kind", pa.string()),
+        ("message", pa.string()),
+        ("uri", pa.string()),
+    ]
+)
+
+# Rows of a manifest row group: a worker reads one group to find the rows of its chunk.
+MANIFEST_ROW_GROUP = 1024
+
+
+def check_image_id(image_id: str) -> str:
+    """The id itself. Raises ValueError unless it matches `IMAGE_ID_PATTERN` (never a path)."""
+    if not IMAGE_ID_PATTERN.fullmatch(image_id):
+        raise ValueError(
+            f"image id {image_id!r} is not allowed: letters, digits, '.', '_' and '-', at most 128,"
+            " starting with a letter or digit"
+        )
+    return image_id
+
+
+def to_bytes(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
+    """The table as one zstd Parquet file, with checksums that our readers verify."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=row_group_size, write_page_checksum=True
+    )
+    return bytes(sink.getvalue())
+
+
+def write_rows(uri: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+    """Write rows as one Parquet file, atomically; returns the number of bytes."""
+    data = to_bytes(pa.Table.from_pylist(list(rows), schema=schema))
+    storage.write_bytes(uri, data)
+    return len(data)
+
+
+def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> None:
+    """Write error rows as `folder/part-<name>.parquet`, atomically."""
+    write_rows(storage.join(folder, f"part-{name}.parquet"), [e.as_dict() for e in errors], ERRORS)
+
+
+def read_errors(folder: str) -> list[ErrorRow]:
+    """All error rows of a folder, by image id."""
+    rows = [
+        ErrorRow(**row)
+        for part in storage.list_files(folder, ".parquet")
+        for row in read_table(part).to_pylist()
+    ]
+    return sorted(rows, key=lambda row: (row.image_id, row.stage))
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet file, or some of its columns."""
+    filesystem, path = storage.resolve(uri)
+    with (
+        storage.reaching(uri),
+        pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
+    ):
+        return file.read(columns=list(columns) if columns is not None else None)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading a Parquet file speaks of its content.
+
+    A disk's or a system's word (no such file, input/output error) has a number; Arrow's about
+    content has none.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None
+    return isinstance(error, (pa.ArrowException, KeyError))
+
+
+def chunk_name(image_ids: Iterable[str]) -> str:
+    """The name of the part that holds just these images: the same ids give the same name.
+
+    A task that runs twice therefore overwrites its own file instead of adding a second one.
+    """
+    digest = hashlib.sha256("\n".join(sorted(image_ids)).encode()).hexdigest()
+    return digest[:20]
+
+
+def _version(uri: str) -> tuple[int, int]:
+    """(modification time, size): a file that was written again is another file."""
+    filesystem, path = storage.resolve(uri)
+    info = filesystem.get_file_info(path)
+    return info.mtime_ns or 0, info.size or 0
+
+
+@lru_cache(maxsize=8)
+def _row_group_bounds(uri: str, version: tuple[int, int]) -> tuple[int, ...]:
+    filesystem, path = storage.resolve(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return tuple(accumulate(sizes, initial=0))
+
+
+@lru_cache(maxsize=2)
+def _row_group(uri: str, version: tuple[int, int], group: int) -> pa.Table:
+    filesystem, path = storage.resolve(uri)
+    with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+        return file.read_row_group(group)
+
+
+def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of one Parquet file by position, in the order asked for.
+
+    Only the row groups that hold them are read; the last two stay cached in the process.
+
+    Raises:
+        CannotRunError: the file was damaged after its stage was done, or its store fails.
+    """
+    out: list[dict[str, Any]] = []
+    try:
+        with storage.reaching(uri):
+            version = _version(uri)
+            bounds = _row_group_bounds(uri, version)
+            for row in rows:
+                group = bisect_right(bounds, row) - 1
+                table = _row_group(uri, version, group)
+                out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        raise CannotRunError(
+            f"{uri} is damaged ({error}). Delete the summary.json beside it and run "
+            "the same command again: only what is damaged is made again."
+        ) from error
+    return out
+
+
+def table_metadata(uri: str) -> dict[str, str]:
+    """The key-value metadata of a Parquet file's schema."""
+    filesystem, path = storage.resolve(uri)
+    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def content_hash(table: pa.Table) -> str:
+    """A hash of the rows that does not depend on their order or on how they were split in files."""
+    table = table.combine_chunks().sort_by("image_id")
+    digest = hashlib.sha256(json.dumps(table.column_names).encode())
+    for name in table.column_names:
+        for value in table.column(name).to_pylist():
+            digest.update(repr(value).encode())
+            digest.update(b"\x00")
+    return digest.hexdigest()

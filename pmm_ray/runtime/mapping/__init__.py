@@ -1,0 +1,1 @@
+"""What maps images over Ray, chunk by chunk, and survives what fails."""

@@ -1,0 +1,105 @@
+"""What a stage's folder holds: read once when the stage starts, then kept up from what tasks say.
+
+A resumed run lists the folder and reads every part whole, so that a damaged one is found before
+anything is built on it. From then on nothing is listed: a task tells which images it committed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import TableIndex, part_files, part_uri, read_parts, table_of
+from pmm_ray.runtime.core.stage import StageFolder
+
+
+class Ledger:
+    """The images of a stage's folder that have a row, and those that have an error row.
+
+    Args:
+        folder: the stage's.
+        schema: of its table; a part with another one is damaged.
+    """
+
+    def __init__(self, folder: StageFolder, schema: pa.Schema) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._parts: list[str] = []
+        self._sizes: list[int] = []
+        self._rows: dict[str, tuple[int, int]] = {}
+        self.failed: set[str] = set()
+        """Images with an error row and no row."""
+
+    def scan(self) -> list[str]:
+        """Read the folder anew; returns the parts that were damaged, which are now deleted.
+
+        An image that stands in two parts (a task that outlived its driver) is kept once: parts
+        are visited in order of name, and both hold the same bytes.
+
+        Raises:
+            CannotRunError: the store or the disk does not let us read; nothing is deleted then.
+        """
+        parts, broken = read_parts(self._folder.uri, self._schema)
+        errors, broken_errors = read_parts(self._folder.errors_uri, tables.ERRORS)
+        for uri in broken + broken_errors:
+            storage.delete_file(uri)
+        for place in (self._folder.uri, self._folder.errors_uri):
+            storage.delete_temporary(place)
+        self._parts, self._sizes, self._rows = [], [], {}
+        for uri, ids in parts:
+            self._add(uri, ids)
+        self.failed = {i for _, ids in errors for i in ids} - self._rows.keys()
+        return broken + broken_errors
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """Note what a task committed (see `stream.run_chunk`)."""
+        done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
+        if done:
+            self._add(part_uri(self._folder.uri, counts["part"]), done)
+        self.failed.update(failed)
+
+    def _add(self, uri: str, image_ids: Sequence[str]) -> None:
+        number = len(self._parts)
+        self._parts.append(uri)
+        self._sizes.append(len(image_ids))
+        for row, image_id in enumerate(image_ids):
+            self._rows.setdefault(image_id, (number, row))
+
+    def uncommitted(self, image_ids: Iterable[str]) -> list[str]:
+        """The images that have neither a row nor an error row."""
+        return [i for i in image_ids if i not in self._rows and i not in self.failed]
+
+    def settle(self) -> None:
+        """Leave every image in one file only, as it stands once in the index.
+
+        Needed where a task outlived its driver and committed beside the run that went on.
+        """
+        strangers = set(part_files(self._folder.uri)) - set(self._parts)
+        kept: list[list[int]] = [[] for _ in self._parts]
+        for number, row in self._rows.values():
+            kept[number].append(row)
+        crowded = [n for n, size in enumerate(self._sizes) if len(kept[n]) < size]
+        if not strangers and not crowded:
+            return
+        for uri in strangers:
+            storage.delete_file(uri)
+        for number in crowded:
+            uri, rows = self._parts[number], sorted(kept[number])
+            if rows:
+                whole = tables.read_table(uri)
+                storage.write_bytes(uri, tables.to_bytes(whole.take(rows)))
+            else:
+                storage.delete_file(uri)
+        self.scan()
+
+    def index(self, image_ids: Iterable[str]) -> TableIndex:
+        """The index of the rows of these images, for those that have one."""
+        found = [i for i in image_ids if i in self._rows]
+        places = [self._rows[i] for i in found]
+        return TableIndex(
+            tuple(self._parts), table_of(found, [p for p, _ in places], [r for _, r in places])
+        )

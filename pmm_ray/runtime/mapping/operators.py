@@ -1,0 +1,219 @@
+"""The Ray Data plan every inference stage runs on: chunks of image ids through one pool or two.
+
+Why it is shaped like this: docs/decisions/001-tasks-write-their-own-parts.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pmm_ray.runtime.cluster.connect import inference_process
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.mapping.stall import watchdog
+from pmm_ray.runtime.mapping.stream import (
+    PRODUCED,
+    Output,
+    Pool,
+    Producer,
+    Worker,
+    consume_chunk,
+    failed_chunk,
+    produce_chunk,
+    reason,
+    run_chunk,
+)
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+# A process that dies takes its chunk with it; Ray tries again this often before we isolate it.
+_RETRIES = 2
+
+Row = dict[str, Any]
+
+
+class _Mapper:
+    """Maps rows of a block with a worker that it makes at its first one.
+
+    A worker that cannot be made (no weights, no memory) is a failure of the chunk, so that its
+    reason reaches the driver instead of ending in Ray's retries.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Worker], function: Callable[[Row, Worker], Row], failed: Any
+    ) -> None:
+        self._factory = factory
+        self._function = function
+        self._failed = failed
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        if self._worker is None:
+            inference_process()
+            try:
+                self._worker = self._factory()
+            except Exception as error:
+                failed = [self._failed(row, reason(error)) | _NO_TIME for row in rows]
+                return _block(failed)
+        return _block([_timed(self._function, row, self._worker) for row in rows])
+
+
+def _timed(function: Callable[[Row, Worker], Row], row: Row, worker: Worker) -> Row:
+    """What the function makes of a row, with the seconds that its process worked on it."""
+    cpu, clock = time.process_time(), time.monotonic()
+    result = function(row, worker)
+    return result | {
+        "cpu_seconds": time.process_time() - cpu,
+        "pool_seconds": time.monotonic() - clock,
+    }
+
+
+_NO_TIME = {"cpu_seconds": 0.0, "pool_seconds": 0.0}
+
+
+def _block(rows: Sequence[Row]) -> pa.Table:
+    schema = PRODUCED if "rows" in rows[0] else None
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def _task(*arguments: Any) -> Callable[[pa.Table], pa.Table]:
+    def task(batch: pa.Table) -> pa.Table:
+        return _Mapper(*arguments)(batch)
+
+    return task
+
+
+def _mapped(dataset: Dataset, pool: Pool, blocks: int, *arguments: Any) -> Dataset:
+    """The dataset through one pool; `arguments` are `_Mapper`'s."""
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    options: dict[str, Any] = {
+        "batch_format": "pyarrow",
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus or None,
+        "memory": pool.memory or None,
+        "label_selector": dict(pool.labels) or None,
+    }
+    if pool.actors:
+        return dataset.map_batches(
+            _Mapper,
+            compute=ActorPoolStrategy(size=min(pool.size, blocks)),
+            fn_constructor_args=arguments,
+            batch_size=1,
+            **options,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )
+    return dataset.map_batches(
+        _task(*arguments),
+        compute=TaskPoolStrategy(size=pool.size),
+        batch_size=None,
+        **options,
+        max_retries=_RETRIES,
+    )
+
+
+def stream(
+    chunks: Sequence[str],
+    factory: Callable[[], Worker],
+    output: Output,
+    pool: Pool,
+    stall_seconds: float,
+    producer: Producer | None = None,
+) -> Generator[Mapping[str, Any], None, None]:
+    """Send chunks through the pool, or the producer's and then the pool; yields committed counts.
+
+    A chunk whose process dies again and again is missing from the counts: the caller finds its
+    images uncommitted and isolates them.
+
+    Args:
+        chunks: from `make_chunks`.
+        factory: makes the worker inside a pool process; its arguments must be small (paths, not
+            weights), since Ray keeps them for restarts.
+        output: the table to commit to.
+        pool: how many processes.
+        stall_seconds: with no chunk finished for this long the stream fails.
+        producer: a first pool whose rows the workers take.
+
+    Raises:
+        CannotRunError: a task could not do its work at all (full disk, broken model).
+        StalledError: nothing finished for `stall_seconds`; says what each pool waited for.
+    """
+    try:
+        yield from _counts(chunks, factory, output, pool, stall_seconds, producer)
+    finally:
+        # Ray Data ends an actor by dropping its last handle. Where a process died, its error holds
+        # the pool in a reference cycle, and actors would keep their CPUs from the next stage.
+        gc.collect()
+
+
+def _counts(
+    chunks: Sequence[str],
+    factory: Callable[[], Worker],
+    output: Output,
+    pool: Pool,
+    stall_seconds: float,
+    producer: Producer | None,
+) -> Generator[Mapping[str, Any], None, None]:
+    import ray
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # our own watchdog says more
+    context.custom_execution_callback_classes = [watchdog(stall_seconds)]
+    context.max_errored_blocks = -1
+    context.op_resource_reservation_enabled = False  # blocks are small: nothing to reserve
+
+    items = [{"chunk": chunk} for chunk in chunks]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+
+    def run(row: Row, worker: Worker) -> Row:
+        return run_chunk(row["chunk"], worker, output) | _before(_NO_TIME)
+
+    def produce(row: Row, worker: Worker) -> Row:
+        assert producer is not None
+        return produce_chunk(row["chunk"], worker, producer)
+
+    def consume(row: Row, worker: Worker) -> Row:
+        assert producer is not None
+        return consume_chunk(row, producer.table, worker, output) | _before(row)
+
+    def not_produced(row: Row, failure: str) -> Row:
+        return {"chunk": row["chunk"], "rows": b"", "errors": "[]", "failure": failure}
+
+    def not_run(row: Row, failure: str) -> Row:
+        return failed_chunk(failure) | _before(_NO_TIME)
+
+    if producer is not None:
+        arguments = (producer.factory, produce, not_produced)
+        dataset = _mapped(dataset, producer.pool, len(items), *arguments)
+    last = run if producer is None else consume
+    dataset = _mapped(dataset, pool, len(items), factory, last, not_run)
+    try:
+        for batch in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            for counts in batch.to_pylist():
+                if counts["failure"]:
+                    raise CannotRunError(f"{output.stage}: {counts['failure']}")
+                yield counts
+    except ray.exceptions.RayError as error:
+        raise CannotRunError(f"{output.stage}: {_first_line(error)}") from error
+
+
+def _before(produced: Row) -> Row:
+    """What the first of two pools took for a chunk; nothing where there is but one."""
+    return {f"producer_{name}": produced[name] for name in _NO_TIME}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

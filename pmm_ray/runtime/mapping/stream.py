@@ -1,0 +1,269 @@
+"""What happens to a chunk of images inside a worker process; `operators` sends the chunks.
+
+The driver sends ids and the places of their rows, never an image; a task reads the rows, maps them,
+and commits its output and its error rows as files that appear whole or not at all. What flows back
+are counts and ids. Finished ids are found again from the files, so any process may die at any
+moment. See docs/decisions/001-tasks-write-their-own-parts.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pmm_ray.runtime.core import lease, storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError, full_disk
+from pmm_ray.runtime.core.index import TableIndex, part_uri
+
+InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
+Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many workers, and what each asks of the cluster."""
+
+    size: int
+    actors: bool = False
+    """Actors keep a model between chunks; tasks scale with the cluster by themselves."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+    """Bytes that a worker reserves; 0: none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector for the nodes it may run on; empty: any."""
+
+
+@dataclass(frozen=True)
+class Producer:
+    """The first of two pools: its rows reach the second one's workers without touching disk.
+
+    Attributes:
+        table: the name under which a row reaches the second worker, `row[table]`.
+        factory: makes the first worker inside a pool process.
+        schema: of its rows; encoded bytes are `large_binary`.
+        pool: actors, since a producer keeps a model. They must not hold the CPUs that the second
+            pool needs to take their rows: see `PRODUCER_CPUS`.
+    """
+
+    table: str
+    factory: Callable[[], Worker]
+    schema: pa.Schema
+    pool: Pool
+
+
+# Two pools on the same CPUs. Actors never give theirs back, so that after a node is lost the
+# restarted ones could fill the survivors, and the second pool, on which they wait, would never run
+# again. They ask for next to nothing instead (not zero: a head without CPUs must get none), and
+# tasks for a little less than a CPU, so that as many fit as there are CPUs.
+PRODUCER_CPUS = 0.05
+CONSUMER_CPUS = 0.9
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a task commits its rows."""
+
+    folder: str
+    schema: pa.Schema
+    stage: str
+    run_dir: str
+    attempt: str
+
+
+def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Worker:
+    """Turn a function of one image into a worker whose failures are error rows.
+
+    `RowError` keeps its kind; any other exception becomes `internal`, with its type and text,
+    except what is no image's fault: a full disk, a store that does not answer.
+    """
+
+    def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
+        for row in rows:
+            image_id, uri = row["manifest"]["image_id"], row["manifest"].get("uri") or ""
+            try:
+                yield function(row)
+            except RowError as error:
+                yield ErrorRow(image_id, stage, error.kind, error.message, error.uri or uri)
+            except MemoryError as error:
+                yield ErrorRow(image_id, stage, "too_large", f"out of memory: {error}", uri)
+            except CannotRunError:  # a store that does not answer is no image's fault
+                raise
+            except Exception as error:  # one image must not end the run; the row tells
+                if full_disk(error):
+                    raise
+                text = f"{type(error).__name__}: {error}"
+                yield ErrorRow(image_id, stage, "internal", text, uri)
+
+    return worker
+
+
+def make_chunks(image_ids: Sequence[str], inputs: Mapping[str, TableIndex], size: int) -> list[str]:
+    """Chunks of at most `size` images, as JSON: `{"ids": [...], "rows": {table: [[uri, row]]}}`."""
+    places = {name: index.locations() for name, index in inputs.items()}
+    return [
+        json.dumps(
+            {
+                "ids": list(image_ids[start : start + size]),
+                "rows": {
+                    name: [place[i] for i in image_ids[start : start + size]]
+                    for name, place in places.items()
+                },
+            }
+        )
+        for start in range(0, len(image_ids), size)
+    ]
+
+
+def read_chunk(chunk: Mapping[str, Any]) -> list[InputRow]:
+    """The rows of a chunk, joined over its tables; every file is opened once."""
+    rows: list[InputRow] = [{} for _ in chunk["ids"]]
+    for name, places in chunk["rows"].items():
+        by_file: dict[str, list[int]] = {}
+        for position, (uri, _) in enumerate(places):
+            by_file.setdefault(uri, []).append(position)
+        for uri, positions in by_file.items():
+            found = tables.read_rows(uri, [places[p][1] for p in positions])
+            for position, row in zip(positions, found, strict=True):
+                rows[position][name] = row
+    return rows
+
+
+def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
+    """Map one chunk in the first pool; returns a row of `PRODUCED`."""
+    sink = pa.BufferOutputStream()
+    done, errors, failure = [], [], ""
+    try:
+        rows = read_chunk(json.loads(payload))
+        for result in worker(rows):
+            if isinstance(result, ErrorRow):
+                errors.append(result.as_dict())
+            else:
+                done.append(result)
+        if len(done) + len(errors) != len(rows):
+            raise AssertionError(f"{len(rows)} rows in, {len(done) + len(errors)} out")
+        with pa.ipc.new_stream(sink, producer.schema) as writer:
+            writer.write_table(pa.Table.from_pylist(done, schema=producer.schema))
+    except Exception as error:  # travels to the driver, which stops the stage with this text
+        failure = reason(error)
+    return {
+        "chunk": payload,
+        "rows": sink.getvalue().to_pybytes(),
+        "errors": json.dumps(errors),
+        "failure": failure,
+    }
+
+
+PRODUCED = pa.schema(
+    [
+        ("chunk", pa.string()),
+        ("rows", pa.large_binary()),
+        ("errors", pa.string()),
+        ("failure", pa.string()),
+        ("cpu_seconds", pa.float64()),
+        ("pool_seconds", pa.float64()),
+    ]
+)
+
+
+def consume_chunk(
+    produced: Mapping[str, Any], table: str, worker: Worker, output: Output
+) -> dict[str, Any]:
+    """Map what the first pool made of a chunk, and commit it with the error rows of both."""
+    if produced["failure"]:
+        return _result(failure=produced["failure"])
+    with pa.ipc.open_stream(produced["rows"]) as reader:
+        made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
+    errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
+    counts = run_chunk(produced["chunk"], worker, output, (table, made), errors)
+    return counts | {"sent": len(produced["rows"])}
+
+
+def run_chunk(
+    payload: str,
+    worker: Worker,
+    output: Output,
+    made: tuple[str, Mapping[str, dict[str, Any]]] | None = None,
+    earlier: Sequence[ErrorRow] = (),
+) -> dict[str, Any]:
+    """Map one chunk and commit its part; returns counts and ids, or why it could not.
+
+    Args:
+        payload: from `make_chunks`.
+        worker: maps the rows.
+        output: the table to commit to.
+        made: name and rows of a table that a first pool made of this chunk.
+        earlier: error rows of the first pool, for the images that it made no row of.
+    """
+    chunk = json.loads(payload)
+    started = time.monotonic()
+    done: list[dict[str, Any]] = []
+    errors = list(earlier)
+    try:
+        rows = read_chunk(chunk)
+        if made is not None:
+            table, row_of = made
+            joined = zip(chunk["ids"], rows, strict=True)
+            rows = [row | {table: row_of[i]} for i, row in joined if i in row_of]
+        for result in worker(rows):
+            if isinstance(result, ErrorRow):
+                errors.append(result)
+            else:
+                done.append(result)
+        if len(done) + len(errors) != len(chunk["ids"]):
+            raise AssertionError(f"{len(chunk['ids'])} rows in, {len(done) + len(errors)} out")
+        if not lease.holds(output.run_dir, output.attempt):
+            raise CannotRunError(f"{output.run_dir} was taken over by another run")
+        name = tables.chunk_name(chunk["ids"])
+        size = 0
+        if errors:
+            tables.write_errors(storage.join(output.folder, "errors"), name, errors)
+        if done:
+            size = tables.write_rows(part_uri(output.folder, name), done, output.schema)
+    except Exception as error:  # reported to the driver, which stops the stage with this text
+        return _result(failure=reason(error))
+    return _result(
+        part=name,
+        done=[row["image_id"] for row in done],
+        failed=[row.image_id for row in errors],
+        size=size,
+        seconds=time.monotonic() - started,
+    )
+
+
+def failed_chunk(failure: str) -> dict[str, Any]:
+    """The counts of a chunk whose worker could not be made."""
+    return _result(failure=failure)
+
+
+def reason(error: Exception) -> str:
+    """Why a chunk could not be done, for the driver to print."""
+    if isinstance(error, CannotRunError):
+        return str(error)
+    return full_disk(error) or f"{type(error).__name__}: {error}"
+
+
+def _result(
+    part: str = "",
+    done: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    size: int = 0,
+    seconds: float = 0.0,
+    failure: str = "",
+) -> dict[str, Any]:
+    return {
+        "images": len(done) + len(failed),
+        "errors": len(failed),
+        "part": part,
+        "done": json.dumps(done),
+        "failed": json.dumps(failed),
+        "bytes": size,
+        "sent": 0,  # from the first pool to the second
+        "seconds": seconds,
+        "failure": failure,
+    }

@@ -1,0 +1,1 @@
+"""What the rows of our tables hold, and how it is read: photographs, masks, scores."""

@@ -1,0 +1,269 @@
+"""Photographs and masks as bytes and arrays: the one place that decodes and encodes them.
+
+Legend: H, W = height, width in pixels.
+
+Pillow decodes, not OpenCV: both give the same pixels for a JPEG (both use libjpeg-turbo; tested
+on real photographs), but OpenCV fills the missing rows of a truncated file with grey and says
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pmm_ray.labels import IGNORE_16BIT, LabelSpace
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import RowError
+
+# Pillow's own limit of a decompression bomb; a larger `max_pixels` has no effect
+MAX_PIXELS = 178_956_970
+# the headers of nearly all photographs lie in their first bytes; the rest need not be read
+HEAD_BYTES = 256 * 1024
+
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
+_PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_HEADER_BYTES = 16, 24, 33
+
+
+def decode_rgb(
+    data: bytes, *, apply_exif: bool, max_pixels: int = MAX_PIXELS, uri: str = ""
+) -> NDArray[np.uint8]:
+    """The pixels of an encoded photograph.
+
+    Transparent pixels are composited over white, as a viewer shows them: what an image hides
+    below its alpha is no part of the photograph. 16-bit channels keep their high byte, as OpenCV
+    does. A TIFF's own orientation is always applied; it is part of that format.
+
+    Args:
+        data: the bytes of a JPEG, PNG, BMP, TIFF, WebP or another file that Pillow reads.
+        apply_exif: rotate and flip as the EXIF orientation says (folders), or not (VOC, COCO:
+            their masks were drawn without).
+        max_pixels: refuse images that declare more, before any pixel is decoded.
+        uri: named in errors.
+
+    Returns:
+        uint8 [H, W, 3], RGB, 0..255, C-contiguous, writable.
+
+    Raises:
+        RowError: `decode` (truncated, empty, not an image, 32-bit samples) or `too_large`.
+    """
+    with _reading(uri), _open(data, max_pixels, uri) as image:
+        turn = _TRANSPOSE.get(_orientation(image)) if apply_exif else None
+        image.load()
+        rgb = _to_rgb(image, uri)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        return np.array(rgb, np.uint8)
+
+
+def image_size(
+    data: bytes, *, apply_exif: bool, max_pixels: int = MAX_PIXELS, uri: str = ""
+) -> tuple[int, int]:
+    """(height, width) as `decode_rgb` would return them, from the header only.
+
+    Args:
+        data: the file's bytes, or at least those of its header.
+        apply_exif, max_pixels, uri: as for `decode_rgb`.
+
+    Raises:
+        RowError: `decode` (no readable header) or `too_large`.
+    """
+    with _reading(uri), _open(data, max_pixels, uri) as image:
+        width, height = image.size
+        swapped = apply_exif and _orientation(image) >= 5
+        return (width, height) if swapped else (height, width)
+
+
+def read_image(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """`decode_rgb` of a file. Raises RowError, also of kind `missing` where there is no file."""
+    return decode_rgb(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+
+
+def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """`image_size` of a file, of which only the first bytes are read where they suffice.
+
+    Raises:
+        RowError: `missing`, `decode` or `too_large`.
+    """
+    head = read_file(uri, HEAD_BYTES)
+    try:
+        return image_size(head, apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+    except RowError as error:
+        if error.kind == "too_large" or len(head) < HEAD_BYTES:
+            raise
+        # a long colour profile, or a TIFF whose directory lies at its end
+        return image_size(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+
+
+def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
+    """A mask as PNG bytes; equal masks give equal bytes.
+
+    Args:
+        mask_HW: integers [H, W], contiguous ids 0..C or `label_space.ignore`.
+        label_space: its palette is written while the mask fits in 8 bits.
+
+    Returns:
+        An 8-bit indexed PNG, or 16-bit grey when C > 254.
+
+    Raises:
+        ValueError: another shape, an empty mask, or values outside.
+    """
+    if mask_HW.ndim != 2 or mask_HW.size == 0 or mask_HW.dtype.kind not in "ui":
+        raise ValueError(f"a mask is integers [H, W], got {mask_HW.dtype} {list(mask_HW.shape)}")
+    valid = (mask_HW >= 0) & (mask_HW <= label_space.num_foreground)
+    if not np.all(valid | (mask_HW == label_space.ignore)):
+        outside = np.unique(mask_HW[~valid & (mask_HW != label_space.ignore)])[:10].tolist()
+        raise ValueError(
+            f"mask values {outside} lie outside 0..{label_space.num_foreground} "
+            f"and {label_space.ignore}"
+        )
+    image = Image.fromarray(np.ascontiguousarray(mask_HW, label_space.mask_dtype))
+    if label_space.ignore != IGNORE_16BIT:
+        image.putpalette(label_space.palette.tobytes())
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
+    """The values of a mask file, exactly: palette indices or grey levels, never colours.
+
+    Args:
+        data: an indexed or grey PNG of 1, 2, 4, 8 or 16 bits.
+        uri: named in errors.
+
+    Returns:
+        uint8 [H, W], or uint16 [H, W] for 16 bits; C-contiguous, writable.
+
+    Raises:
+        ValueError: not a PNG, or a PNG of colours; the message says what to do.
+        RowError: `decode` or `too_large`.
+    """
+    _check_mask_format(data, uri)
+    with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
+        image.load()
+        values = np.array(image)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if image.mode == "L":
+        # Pillow stretches 2- and 4-bit grey to 0..255; a mask needs the stored values
+        depth = data[_PNG_BIT_DEPTH_AT]
+        return values // np.uint8(255 // (2**depth - 1))
+    return values.astype(np.uint16) if image.mode == "I;16" else values
+
+
+def read_mask_size(uri: str) -> tuple[int, int]:
+    """(height, width) of a mask file that `decode_mask` would accept, from its header only.
+
+    Raises:
+        ValueError: as `decode_mask`.
+        RowError: `missing` or `decode`.
+    """
+    header = read_file(uri, _PNG_HEADER_BYTES)
+    _check_mask_format(header, uri)
+    width, height = struct.unpack(">II", header[_PNG_SIZE_AT:_PNG_BIT_DEPTH_AT])
+    return height, width
+
+
+def _check_mask_format(data: bytes, uri: str) -> None:
+    if not data:
+        raise RowError("decode", "the file is empty (0 bytes)", uri)
+    name = f" {uri}" if uri else ""
+    if not data.startswith(_PNG_SIGNATURE):
+        raise ValueError(f"the mask{name} is not a PNG: masks are indexed or grey PNG files")
+    if len(data) < _PNG_HEADER_BYTES:
+        raise RowError("decode", "the file ends within its header", uri)
+    colour_type = data[_PNG_BIT_DEPTH_AT + 1 : _PNG_BIT_DEPTH_AT + 2]
+    if colour_type in (b"\x02", b"\x04", b"\x06"):
+        kind = {b"\x02": "RGB", b"\x04": "grey with alpha", b"\x06": "RGBA"}[colour_type]
+        raise ValueError(
+            f"the mask{name} is {kind}: colours cannot be read as class ids; "
+            "save it as an indexed (palette) or 8-bit grey PNG whose values are the ids"
+        )
+
+
+def read_file(uri: str, limit: int | None = None) -> bytes:
+    """The whole file, or its first bytes. Raises RowError of kind `missing`."""
+    try:
+        return storage.read_bytes(uri, limit)
+    except FileNotFoundError as error:
+        raise RowError("missing", "the file does not exist", uri) from error
+    except OSError as error:
+        raise RowError("missing", f"the file cannot be read: {error}", uri) from error
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into a RowError that names the file."""
+    try:
+        with warnings.catch_warnings():
+            # of large sizes (the limit is `max_pixels`) and of damaged metadata, without a name
+            warnings.simplefilter("ignore")
+            yield
+    except RowError:
+        raise
+    except UnidentifiedImageError as error:
+        raise RowError("decode", "not an image, or of an unknown format", uri) from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise RowError("too_large", f"too large to decode: {error}", uri) from error
+    # Pillow's parsers raise nearly any type on a damaged file: struct.error, SyntaxError, ...
+    except Exception as error:
+        raise RowError("decode", f"cannot be decoded: {error}", uri) from error
+
+
+def _open(data: bytes, max_pixels: int, uri: str) -> Image.Image:
+    """The image with its header read and its declared size checked."""
+    if not data:
+        raise RowError("decode", "the file is empty (0 bytes)", uri)
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    if width * height > max_pixels:
+        image.close()
+        message = f"declares {width} x {height} pixels, more than the {max_pixels} allowed"
+        raise RowError("too_large", message, uri)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1..8 of an opened image; 1 where it has none or it is unreadable."""
+    exif = image.info.get("exif")
+    if image.format == "TIFF" or not exif:
+        return 1
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        found = tags.get(_ORIENTATION, 1)
+    except Exception:
+        # viewers show a photograph with damaged metadata as it is stored; so do we
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _to_rgb(image: Image.Image, uri: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

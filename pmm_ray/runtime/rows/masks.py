@@ -1,0 +1,62 @@
+"""Masks as rows of the masks table, and as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmm_ray.config import CrfConfig
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.crf import CrfParameters
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.rows.images import encode_mask
+
+
+def crf_parameters(config: CrfConfig) -> CrfParameters:
+    """The method's parameters of a configuration section."""
+    return CrfParameters(**config.model_dump())
+
+
+def mask_row(
+    manifest: Mapping[str, Any], mask_HW: NDArray[Any], label_space: LabelSpace, round_number: int
+) -> dict[str, Any]:
+    """A row of the masks table."""
+    counts = np.bincount(mask_HW.ravel(), minlength=label_space.num_classes)
+    present = counts[1 : label_space.num_classes]
+    return {
+        "image_id": manifest["image_id"],
+        "height": mask_HW.shape[0],
+        "width": mask_HW.shape[1],
+        "mask_png": encode_mask(mask_HW, label_space),
+        "foreground": float(present.sum() / mask_HW.size),
+        "labels": [int(label) + 1 for label in np.flatnonzero(present)],
+        "round": round_number,
+    }
+
+
+@dataclass(frozen=True)
+class MaskOutput:
+    """Turns class ids into a row of the masks table.
+
+    Attributes:
+        label_space: of the data set.
+        round_number: the cyclic round.
+        png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
+    """
+
+    label_space: LabelSpace
+    round_number: int = 0
+    png_folder: str | None = None
+
+    def __call__(self, manifest: Mapping[str, Any], ids_HW: NDArray[Any]) -> dict[str, Any]:
+        """The row of a mask of contiguous ids, any integer dtype [H, W]."""
+        space = self.label_space
+        out = mask_row(manifest, ids_HW.astype(space.mask_dtype), space, self.round_number)
+        if self.png_folder is not None:
+            name = f"{tables.check_image_id(manifest['image_id'])}.png"
+            storage.write_bytes(storage.join(self.png_folder, name), out["mask_png"])
+        return out

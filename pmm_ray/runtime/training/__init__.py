@@ -1,0 +1,1 @@
+"""What trains a network on Ray Train and resumes exactly."""

@@ -1,0 +1,221 @@
+"""Training samples: decoded where they are needed, seeded by image, bad images substituted.
+
+Legend: B = images of one worker's share of a batch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pmm_ray.runtime.cluster.connect import one_thread
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.rows.images import read_image
+from pmm_ray.runtime.training.sampling import BatchPlan, StepSampler, sample_seed
+
+# so many substitutes in a row that cannot be read mean that the data set is broken
+_ATTEMPTS = 20
+
+
+class TrainingRow(NamedTuple):
+    """A row of the manifest, as far as training needs it."""
+
+    image_id: str
+    uri: str
+    labels: tuple[int, ...]
+
+
+class SampleFunction(Protocol):
+    """Makes a training sample; pickled into loader processes, so it opens files lazily."""
+
+    def __call__(
+        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """(input, target) of one image; all randomness comes from `seed` (0..2**64 - 1).
+
+        Raises:
+            RowError: the row cannot be used.
+        """
+
+
+class Batch(NamedTuple):
+    """One worker's share of a step."""
+
+    images: Tensor
+    targets: Tensor
+    errors: tuple[ErrorRow, ...]
+    """Images that could not be used; the batch holds a substitute for each."""
+
+
+def training_rows(
+    manifest_uri: str,
+    split: str,
+    *,
+    labelled: bool = False,
+    among: Sequence[str] | None = None,
+) -> pa.Table:
+    """The rows to train on, ordered by id: the manifest's own order carries no meaning.
+
+    Args:
+        manifest_uri: the Parquet file.
+        split: rows of this split only.
+        labelled: leave out images without labels.
+        among: rows with these ids only.
+
+    Returns:
+        A table with columns image_id, uri, labels.
+    """
+    table = tables.read_table(manifest_uri, ["image_id", "uri", "labels", "split"])
+    keep = pc.equal(table.column("split"), split)
+    if labelled:
+        keep = pc.and_(keep, pc.greater(pc.list_value_length(table.column("labels")), 0))
+    table = table.filter(keep)
+    if among is not None:
+        ids = pa.array(list(among), pa.string())
+        table = table.filter(pc.is_in(table.column("image_id"), value_set=ids))
+    return table.select(["image_id", "uri", "labels"]).sort_by("image_id").combine_chunks()
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where the rows' images are and how they are read."""
+
+    root: str
+    """Folder that relative uris begin at."""
+    apply_exif: bool
+    max_pixels: int
+    num_foreground: int
+    """Labels are 1..num_foreground."""
+
+
+class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
+    """Samples by key (epoch, index): a pure function of the key, the rows and the seed.
+
+    Args:
+        rows: from `training_rows`.
+        source: how images are found and decoded.
+        sample: makes the input and the target of one image.
+        seed: of the run.
+        stage: named in error rows.
+    """
+
+    def __init__(
+        self, rows: pa.Table, source: ImageSource, sample: SampleFunction, seed: int, stage: str
+    ) -> None:
+        self._rows = rows
+        self._source = source
+        self._sample = sample
+        self._seed = seed
+        self._stage = stage
+
+    def __len__(self) -> int:
+        return int(self._rows.num_rows)
+
+    def row(self, index: int) -> TrainingRow:
+        """The row at a position of the table."""
+        values = self._rows.slice(index, 1).to_pylist()[0]
+        return TrainingRow(values["image_id"], values["uri"], tuple(values["labels"] or ()))
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, list[ErrorRow]]:
+        """(input, target, errors): a bad image is replaced by another one, drawn by its seed.
+
+        Raises:
+            CannotRunError: twenty images in a row cannot be used.
+        """
+        epoch, index = key
+        first = self.row(index).image_id
+        errors: list[ErrorRow] = []
+        for attempt in range(_ATTEMPTS):
+            row = self.row(index)
+            try:
+                image, target = self._load(row, sample_seed(self._seed, epoch, row.image_id))
+            except RowError as error:
+                errors.append(
+                    ErrorRow(row.image_id, self._stage, error.kind, error.message, row.uri)
+                )
+                purpose = f"substitute {attempt}"
+                index = sample_seed(self._seed, epoch, first, purpose) % len(self)
+            else:
+                return image, target, errors
+        raise CannotRunError(
+            f"{self._stage}: {_ATTEMPTS} images in a row cannot be used; the first is "
+            f"{first}: {errors[0].kind}: {errors[0].message} ({errors[0].uri})"
+        )
+
+    def _load(self, row: TrainingRow, seed: int) -> tuple[Tensor, Tensor]:
+        last = self._source.num_foreground
+        outside = [i for i in row.labels if not 1 <= i <= last]
+        if outside:
+            raise RowError("label", f"labels {outside} lie outside 1..{last}")
+        try:
+            uri = storage.anchor(row.uri, self._source.root)
+            image_HW3 = read_image(
+                uri, apply_exif=self._source.apply_exif, max_pixels=self._source.max_pixels
+            )
+            return self._sample(row, image_HW3, seed)
+        except RowError:
+            raise
+        # one image never ends a training: the error budget does, with the reasons
+        except Exception as error:
+            raise RowError("internal", f"{type(error).__name__}: {error}", row.uri) from error
+
+
+def _collate(samples: list[tuple[Tensor, Tensor, list[ErrorRow]]]) -> Batch:
+    images, targets, errors = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(targets), tuple(e for es in errors for e in es))
+
+
+def _start_process(_: int) -> None:
+    one_thread()
+    torch.set_num_threads(1)
+
+
+def batches(
+    dataset: TrainingSet,
+    plan: BatchPlan,
+    rank: int,
+    *,
+    first: int,
+    last: int,
+    processes: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This worker's shares of steps `first` .. `last - 1`, in order.
+
+    Args:
+        dataset: the samples.
+        plan: the global batches.
+        rank: of this worker.
+        processes: decoding processes; 0 decodes in this one. They are started by a fork server,
+            never forked from this process, whose threads would leave their locks behind.
+        pin_memory: put batches into page-locked memory, for GPUs.
+
+    Raises:
+        CannotRunError: the images cannot be trained on.
+    """
+    context: Any = multiprocessing.get_context("forkserver") if processes else None
+    loader = DataLoader(
+        dataset,
+        batch_sampler=StepSampler(plan, rank, first, last),
+        num_workers=processes,
+        collate_fn=_collate,
+        multiprocessing_context=context,
+        worker_init_fn=_start_process,
+        pin_memory=pin_memory,
+    )
+    try:
+        yield from loader
+    except CannotRunError as error:
+        # from a decoding process it comes wrapped into that process's traceback
+        raise CannotRunError(str(error).rsplit("CannotRunError: ", 1)[-1].strip()) from error

@@ -1,0 +1,116 @@
+"""Which image is seen when: functions of (seed, epoch, image id) and nothing else.
+
+So one, two or four workers see the same global batches, and a resumed training goes on at the
+very next image without replaying the earlier ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmm_ray.runtime.core.errors import CannotRunError
+
+
+def sample_seed(seed: int, epoch: int, image_id: str, purpose: str = "") -> int:
+    """The seed of one sample's random draws, 0..2**64 - 1: the same on every machine."""
+    text = f"{seed}\x00{epoch}\x00{image_id}\x00{purpose}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    """The order of one epoch: a permutation, read-only int64 [images]."""
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The global batches of a training.
+
+    Step s is batch `s % steps_per_epoch` of epoch `s // steps_per_epoch`. What is left over at an
+    epoch's end is dropped, as in the released code; with fewer images than a batch holds, the
+    epoch is one batch in which images repeat.
+
+    Args:
+        seed: of the run.
+        images: number of training images, > 0.
+        batch_size: images per step over all workers.
+        workers: each takes an equal slice of every batch.
+
+    Raises:
+        CannotRunError: no images, or the batch cannot be split evenly.
+    """
+
+    seed: int
+    images: int
+    batch_size: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise CannotRunError("there is no image to train on")
+        if self.batch_size % self.workers:
+            raise CannotRunError(
+                f"a batch of {self.batch_size} images cannot be split evenly over {self.workers} "
+                "workers: change batch_size or workers"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, self.images // self.batch_size)
+
+    def batch(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """(epoch, image indices int64 [batch_size]) of a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.resize(
+            epoch_order(self.seed, epoch, self.images), max(self.images, self.batch_size)
+        )
+        return epoch, order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class StepSampler:
+    """A DataLoader batch sampler: the keys (epoch, index) of one worker's slice of each step.
+
+    Args:
+        plan: the global batches.
+        rank: of this worker, 0..workers - 1.
+        first, last: steps `first` .. `last - 1` are drawn.
+    """
+
+    def __init__(self, plan: BatchPlan, rank: int, first: int, last: int) -> None:
+        self._plan = plan
+        self._rank = rank
+        self._steps = range(first, last)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Any]:
+        share = self._plan.batch_size // self._plan.workers
+        for step in self._steps:
+            epoch, indices = self._plan.batch(step)
+            mine = indices[self._rank * share : (self._rank + 1) * share]
+            yield [(epoch, int(index)) for index in mine]
+
+
+def split_workers(wanted: int | str, default: int, batch_size: int) -> int:
+    """Number of workers: as asked, or for `auto` the largest count up to `default` that divides
+    the batch evenly.
+
+    Raises:
+        CannotRunError: less than one worker is asked for.
+    """
+    if isinstance(wanted, int):
+        if wanted < 1:
+            raise CannotRunError(f"workers must be at least 1, got {wanted}")
+        return wanted
+    return next(count for count in range(default, 0, -1) if batch_size % count == 0)

@@ -1,0 +1,353 @@
+"""The training loop, as it runs in each Ray Train worker.
+
+All workers take the same decisions: what one of them finds out (a broken data set, a loss that is
+not finite) is shared before any of them acts on it, so that none waits for a partner that left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pmm_ray.runtime.cluster.connect import one_thread
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.training.checkpoint import (
+    checkpoints,
+    forget_others,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from pmm_ray.runtime.training.job import TrainingJob, Validated
+from pmm_ray.runtime.training.loader import Batch, batches
+from pmm_ray.runtime.training.log import TrainLog
+from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
+
+# a training whose loss is not finite so many times in a row will not recover
+_MAX_NOT_FINITE = 10
+_REPORT_SECONDS = 0.3
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on every worker.
+
+    Args:
+        config: `job` (a TrainingJob) and `reporter` (handle of the driver's `Reporter`).
+
+    Returns:
+        `steps`, `loss`, `images_per_second`, `seconds`, `loader_wait` (share of the steps' time
+        that the worker waited for images), `skipped`, means of what is watched; or `stopped` with
+        a reason that trying again would not mend.
+    """
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    worker = _Worker(
+        config["job"],
+        config["reporter"],
+        context.get_world_rank(),
+        context.get_world_size(),
+        ray.train.torch.get_device(),
+    )
+    return worker.run()
+
+
+class _Worker:
+    def __init__(
+        self, job: TrainingJob, reporter: Any, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.job = job
+        self.rank = rank
+        self.world = world
+        self.device = device
+        self.reporter = reporter
+        self.problem: str | None = None
+        self.plan = BatchPlan(job.seed, job.images, job.batch_size, world)
+        self.bad: set[str] = set()
+        self.skipped = 0
+        self.waited = 0.0
+        self.watched: dict[str, float] = {}  # sums over the steps so far
+        self.recent: list[float] = []  # losses before this attempt
+        self.validation: dict[str, float] = {}
+        self.best = (0, -math.inf)  # steps, and what the network scored after them
+        self.log: TrainLog | None = None
+
+    def run(self) -> dict[str, Any]:
+        one_thread()
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.job.threads)
+        try:
+            self._prepare()
+        except CannotRunError as error:
+            self.problem = str(error)
+        reason = self._shared_problem()
+        if reason is None:
+            try:
+                result, reason = self._train()
+            finally:
+                if self.log is not None:
+                    self.log.close()
+        return {"stopped": reason} if reason is not None else result
+
+    def _prepare(self) -> None:
+        self.job.task.prepare(self.job.scratch)
+        self.dataset = self.job.task.dataset()
+        if len(self.dataset) != self.job.images:
+            raise CannotRunError(
+                f"{self.job.stage}: {len(self.dataset)} training images instead of "
+                f"{self.job.images}: the manifest or the masks changed while it started"
+            )
+        torch.manual_seed(self.job.seed)
+        self.module = self.job.task.build().to(self.device).train()
+        if self.job.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = self.job.task.parameter_groups(self.module.network)
+        self.optimizer: torch.optim.Optimizer
+        if self.job.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(groups, lr=0.0)
+        else:
+            self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.job.momentum)
+
+    def _train(self) -> tuple[dict[str, Any], str | None]:
+        first = self._resume()
+        ranks = self._distributed()
+        self.log = TrainLog(self.job, first, self.recent) if self.rank == 0 else None
+        loader = batches(
+            self.dataset,
+            self.plan,
+            self.rank,
+            first=first,
+            last=self.job.steps,
+            processes=self.job.loader_processes,
+            pin_memory=self.device.type == "cuda",
+        )
+        saved = started = time.monotonic()
+        warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
+        for step in range(first, self.job.steps):
+            batch = self._next(loader)
+            reason = self._shared_problem()
+            if batch is None or reason is not None:
+                return {}, reason
+            rate = self.job.task.learning_rate(step, self.job.steps)
+            now_loss, watched = self._step(ranks, batch, step, rate)
+            for name, value in watched.items():
+                self.watched[name] = self.watched.get(name, 0.0) + value
+            if math.isfinite(now_loss):
+                loss, not_finite = now_loss, 0
+            else:
+                self.skipped, not_finite = self.skipped + 1, not_finite + 1
+            if not_finite >= _MAX_NOT_FINITE:
+                return {}, (
+                    f"{self.job.stage}: the loss was not finite for {not_finite} steps up to "
+                    f"step {step}: lower the learning rate"
+                )
+            now = time.monotonic()
+            if step == first:
+                warm, timed_out, self.waited = now, 0.0, 0.0
+            if self.log is not None:
+                self.log.step(step + 1, now_loss, rate, self.waited, watched)
+                self._report(step + 1, now_loss, now)
+            if self.job.validates(step + 1, self.plan.steps_per_epoch):
+                timed_out += self._validate(step + 1)
+            if self.log is not None:
+                # after the last step the network itself is written
+                due = time.monotonic() - saved >= self.job.checkpoint_seconds
+                if due and step + 1 < self.job.steps:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+        steps_timed = max(self.job.steps - first - 1, 0)
+        seconds = time.monotonic() - warm - timed_out
+        training: dict[str, Any] = {
+            "steps": self.job.steps,
+            "loss": self.log.recent_loss(loss) if self.log else loss,
+            "seconds": time.monotonic() - started,
+            "images_per_second": steps_timed * self.job.batch_size / seconds if seconds else 0.0,
+            "loader_wait": self.waited / seconds if seconds else 0.0,
+            "skipped": self.skipped,
+            **{name: value / self.job.steps for name, value in self.watched.items()},
+            **self.validation,
+        }
+        chosen, score = self.best
+        if self.job.choose_by is not None and chosen:
+            training |= {self.job.choose_by: score, "chosen_step": chosen}
+        if self.log is not None:
+            if 0 < chosen < self.job.steps:
+                state = load_best(self.job.checkpoints_uri, chosen)
+                self.module.network.load_state_dict(state)
+            self.job.task.save(self.job.model_uri, self.module.network, training)
+        dist.barrier()
+        return training, None
+
+    def _distributed(self) -> nn.Module:
+        """The module whose gradients are averaged over all workers."""
+        module: nn.Module = self.module
+        if self.world > 1 and self.device.type == "cuda":
+            # a frozen norm has nothing to share, and stays what its network holds on to
+            if any(isinstance(m, nn.BatchNorm2d) and m.training for m in module.modules()):
+                module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            module = DistributedDataParallel(module, device_ids=[self.device])
+        elif self.world > 1:
+            module = DistributedDataParallel(module)
+        if self.job.compile:
+            module.compile()
+        return module
+
+    def _step(
+        self, module: nn.Module, batch: Batch, step: int, rate: float
+    ) -> tuple[float, dict[str, float]]:
+        """One update; returns the loss over all workers, and what else its module watches.
+
+        Not finite: the update is left out.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate"]
+        # dropout depends on the position only: a resumed training draws what it would have drawn
+        torch.manual_seed(sample_seed(self.job.seed, step, str(self.rank)))
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        if self.job.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        amp = self.job.amp and self.device.type == "cuda"
+        passes = self.job.accumulate
+        totals = {"loss": torch.zeros((), device=self.device)}
+        for number, (part, aims) in enumerate(
+            zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
+        ):
+            with _gradients_stay(module, number < passes):
+                with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
+                    loss = module(part, aims) / passes
+                loss.backward()
+            totals["loss"] += loss.detach().float()
+            for name, value in self.module.watched().items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / passes
+        # one exchange, and one wait for the device
+        sums = self._sum(torch.stack(list(totals.values()))).tolist()
+        watched = {name: value / self.world for name, value in zip(totals, sums, strict=True)}
+        mean = watched.pop("loss")
+        if math.isfinite(mean):
+            if self.job.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.job.clip_norm)
+            self.optimizer.step()
+        return mean, watched
+
+    def _validate(self, step: int) -> float:
+        """Score the network on held-out images, a share on every worker; returns the seconds."""
+        task, started = self.job.task, time.monotonic()
+        if not isinstance(task, Validated):
+            return 0.0
+        for buffer in self.module.network.buffers():
+            # plain norms have seen other images on every worker; the first one's are kept
+            dist.broadcast(buffer, src=0)
+        self.module.eval()
+        share = task.measure(self.module.network, self.device, self.rank, self.world)
+        self.module.train()
+        shares: list[Any] = [None] * self.world
+        dist.all_gather_object(shares, share)
+        self.validation = task.metrics(shares)
+        score = self.validation.get(self.job.choose_by or "", -math.inf)
+        if score > self.best[1]:
+            self.best = (step, score)
+            if self.rank == 0:
+                save_best(self.job.checkpoints_uri, step, self.module.network.state_dict())
+        seconds = time.monotonic() - started
+        if self.log is not None and self.validation:
+            epoch = step // self.plan.steps_per_epoch
+            self.log.validation(step, epoch, self.validation, seconds)
+        return seconds
+
+    def _next(self, loader: Any) -> Batch | None:
+        asked = time.monotonic()
+        try:
+            batch: Batch = next(loader)
+        except CannotRunError as error:
+            self.problem = str(error)
+            return None
+        finally:
+            self.waited += time.monotonic() - asked
+        for row in batch.errors:
+            if row.image_id not in self.bad:
+                self._record(row)
+        return batch
+
+    def _record(self, row: ErrorRow) -> None:
+        """Write an error row under a name made from its image: found twice, it is there once."""
+        self.bad.add(row.image_id)
+        folder = self.job.errors_uri
+        tables.write_errors(folder, tables.chunk_name([row.image_id]), [row])
+        count = len(storage.list_files(folder, ".parquet"))
+        self.reporter.failed.remote(count)
+        if count > self.job.error_budget:
+            self.problem = f"{self.job.stage}: {count} images cannot be used"
+
+    def _shared_problem(self) -> str | None:
+        """The first worker's problem, known to all of them; None if nobody has one."""
+        found = torch.tensor(float(self.problem is not None))
+        if not float(self._sum(found)):
+            return None
+        problems: list[str | None] = [None] * self.world
+        dist.all_gather_object(problems, self.problem)
+        return next(problem for problem in problems if problem is not None)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        value = value.to(self.device)
+        dist.all_reduce(value)
+        return value
+
+    def _save(self, step: int) -> None:
+        content = {
+            "fingerprint": self.job.fingerprint,
+            "step": step,
+            "skipped": self.skipped,
+            "watched": self.watched,
+            "recent": self.log.recent if self.log is not None else [],
+            "validation": self.validation,
+            "best": self.best,
+            "network": self.module.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(self.job.checkpoints_uri, step, content)
+        forget_others(self.job.checkpoints_uri, self.best[0])
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint, chosen by the first worker; returns the step to go on at."""
+        chosen: list[str | None] = [None]
+        if self.rank == 0:
+            found = checkpoints(self.job.checkpoints_uri)
+            chosen = [found[-1][1] if found else None]
+        dist.broadcast_object_list(chosen, src=0)
+        if chosen[0] is None:
+            return 0
+        content = load_checkpoint(chosen[0])
+        if content["fingerprint"] != self.job.fingerprint:
+            return 0
+        self.module.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.skipped = int(content["skipped"])
+        self.watched = dict(content.get("watched", {}))
+        self.recent = list(content.get("recent", []))
+        self.validation = dict(content.get("validation", {}))
+        self.best = tuple(content.get("best", self.best))
+        return int(content["step"])
+
+    def _report(self, step: int, loss: float, now: float) -> None:
+        if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
+            self._reported = now
+            self.reporter.update.remote(step, loss)
+
+
+def _gradients_stay(module: nn.Module, more_passes: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are exchanged between workers at a step's last pass only."""
+    if more_passes and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
