@@ -59,7 +59,7 @@ def test_every_stage_keeps_its_name_and_hash(
         else:
             code = run_table(int(command[-1]), Ablation(file, place, tuple(settings)))
         assert code == 0, capfd.readouterr().err
-        found[command] = [" ".join(stage).strip() for stage in seen]
+        found[command] = list(dict.fromkeys(" ".join(stage).strip() for stage in seen))
     pins = PINS / f"{recipe}.json"
     if os.environ.get("PMM_WRITE_PINS"):
         pins.write_text(json.dumps(found, indent=1) + "\n")
