@@ -35,7 +35,8 @@ import pyarrow as pa
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.cluster.connect import ClusterResources, connect
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.events import EventLog, read_events
 from pmm_ray.runtime.core.index import index_file

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.cluster.connect import ClusterResources, connect
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest

@@ -5,7 +5,7 @@ What is planned, in which order and under which hash is real; what stages make i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import pytest
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.nets.weight_files import PUBLIC_FILES
-from pmm_ray.runtime.cluster.connect import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.session import Session
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
 from pmm_ray.sources.coco_files import OBJECTS_KEY
 
 CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True)
@@ -80,28 +80,24 @@ def rehearse(
     for file in PUBLIC_FILES.values():
         (weights / file).write_bytes(file.encode())
     monkeypatch.setenv("PMM_WEIGHTS", str(weights))
+    monkeypatch.setattr("pmm_ray.commands.ablate.build_report", lambda run_dir: run_dir)
     monkeypatch.setattr("pmm_ray.report.build_report", lambda run_dir: run_dir)
     monkeypatch.setattr("pmm_ray.report.print_stage_table", lambda run_dir, console: None)
     monkeypatch.setattr(Session, "cluster", property(lambda session: CLUSTER))
     seen: list[tuple[str, str]] = []
-    real = Session.stage
+    real = Session.do
 
-    def stage(
-        session: Session,
-        name: str,
-        stage_hash: str,
-        body: Callable[[StageFolder], Summary],
-        *,
-        input_rows: int | None = None,
-    ) -> StageFolder:
-        def leave(folder: StageFolder) -> Summary:
-            return _leave(folder, session.config, details or {}, input_rows)
+    def do(session: Session, stage: Stage) -> StageFolder:
+        def leave(context: Session, folder: StageFolder) -> Summary:
+            if stage.name.startswith("table-"):
+                return stage.run(context, folder)
+            return _leave(folder, session.config, details or {}, stage.rows)
 
         # a table's identity is what stands in it
-        seen.append((name, "" if name.startswith("table-") else stage_hash))
-        return real(session, name, stage_hash, leave, input_rows=input_rows)
+        seen.append((stage.name, "" if stage.name.startswith("table-") else stage.hash))
+        return real(session, replace(stage, run=leave))
 
-    monkeypatch.setattr(Session, "stage", stage)
+    monkeypatch.setattr(Session, "do", do)
     return seen
 
 
@@ -114,7 +110,10 @@ def _leave(
         rows = [{"image_id": image_id} for image_id in ids_of(folder.stage, config)]
         tables.write_rows(folder.path("part-0.parquet"), rows, _IDS)
         write_index(folder.uri, scan_parts(folder.uri)[0])
-    known = {"update": True, "chosen": {"alpha": 3.0}, "alpha": 3.0, "split": "val"}
+    held_out, train = config.data.held_out_split, config.data.train_split
+    known: dict[str, Any] = {"update": True, "chosen": {"alpha": 3.0}, "alpha": 3.0}
+    known |= {"split": train if "train" in folder.stage or "cyclic" in folder.stage else held_out}
+    known |= {"masks_stage": _masks_of(folder.stage, held_out)}
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
@@ -122,3 +121,14 @@ def _leave(
         metrics=METRICS,
         details=known | details | {"input_rows": input_rows},
     )
+
+
+def _masks_of(stage: str, held_out: str) -> str:
+    """The step whose masks an evaluation scores, by its name."""
+    subject = stage.removeprefix("evaluate-").removesuffix("-train")
+    if subject == "ppmg":
+        return "make_masks"
+    kind, _, name = subject.partition("-")
+    if kind == "segmenter":
+        return f"predict_masks-{name}-{held_out}"
+    return f"predict_masks-{name}" if kind == "cyclic" else f"make_masks-{subject}"

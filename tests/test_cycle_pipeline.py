@@ -18,7 +18,7 @@ from pmm_ray.nets.segmenter import describe
 from pmm_ray.predict import find_segmenter
 from pmm_ray.report.run_data import load_run
 from pmm_ray.run import run_recipe
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import index_file, scan_parts, write_index

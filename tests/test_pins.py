@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pmm_ray.ablations import Ablation, run_table
+from pmm_ray.commands.ablate import Ablation, run_table
+from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import load_recipe
-from pmm_ray.pipeline import planned_stages
-from pmm_ray.run import run_recipe
+from pmm_ray.pipeline.steps import steps
 
 from .rehearsal import rehearse
 
@@ -55,7 +55,7 @@ def test_every_stage_keeps_its_name_and_hash(
         seen.clear()
         if command in VARIANTS:
             code = run_recipe(file, run_dir=place, settings=settings)
-            found[f"{command}: planned"] = list(planned_stages(load_recipe(file, settings)))
+            found[f"{command}: planned"] = [s.name for s in steps(load_recipe(file, settings))]
         else:
             code = run_table(int(command[-1]), Ablation(file, place, tuple(settings)))
         assert code == 0, capfd.readouterr().err

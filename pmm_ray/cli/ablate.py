@@ -27,20 +27,10 @@ def ablate(
     address: Address = "auto",
 ) -> None:
     """Make a table of the paper on your data, or search the mask parameters."""
-    from pmm_ray.ablations import Ablation, run_table
-    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
+    from pmm_ray.commands.ablate import Ablation, run_sweep, run_table
 
     if (table is None) == (not sweep):
         raise typer.BadParameter("give either --table N or --sweep KEY=V,V,...")
     request = Ablation(recipe, run_dir, tuple(setting or ()), address, images)
-    try:
-        if table is not None:
-            code = run_table(table, request)
-        else:
-            from pmm_ray.ablations.sweep import run_sweep
-
-            code = run_sweep(request, tuple(sweep or ()))
-    except CannotRunError as error:
-        typer.echo(f"pmm: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN) from error
+    code = run_sweep(request, sweep or ()) if table is None else run_table(table, request)
     raise typer.Exit(code)

@@ -103,8 +103,8 @@ def data_import(
     address: Address = "auto",
 ) -> None:
     """Turn a data set into a manifest; what cannot be used becomes error rows beside it."""
+    from pmm_ray.commands.data import draw_masks, import_dataset
     from pmm_ray.config import DataConfig, RunConfig
-    from pmm_ray.datasets import draw_masks, import_dataset
 
     splits = split or (["train_aug", "val"] if source is Importable.voc12 else ["train", "val"])
     config = RunConfig(

@@ -42,7 +42,7 @@ def evaluate(
     address: Address = "auto",
 ) -> None:
     """Score masks: mIoU and the IoU of each class."""
-    from pmm_ray.scoring import score
+    from pmm_ray.commands.eval import score
 
     code = score(
         masks,

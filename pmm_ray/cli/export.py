@@ -32,6 +32,6 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's masks as a VOC tree, COCO JSON, or an mmsegmentation project."""
-    from pmm_ray.export import export_run
+    from pmm_ray.commands.export import export_run
 
     raise typer.Exit(export_run(run_dir, out, name.value, masks))

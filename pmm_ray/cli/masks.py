@@ -26,7 +26,7 @@ def masks(
     address: Address = "auto",
 ) -> None:
     """Make masks from CAMs that others made: CVS, CRF and PPMG only."""
-    from pmm_ray.bring_your_own import make_masks_of
+    from pmm_ray.commands.masks import make_masks_of
 
     code = make_masks_of(
         images,

@@ -26,7 +26,7 @@ def plan(
     address: Address = "auto",
 ) -> None:
     """Time a few images and training steps; print images, bytes, hours and cost of every stage."""
-    from pmm_ray.plan import plan_recipe
+    from pmm_ray.commands.plan import plan_recipe
 
     code = plan_recipe(
         recipe,

@@ -23,7 +23,7 @@ def run(
     address: Address = "auto",
 ) -> None:
     """Run a whole recipe, or go on with one that was interrupted."""
-    from pmm_ray.run import run_recipe
+    from pmm_ray.commands.run import run_recipe
 
     if only and (first or until):
         raise typer.BadParameter("--only stands alone: leave out --from and --until")
@@ -50,7 +50,7 @@ def predict(
     address: Address = "auto",
 ) -> None:
     """Mask unlabelled photographs with a trained segmenter."""
-    from pmm_ray.predict import predict_folder
+    from pmm_ray.commands.predict import predict_folder
 
     raise typer.Exit(predict_folder(source, images, out, settings=setting or (), address=address))
 
@@ -58,10 +58,9 @@ def predict(
 @app.command()
 def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
     """Write RUN/report.html and print its path."""
-    from pmm_ray.report import build_report
-    from pmm_ray.runtime.core.guard import guarded
+    from pmm_ray.commands.report import write_report
 
-    raise typer.Exit(guarded(lambda _: typer.echo(build_report(run_dir))))
+    raise typer.Exit(write_report(run_dir))
 
 
 @app.command()
@@ -74,16 +73,8 @@ def doctor(
     address: Address = "auto",
 ) -> None:
     """Say what this machine or cluster has, and what to do about what it lacks."""
+    from pmm_ray.commands.doctor import diagnose, diagnose_cluster
+
     if cluster:
-        from pmm_ray.runtime.cluster.preflight import diagnose_cluster
-
-        raise typer.Exit(diagnose_cluster(run_dir, setting or (), address, typer.echo))
-    from pmm_ray.runtime.cluster.doctor import diagnose
-
-    checks = diagnose()
-    width = max(len(check.name) for check in checks)
-    for check in checks:
-        typer.echo(f"{'ok ' if check.ok else '!! '} {check.name:{width}}  {check.value}")
-        if check.advice:
-            typer.echo(f"    {'':{width}}  -> {check.advice}")
-    raise typer.Exit(1 if any(check.fatal and not check.ok for check in checks) else 0)
+        raise typer.Exit(diagnose_cluster(run_dir, setting or (), address))
+    raise typer.Exit(diagnose())

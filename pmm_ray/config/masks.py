@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pmm_ray.config.base import Auto, Positive, Section, execution
 from pmm_ray.config.classifier import CamsConfig
+from pmm_ray.method.mask_methods import known_method
+
+MaskMethodName = Annotated[str, AfterValidator(known_method)]
 
 
 class CrfConfig(Section):
@@ -30,6 +33,9 @@ class CrfConfig(Section):
 class MasksConfig(Section):
     """Pseudo-masks from CAMs: CVS, per-class CRF, PPMG (Eq. 2, 5-9, Alg. 1)."""
 
+    method: MaskMethodName = "ppmg"
+    """The way from CAMs to a mask: `ppmg`; `crf_argmax` or `cam_argmax`, the usual ones, which the
+    paper compares with (Tab. 2); or another row of `pmm_ray.method.mask_methods`."""
     alpha: Annotated[float, Field(gt=0)] | Auto = 11.0
     """Background exponent (Eq. 2). The best value depends on the CAMs; the paper searched 0..20.
     `auto` searches on held-out images with ground truth, see `pmm ablate --sweep`."""
@@ -51,6 +57,12 @@ class MasksConfig(Section):
     """Stream CAMs from the classifier's actors straight into the mask tasks and store none. The
     masks are the same bytes. Each mask stage then makes its own CAMs; `alpha: auto` and the
     ablations, which read CAMs again and again, store them all the same."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result beside the method, which each mask stage names itself."""
+        out = super().identity()
+        del out["method"]
+        return out
 
 
 class BaseCrfConfig(CrfConfig):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from pmm_ray.config.ablate import AblateConfig
@@ -11,15 +9,15 @@ from pmm_ray.config.affinity import AffinityConfig
 from pmm_ray.config.base import Section, execution
 from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
 from pmm_ray.config.data import DataConfig
-from pmm_ray.config.masks import BaseConfig, MasksConfig
+from pmm_ray.config.masks import BaseConfig, MaskMethodName, MasksConfig
 from pmm_ray.config.segmenter import CyclesConfig, PredictConfig, SegmenterConfig
 
 
 class EvaluateConfig(Section):
     """What is scored against ground truth, where there is any."""
 
-    ladder: tuple[Literal["cam_argmax", "crf_argmax"], ...] = ("cam_argmax", "crf_argmax")
-    """Further ways from CAM to mask, scored beside PPMG on the held-out split (Tab. 2)."""
+    ladder: tuple[MaskMethodName, ...] = ("cam_argmax", "crf_argmax")
+    """Further ways from CAM to mask, see `masks.method`, scored on the held-out split (Tab. 2)."""
     train_masks: bool = True
     """Also score the pseudo-masks of the training split."""
 

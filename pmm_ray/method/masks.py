@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +261,58 @@ def argmax_masks(
         posterior_MHW = scores_MHW if solver is None else solver.joint(scores_MHW)
         masks.append(np.asarray(ids_M[posterior_MHW.argmax(axis=0)]))
     return masks
+
+
+def proportional_masks_without_cvs(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+) -> list[Mask]:
+    """`proportional_masks` of the CAM as it is (Tab. 2, "PPMG w/o CVS")."""
+    plain = [replace(p, smoothing=0.0) for p in combinations]
+    return proportional_masks(image_HW3, cam_KHW, labels, plain, backend)
+
+
+def crf_argmax_masks(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+) -> list[Mask]:
+    """`argmax_masks` of the CAM as it is, with SEAM's joint CRF (Tab. 2, "CRF"; released code)."""
+    seam = [_as_it_is(p) for p in combinations]
+    return argmax_masks(image_HW3, cam_KHW, labels, seam, backend)
+
+
+def crf_argmax_masks_with_cvs(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+) -> list[Mask]:
+    """`argmax_masks` of the smoothed CAM, with SEAM's joint CRF (Tab. 2, "CRF & CVS")."""
+    seam = [replace(p, crf=CrfParameters.seam()) for p in combinations]
+    return argmax_masks(image_HW3, cam_KHW, labels, seam, backend)
+
+
+def cam_argmax_masks(
+    image_HW3: npt.NDArray[np.uint8],
+    cam_KHW: FloatArray,
+    labels: Sequence[int],
+    combinations: Sequence[MaskParameters],
+    backend: Backend = "lattice",
+) -> list[Mask]:
+    """The argmax of background and CAM scores as they are, without a CRF (Tab. 2, "CAM")."""
+    plain = [_as_it_is(p) for p in combinations]
+    return argmax_masks(image_HW3, cam_KHW, labels, plain, backend, use_crf=False)
+
+
+def _as_it_is(parameters: MaskParameters) -> MaskParameters:
+    return replace(parameters, smoothing=0.0, zero_below_threshold=False, crf=CrfParameters.seam())
 
 
 def base_mask(

@@ -120,6 +120,29 @@ class RunData:
         """Split -> mIoU of the masks that a stage made."""
         return {e.split: e.mean_iou for e in self.evaluations if e.masks_stage == masks_stage}
 
+    @cached_property
+    def final_segmenter(self) -> StageRecord | None:
+        """The training of the segmenter that the run ends with; None: there is none.
+
+        It is the last round's, or the one before where `cycles.update: if_better` found that
+        better than it. Segmenters of tables do not count.
+        """
+        by_name = {s.stage: s for s in self.stages if s.summary is not None}
+        trained = [f"train_segmenter-r{n}" for n in range(len(by_name))]
+        trained = [name for name in trained if name in by_name]
+        if not trained:
+            return None
+        judged = by_name.get(f"choose_masks-r{len(trained)}")
+        summary = None if judged is None else judged.summary
+        worse = summary is not None and not summary.details["update"]
+        return by_name[trained[-2 if worse and len(trained) > 1 else -1]]
+
+    @property
+    def final_round(self) -> int | None:
+        """The round of the final segmenter."""
+        final = self.final_segmenter
+        return None if final is None else int(final.stage.rsplit("-r", 1)[-1])
+
     def last_stage(self, prefix: str, suffix: str = "") -> StageRecord | None:
         """The last stage of the pipeline whose name begins and ends so."""
         matching = [

@@ -6,6 +6,7 @@ This uses their pixel labels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,32 @@ import numpy as np
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import from_sparse, mean_iou
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 
 CODE_VERSION = 1
 
 
 def run(
+    context: RunContext,
     folder: StageFolder,
     *,
     segmenter: StageFolder,
     supervision: StageFolder,
     split: str,
-    space: LabelSpace,
 ) -> Summary:
     """Compare two evaluations on the images they share.
 
     Args:
+        context: of the run.
         folder: the stage's folder.
         segmenter: evaluation of what the segmenter predicts.
         supervision: evaluation of masks made in the way of those that it learnt from.
         split: the held-out split, whose pixel labels both used.
-        space: of the data set.
 
     Returns:
         Its metrics are both mIoU, 0..1; `details["update"]` says whether the segmenter's is higher.
     """
+    space = context.manifest.label_space
     rows = [
         {row["image_id"]: row for row in read_all(place.uri).to_pylist()}
         for place in (segmenter, supervision)
@@ -63,3 +65,9 @@ def _mean_iou(rows: list[dict[str, Any]], space: LabelSpace) -> float:
     cells = np.array([cell for row in rows for cell in row["cells"]], np.int32)
     counts = np.array([count for row in rows for count in row["counts"]], np.int64)
     return mean_iou(from_sparse(cells, counts, space.num_classes))[0] if len(cells) else 0.0
+
+
+def stage(segmenter: StageFolder, supervision: StageFolder, split: str, name: str) -> Stage:
+    """The choice between two finished evaluations, see `run`."""
+    body = partial(run, segmenter=segmenter, supervision=supervision, split=split)
+    return Stage(name, (segmenter.result, supervision.result, CODE_VERSION), body)

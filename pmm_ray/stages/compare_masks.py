@@ -17,10 +17,11 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, from_sparse, mean_iou, to_sparse
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.index import TableIndex, read_all
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 
 CODE_VERSION = 1
@@ -141,4 +142,17 @@ def run(
     about = {"earlier": stages[0], "later": stages[1]}
     return summary.model_copy(
         update={"metrics": metrics, "details": summary.details | about | details}
+    )
+
+
+def stage(data: DataSet, earlier: StageFolder, later: StageFolder, name: str) -> Stage:
+    """The comparison of two finished masks tables, on the images of both."""
+    before, after = read_index(earlier.uri), read_index(later.uri)
+    both = after.select(before.image_ids)
+    stages = (earlier.stage, later.stage)
+    return Stage(
+        name,
+        (earlier.stage, earlier.hash, later.stage, later.hash, CODE_VERSION),
+        partial(run, earlier=before, later=both, images=data.images, stages=stages),
+        rows=len(both),
     )

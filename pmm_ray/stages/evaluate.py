@@ -15,9 +15,10 @@ from pmm_ray.method.confusion import confusion_matrix, from_sparse, iou, mean_io
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 
@@ -110,3 +111,23 @@ def run(
             "pixel_labels_used": True,
         }
     )
+
+
+def stage(
+    data: DataSet, masks: StageFolder, among: TableIndex, *, title: str, split: str, name: str
+) -> Stage:
+    """The scores of finished masks.
+
+    Args:
+        data: of the run.
+        masks: whose scores.
+        among: those of them that have ground truth, of one split.
+        title: what the masks are, for people.
+        split: whose images these are.
+        name: of the stage.
+    """
+    body = partial(
+        run, masks=among, images=data.images, title=title, split=split, masks_stage=masks.stage
+    )
+    identity = (masks.stage, masks.hash, data.hash, *data.truth, CODE_VERSION)
+    return Stage(name, identity, body, rows=len(among))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pmm_ray.config import DataConfig, RunConfig
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, error_budget
-from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.folder import import_folder
@@ -83,19 +83,18 @@ def _of(source: str, labels_from: str, known: tuple[str, ...]) -> Any:
     return labels_from
 
 
-def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Progress) -> Summary:
+def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
     """Import the data set into the stage's folder.
 
     Raises:
         BudgetExceededError: too many images could not be used.
     """
+    data, progress = config.data, context.progress
     started = time.monotonic()
     report = import_source(data, folder.uri, config.seed)
     seconds = time.monotonic() - started
-    budget = error_budget(config.errors.budget, report.total)
     progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
-    if len(report.errors) > budget:
-        raise BudgetExceededError(STAGE, len(report.errors), budget, report.errors)
+    require_budget(STAGE, report.errors, config.errors.budget, report.total)
     labels_from = tables.table_metadata(report.manifest.uri).get("pmm.labels_from", data.source)
     if labels_from == "masks":
         progress.message(f"{STAGE}: pixel labels used (image-level labels read off the masks)")
@@ -108,3 +107,8 @@ def run(data: DataConfig, config: RunConfig, folder: StageFolder, progress: Prog
         details={"counts": report.counts, "labels_from": labels_from},
         pixel_labels_used=labels_from == "masks",
     )
+
+
+def stage(config: RunConfig) -> Stage:
+    """The import of the data set that a recipe names."""
+    return Stage(STAGE, (config.data, config.seed, CODE_VERSION), partial(run, config))

@@ -9,11 +9,12 @@ from pmm_ray.config import AffinityConfig
 from pmm_ray.method.affinity_labels import confident_labels
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
@@ -68,4 +69,15 @@ def run(
         schema=tables.MASKS,
         pool=pool,
         batch_size=auto_batch(len(cams), pool.size),
+    )
+
+
+def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, split: str) -> Stage:
+    """The labels of a split's images, from finished maps."""
+    index = read_index(cams.uri).select(data.split(split).image_ids)
+    return Stage(
+        STAGE,
+        ([config.alpha_low, config.alpha_high], config.crf, cams.hash, split, CODE_VERSION),
+        partial(run, config, cams=index, images=data.images),
+        rows=len(index),
     )

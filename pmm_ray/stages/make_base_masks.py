@@ -11,11 +11,12 @@ from typing import Any
 from pmm_ray.config import BaseConfig
 from pmm_ray.method.masks import base_mask
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages.make_masks import mask_pool
@@ -60,4 +61,15 @@ def run(
         schema=tables.MASKS,
         pool=pool,
         batch_size=batch,
+    )
+
+
+def stage(config: BaseConfig, data: DataSet, cams: StageFolder) -> Stage:
+    """The base masks of finished maps."""
+    index = read_index(cams.uri)
+    return Stage(
+        STAGE,
+        (config, cams.hash, CODE_VERSION),
+        partial(run, config, cams=index, images=data.images),
+        rows=len(index),
     )

@@ -27,11 +27,12 @@ from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import resize_to_long
 
@@ -238,3 +239,30 @@ def cam_factory(
     """What makes the worker of one actor; see `cam_worker`."""
     use_gpu = context.cluster.gpus >= 1
     return partial(cam_worker, checkpoint_uri, config, Photographs.of(context), use_gpu, stage)
+
+
+def stage(
+    config: CamsConfig,
+    data: DataSet,
+    classifier: StageFolder,
+    images: TableIndex,
+    *,
+    chosen_by: Sequence[str],
+    name: str = STAGE,
+) -> Stage:
+    """The maps of some images by a trained classifier.
+
+    Args:
+        config: a section of maps.
+        data: of the run.
+        classifier: finished.
+        images: rows of the manifest.
+        chosen_by: the splits or the ids that say which images these are.
+        name: of the stage.
+    """
+    return Stage(
+        name,
+        (config, data.hash, list(chosen_by), classifier.result, CODE_VERSION),
+        partial(run, config, images=images, checkpoint_uri=classifier.path("model.pt")),
+        rows=len(images),
+    )

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any, Literal
 
 from pmm_ray.config import BaseConfig, MasksConfig
-from pmm_ray.method.crf import CrfParameters
-from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
+from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
+from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import (
     CONSUMER_CPUS,
     PRODUCER_CPUS,
@@ -25,8 +24,9 @@ from pmm_ray.runtime.mapping.stream import (
     row_by_row,
 )
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
-from pmm_ray.runtime.rows.cams import ReadCam, cam_at, table_cam
-from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
+from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
+from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_masks"
@@ -35,31 +35,9 @@ CODE_VERSION = 1
 # A mask of a VOC photograph, on one core: measured by benchmarks/masks_pipeline.py.
 IMAGE_SECONDS = 0.06
 
-Method = Literal["proportional", "cam_argmax", "crf_argmax"]
-
-
-def mask_parameters(config: MasksConfig, method: Method) -> MaskParameters:
-    """The method's parameters; the argmax rows of Tab. 2 take the CAM as it is, CRF row A."""
-    if config.alpha == "auto":
-        raise CannotRunError("masks.alpha: auto is resolved by `pmm run` only: give a number here")
-    if method != "proportional":
-        return MaskParameters(
-            alpha=config.alpha, smoothing=0.0, zero_below_threshold=False, crf=CrfParameters.seam()
-        )
-    variant = MaskParameters.paper() if config.semantics == "paper" else MaskParameters()
-    return MaskParameters(
-        alpha=config.alpha,
-        smoothing=config.smoothing,
-        threshold=config.threshold,
-        crf=crf_parameters(config.crf),
-        zero_below_threshold=variant.zero_below_threshold,
-        foreground_threshold=variant.foreground_threshold,
-        proportion_offset=variant.proportion_offset,
-    )
-
 
 def mask_worker(
-    method: Method,
+    make_masks: MakeMasks,
     parameters: MaskParameters,
     backend: Literal["lattice", "pydensecrf"],
     photographs: Photographs,
@@ -71,19 +49,13 @@ def mask_worker(
 
     With `png_folder` each mask is also written there as `<image_id>.png`.
     """
-
     output = MaskOutput(photographs.label_space, png_folder=png_folder)
 
     def make(row: InputRow) -> dict[str, Any]:
-        manifest = row["manifest"]
-        image = photographs.image(manifest)
+        image = photographs.image(row["manifest"])
         labels, cam = cam_at(image.shape[:2], row, read_cam)
-        if method == "proportional":
-            mask = proportional_mask(image, cam, labels, parameters, backend)
-        else:
-            use_crf = method == "crf_argmax"
-            mask = argmax_mask(image, cam, labels, parameters, backend, use_crf)
-        return output(manifest, mask)
+        (mask,) = make_masks(image, cam, labels, [parameters], backend)
+        return output(row["manifest"], mask)
 
     return photographs.reading_ahead(row_by_row(stage, make))
 
@@ -93,75 +65,57 @@ def run(
     context: RunContext,
     folder: StageFolder,
     *,
-    cams: TableIndex,
+    cams: Cams,
     images: TableIndex,
-    method: Method = "proportional",
-    read_cam: ReadCam = table_cam,
+    method: str = "ppmg",
     png_folder: str | None = None,
 ) -> Summary:
-    """Masks of every image of `cams` (an index of a table whose rows `read_cam` reads)."""
-    pool = mask_pool(config, context)
-    batch = config.batch_size
-    if batch == "auto":
-        batch = auto_batch(len(cams), pool.size, IMAGE_SECONDS)
-    return run_table_stage(
-        context,
-        folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
-        factory=mask_factory(config, context, folder.stage, method, read_cam, png_folder),
-        schema=tables.MASKS,
-        pool=pool,
-        batch_size=batch,
-    )
+    """Masks of every image of `cams`.
 
-
-def run_fused(
-    config: MasksConfig,
-    context: RunContext,
-    folder: StageFolder,
-    *,
-    images: TableIndex,
-    checkpoint_uri: str,
-    method: Method = "proportional",
-) -> Summary:
-    """Masks of every image of `images`, whose CAMs go from actor to task without touching disk.
-
-    A row is what `make_cams` would have stored, so the masks are the same bytes. Error rows of
-    both steps are rows of this stage's errors table.
+    Streamed CAMs go from actor to task without touching disk. A row is what `make_cams` would have
+    stored, so the masks are the same bytes; error rows of both steps are rows of this stage's
+    errors table.
 
     Args:
         config: the mask section.
-        context: the run.
-        folder: the stage's folder.
+        context: of the run.
+        folder: of the stage.
+        cams: stored or streamed.
         images: index of the manifest.
-        checkpoint_uri: the classifier.
-        method: from CAM to mask.
+        method: a name of `MASK_METHODS`.
+        png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
     """
+    pool = mask_pool(config, context)
+    shape: dict[str, Any] = {
+        "factory": mask_factory(config, context, folder.stage, method, cams.read, png_folder),
+        "schema": tables.MASKS,
+    }
+    if cams.streamed_from is None:
+        batch = config.batch_size
+        if batch == "auto":
+            batch = auto_batch(len(cams.index), pool.size, IMAGE_SECONDS)
+        inputs = {"cams": cams.index, "manifest": images}
+        return run_table_stage(
+            context, folder, inputs=inputs, primary="cams", pool=pool, batch_size=batch, **shape
+        )
     from pmm_ray.stages import make_cams  # torch, which a process of the other pool never imports
 
-    pool = replace(mask_pool(config, context), cpus=CONSUMER_CPUS)
     first = make_cams.cam_pool(context.config.cams, context)
     if first.gpus == 0:
         first = replace(first, cpus=PRODUCER_CPUS, labels=pool.labels)
     batch = config.batch_size
     if batch == "auto":
         batch = make_cams.cam_batch(context.config.cams, context)
+    maker = make_cams.cam_factory(context.config.cams, context, cams.streamed_from)
     return run_table_stage(
         context,
         folder,
-        inputs={"manifest": images},
+        inputs={"manifest": cams.index},
         primary="manifest",
-        factory=mask_factory(config, context, folder.stage, method),
-        schema=tables.MASKS,
-        pool=pool,
+        pool=replace(pool, cpus=CONSUMER_CPUS),
         batch_size=batch,
-        producer=Producer(
-            "cams",
-            make_cams.cam_factory(context.config.cams, context, checkpoint_uri),
-            tables.CAMS,
-            first,
-        ),
+        producer=Producer("cams", maker, tables.CAMS, first),
+        **shape,
     )
 
 
@@ -179,18 +133,47 @@ def mask_factory(
     config: MasksConfig,
     context: RunContext,
     stage: str,
-    method: Method,
+    method: str,
     read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Callable[[], Worker]:
     """What makes the worker of one task; see `mask_worker`."""
     return partial(
         mask_worker,
-        method,
-        mask_parameters(config, method),
+        MASK_METHODS[method].load(),
+        mask_parameters(config),
         config.backend,
         Photographs.of(context),
         stage,
         read_cam,
         png_folder,
+    )
+
+
+def stage(
+    config: MasksConfig,
+    data: DataSet,
+    cams: Cams,
+    *,
+    method: str | None = None,
+    name: str = STAGE,
+    png_folder: str | None = None,
+) -> Stage:
+    """The masks of some CAMs.
+
+    Args:
+        config: the mask section.
+        data: of the run.
+        cams: stored or streamed.
+        method: in place of the section's.
+        name: of the stage.
+        png_folder: see `run`.
+    """
+    method = method or config.method
+    known_as = "proportional" if method == "ppmg" else method  # in folders that were made before
+    return Stage(
+        name,
+        (config, known_as, cams.hash, CODE_VERSION),
+        partial(run, config, cams=cams, images=data.images, method=method, png_folder=png_folder),
+        rows=len(cams.index),
     )

@@ -9,6 +9,7 @@ tasks on every CPU, and nothing of it touches disk.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from pmm_ray.nets.segmenter import load_segmenter
 from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import (
     CONSUMER_CPUS,
     PRODUCER_CPUS,
@@ -32,10 +33,12 @@ from pmm_ray.runtime.mapping.stream import (
     row_by_row,
 )
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine_worker, task_memory
 
+STAGE = "predict_masks"
 CODE_VERSION = 2
 
 
@@ -150,4 +153,53 @@ def run(
         pool=tasks,
         producer=Producer("scores", partial(score_worker, *model), SCORES, actors),
         **shape,
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained segmenter: its file, and what it is known by."""
+
+    uri: str
+    identity: str
+
+    @classmethod
+    def of(cls, segmenter: StageFolder) -> Model:
+        """What a finished training made."""
+        return cls(segmenter.path("model.pt"), segmenter.result)
+
+
+def stage(
+    config: PredictConfig,
+    data: DataSet,
+    segmenter: Model,
+    images: TableIndex,
+    *,
+    round: int = 0,
+    name: str = STAGE,
+    png_folder: str | None = None,
+) -> Stage:
+    """The masks of some images by a trained segmenter.
+
+    Args:
+        config: the section, or another in its place.
+        data: of the run.
+        segmenter: the trained one.
+        images: rows of the manifest.
+        round: the cyclic round.
+        name: of the stage.
+        png_folder: see `run`.
+    """
+    return Stage(
+        name,
+        (config, data.hash, segmenter.identity, CODE_VERSION),
+        partial(
+            run,
+            config,
+            images=images,
+            checkpoint_uri=segmenter.uri,
+            round_number=round,
+            png_folder=png_folder,
+        ),
+        rows=len(images),
     )

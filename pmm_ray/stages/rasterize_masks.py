@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pmm_ray.config import DataConfig, section_hash
+from pmm_ray.config import DataConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
-from pmm_ray.runtime.core.manifest import manifest_hash
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
 from pmm_ray.sources.raster import draw_objects, require_pycocotools
@@ -64,12 +64,6 @@ def objects_fingerprint(manifest_uri: str) -> str | None:
     return tables.table_metadata(manifest_uri).get(OBJECTS_KEY)
 
 
-def stage_hash(data: DataConfig, manifest_uri: str) -> str:
-    """Of all that decides the drawn masks."""
-    rules = (data.overlap, data.crowd, objects_fingerprint(manifest_uri))
-    return section_hash(*rules, manifest_hash(manifest_uri), CODE_VERSION)
-
-
 def images_to_draw(manifest_uri: str) -> TableIndex:
     """The rows of the manifest that name a mask."""
     table = tables.read_table(manifest_uri, ["image_id", "ground_truth_uri"])
@@ -114,3 +108,14 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
     counts = {"masks": drawn.num_rows, "masks without one of the image's labels": hidden}
     details = summary.details | {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
     return summary.model_copy(update={"details": details, "pixel_labels_used": True})
+
+
+def stage(config: DataConfig, data: DataSet) -> Stage:
+    """The masks of a data set that has objects, see `objects_fingerprint`."""
+    uri = data.manifest.uri
+    return Stage(
+        STAGE,
+        (config.overlap, config.crowd, objects_fingerprint(uri), data.hash, CODE_VERSION),
+        partial(run, config),
+        rows=len(images_to_draw(uri)),
+    )

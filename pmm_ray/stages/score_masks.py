@@ -14,21 +14,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import count_pairs
 from pmm_ray.method.readings import SIDES, Counts, add_up, choose_readings, describe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import (
-    BudgetExceededError,
     CannotRunError,
     ErrorRow,
     RowError,
-    error_budget,
+    require_budget,
 )
 from pmm_ray.runtime.core.index import TableIndex, read_all
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.sources.mask_files import MaskFiles
 
 STAGE = "score_masks"
 CODE_VERSION = 1
@@ -93,16 +94,18 @@ def run(
     masks: TableIndex,
     truth: TableIndex,
     pairs: TableIndex,
+    space: LabelSpace,
     wanted: Sequence[str],
     unmatched: Sequence[ErrorRow],
 ) -> Summary:
     """Count and score.
 
     Args:
-        context: the run; its manifest's label space says what the classes are.
+        context: of the run.
         folder: the stage's folder.
         masks, truth: where the masks and the ground truth are.
         pairs: the images that have both.
+        space: what the classes are.
         wanted: how truth and masks are to be read, see `choose_readings`.
         unmatched: error rows of images that lack one or the other; they count for the budget.
 
@@ -110,7 +113,6 @@ def run(
         BudgetExceededError: too many images could not be scored.
         CannotRunError: see `choose_readings`.
     """
-    space = context.manifest.label_space
     tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
@@ -135,9 +137,7 @@ def run(
     rows = [ErrorRow(image_ids[image], STAGE, "label", text) for image, text in faults.items()]
     tables.write_errors(storage.join(context.run_dir, "errors"), "values", rows)
     failed = [*unmatched, *tables.read_errors(folder.errors_uri), *rows]
-    budget = error_budget(context.config.errors.budget, len(pairs) + len(unmatched))
-    if len(failed) > budget:
-        raise BudgetExceededError(STAGE, len(failed), budget, failed)
+    require_budget(STAGE, failed, context.config.errors.budget, len(pairs) + len(unmatched))
     metrics, details = describe(total, space)
     about = {
         "readings": dict(zip(SIDES, readings, strict=True)),
@@ -152,3 +152,40 @@ def run(
             "pixel_labels_used": True,
         }
     )
+
+
+def stage(
+    masks: MaskFiles,
+    truth: MaskFiles,
+    pairs: TableIndex,
+    space: LabelSpace,
+    readings: tuple[str, str],
+    unmatched: Sequence[ErrorRow],
+) -> Stage:
+    """The scores of any masks.
+
+    Args:
+        masks, truth: what was found.
+        pairs: the images that have both.
+        space: what the classes are.
+        readings: how truth and masks are to be read, see `choose_readings`.
+        unmatched: see `run`.
+    """
+    identity = (
+        masks.fingerprint,
+        truth.fingerprint,
+        space.to_json(),
+        pairs.image_ids,
+        readings,
+        CODE_VERSION,
+    )
+    body = partial(
+        run,
+        masks=masks.index,
+        truth=truth.index,
+        pairs=pairs,
+        space=space,
+        wanted=readings,
+        unmatched=unmatched,
+    )
+    return Stage(STAGE, identity, body, rows=len(pairs))

@@ -1,52 +1,61 @@
-"""Search the mask parameters: every combination of a grid scored in one pass over a sample.
+"""Scores of a way from CAMs to masks under many parameters, all in one pass over some images.
 
 The combinations are further channels of the same lattice, so they cost little more than one, and
-each gives the masks that `make_masks` would.
+each gives the masks that `make_masks` would. Nothing but scores is stored: the masks of a grid
+would take more room than the CAMs. A row of Tab. 1-3 is such a stage; so is `masks.alpha: auto`.
 """
+
+# S: combinations of parameters; H, W: image.
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pmm_ray.config import MasksConfig, section_hash
-from pmm_ray.method.cams import upsample_cam
+from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
 from pmm_ray.method.crf.dense_crf import Backend
-from pmm_ray.method.masks import MaskParameters, proportional_masks
+from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
+from pmm_ray.method.masks import MaskParameters
+from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
-from pmm_ray.runtime.core.session import Session
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
-from pmm_ray.runtime.rows.cams import decode_cam
-from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.rows.cams import cam_at, walked_mask
+from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.runtime.rows.masks import mask_parameters
+from pmm_ray.runtime.rows.photographs import Photographs, large_image
 from pmm_ray.stages import make_masks
 from pmm_ray.stages.evaluate import scores
-from pmm_ray.stages.make_masks import mask_parameters
 
-STAGE = "sweep"
-CODE_VERSION = 1
+STAGE = "sweep_masks"
+CODE_VERSION = 2
 
-SWEEPABLE = ("alpha", "smoothing", "threshold")
+WALK = "walk"
+"""Beside the names of `MASK_METHODS`: the class with the largest score after a random walk. Only a
+walked table has these scores, and they have no exponent (released code; row RW of Tab. 2, 3)."""
 # `masks.alpha: auto`: the paper searched 0..20 by hand; low values suit CAMs that are compact
 AUTO_ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 16.0, 24.0)
-AUTO_IMAGES = 100
+SAMPLE_IMAGES = 100
+"""Held-out images that are scored, unless the user says otherwise."""
 
-Combination = dict[str, float]  # field of MasksConfig -> value
+Combination = dict[str, float]
+"""Field of the mask section -> value."""
 
 _lists = pa.list_(pa.list_(pa.int64()))
 # one row per image; cells[i], counts[i] are its sparse confusion matrix under combination i
-SWEEP = pa.schema([("image_id", pa.string()), ("cells", _lists), ("counts", _lists)])
+SCORED = pa.schema([("image_id", pa.string()), ("cells", _lists), ("counts", _lists)])
 
 
 def grid(values: Mapping[str, Sequence[float]]) -> list[Combination]:
@@ -63,35 +72,39 @@ def sample(image_ids: Sequence[str], images: int, seed: int) -> list[str]:
     return sorted(sorted(image_ids, key=draw)[:images])
 
 
-def combined(config: MasksConfig, combination: Combination) -> MaskParameters:
-    """The method's parameters with the fields of a combination in place of the configured ones.
+def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
+    """The section with the fields of a combination in place of its own.
 
     Raises:
         ValueError: a value is out of its range (pydantic names it).
     """
-    changed = MasksConfig.model_validate(config.model_dump() | combination)
-    return mask_parameters(changed, "proportional")
+    # an exponent that is not swept has to be a number; `walk` has none
+    alpha = {"alpha": 1.0} if config.alpha == "auto" else {}
+    return MasksConfig.model_validate(config.model_dump() | alpha | combination)
 
 
-def sweep_worker(
-    combinations: Sequence[MaskParameters], backend: Backend, photographs: Photographs, stage: str
+def score_worker(
+    make: MakeMasks | None,
+    combinations: Sequence[MaskParameters],
+    backend: Backend,
+    photographs: Photographs,
+    stage: str,
 ) -> Worker:
-    """Makes the worker of one task."""
+    """Makes the worker of one task; without a method it takes the scores of a walk."""
     space = photographs.label_space
 
     def score(row: InputRow) -> dict[str, Any]:
-        manifest, cams = row["manifest"], row["cams"]
-        image = photographs.image(manifest)
-        truth = photographs.truth(manifest)
-        stored = decode_cam(cams)
-        if not np.isfinite(stored).all():
-            raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        manifest = row["manifest"]
+        image, truth = photographs.image(manifest), photographs.truth(manifest)
+        labels, cam = cam_at(image.shape[:2], row)
         if truth.shape != image.shape[:2]:
             raise RowError(
                 "label", f"the image is {image.shape[:2]} px, its ground truth {truth.shape}"
             )
-        cam = upsample_cam(stored, *image.shape[:2])
-        masks = proportional_masks(image, cam, cams["labels"], combinations, backend)
+        if make is None:
+            masks: Sequence[Any] = [walked_mask(row["cams"], *image.shape[:2])]
+        else:
+            masks = make(image, cam, labels, combinations, backend)
         found = [
             to_sparse(matrix)
             for matrix in confusion_matrices(truth, masks, space.num_classes, space.ignore)
@@ -112,6 +125,7 @@ def run(
     *,
     cams: TableIndex,
     images: TableIndex,
+    method: str,
     combinations: Sequence[Combination],
     split: str,
 ) -> Summary:
@@ -119,38 +133,49 @@ def run(
 
     Args:
         config: the mask section; a combination replaces some of its fields.
-        context: the run.
-        folder: the stage's folder.
-        cams: index of the cams table, restricted to the sample: held-out images with truth.
+        context: of the run.
+        folder: of the stage.
+        cams: index of the cams table, restricted to held-out images with truth.
         images: index of the manifest.
+        method: a name of `MASK_METHODS`, or `WALK`.
         combinations: from `grid`.
         split: whose images these are.
+
+    Returns:
+        A summary whose `mean_iou` is that of the best combination, `details["chosen"]`.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(cams)} images)")
-    pool = make_masks.mask_pool(config, context)
-    parameters = [combined(config, combination) for combination in combinations]
+    cluster = context.cluster
+    tasks = cluster.default_tasks() if config.tasks == "auto" else config.tasks
+    pool = Pool(
+        tasks,
+        memory=grid_memory(context, cams, len(combinations)),
+        labels=cluster.cpu_stage_labels,
+    )
     summary = run_table_stage(
         context,
         folder,
         inputs={"cams": cams, "manifest": images},
         primary="cams",
         factory=partial(
-            sweep_worker, parameters, config.backend, Photographs.of(context), folder.stage
+            score_worker,
+            None if method == WALK else MASK_METHODS[method].load(),
+            [mask_parameters(combined(config, c)) for c in combinations],
+            config.backend,
+            Photographs.of(context),
+            folder.stage,
         ),
-        schema=SWEEP,
+        schema=SCORED,
         pool=pool,
         batch_size=auto_batch(len(cams), pool.size),
     )
-    table = [
-        combination | metrics
-        for combination, metrics in zip(
-            combinations, _scores(folder, context, len(combinations)), strict=True
-        )
-    ]
-    best = max(table, key=lambda row: row["mean_iou"])  # of equals the first
+    found = _scores(folder, context, len(combinations))
+    table = [c | metrics for c, metrics in zip(combinations, found, strict=True)]
+    best = max(table, key=_known)  # of equals the first
     fields = list(combinations[0])
     details = {
         "split": split,
+        "method": method,
         "fields": fields,
         "combinations": table,
         "chosen": {name: best[name] for name in fields},
@@ -166,6 +191,23 @@ def run(
     )
 
 
+def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int:
+    """Bytes that a task reserves: a mask of each combination, and of each of its classes."""
+    table = tables.read_table(context.manifest.uri, ["image_id", "labels"])
+    ids = pa.array(cams.image_ids, pa.string())
+    labels = table.filter(pc.is_in(table.column("image_id"), value_set=ids)).column("labels")
+    classes = pc.max(pc.list_value_length(labels)).as_py() or 0
+    return mask_memory(
+        large_image(context.manifest.uri),
+        context.cluster.node_memory,
+        more_per_pixel=combinations * (1 + classes),
+    )
+
+
+def _known(row: Mapping[str, float]) -> float:
+    return -1.0 if math.isnan(row["mean_iou"]) else row["mean_iou"]
+
+
 def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[str, float]]:
     """Metrics of each combination; one part of the table in memory at a time."""
     totals: list[dict[int, int]] = [{} for _ in range(count)]
@@ -178,62 +220,54 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
     return [scores(list(t), list(t.values()), space)[0] for t in totals]
 
 
-def search(
-    session: Session,
-    name: str,
-    *,
+def stage(
+    recipe: RunConfig,
+    data: DataSet,
     cams: StageFolder,
-    images: TableIndex,
-    with_truth: Sequence[str],
-    data_hash: Sequence[str],
     combinations: Sequence[Combination],
-    limit: int,
-) -> Summary:
-    """Run a sweep as a stage of a session.
+    *,
+    images: int = SAMPLE_IMAGES,
+    method: str = "ppmg",
+    name: str = STAGE,
+) -> Stage:
+    """The scores of a way from finished CAMs to masks.
 
     Args:
-        session: the run.
+        recipe: for the mask section, the seed and the held-out split.
+        data: of the run.
+        cams: finished.
+        combinations: from `grid`; `WALK` has one without a field.
+        images: so many are scored at most.
+        method: a name of `MASK_METHODS`, or `WALK`.
         name: of the stage.
-        cams: the finished cams stage.
-        images: index of the manifest.
-        with_truth: ids of the held-out images that have a ground-truth mask.
-        data_hash: of the manifest and the masks drawn for it.
-        combinations: from `grid`.
-        limit: images in the sample at most.
 
     Raises:
         CannotRunError: no held-out image has both a CAM and a ground-truth mask.
     """
-    config, split = session.config.masks, session.config.data.held_out_split
-    index = read_index(cams.uri).select(with_truth)
-    chosen = sample(index.image_ids, limit, session.config.seed)
+    config, split = recipe.masks, recipe.data.held_out_split
+    index = read_index(cams.uri).select(data.with_truth(split))
+    chosen = sample(index.image_ids, images, recipe.seed)
     if not chosen:
         raise CannotRunError(
-            f"{name}: no image of split {split!r} has a ground-truth mask to score against; "
-            "set masks.alpha to a number"
+            f"{name}: no image of split {split!r} has a CAM and a ground-truth mask to score it by"
         )
-    stage_hash = section_hash(
+    body = partial(
+        run,
+        config,
+        cams=index.select(chosen),
+        images=data.images,
+        method=method,
+        combinations=combinations,
+        split=split,
+    )
+    identity = (
+        method,
         *(combined(config, combination) for combination in combinations),
         chosen,
         cams.hash,
-        list(data_hash),
+        data.hash,
+        *data.truth,
         make_masks.CODE_VERSION,
         CODE_VERSION,
     )
-    folder = session.stage(
-        name,
-        stage_hash,
-        lambda folder: run(
-            config,
-            session.context(),
-            folder,
-            cams=index.select(chosen),
-            images=images,
-            combinations=combinations,
-            split=split,
-        ),
-        input_rows=len(chosen),
-    )
-    summary = folder.summary()
-    assert summary is not None, "a stage writes its summary last"
-    return summary
+    return Stage(name, identity, body, rows=len(chosen))

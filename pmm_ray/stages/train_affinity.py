@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pmm_ray.config import AffinityConfig
+from pmm_ray.config import AffinityConfig, RunConfig, WalkConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.registry import BACKBONES
+from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.training.augment import jitter, window
 from pmm_ray.runtime.training.job import LossModule, head_groups, poly
@@ -174,7 +176,7 @@ def run(
     task = AffinityTask(
         config=config,
         stage=folder.stage,
-        seed=context.seed,
+        seed=context.config.seed,
         split=data.train_split,
         manifest_uri=manifest.uri,
         labels_uri=storage.absolute(labels_uri),
@@ -185,3 +187,20 @@ def run(
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, KIND)
     return summarize(folder, job, meta["training"])
+
+
+def stage(recipe: RunConfig, labels: StageFolder) -> Stage:
+    """The training of the recipe's affinity network on finished labels."""
+    config = recipe.affinity
+    # neither what comes after nor whether masks are made of it changes the network
+    own = config.model_copy(update={"walk": WalkConfig(), "enabled": True})
+    identity = (
+        own,
+        weights_identity(config.weights, config.backbone),
+        recipe.seed,
+        labels.hash,
+        len(read_index(labels.uri)),
+        recipe.data.train_split,
+        CODE_VERSION,
+    )
+    return Stage(STAGE, identity, partial(run, config, labels_uri=labels.uri))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pmm_ray.config import ClassifierConfig
+from pmm_ray.config import ClassifierConfig, RunConfig
 from pmm_ray.method.seam_losses import seam_losses, small_view
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.classifier_validation import Share, Validation
 from pmm_ray.nets.registry import BACKBONES, build_classifier
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.nets.weight_files import weights_identity
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import augment
 from pmm_ray.runtime.training.job import LossModule, head_groups, poly
@@ -29,6 +32,7 @@ from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSe
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.manifest import Manifest
 
+STAGE = "train_classifier"
 CODE_VERSION = 2
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
@@ -172,12 +176,12 @@ def task_fields(
         images=config.validation_images,
         # the middle of what the network is trained on
         long_side=sum(config.resize_long) // 2,
-        seed=context.seed,
+        seed=context.config.seed,
     )
     return {
         "config": config,
         "stage": folder.stage,
-        "seed": context.seed,
+        "seed": context.config.seed,
         "split": data.train_split,
         "manifest_uri": manifest.uri,
         "source": source,
@@ -205,3 +209,23 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "classifier")
     return summarize(folder, job, meta["training"])
+
+
+def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str = STAGE) -> Stage:
+    """The training of a classifier on the labelled images of the training split.
+
+    Args:
+        config: the section, or another in its place.
+        recipe: for the seed and the training split.
+        data: of the run.
+        name: of the stage.
+    """
+    identity = (
+        config,
+        weights_identity(config.weights, config.backbone),
+        recipe.seed,
+        data.hash,
+        recipe.data.train_split,
+        CODE_VERSION,
+    )
+    return Stage(name, identity, partial(run, config))

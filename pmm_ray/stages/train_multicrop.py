@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pmm_ray.config import MulticropConfig
+from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.multicrop import draw_window, windows
 from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.views import cut_windows
+from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.training.augment import crop_view
 from pmm_ray.runtime.training.launch import run_training, summarize, training_job
@@ -28,6 +30,7 @@ from pmm_ray.runtime.training.loader import TrainingRow, TrainingSet, training_r
 from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.stages.train_classifier import ClassifierTask, target_vector, task_fields
 
+STAGE = "train_multicrop"
 CODE_VERSION = 1
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
@@ -130,3 +133,26 @@ def run(
     run_training(job, context, max_failures=config.max_failures)
     _, meta = load_model(job.model_uri, "classifier")
     return summarize(folder, job, meta["training"])
+
+
+def stage(
+    config: MulticropConfig, recipe: RunConfig, base_masks: StageFolder, name: str = STAGE
+) -> Stage:
+    """The training of the second classifier on windows relabelled by finished base masks.
+
+    Args:
+        config: the section, or another in its place.
+        recipe: for the seed and the training split.
+        base_masks: which know the data set.
+        name: of the stage.
+    """
+    identity = (
+        config,
+        weights_identity(config.weights, config.backbone),
+        recipe.seed,
+        base_masks.hash,
+        len(read_index(base_masks.uri)),
+        recipe.data.train_split,
+        CODE_VERSION,
+    )
+    return Stage(name, identity, partial(run, config, masks_uri=base_masks.uri))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pmm_ray.config import SegmenterConfig, UnderfittingConfig
+from pmm_ray.config import RunConfig, SegmenterConfig, UnderfittingConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.segmenter_config import Triple, normalisation, segmenter_model
@@ -21,7 +21,9 @@ from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.job import LossModule, poly
@@ -30,6 +32,7 @@ from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSe
 from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
 from pmm_ray.stages.train_classifier import image_source
 
+STAGE = "train_segmenter"
 CODE_VERSION = 3
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
@@ -226,7 +229,7 @@ def validation_of(config: SegmenterConfig, context: RunContext) -> SegmenterVali
         photographs=Photographs.of(context),
         images=config.validation_images,
         resize_base=config.resize_base,
-        seed=context.seed,
+        seed=context.config.seed,
     )
     return validation if validation.rows() else None
 
@@ -280,7 +283,7 @@ def run(
         config=config,
         stage=folder.stage,
         round=round,
-        seed=context.seed,
+        seed=context.config.seed,
         split=data.train_split,
         manifest_uri=manifest.uri,
         masks_uri=storage.absolute(masks_uri),
@@ -334,3 +337,40 @@ def run(
             context.progress.message(f"{folder.stage}: nor were {len(unusable) - _MOST_NAMED} more")
     details = summary.details | {"split": data.held_out_split, SCORED: scored}
     return summary.model_copy(update={"details": details})
+
+
+def stage(
+    config: SegmenterConfig,
+    recipe: RunConfig,
+    data: DataSet,
+    masks: StageFolder,
+    *,
+    round: int,
+    name: str,
+) -> Stage:
+    """The training of a fresh segmenter on finished masks.
+
+    Args:
+        config: the section, or another in its place.
+        recipe: for the seed and the splits.
+        data: of the run.
+        masks: of the training split.
+        round: 0 for the first masks, then the number of the cycle.
+        name: of the stage.
+
+    Raises:
+        CannotRunError: see `model_identity`.
+    """
+    identity = (
+        config,
+        *model_identity(config, recipe.data.held_out_split),
+        # weights that are chosen by the truth depend on how it was made
+        *(data.truth if chooses(config) else ()),
+        recipe.seed,
+        masks.hash,
+        len(read_index(masks.uri)),
+        recipe.data.train_split,
+        round,
+        CODE_VERSION,
+    )
+    return Stage(name, identity, partial(run, config, masks_uri=masks.uri, round=round))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -20,18 +19,18 @@ from numpy.typing import NDArray
 
 from pmm_ray.config import AffinityConfig, WalkConfig
 from pmm_ray.method.affinity import pair_affinities
-from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import background_score
 from pmm_ray.method.random_walk import pooled, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, load_affinity
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.index import TableIndex
-from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.runtime.rows.cams import decode_cam, table_cam
+from pmm_ray.runtime.rows.cams import cam_at, cam_row
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import resize_to_long
 
@@ -50,7 +49,7 @@ WALKED = pa.schema(
 @torch.inference_mode()
 def walk_scores(
     image_HW3: NDArray[np.uint8],
-    cam_Khw: NDArray[Any],
+    cam_KHW: NDArray[np.float32],
     network: AffinityNetwork,
     radius: int,
     config: WalkConfig,
@@ -60,7 +59,7 @@ def walk_scores(
 
     Args:
         image_HW3: RGB, uint8.
-        cam_Khw: stored CAM, floating 0..1, of any size.
+        cam_KHW: CAM, float32 0..1, at the image's size.
         network: on `device`, in evaluation mode.
         radius: the pairs that it was trained on, see `method.affinity.directions`.
         config: exponents and steps of the walk; `max_long`.
@@ -72,7 +71,6 @@ def walk_scores(
     Source: released code of AffinityNet (scores averaged over the px of a feature); it takes the
     image at its own size.
     """
-    cam_KHW = upsample_cam(cam_Khw, *image_HW3.shape[:2])
     scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
     view = image_HW3
     if max(view.shape[:2]) > config.max_long:
@@ -101,43 +99,17 @@ def walk_worker(
 
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
-        labels, stored = table_cam(row)
-        if not np.isfinite(stored).all():
-            raise RowError("nonfinite", "the CAM holds NaN or infinity")
         image = photographs.image(manifest)
-        scores_Mhw = walk_scores(image, stored, network, config.radius, config.walk, device)
+        labels, cam_KHW = cam_at(image.shape[:2], row)
+        scores_Mhw = walk_scores(image, cam_KHW, network, config.radius, config.walk, device)
         peaks_K = scores_Mhw[1:].max(axis=(1, 2))
         cam_Khw = scores_Mhw[1:] / np.where(peaks_K > 0, peaks_K, 1)[:, None, None]
-        return {
-            "image_id": manifest["image_id"],
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "labels": labels,
-            "cam": cam_Khw.astype("<f2").tobytes(),
-            "cam_height": cam_Khw.shape[1],
-            "cam_width": cam_Khw.shape[2],
+        return cam_row(manifest | {"labels": labels}, cam_Khw) | {
             "background": scores_Mhw[0].astype("<f2").tobytes(),
             "peaks": peaks_K.tolist(),
         }
 
     return row_by_row(STAGE, make)
-
-
-def walked_mask(row: dict[str, Any], height: int, width: int) -> NDArray[np.int64]:
-    """The class with the largest score after the walk, ids int64 [height, width] (released code).
-
-    Args:
-        row: of this stage's table.
-        height, width: of the image.
-    """
-    scale_K = np.array(row["peaks"], np.float32)[:, None, None]
-    scores_Khw = decode_cam(row).astype(np.float32) * scale_K
-    background_hw = np.frombuffer(row["background"], "<f2").reshape(scores_Khw.shape[1:])
-    maps = (background_hw.astype(np.float32), *scores_Khw)
-    best = np.argmax(
-        [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps], axis=0
-    )
-    return np.array([0, *row["labels"]])[best]
 
 
 def run(
@@ -167,4 +139,16 @@ def run(
             gpus=1.0 if on_gpu else 0.0,
         ),
         batch_size=walk.batch_size,
+    )
+
+
+def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, network: StageFolder) -> Stage:
+    """The walk on finished maps by a trained affinity network."""
+    index = read_index(cams.uri)
+    model = network.path("model.pt")
+    return Stage(
+        STAGE,
+        (config.walk, network.result, cams.hash, CODE_VERSION),
+        partial(run, config, cams=index, images=data.images, checkpoint_uri=model),
+        rows=len(index),
     )

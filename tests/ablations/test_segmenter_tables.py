@@ -13,7 +13,7 @@ from pmm_ray.ablations.table import PaperTable, table_stage
 from pmm_ray.ablations.table4 import ROWS
 from pmm_ray.config import RunConfig, UnderfittingConfig
 from pmm_ray.report.run_data import RunData, load_run
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml")
 SMALL = (

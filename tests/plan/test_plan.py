@@ -11,7 +11,7 @@ from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline import planned_stages
 from pmm_ray.plan import plan_recipe
 from pmm_ray.plan.measure import sample_config
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml"
 TWO_CPUS = ClusterResources(cpus=2, gpus=0, nodes=1, local=True)

@@ -9,7 +9,7 @@ import pytest
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster import preflight
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.preflight import (
     Facts,
     Question,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import EventLog, read_events, tensorboard_folder
 from pmm_ray.runtime.core.progress import Progress, StageProgress, format_seconds

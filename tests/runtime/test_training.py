@@ -18,7 +18,7 @@ from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events

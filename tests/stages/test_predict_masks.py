@@ -16,7 +16,7 @@ from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.predict import find_segmenter, predict_folder
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import index_file, read_all, read_index

@@ -21,7 +21,7 @@ from pmm_ray.pipeline import planned_stages
 from pmm_ray.plan import plan_recipe
 from pmm_ray.report.run_data import load_run
 from pmm_ray.run import run_recipe
-from pmm_ray.runtime.cluster.connect import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.rows.images import encode_mask

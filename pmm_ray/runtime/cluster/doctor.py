@@ -57,7 +57,7 @@ class Check:
     """Whether a run would fail on it; only means something where `ok` is False."""
 
 
-def diagnose() -> list[Check]:
+def examine() -> list[Check]:
     """Every check, in the order to read them. Raises nothing: a fault is a finding."""
     return [
         check_python(),

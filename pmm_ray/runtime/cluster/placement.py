@@ -54,15 +54,16 @@ def place(nodes: Sequence[Mapping[str, Any]], config: RuntimeConfig) -> Placemen
     return Placement(max(everywhere, cpus), gpus, cpus, labels)
 
 
-def mask_memory(pixels: float, largest_node: float) -> int:
+def mask_memory(pixels: float, largest_node: float, more_per_pixel: float = 0) -> int:
     """Bytes that a task which makes masks reserves, so that a node takes no more than it can hold.
 
     Args:
         pixels: of a large image of the table, px.
         largest_node: memory of the largest node, bytes; a reservation beyond it would never be
             met, so it is the most that is asked for.
+        more_per_pixel: what a task holds beside a mask, bytes per px.
     """
-    wanted = _PROCESS_BYTES + _BYTES_PER_PIXEL * pixels
+    wanted = _PROCESS_BYTES + (_BYTES_PER_PIXEL + more_per_pixel) * pixels
     return int(min(wanted, largest_node) if largest_node > 0 else wanted)
 
 

@@ -15,19 +15,16 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pmm_ray
-from pmm_ray.config import RuntimeConfig, load_recipe
-from pmm_ray.runtime.cluster.connect import connect, scratch_folder
+from pmm_ray.config import RuntimeConfig
+from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.guard import guarded
-from pmm_ray.runtime.core.progress import Progress
 
 ANSWER_SECONDS = 60.0
 _PACKAGES = ("ray", "torch", "numpy", "pyarrow")
@@ -313,37 +310,3 @@ def _short(error: OSError | CannotRunError) -> str:
     return (
         getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     )
-
-
-def diagnose_cluster(
-    run_dir: str | None, settings: Sequence[str], address: str, write: Callable[[str], Any]
-) -> int:
-    """`pmm doctor --cluster`: a line for each node, and the table of what is wrong.
-
-    Args:
-        run_dir: folder or uri of a run; None: storage is not checked.
-        settings: `section.key=value`, see `load_recipe`; the data's root is looked for if given.
-        address: see `connect`.
-        write: takes a line.
-
-    Returns:
-        The exit code: 0 if every node can do its part, else 1.
-    """
-
-    def body(progress: Progress) -> None:
-        config = load_recipe(None, settings)
-        place = None if run_dir is None else storage.absolute(run_dir)
-        inputs = [storage.absolute(config.data.root)] if config.data.root else []
-        with connect(address, config.runtime) as resources:
-            report = inspect_cluster(place, config.runtime, inputs=inputs)
-        write(f"{resources.nodes} nodes, {resources.cpus:g} CPUs, {resources.gpus:g} GPUs")
-        for name, facts in report.nodes.items():
-            gpus = "" if facts.gpus_seen is None else f", torch sees {facts.gpus_seen} GPUs"
-            versions = ", ".join(f"{package} {of}" for package, of in facts.versions.items())
-            free = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
-            write(f"{name}: {versions}; {free}{gpus}")
-        if place is None:
-            write("storage was not checked: give --run-dir")
-        report.require_healthy()
-
-    return guarded(body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -90,3 +90,12 @@ def full_disk(error: BaseException) -> str | None:
 def error_budget(configured: int | None, images: int) -> int:
     """How many images of a stage may fail: `configured`, else the larger of 10 and 1 %."""
     return configured if configured is not None else max(10, math.floor(images * 0.01))
+
+
+def require_budget(
+    stage: str, errors: Sequence[ErrorRow], configured: int | None, images: int
+) -> None:
+    """Raise BudgetExceededError where more images failed than may, see `error_budget`."""
+    budget = error_budget(configured, images)
+    if len(errors) > budget:
+        raise BudgetExceededError(stage, len(errors), budget, errors)

@@ -1,21 +1,20 @@
-"""The contract of a stage: its output folder, its summary, and what it is given to run with."""
+"""The contract of a stage: one value, its output folder, its summary, and what it is run with."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from pmm_ray.config import RunConfig, section_hash
 from pmm_ray.runtime.core import storage, tables
-
-if TYPE_CHECKING:
-    from pmm_ray.runtime.cluster.connect import ClusterResources
-    from pmm_ray.runtime.core.events import EventLog
-    from pmm_ray.runtime.core.manifest import Manifest
-    from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
 
 
 class Summary(BaseModel):
@@ -79,6 +78,12 @@ class StageFolder:
         except FileNotFoundError:
             return None
 
+    def finished(self) -> Summary:
+        """The summary of a stage that is known to be done."""
+        summary = self.summary()
+        assert summary is not None, f"{self.stage} is done, so it has a summary"
+        return summary
+
     def finish(self, summary: Summary) -> Summary:
         """Mark the stage as done."""
         text = json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -86,19 +91,51 @@ class StageFolder:
         return summary
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """What a stage's `run(config, context, ...)` is given besides its own section."""
-
-    run_dir: str
-    config: RunConfig
-    manifest: Manifest
-    cluster: ClusterResources
-    events: EventLog
-    progress: Progress
-    attempt: str
-    """Unique per process that runs the pipeline; part writers check it against the lease."""
+class RunContext(Protocol):
+    """What a stage is run with; a `Session` is one."""
 
     @property
-    def seed(self) -> int:
-        return self.config.seed
+    def run_dir(self) -> str: ...
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def cluster(self) -> ClusterResources:
+        """The Ray cluster, which is connected to when a stage first asks for it."""
+
+    @property
+    def events(self) -> EventLog: ...
+    @property
+    def progress(self) -> Progress: ...
+    @property
+    def attempt(self) -> str:
+        """Names this attempt at the run; it holds the lease of the run folder."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. Its module's `stage(...)` makes it from what comes before.
+
+    Attributes:
+        name: with its round or subject, for example `predict_masks-r1`.
+        identity: all that can change the result, in order: sections, plain values, and hashes of
+            the stages that it reads.
+        run: does the work in the folder and returns the summary, which is written last.
+        rows: images that it takes; a summary made from another number is not done (after
+            `--retry-errors` upstream). None: it maps no rows.
+    """
+
+    name: str
+    identity: tuple[Any, ...]
+    run: Callable[[RunContext, StageFolder], Summary]
+    rows: int | None = None
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits over the identity; part of the folder's name."""
+        return section_hash(*self.identity)
+
+    def folder(self, run_dir: str) -> StageFolder:
+        """Where the stage of a run writes."""
+        return StageFolder.below(run_dir, self.name, self.hash)

@@ -9,16 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmm_ray.config import CrfConfig
+from pmm_ray.config import CrfConfig, MasksConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.crf import CrfParameters
+from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import encode_mask
 
 
 def crf_parameters(config: CrfConfig) -> CrfParameters:
     """The method's parameters of a configuration section."""
     return CrfParameters(**config.model_dump())
+
+
+def mask_parameters(config: MasksConfig) -> MaskParameters:
+    """The method's parameters of the mask section.
+
+    Raises:
+        CannotRunError: `alpha` is still `auto`.
+    """
+    if config.alpha == "auto":
+        raise CannotRunError("masks.alpha: auto is resolved by `pmm run` only: give a number here")
+    variant = MaskParameters.paper() if config.semantics == "paper" else MaskParameters()
+    return MaskParameters(
+        alpha=config.alpha,
+        smoothing=config.smoothing,
+        threshold=config.threshold,
+        crf=crf_parameters(config.crf),
+        zero_below_threshold=variant.zero_below_threshold,
+        foreground_threshold=variant.foreground_threshold,
+        proportion_offset=variant.proportion_offset,
+    )
 
 
 def mask_row(

@@ -21,8 +21,8 @@ from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.training.reporter import Reporter
 
 if TYPE_CHECKING:
-    from pmm_ray.runtime.cluster.connect import ClusterResources
     from pmm_ray.runtime.core.progress import StageProgress
+    from pmm_ray.runtime.core.resources import ClusterResources
     from pmm_ray.runtime.core.stage import RunContext, StageFolder
     from pmm_ray.runtime.training.job import TrainingJob, TrainingTask
 
@@ -164,7 +164,7 @@ def training_job(
     workers = split_workers(
         config.workers, context.cluster.default_train_workers(), config.batch_size
     )
-    plan = BatchPlan(context.seed, images, config.batch_size, workers)
+    plan = BatchPlan(context.config.seed, images, config.batch_size, workers)
     if steps is None:
         assert epochs is not None, "epochs or steps"
         steps = epochs * plan.steps_per_epoch
@@ -189,7 +189,7 @@ def training_job(
         errors_uri=storage.absolute(folder.errors_uri),
         error_budget=error_budget(context.config.errors.budget, images),
         fingerprint=f"{folder.hash}-{images}-{workers}",
-        seed=context.seed,
+        seed=context.config.seed,
         images=images,
         steps=steps,
         batch_size=config.batch_size,

@@ -1,0 +1,1 @@
+"""What each `pmm` command does; `cli/` only parses."""

@@ -1,0 +1,177 @@
+"""`pmm ablate`: the paper's tables, and sweeps over the mask parameters, on the user's own data."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.steps import recipe_cams, steps_to_cams, walk_steps
+from pmm_ray.pipeline.tables import table_steps
+from pmm_ray.pipeline.tables.table import print_table, read_table
+from pmm_ray.report import build_report
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import Stage
+
+_FIELDS = ("alpha", "smoothing", "threshold")
+_SECTION = "masks."
+_MOST_COMBINATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the user asked for.
+
+    Attributes:
+        recipe: YAML file.
+        run_dir: folder or uri of the run; default `runs/<name>`.
+        settings: `section.key=value`, see `load_recipe`.
+        address: `auto`, `local`, or a Ray address.
+        images: how many images are used at most; None: the ablation's own default.
+    """
+
+    recipe: str | Path
+    run_dir: str | None = None
+    settings: tuple[str, ...] = ()
+    address: str = "auto"
+    images: int | None = None
+
+
+def parse_sweeps(sweeps: Sequence[str], config: MasksConfig) -> dict[str, list[float]]:
+    """`masks.alpha=3,5,8` -> {"alpha": [3.0, 5.0, 8.0]}, every value checked.
+
+    Raises:
+        ConfigError: not of that form, a key that cannot be swept, given twice or out of range.
+    """
+    known = ", ".join(_SECTION + name for name in _FIELDS)
+    values: dict[str, list[float]] = {}
+    for sweep in sweeps:
+        key, separator, text = sweep.partition("=")
+        name = key.strip().removeprefix(_SECTION)
+        if not separator or not text.strip():
+            raise ConfigError(f"--sweep {sweep}: write it as KEY=VALUE,VALUE,...")
+        if name.startswith("crf."):
+            raise ConfigError(
+                f"--sweep {key}: another CRF needs another lattice, so it cannot share the pass; "
+                f"run `pmm ablate --set {key}=...` once per value. One pass can sweep {known}"
+            )
+        if not key.strip().startswith(_SECTION) or name not in _FIELDS:
+            raise ConfigError(f"--sweep {key}: one pass over the masks can sweep {known}")
+        if name in values:
+            raise ConfigError(f"--sweep {key} is given twice: list all its values in one")
+        values[name] = [_value(key, item, name, config) for item in text.split(",")]
+        if len(set(values[name])) < len(values[name]):
+            raise ConfigError(f"--sweep {sweep}: a value occurs twice")
+    if math.prod(map(len, values.values())) > _MOST_COMBINATIONS:
+        raise ConfigError(f"more than {_MOST_COMBINATIONS} combinations: sweep fewer values")
+    return values
+
+
+def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
+    try:
+        value = float(text)
+        MasksConfig.model_validate(config.model_dump() | {name: value})
+    except ValueError as error:
+        reason = str(error).splitlines()[-1] if "\n" not in str(error) else "out of its range"
+        raise ConfigError(f"--sweep {key}: {text.strip()!r} does not fit: {reason}") from error
+    return value
+
+
+def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
+    """Score every combination, print the table, and put it into the run's report.
+
+    Args:
+        request: recipe, run folder, and the most images in the sample (100 by default).
+        sweeps: `masks.key=value,value,...`.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+
+    def body(progress: Progress) -> None:
+        from pmm_ray.stages import sweep_masks
+
+        config = load_recipe(request.recipe, request.settings)
+        values = parse_sweeps(sweeps, config.masks)
+        if config.masks.alpha == "auto" and "alpha" not in values:
+            raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
+        combinations = sweep_masks.grid(values)
+
+        def make(run: Run) -> Stage:
+            return sweep_masks.stage(
+                run.config,
+                run.data,
+                recipe_cams(run),
+                combinations,
+                images=request.images or sweep_masks.SAMPLE_IMAGES,
+                method=config.masks.method,
+            )
+
+        walk = walk_steps() if config.affinity.enabled else []
+        swept = Step(sweep_masks.STAGE, make)
+        with _open(request, config, [*steps_to_cams(config), *walk, swept], progress) as run:
+            summary = run[swept.name].finished()
+            Console(highlight=False).print(sweep_table(summary.details))
+            chosen = " ".join(
+                f"--set masks.{k}={v:g}" for k, v in summary.details["chosen"].items()
+            )
+            print(f"best on {summary.images} images of {summary.details['split']}: {chosen}")
+
+    return guarded(body)
+
+
+def run_table(number: int, request: Ablation) -> int:
+    """Make one of the paper's tables and print it; returns the exit code."""
+
+    def body(progress: Progress) -> None:
+        config = load_recipe(request.recipe, request.settings)
+        steps = table_steps(number, config, request.images)
+        with _open(request, config, steps, progress) as run:
+            table = read_table(run[steps[-1].name])
+            print_table(table, Console(highlight=False, soft_wrap=True))
+
+    return guarded(body)
+
+
+@contextlib.contextmanager
+def _open(
+    request: Ablation, config: RunConfig, steps: Sequence[Step], progress: Progress
+) -> Iterator[Run]:
+    """A run that has come to its end; its report is written last.
+
+    It adds to the record of a run that is in the folder already.
+    """
+    place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
+    own = {step.name for step in steps} - {step.name for step in steps_to_cams(config)}
+    kept = [name for name in own if name == "sweep_masks"]
+    with open_run(place, config, steps, progress, request.address, adds=own, kept=kept) as run:
+        run.follow()
+        run.session.write_record(finished=True)
+        yield run
+        print(build_report(place))
+
+
+def sweep_table(details: dict[str, Any]) -> Table:
+    """The combinations of a sweep's summary, best first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*details["fields"], "mIoU %", "pixel accuracy %"):
+        table.add_column(name, justify="right")
+    for row in sorted(details["combinations"], key=lambda row: -row["mean_iou"]):
+        best = all(row[name] == value for name, value in details["chosen"].items())
+        table.add_row(
+            *(f"{row[name]:g}" for name in details["fields"]),
+            f"{row['mean_iou'] * 100:.2f}",
+            f"{row['pixel_accuracy'] * 100:.2f}",
+            style="bold" if best else None,
+        )
+    return table

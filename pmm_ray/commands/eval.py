@@ -1,0 +1,185 @@
+"""`pmm eval`: any masks against any ground truth, on Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pmm_ray.config import load_recipe
+from pmm_ray.labels import LabelSpace
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import Stage, Summary
+from pmm_ray.sources.folder import file_stem, safe_image_id
+from pmm_ray.sources.label_files import read_label_space
+from pmm_ray.sources.lists import read_words
+from pmm_ray.sources.mask_files import MaskFiles, find_masks, write_listing
+from pmm_ray.stages import score_masks
+
+SCORES = "scores.json"
+
+
+def score(
+    masks: str | Path,
+    ground_truth: str | Path,
+    *,
+    out: str | Path | None = None,
+    label_space: str | None = None,
+    images: str | Path | None = None,
+    mask_ids: str = "auto",
+    truth_ids: str = "auto",
+    settings: Sequence[str] = (),
+    address: str = "auto",
+) -> int:
+    """Score masks, print the class table, and write `OUT/scores.json`.
+
+    Args:
+        masks: a masks table (a stage's folder or a Parquet file), or a tree of PNG files.
+        ground_truth: the same.
+        out: folder for the scores and what could not be scored; default: one below `runs/`, named
+            after the other arguments. The same command goes on where it was interrupted.
+        label_space: see `read_label_space`; default: that of the manifest beside either side.
+        images: text file whose lines begin with the ids that count; default: all there are.
+        mask_ids, truth_ids: what the values are: `contiguous` ids, the `dataset`'s own, or `auto`.
+        settings: `errors.budget=N` and other overrides of the defaults.
+        address: see `run_recipe`.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+    wanted = [str(masks), str(ground_truth), label_space, str(images), mask_ids, truth_ids]
+    name = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
+    place = storage.absolute(str(out or Path("runs") / f"eval-{name}"))
+
+    def body(progress: Progress) -> None:
+        config = load_recipe(None, settings)
+
+        def make(run: Run) -> Stage:
+            return score_masks.stage(found, truth, pairs, space, readings, unmatched)
+
+        with open_run(place, config, [Step(score_masks.STAGE, make)], progress, address) as run:
+            found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
+            truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
+            space = _label_space(label_space, found, truth)
+            listed = None if images is None else _read_ids(str(images))
+            readings = (_reading(truth_ids, truth), _reading(mask_ids, found))
+            pairs, unmatched = _match(run.session, found, truth, listed)
+            run.say(
+                f"{score_masks.STAGE}: pixel labels used ({len(pairs)} images of {truth.place})"
+            )
+            run.follow()
+            _show(run[score_masks.STAGE].finished(), place)
+
+    return guarded(body)
+
+
+def _label_space(word: str | None, masks: MaskFiles, truth: MaskFiles) -> LabelSpace:
+    if word is not None:
+        return read_label_space(word)
+    spaces = [side.space for side in (masks, truth) if side.space is not None]
+    if not spaces:
+        raise CannotRunError(
+            "what the values in the masks mean is not known: give --label-space voc12, coco14, or "
+            "a file with the class names"
+        )
+    if any(space.names != spaces[0].names for space in spaces):
+        raise CannotRunError(
+            f"the manifests beside {masks.place} and {truth.place} name different classes: say "
+            "which with --label-space"
+        )
+    return spaces[0]
+
+
+def _reading(wanted: str, files: MaskFiles) -> str:
+    """Tables of ours hold contiguous ids, always."""
+    return "contiguous" if wanted == "auto" and files.is_table else wanted
+
+
+def _read_ids(uri: str) -> list[str]:
+    """The ids of a list: the first words of its lines, of which a path counts by its name."""
+    first = [words[0] for words in read_words(storage.absolute(uri))]
+    suffixes = (".jpg", ".jpeg", ".png")
+    stems = [file_stem(word) if word.lower().endswith(suffixes) else word for word in first]
+    return list(dict.fromkeys(safe_image_id(stem) for stem in stems))
+
+
+def _match(
+    session: Session, masks: MaskFiles, truth: MaskFiles, listed: Sequence[str] | None
+) -> tuple[TableIndex, list[ErrorRow]]:
+    """The images to score, as a table of ids and places, and those that lack one side."""
+    with_mask, with_truth = set(masks.index.image_ids), set(truth.index.image_ids)
+    wanted = set(listed) if listed is not None else with_mask | with_truth
+    errors = []
+    for image_id in sorted(wanted - (with_mask & with_truth)):
+        lacking = [
+            f"no {what} of that name in {place}"
+            for what, ids, place in (
+                ("mask", with_mask, masks.place),
+                ("ground truth", with_truth, truth.place),
+            )
+            if image_id not in ids
+        ]
+        errors.append(ErrorRow(image_id, score_masks.STAGE, "missing", "; ".join(lacking)))
+    for side, what in ((masks, "mask"), (truth, "ground truth")):
+        for uri in side.repeated:
+            image_id = safe_image_id(file_stem(uri))
+            if image_id in wanted:
+                text = f"a second {what} of that name; the first one counts"
+                errors.append(ErrorRow(image_id, score_masks.STAGE, "label", text, uri))
+    tables.write_errors(storage.join(session.run_dir, "errors"), "matching", errors)
+    both = sorted(wanted & with_mask & with_truth)
+    budget = error_budget(session.config.errors.budget, len(wanted))
+    if not both:
+        raise CannotRunError(
+            f"no mask in {masks.place} has ground truth of its name in {truth.place}: there are "
+            f"masks such as {sorted(with_mask)[:3]} and truth such as {sorted(with_truth)[:3]}"
+        )
+    if len(errors) > budget:
+        session.progress.message(
+            f"{len(with_mask)} masks, {len(with_truth)} with ground truth: to score only some of "
+            "them, give a list of their ids with --list"
+        )
+        raise BudgetExceededError(score_masks.STAGE, len(errors), budget, errors)
+    pairs = storage.join(session.run_dir, "pairs.parquet")
+    return write_listing(pairs, {image_id: image_id for image_id in both}), errors
+
+
+def _show(summary: Summary, place: str) -> None:
+    """Print the class table, and keep everything as JSON."""
+    details: dict[str, Any] = summary.details
+    metrics = summary.metrics
+    total = max(sum(details["truth_pixels"].values()), 1)
+    width = max(len(name) for name in details["class_iou"])
+    print(f"{'class':{width}}   IoU %  truth %")
+    for name, value in details["class_iou"].items():
+        shown = "-" if value is None else f"{value * 100:.2f}"
+        print(f"{name:{width}}  {shown:>6}  {details['truth_pixels'][name] / total * 100:7.3f}")
+    with_truth = len(details["class_iou"]) - len(details["excluded"])
+    print(
+        f"mIoU {metrics['mean_iou'] * 100:.2f} % over the {with_truth} classes that have truth, "
+        f"pixel accuracy {metrics['pixel_accuracy'] * 100:.2f} %, {details['scored']} images"
+    )
+    if metrics["mean_iou_predicted"] != metrics["mean_iou"]:
+        print(
+            f"with the classes that have none but are predicted, as 0: mIoU "
+            f"{metrics['mean_iou_predicted'] * 100:.2f} %"
+        )
+    if metrics["left_open"]:
+        print(f"the masks leave {metrics['left_open'] * 100:.2f} % of the pixels open: not hit")
+    if details["note"]:
+        print(details["note"])
+    if details["error_rows"]:
+        print(f"{details['error_rows']} error rows, see {storage.join(place, 'errors')}")
+    uri = storage.join(place, SCORES)
+    keys = ("scored", "error_rows", "readings", "note", "excluded", "class_iou")
+    content = metrics | {key: details[key] for key in (*keys, "truth_pixels", "mask_pixels")}
+    storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    print(uri)

@@ -1,0 +1,121 @@
+"""A run's masks as COCO's annotation JSON: one file per split, one RLE region per image and class.
+
+Categories have the data set's own ids (COCO: 1..90 with gaps). An image has the number at the end
+of its id where that is one (as COCO's file names have) and no other image of the split has it too,
+else its position in the order of ids. Pixels of no class (255) belong to no region.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pmm_ray.commands.export.source import RunMasks, SplitMasks
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.progress import Progress, StageProgress
+from pmm_ray.runtime.rows.images import decode_mask
+
+_COLUMNS = ["image_id", "uri", "height", "width"]
+
+
+def write(masks: RunMasks, out: str, progress: Progress) -> None:
+    """Write `instances_<split>.json` below `out` for every split.
+
+    Args:
+        masks: of a run.
+        out: folder or uri.
+        progress: shows the images done.
+
+    Raises:
+        CannotRunError: pycocotools is not installed.
+    """
+    try:
+        import pycocotools.mask  # noqa: F401
+    except ImportError as error:
+        raise CannotRunError(
+            "--format coco needs pycocotools: pip install 'pmm-ray[coco]'"
+        ) from error
+    for split in masks.splits:
+        uri = storage.join(out, f"instances_{split.split}.json")
+        with progress.stage(f"export {split.split}", len(split.index)) as shown:
+            storage.write_bytes(uri, b"".join(_document(masks, split, shown)))
+        progress.message(f"{uri}: from {split.stage}")
+
+
+def _document(masks: RunMasks, split: SplitMasks, shown: StageProgress) -> Iterator[bytes]:
+    """The file in pieces, as text: about a kilobyte an image."""
+    space = masks.manifest.label_space
+    images = _images(masks, split)
+    numbers = {image["image_id"]: image["id"] for image in images}
+    head = {
+        "info": {"description": f"{masks.name}: {split.stage}, split {split.split}"},
+        "licenses": [],
+        "categories": [
+            {"id": space.dataset_ids[i], "name": space.names[i], "supercategory": ""}
+            for i in range(1, space.num_classes)
+        ],
+        "images": [
+            {key: value for key, value in image.items() if key != "image_id"} for image in images
+        ],
+    }
+    text = json.dumps(head, ensure_ascii=False)
+    yield (text[:-1] + ', "annotations": [').encode()
+    count = 0
+    for part in masks.parts(split):
+        regions = [region for row in part for region in _regions(row, numbers, space)]
+        for region in regions:
+            count += 1
+            yield (",\n" if count > 1 else "\n").encode()
+            yield json.dumps(region | {"id": count}).encode()
+        shown.advance(len(part))
+    yield b"\n]}\n"
+
+
+def _images(masks: RunMasks, split: SplitMasks) -> list[dict[str, Any]]:
+    """COCO's image records, with our ids, in their order."""
+    table = tables.read_table(masks.manifest.uri, _COLUMNS)
+    wanted = pa.array(split.index.image_ids, pa.string())
+    rows = table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist()
+    rows.sort(key=lambda row: row["image_id"])
+    found = [re.search(r"\d+$", row["image_id"]) for row in rows]
+    own = [int(match[0]) for match in found if match]
+    numbers = own if len(set(own)) == len(rows) else range(1, len(rows) + 1)
+    return [
+        {
+            "id": number,
+            "image_id": row["image_id"],
+            "file_name": row["uri"].rsplit("/", 1)[-1],
+            "height": row["height"],
+            "width": row["width"],
+        }
+        for number, row in zip(numbers, rows, strict=True)
+    ]
+
+
+def _regions(
+    row: dict[str, Any], numbers: dict[str, int], space: LabelSpace
+) -> Iterator[dict[str, Any]]:
+    """One annotation for every class of a mask, without its id."""
+    from pycocotools import mask as coco_mask
+
+    mask_HW = decode_mask(row["mask_png"])
+    for label in np.unique(mask_HW):
+        if label in (0, space.ignore):
+            continue
+        region = coco_mask.encode(np.asfortranarray(mask_HW == label, dtype=np.uint8))
+        yield {
+            "image_id": numbers[row["image_id"]],
+            "category_id": space.dataset_ids[label],
+            "segmentation": {"size": region["size"], "counts": region["counts"].decode()},
+            "area": int(coco_mask.area(region)),
+            "bbox": coco_mask.toBbox(region).tolist(),
+            "iscrowd": 0,
+        }

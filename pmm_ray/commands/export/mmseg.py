@@ -1,0 +1,144 @@
+"""A run as a project of mmsegmentation: photographs, masks, lists, and a complete config.
+
+    OUT/config.py              trains, validates and tests the run's segmenter: `tools/train.py`
+    OUT/splits/SPLIT.txt       names of a split's images
+    OUT/images/SPLIT/          the photographs, byte for byte
+    OUT/masks/SPLIT/           indexed PNG: pseudo-masks of the training split; of other splits the
+                               ground truth where there is some
+
+The tree can be moved. Our network parts and losses are found through the config's `custom_imports`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from pmm_ray.commands.export.mmseg_config import Tree, config_text
+from pmm_ray.commands.export.source import RunMasks, SplitMasks
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_file
+
+_COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
+# mmsegmentation keeps class ids in 8 bits
+_MOST_CLASSES = 255
+# Files that are copied at once: what hides the latency of a bucket.
+_WRITERS = 16
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What is written of one split."""
+
+    masks: SplitMasks
+    rows: list[dict[str, Any]]
+    """Of the manifest."""
+    truth: bool
+    """Whether the masks are its ground truth."""
+
+
+def write(masks: RunMasks, out: str, progress: Progress) -> None:
+    """Write the project below `out`.
+
+    Args:
+        masks: of a run.
+        out: folder or uri.
+        progress: shows the files written.
+
+    Raises:
+        CannotRunError: the run has no masks of its training split, or more classes than
+            mmsegmentation's 8 bits hold.
+    """
+    manifest, train = masks.manifest, masks.config.data.train_split
+    if manifest.label_space.num_classes > _MOST_CLASSES:
+        raise CannotRunError(
+            f"mmsegmentation keeps class ids in 8 bits: {manifest.label_space.num_classes} classes "
+            "are too many; export --format voc writes 16-bit masks"
+        )
+    if train not in [split.split for split in masks.splits]:
+        raise CannotRunError(f"the run has no masks of its training split {train!r}")
+    table = tables.read_table(manifest.uri, _COLUMNS).to_pylist()
+    splits = [_split(masks, split, table) for split in masks.splits]
+    suffixes = {PurePosixPath(row["uri"]).suffix for split in splits for row in split.rows}
+    # mmsegmentation knows one suffix: with several, it is part of an image's name
+    suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    for split in splits:
+        for failed in _write_split(masks, split, suffix, out, progress):
+            progress.message(f"left out: {failed}")
+    held_out = [s for s in splits if s.masks.split != train]
+    tree = Tree(train, held_out[-1].masks.split if held_out else train, suffix)
+    taught = next(s.masks for s in splits if s.masks.split == train)
+    cyclic = taught.stage.startswith("predict_masks")
+    text = config_text(masks.config, manifest, tree, cyclic=cyclic)
+    storage.write_bytes(storage.join(out, "config.py"), text.encode())
+    told = [f"{s.masks.split} from {'ground truth' if s.truth else s.masks.stage}" for s in splits]
+    used = ["pixel labels used"] if any(s.truth for s in splits) else []
+    progress.message(f"{out}: {', '.join(told + used)}")
+
+
+def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _Split:
+    rows = [row for row in table if row["split"] == split.split]
+    truth = [row for row in rows if row["ground_truth_uri"]]
+    if split.split != masks.config.data.train_split and truth:
+        return _Split(split, truth, truth=True)
+    made = set(split.image_ids)
+    return _Split(split, [row for row in rows if row["image_id"] in made], truth=False)
+
+
+def _write_split(
+    masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress
+) -> list[str]:
+    """Write one split; returns which images cannot be used, and why."""
+    manifest, name = masks.manifest, split.masks.split
+    images, labels = (storage.join(out, kind, name) for kind in ("images", "masks"))
+    stems = {
+        row["image_id"]: tables.check_image_id(row["image_id"])
+        + ("" if suffix else PurePosixPath(row["uri"]).suffix)
+        for row in split.rows
+    }
+
+    def copy(row: dict[str, Any]) -> str | None:
+        stem = stems[row["image_id"]]
+        uri = manifest.locate(row["uri"])
+        try:
+            data, png = read_file(uri), b""
+            if split.truth:
+                uri = manifest.locate(row["ground_truth_uri"])
+                png = encode_mask(decode_mask(read_file(uri), uri=uri), manifest.label_space)
+        except (RowError, ValueError) as error:
+            return f"{row['image_id']}: {uri}: {error}"
+        storage.write_bytes(storage.join(images, stem + suffix), data)
+        if split.truth:
+            storage.write_bytes(storage.join(labels, f"{stem}.png"), png)
+        return None
+
+    def write_mask(row: dict[str, Any]) -> None:
+        if row["image_id"] not in stems:
+            return
+        storage.write_bytes(storage.join(labels, f"{stems[row['image_id']]}.png"), row["mask_png"])
+
+    with progress.stage(f"export {name}", len(split.rows)) as shown:
+        failed = {}
+        for row, problem in zip(split.rows, _in_threads(copy, split.rows), strict=True):
+            if problem is not None:
+                failed[row["image_id"]] = problem
+                del stems[row["image_id"]]
+            shown.advance(1, problem is not None)
+        if not split.truth:
+            for part in masks.parts(split.masks):
+                for _ in _in_threads(write_mask, part):
+                    pass
+    listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
+    storage.write_bytes(storage.join(out, "splits", f"{name}.txt"), listed.encode())
+    return list(failed.values())
+
+
+def _in_threads(work: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        yield from pool.map(work, items)

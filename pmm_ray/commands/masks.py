@@ -1,0 +1,98 @@
+"""`pmm masks`: pseudo-masks from CAMs that others made, by the pipeline's own mask stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pmm_ray.config import load_recipe, section_hash
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import require_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.rows.cams import Cams
+from pmm_ray.runtime.rows.dataset import DataSet
+
+# says which settings the PNG files beside it were made with
+_MARKER = ".stage"
+
+
+def make_masks_of(
+    images: str | Path,
+    cams: str | Path,
+    out: str | Path,
+    *,
+    labels_csv: str | Path | None = None,
+    trust_pickle: bool = False,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+) -> int:
+    """CVS, CRF and PPMG on a folder of CAMs; writes `OUT/masks/ID.png` and the masks table.
+
+    Args:
+        images: folder of photographs; those without a CAM are left aside.
+        cams: folder of CAMs, see `pmm_ray.sources.cam_files`.
+        out: output folder; the same command goes on where it was interrupted.
+        labels_csv: classes of each photograph, or names of the classes, see
+            `pmm_ray.sources.cam_import`.
+        trust_pickle: whether the user vouches for `.npy` files, which are pickles.
+        settings: `masks.key=value` overrides of the defaults.
+        address: see `run_recipe`.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+    place = storage.absolute(str(out))
+
+    from pmm_ray.sources.cam_files import CamReader, find_cams
+    from pmm_ray.sources.cam_import import WITHOUT_CAM, import_photographs
+    from pmm_ray.stages import make_masks
+
+    def body(progress: Progress) -> None:
+        config = load_recipe(None, settings)
+        masks = storage.join(place, "masks")
+        max_pixels = config.data.max_pixels
+
+        def make(run: Run) -> Stage:
+            space = run.data.manifest.label_space
+            maps = Cams(
+                found.index.select(run.data.images.image_ids),
+                section_hash(run.data.hash, found.fingerprint),
+                CamReader(space.num_foreground, trust_pickle, max_pixels),
+            )
+            stage = make_masks.stage(config.masks, run.data, maps, png_folder=masks)
+            _clear_other_masks(run, masks, stage)
+            return stage
+
+        with open_run(place, config, [Step("make_masks", make)], progress, address) as run:
+            listing = storage.join(place, "cam-files.parquet")
+            found = find_cams(str(cams), listing, trust_pickle=trust_pickle)
+            report = import_photographs(
+                str(images),
+                found,
+                place,
+                labels_csv=None if labels_csv is None else storage.absolute(str(labels_csv)),
+                trust_pickle=trust_pickle,
+                max_pixels=max_pixels,
+            )
+            require_budget("import", report.errors, config.errors.budget, report.total)
+            run.data = DataSet(report.manifest)
+            run.follow()
+            run.session.write_record(finished=True)
+            if unused := report.counts.get(WITHOUT_CAM):
+                run.say(f"{WITHOUT_CAM}: {unused}")
+            run.say(f"{report.rows} CAMs, {len(report.errors)} not used -> {masks}")
+
+    return guarded(body)
+
+
+def _clear_other_masks(run: Run, masks: str, stage: Stage) -> None:
+    """PNG files of other settings go, so that the folder never mixes two kinds."""
+    marker, made_by = storage.join(masks, _MARKER), stage.hash.encode()
+    if storage.exists(marker) and storage.read_bytes(marker) == made_by:
+        return
+    storage.delete_folder(masks)
+    storage.delete_folder(stage.folder(run.session.run_dir).uri)
+    storage.write_bytes(marker, made_by)

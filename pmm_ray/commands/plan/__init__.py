@@ -1,0 +1,83 @@
+"""`pmm plan`: what a recipe will take, from timing a few images and a few training steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pmm_ray.config import load_recipe
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress, format_seconds
+
+_WIDTH = 200  # a cell is never cut, in a narrow terminal or in a file
+
+
+def plan_recipe(
+    recipe: str | Path,
+    *,
+    run_dir: str | None = None,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+    sample: int = 20,
+    cores: int | None = None,
+    price: float | None = None,
+) -> int:
+    """Time a recipe on a sample and print what the whole of it takes, stage by stage.
+
+    Nothing of the run itself is computed or changed: the sample is worked on in `RUN/plan`, which
+    is deleted, and the numbers are kept in `RUN/plan.json`.
+
+    Args:
+        recipe: YAML file.
+        run_dir: folder or uri of the run that is planned; default `runs/<name>`.
+        settings: `section.key=value`, see `load_recipe`.
+        address: `auto`, `local`, or a Ray address.
+        sample: images to time.
+        cores: also predict for a cluster with so many CPUs.
+        price: of a core for an hour, in any currency.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+
+    def body(progress: Progress) -> None:
+        from rich.console import Console
+
+        from pmm_ray.commands.plan.estimate import estimate
+        from pmm_ray.commands.plan.measure import measure
+        from pmm_ray.commands.plan.table import notes, plan_table
+
+        started = time.monotonic()
+        config = load_recipe(recipe, settings)
+        place = storage.absolute(run_dir or str(Path("runs") / config.name))
+        scratch = storage.join(place, "plan")
+        storage.delete_folder(scratch)
+        try:
+            measured = measure(config, scratch, sample, address, progress)
+        finally:
+            storage.delete_folder(scratch)
+        gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
+        costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
+        table = plan_table(costs, here, gpus, cores, price)
+        Console(highlight=False, width=_WIDTH).print(table)
+        timed = len(measured.sample.group_of)
+        for line in notes(costs, cores):
+            print(line)
+        print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
+        rows = [
+            asdict(cost)
+            | {"cpu_hours": cost.cpu_hours, "gpu_hours": cost.gpu_hours}
+            | {"seconds": cost.seconds(here, gpus) if cost.timed else None}
+            | ({"seconds_on_cores": cost.seconds(cores, gpus)} if cores else {})
+            for cost in costs
+        ]
+        content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
+        storage.write_bytes(
+            storage.join(place, "plan.json"), json.dumps(content, indent=1).encode()
+        )
+
+    return guarded(body)

@@ -1,0 +1,88 @@
+"""The table that `pmm plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pmm_ray.commands.plan.estimate import Cost
+from pmm_ray.runtime.core.progress import format_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def plan_table(
+    costs: Sequence[Cost], here: float, gpus: float, cores: int | None, price: float | None
+) -> Table:
+    """One row per stage and their sum.
+
+    Args:
+        costs: of all stages.
+        here: CPUs of this cluster for stages without a GPU.
+        gpus: of this cluster.
+        cores: of a cluster to predict for as well.
+        price: of a core for an hour; all cores are paid for while a stage runs.
+    """
+    from rich.table import Table
+
+    clusters = [(here, f"wall, {here:g} cores")]
+    if cores is not None:
+        clusters.append((cores, f"wall, {cores} cores"))
+    titles = ["images", "written", "CPU-hours", "GPU-hours"]
+    for _, title in clusters:
+        titles += [title, *([f"cost, {title.split(', ')[1]}"] if price is not None else [])]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    timed = [cost for cost in costs if cost.timed]
+    for cost in costs:
+        if not cost.timed:
+            table.add_row(cost.stage, "not timed")
+            continue
+        images = str(cost.images) if cost.images else ""
+        table.add_row(cost.stage, images, *_cells([cost], clusters, gpus, price))
+    table.add_row("all stages", "", *_cells(timed, clusters, gpus, price), style="bold")
+    return table
+
+
+def _cells(
+    costs: Sequence[Cost], clusters: list[tuple[float, str]], gpus: float, price: float | None
+) -> list[str]:
+    cells = [
+        format_bytes(sum(cost.bytes for cost in costs)),
+        format_hours(sum(cost.cpu_hours for cost in costs)),
+        format_hours(sum(cost.gpu_hours for cost in costs)),
+    ]
+    for cores, _ in clusters:
+        seconds = sum(cost.seconds(cores, gpus) for cost in costs)
+        cells.append(format_seconds(seconds))
+        if price is not None:
+            cells.append(f"{seconds / 3600 * cores * price:.2f}")
+    return cells
+
+
+def notes(costs: Sequence[Cost], cores: int | None) -> Iterator[str]:
+    """What has to be known to read the table."""
+    missing = [cost.stage for cost in costs if not cost.timed]
+    if missing:
+        yield f"not in the sums: {', '.join(missing)}"
+    if cores is not None and any(cost.stage.startswith("train_") for cost in costs):
+        yield "trainings keep the workers that the recipe gives them, whatever the number of cores"
+
+
+def format_bytes(number: float) -> str:
+    """`0 B`, `3.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def format_hours(hours: float) -> str:
+    """Three digits that count: `0.00123`, `4.56`, `789`."""
+    if hours == 0:
+        return "0"
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -1,0 +1,102 @@
+"""`pmm predict`: masks for a folder of unlabelled photographs, by the pipeline's own stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.record import FILE_NAME as RECORD
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.sources.importing import ImportReport
+
+
+def predict_folder(
+    source: str,
+    images: str | Path,
+    out: str | Path,
+    *,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+) -> int:
+    """Mask every photograph of a folder; writes `OUT/masks/ID.png` and the masks table.
+
+    Args:
+        source: a run folder (its last segmenter is taken) or a segmenter's `model.pt`.
+        images: folder of photographs, labelled or not.
+        out: output folder; the same command goes on where it was interrupted.
+        settings: `predict.key=value` overrides of the run's configuration.
+        address: see `run_recipe`.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+    place = storage.absolute(str(out))
+
+    def body(progress: Progress) -> None:
+        model, config = find_segmenter(source, settings)
+        masks = storage.join(place, "masks")
+        with open_run(place, config, [_predict(model, masks)], progress, address) as run:
+            report = _import(run, model, str(images))
+            run.data = DataSet(report.manifest)
+            run.follow()
+            run.say(f"{report.rows} photographs, {len(report.errors)} not read -> {masks}")
+
+    return guarded(body)
+
+
+def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig]:
+    """(checkpoint uri, configuration) of a run folder's last segmenter, or of a model file.
+
+    Raises:
+        CannotRunError: there is none.
+    """
+    source = storage.absolute(source)
+    if storage.exists(storage.join(source, RECORD)):
+        segmenter = load_run(source, with_curves=False).final_segmenter
+        if segmenter is None:
+            raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")
+        resolved = storage.join(source, "resolved.yaml")
+        return segmenter.folder.path("model.pt"), load_recipe(resolved, settings)
+    if not storage.exists(source) or not source.endswith(".pt"):
+        raise CannotRunError(f"{source} is neither a run folder nor a segmenter's model.pt")
+    return source, load_recipe(None, settings)
+
+
+def _import(run: Run, model: str, images: str) -> ImportReport:
+    from pmm_ray.labels import LabelSpace
+    from pmm_ray.nets.checkpoints import load_model
+    from pmm_ray.sources.folder import import_folder
+
+    config = run.config
+    space = LabelSpace.from_json(load_model(model, "segmenter")[1]["label_space"])
+    report = import_folder(
+        images,
+        run.session.run_dir,
+        class_names=space.names[1:],
+        read_labels=config.predict.use_image_labels,
+        max_pixels=config.data.max_pixels,
+    )
+    require_budget("import", report.errors, config.errors.budget, report.total)
+    return report
+
+
+def _predict(model: str, masks: str) -> Step:
+    def make(run: Run) -> Stage:
+        from pmm_ray.nets.weight_files import file_identity
+        from pmm_ray.stages import predict_masks
+
+        segmenter = predict_masks.Model(model, file_identity(model))
+        images = run.data.images
+        return predict_masks.stage(
+            run.config.predict, run.data, segmenter, images, png_folder=masks
+        )
+
+    return Step("predict_masks", make)

@@ -1,0 +1,79 @@
+"""`pmm run`: a recipe, from its file to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pmm_ray.config import load_recipe
+from pmm_ray.pipeline.run import open_run
+from pmm_ray.pipeline.steps import steps
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import BudgetExceededError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+
+
+def run_recipe(
+    recipe: str | Path,
+    *,
+    run_dir: str | None = None,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+    first: str | None = None,
+    last: str | None = None,
+    only: str | None = None,
+    fresh: bool = False,
+    retry_errors: bool = False,
+) -> int:
+    """Run a recipe and write its report.
+
+    Args:
+        recipe: YAML file.
+        run_dir: folder or uri of the run; default `runs/<name>`.
+        settings: `section.key=value`, see `load_recipe`.
+        address: `auto`, `local`, or a Ray address.
+        first: name of the first stage that may run.
+        last: name of the last.
+        only: name of the only ones.
+        fresh: compute the selected stages anew.
+        retry_errors: run images with error rows again.
+
+    Returns:
+        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 130 interrupted.
+    """
+
+    def body(progress: Progress) -> None:
+        config = load_recipe(recipe, settings)
+        place = storage.absolute(run_dir or str(Path("runs") / config.name))
+        with open_run(
+            place,
+            config,
+            steps(config),
+            progress,
+            address,
+            first=first,
+            last=last,
+            only=only,
+            fresh=fresh,
+            retry_errors=retry_errors,
+        ) as run:
+            try:
+                run.follow()
+            except BudgetExceededError:
+                _report(place)  # its table of errors is what is needed now
+                raise
+            run.session.write_record(finished=True)
+            _report(place)
+
+    return guarded(body)
+
+
+def _report(run_dir: str) -> None:
+    from rich.console import Console
+
+    from pmm_ray.report import build_report, print_stage_table
+
+    report = build_report(run_dir)
+    print_stage_table(run_dir, Console(highlight=False))
+    print(report)

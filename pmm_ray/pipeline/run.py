@@ -1,0 +1,252 @@
+"""Following the steps of a run: each is made into a stage when those before it are done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pmm_ray.config import RunConfig, to_yaml
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.selection import Selection, base_name
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import Stage, StageFolder
+from pmm_ray.runtime.rows.dataset import DataSet
+
+if TYPE_CHECKING:
+    from pmm_ray.runtime.core.progress import Progress
+    from pmm_ray.runtime.core.resources import ClusterResources
+
+
+_NO_FILES = {"", "none", "imagenet", "seam"}
+"""What a section may say in place of a file."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place in the list of a run's stages.
+
+    Attributes:
+        name: of its stage.
+        make: the stage, once those before it are done; None: this data set has nothing for it.
+        after: what follows from it. True ends the step's cycle.
+        check: finds out at the start, not after hours, that a file it needs cannot be used.
+        measures: it measures what the step before it made, and is selected with it.
+        streamed: what it would make is made on the way by those that read it, and not stored.
+        section: the section of the configuration, where it is a training.
+        pool: the key that bounds its workers, where one does: `masks.tasks`.
+        cycle: steps of one cycle end together.
+    """
+
+    name: str
+    make: Callable[[Run], Stage | None]
+    after: Callable[[Run], bool | None] = lambda run: None
+    check: Callable[[RunConfig], object] = lambda config: None
+    measures: bool = False
+    streamed: bool = False
+    section: str = ""
+    pool: str = ""
+    cycle: str = ""
+
+
+class Run:
+    """What the steps of one session have made so far.
+
+    Args:
+        session: that does the stages.
+        steps: all of them, in order; names are unique.
+    """
+
+    def __init__(self, session: Session, steps: Sequence[Step]) -> None:
+        self.session = session
+        self.steps = steps
+        self.folders: dict[str, StageFolder] = {}
+        """Of the steps that were done, by name."""
+        self._data: DataSet | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The recipe, with what was decided on the way."""
+        return self.session.config
+
+    @config.setter
+    def config(self, config: RunConfig) -> None:
+        self.session.config = config
+        uri = storage.join(self.session.run_dir, "resolved.yaml")
+        storage.write_bytes(uri, to_yaml(config).encode())
+
+    @property
+    def data(self) -> DataSet:
+        assert self._data is not None, "import_data comes first"
+        return self._data
+
+    @data.setter
+    def data(self, data: DataSet) -> None:
+        self._data = data
+        self.session.data = data.manifest
+
+    def __getitem__(self, name: str) -> StageFolder:
+        """The folder of a step that is done."""
+        return self.folders[name]
+
+    def say(self, text: str) -> None:
+        self.session.progress.message(text)
+
+    def evaluation(self, masks: str) -> StageFolder | None:
+        """The scores of the held-out masks that a step made; None: they were not scored."""
+        split = self.config.data.held_out_split
+        for name, folder in self.folders.items():
+            if base_name(name) == "evaluate":
+                details = folder.finished().details
+                if (details["masks_stage"], details["split"]) == (masks, split):
+                    return folder
+        return None
+
+    def score(self, masks: str) -> float | None:
+        """mIoU 0..1 of the held-out masks that a step made; None: they were not scored."""
+        scored = self.evaluation(masks)
+        return None if scored is None else scored.finished().metrics["mean_iou"]
+
+    def follow(self) -> None:
+        """Do every selected step that is not done.
+
+        Raises:
+            CannotRunError: a step cannot be done, or one that is not selected was not.
+        """
+        selection = self.session.selection
+        for step in self.steps:
+            if selection.has(step.name):
+                step.check(self.config)
+        ended: set[str] = set()
+        for step in self.steps:
+            if step.cycle and step.cycle in ended:
+                continue
+            if selection.ended(step.name):
+                return
+            stage = step.make(self)
+            if stage is not None:
+                folder = stage.folder(self.session.run_dir)
+                stored = not step.streamed or folder.summary() is not None
+                self.folders[step.name] = self.session.do(stage) if stored else folder
+            if step.after(self):
+                ended.add(step.cycle)
+
+
+@contextlib.contextmanager
+def open_run(
+    place: str,
+    config: RunConfig,
+    steps: Sequence[Step],
+    progress: Progress,
+    address: str = "auto",
+    *,
+    adds: Collection[str] | None = None,
+    kept: Collection[str] = (),
+    **selected: Any,
+) -> Iterator[Run]:
+    """Become the one writer of a run folder, for the length of a `with` block.
+
+    Args:
+        place: folder or uri of the run.
+        config: the recipe.
+        steps: of the run.
+        progress: where lines go.
+        address: `auto`, `local`, or a Ray address.
+        adds, kept: see `RunRecord`.
+        selected: `first`, `last`, `only`, `fresh`, `retry_errors`, see `Selection`.
+
+    Raises:
+        CannotRunError: another run is alive in the folder, or there is no stage of a name.
+    """
+    plan = tuple(step.name for step in steps)
+    measures = frozenset(step.name for step in steps if step.measures)
+    selection = Selection(plan, measures=measures, **selected)
+
+    @contextlib.contextmanager
+    def connect() -> Iterator[ClusterResources]:
+        from pmm_ray.runtime.cluster.connect import connect as connect_to_ray
+
+        with connect_to_ray(address, config.runtime, place) as cluster:
+            if config.runtime.preflight and not cluster.local and cluster.nodes > 1:
+                _look_at_nodes(session, [step for step in steps if selection.has(step.name)])
+            yield cluster
+
+    with Session(place, config, selection, progress, connect, adds, kept) as session:
+        session.hold()
+        yield Run(session, steps)
+
+
+def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
+    """Refuse a cluster of several nodes of which one cannot do its part."""
+    from pmm_ray.runtime.cluster.preflight import inspect_cluster, training_scratch
+
+    config, data = session.config, session.config.data
+    sections = {step.section for step in steps if step.section}
+    files = {data.root, *(getattr(config, name).weights for name in sections)} - _NO_FILES
+    needed = 0
+    # the first classifier learns from labels, all others from masks
+    if sections - {"classifier"} and session.data is not None:
+        needed = training_scratch(session.data.uri, data.train_split)
+    inspect_cluster(
+        session.run_dir,
+        config.runtime,
+        inputs=sorted(storage.absolute(uri) for uri in files),
+        scratch_bytes=needed,
+    ).require_healthy()
+
+
+def pin_workers(run: Run) -> None:
+    """Resolve `workers: auto` once per run folder: trained weights depend on it."""
+    from pmm_ray.runtime.training.sampling import split_workers
+
+    uri = storage.join(run.session.run_dir, "resolved.yaml")
+    earlier: dict[str, Any] = {}
+    if storage.exists(uri) and not run.session.selection.fresh:
+        import yaml
+
+        earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
+    update: dict[str, Any] = {}
+    for name in ("classifier", "multicrop", "affinity", "segmenter"):
+        section = getattr(run.config, name)
+        if section.workers == "auto":
+            workers = earlier.get(name, {}).get("workers", "auto")
+            if workers == "auto":
+                default = run.session.cluster.default_train_workers()
+                workers = split_workers("auto", default, section.batch_size)
+            update[name] = section.model_copy(update={"workers": workers})
+    run.config = run.config.model_copy(update=update)
+
+
+def require_truth(run: Run, what: str, instead: str = "") -> None:
+    """Refuse, before anything is trained, what needs ground truth where there is none.
+
+    Args:
+        run: with its data set.
+        what: needs it.
+        instead: what to do without; empty: nothing can be done.
+
+    Raises:
+        CannotRunError: no held-out image has a ground-truth mask.
+    """
+    split = run.config.data.held_out_split
+    if not run.data.with_truth(split):
+        raise CannotRunError(
+            f"{what} compares on images of split {split!r} with ground-truth masks, and this data "
+            f"set has none{f': {instead}' if instead else ''}"
+        )
+
+
+def check_weights(section: str, config: RunConfig) -> None:
+    """Find out now that the weights of a training are not where they should be.
+
+    Raises:
+        CannotRunError: see `find_weights`.
+    """
+    from pmm_ray.nets.weight_files import find_weights
+
+    training = getattr(config, section)
+    uri = find_weights(training.weights, training.backbone)
+    if uri is not None and not storage.exists(uri):
+        raise CannotRunError(f"{section}.weights: there is no file {uri}")

@@ -1,0 +1,258 @@
+"""The steps of a run, in order: section 3.5 of the paper.
+
+    photographs + image-level labels -> classifier -> CAMs -> pseudo-masks -> segmenter
+                                             ^ better pseudo-masks <- relabel <-|
+
+The classifier may be two: base masks from the first one's CAMs relabel the windows that the second
+one is trained on (multi-crop training). Each arrow is a stage on Ray, each thing between two arrows
+a table. What is planned, selected, run and estimated is read off this list; the paper's tables are
+made of its parts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pmm_ray.config import RunConfig
+from pmm_ray.method.mask_methods import MASK_METHODS
+from pmm_ray.pipeline.rounds import evaluation, rounds
+from pmm_ray.pipeline.run import Run, Step, check_weights, pin_workers, require_truth
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.stage import Stage, StageFolder
+from pmm_ray.runtime.rows.cams import Cams
+from pmm_ray.runtime.rows.dataset import DataSet
+
+
+def steps(config: RunConfig) -> list[Step]:
+    """Every step of a recipe. Evaluations make nothing where there is no truth."""
+    walked = config.affinity.enabled
+    automatic = config.masks.alpha == "auto"
+    return [
+        *data_steps(config),
+        *classifier_steps(config),
+        make_cams(streamed=config.masks.fused and not automatic and not walked),
+        *(walk_steps() if walked else []),
+        *([choose_alpha(config)] if automatic else []),
+        *(step for method in config.evaluate.ladder for step in ladder_steps(config, method)),
+        *mask_steps(config),
+        *rounds(config),
+    ]
+
+
+def steps_to_cams(config: RunConfig, needs_truth: str = "") -> list[Step]:
+    """What every ablation of masks begins with."""
+    return [*data_steps(config, needs_truth), *classifier_steps(config), make_cams()]
+
+
+def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
+    """(i) The outside world -> a manifest, and masks where the ground truth is objects.
+
+    Args:
+        config: the recipe.
+        needs_truth: what else compares with ground truth, beside what the recipe asks for.
+    """
+    drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
+    imported = Step("import_data", _import_data, after=partial(_open_data, needs_truth=needs_truth))
+    return [imported, *([Step("rasterize_masks", _rasterize, after=_take_truth)] if drawn else [])]
+
+
+def classifier_steps(config: RunConfig) -> list[Step]:
+    """(ii) Image-level labels -> a classifier; with multi-crop training a second one."""
+    second = [*base_steps(), train_multicrop()] if config.multicrop.enabled else []
+    return [train_classifier(), *second]
+
+
+def train_classifier() -> Step:
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import train_classifier
+
+        return train_classifier.stage(run.config.classifier, run.config, run.data)
+
+    check = partial(check_weights, "classifier")
+    return Step("train_classifier", make, check=check, section="classifier")
+
+
+def base_steps() -> list[Step]:
+    """The first classifier's maps of the training split -> where it is sure of a class."""
+
+    def maps(run: Run) -> Stage:
+        from pmm_ray.stages import make_cams
+
+        config, train = run.config.base.cams, [run.config.data.train_split]
+        images = run.data.split(*train)
+        classifier, name = run["train_classifier"], "make_base_cams"
+        return make_cams.stage(config, run.data, classifier, images, chosen_by=train, name=name)
+
+    def masks(run: Run) -> Stage:
+        from pmm_ray.stages import make_base_masks
+
+        return make_base_masks.stage(run.config.base, run.data, run["make_base_cams"])
+
+    return [
+        Step("make_base_cams", maps, pool="base.cams.actors"),
+        Step("make_base_masks", masks, pool="base.tasks"),
+    ]
+
+
+def train_multicrop() -> Step:
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import train_multicrop
+
+        return train_multicrop.stage(run.config.multicrop, run.config, run["make_base_masks"])
+
+    check = partial(check_weights, "multicrop")
+    return Step("train_multicrop", make, check=check, section="multicrop")
+
+
+def last_classifier(run: Run) -> StageFolder:
+    """The one that makes the CAMs."""
+    return run["train_multicrop" if run.config.multicrop.enabled else "train_classifier"]
+
+
+def make_cams(*, streamed: bool = False) -> Step:
+    """(iii) Classifier -> class activation maps of both splits (Eq. 1)."""
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import make_cams
+
+        splits = [run.config.data.train_split, run.config.data.held_out_split]
+        images, classifier = run.data.split(*splits), last_classifier(run)
+        return make_cams.stage(run.config.cams, run.data, classifier, images, chosen_by=splits)
+
+    return Step("make_cams", make, streamed=streamed, pool="cams.actors")
+
+
+def walk_steps() -> list[Step]:
+    """CAMs -> CAMs after a random walk, by an affinity network (Tab. 2 and 3)."""
+
+    def labels(run: Run) -> Stage:
+        from pmm_ray.stages import make_affinity_labels
+
+        split = run.config.data.train_split
+        return make_affinity_labels.stage(run.config.affinity, run.data, run["make_cams"], split)
+
+    def network(run: Run) -> Stage:
+        from pmm_ray.stages import train_affinity
+
+        return train_affinity.stage(run.config, run["make_affinity_labels"])
+
+    def walk(run: Run) -> Stage:
+        from pmm_ray.stages import walk_cams
+
+        config, network = run.config.affinity, run["train_affinity"]
+        return walk_cams.stage(config, run.data, run["make_cams"], network)
+
+    check = partial(check_weights, "affinity")
+    return [
+        Step("make_affinity_labels", labels),
+        Step("train_affinity", network, check=check, section="affinity"),
+        Step("walk_cams", walk, pool="affinity.walk.actors"),
+    ]
+
+
+def recipe_cams(run: Run) -> StageFolder:
+    """The CAMs that the recipe's masks are made of."""
+    return run["walk_cams" if run.config.affinity.enabled else "make_cams"]
+
+
+def choose_alpha(config: RunConfig) -> Step:
+    """`masks.alpha: auto` -> the best exponent on held-out images, pinned in `resolved.yaml`."""
+    name = "sweep_masks-alpha"
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import sweep_masks
+
+        grid = sweep_masks.grid({"alpha": sweep_masks.AUTO_ALPHAS})
+        method = run.config.masks.method
+        cams = recipe_cams(run)
+        return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
+
+    def pin(run: Run) -> None:
+        chosen = run[name].finished().details["chosen"]
+        masks = run.config.masks.model_copy(update=chosen)
+        run.config = run.config.model_copy(update={"masks": masks})
+
+    return Step(name, make, after=pin, pool="masks.tasks")
+
+
+def ladder_steps(config: RunConfig, method: str) -> list[Step]:
+    """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores."""
+    name, held_out = f"make_masks-{method}", config.data.held_out_split
+
+    def make(run: Run) -> Stage | None:
+        wanted = run.data.with_truth(held_out)
+        return masks_of(run, recipe_cams(run), method, name, wanted) if wanted else None
+
+    title = MASK_METHODS[method].title
+    scored = evaluation(f"evaluate-{method}", title, name, held_out)
+    return [Step(name, make, pool="masks.tasks"), scored]
+
+
+def mask_steps(config: RunConfig) -> list[Step]:
+    """(iv) CAMs -> pseudo-masks of both splits (Alg. 1), and their scores."""
+    data, title = config.data, MASK_METHODS[config.masks.method].title
+
+    def make(run: Run) -> Stage:
+        return masks_of(run, recipe_cams(run), run.config.masks.method, "make_masks")
+
+    found = [Step("make_masks", make, pool="masks.tasks")]
+    found += [evaluation("evaluate-ppmg", title, "make_masks", data.held_out_split)]
+    if config.evaluate.train_masks:
+        found += [evaluation("evaluate-ppmg-train", title, "make_masks", data.train_split)]
+    return found
+
+
+def masks_of(
+    run: Run, cams: StageFolder, method: str, name: str, among: list[str] | None = None
+) -> Stage:
+    """Masks of the images of some CAMs, stored or not, or of those `among` them."""
+    from pmm_ray.stages import make_masks
+
+    if cams.summary() is None:
+        splits = run.config.data.train_split, run.config.data.held_out_split
+        model = last_classifier(run).path("model.pt")
+        maps = Cams(run.data.split(*splits), cams.hash, streamed_from=model)
+    else:
+        maps = Cams.of(cams)
+    maps = maps if among is None else maps.select(among)
+    return make_masks.stage(run.config.masks, run.data, maps, method=method, name=name)
+
+
+def _import_data(run: Run) -> Stage | None:
+    from pmm_ray.stages import import_data
+
+    return None if run.config.data.source == "manifest" else import_data.stage(run.config)
+
+
+def _open_data(run: Run, needs_truth: str) -> None:
+    data = run.config.data
+    if data.source == "manifest" and not data.root:
+        raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
+    imported = run.folders.get("import_data")
+    run.data = DataSet.open(imported.path("manifest.parquet") if imported else data.root)
+    prepare(run, needs_truth)
+
+
+def prepare(run: Run, needs_truth: str = "") -> None:
+    """Check what needs ground truth, and resolve `auto` values, once the images are known."""
+    config = run.config
+    if needs_truth:
+        require_truth(run, needs_truth)
+    if config.masks.alpha == "auto":
+        require_truth(run, "masks.alpha: auto", "set masks.alpha to a number")
+    if config.cycles.update == "if_better" and config.cycles.rounds:
+        require_truth(run, "cycles.update: if_better", "use cycles.update: always")
+    pin_workers(run)
+
+
+def _rasterize(run: Run) -> Stage | None:
+    from pmm_ray.stages import rasterize_masks
+
+    if rasterize_masks.objects_fingerprint(run.data.manifest.uri) is None:
+        return None
+    return rasterize_masks.stage(run.config.data, run.data)
+
+
+def _take_truth(run: Run) -> None:
+    if "rasterize_masks" in run.folders:
+        run.data = run.data.with_truth_of(run["rasterize_masks"].hash)

@@ -1,0 +1,186 @@
+"""What Tab. 1-3 are made of: classifiers, their held-out CAMs, and scored ways to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pmm_ray.config import CamsConfig, ClassifierConfig, RunConfig
+from pmm_ray.pipeline.run import Run, Step
+from pmm_ray.pipeline.steps import train_classifier, train_multicrop
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.stages.sweep_masks import SAMPLE_IMAGES, WALK, grid, sample
+
+_Section = TypeVar("_Section", bound=ClassifierConfig)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A cell of a table."""
+
+    mean_iou: float
+    alpha: float | None
+    """The background exponent that gave it."""
+    images: int
+    split: str
+
+    @property
+    def exponent(self) -> str | None:
+        """As it is shown."""
+        return None if self.alpha is None else f"{self.alpha:g}"
+
+
+def whole_cams(config: RunConfig) -> CamsConfig:
+    """Maps of whole images: the recipe's, or those that its base masks come from."""
+    return config.cams if config.cams.kind == "multi_scale" else config.base.cams
+
+
+def window_cams(config: RunConfig) -> CamsConfig:
+    """Maps of windows: the recipe's, or of the windows that it would train on."""
+    if config.cams.kind == "multi_crop":
+        return config.cams
+    update = {"kind": "multi_crop", "crops": config.multicrop.crops}
+    return config.cams.model_copy(update=update)
+
+
+def classifier(backbone: str, config: RunConfig) -> Step:
+    """The recipe's first classifier on another backbone."""
+    if backbone == config.classifier.backbone:
+        return train_classifier()
+    name = f"train_classifier-{backbone}"
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import train_classifier
+
+        section = with_backbone(run.config.classifier, backbone, run.config)
+        return train_classifier.stage(section, run.config, run.data, name)
+
+    return Step(name, make, check=lambda config: check_backbone(backbone, config))
+
+
+def multicrop(backbone: str, config: RunConfig) -> Step:
+    """The recipe's second classifier on another backbone, trained on the recipe's windows."""
+    if backbone == config.multicrop.backbone:
+        return train_multicrop()
+    name = f"train_multicrop-{backbone}"
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import train_multicrop
+
+        section = with_backbone(run.config.multicrop, backbone, run.config)
+        return train_multicrop.stage(section, run.config, run["make_base_masks"], name)
+
+    return Step(name, make, check=lambda config: check_backbone(backbone, config))
+
+
+def held_out_cams(
+    name: str, maps: Callable[[RunConfig], CamsConfig], network: str, images: int | None
+) -> Step:
+    """Maps of the scored images alone, by the classifier that a step trained."""
+    stage_name = f"make_cams-{name}"
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import make_cams
+
+        chosen = run.data.images.select(scored(run, images))
+        ids, config = chosen.image_ids, maps(run.config)
+        return make_cams.stage(
+            config, run.data, run[network], chosen, chosen_by=ids, name=stage_name
+        )
+
+    return Step(stage_name, make, pool="cams.actors")
+
+
+def score(name: str, cams: str, method: str, images: int | None) -> Step:
+    """One way from the CAMs of a step to masks, under every exponent of the table."""
+    stage_name = score_name(name, method)
+
+    def make(run: Run) -> Stage:
+        from pmm_ray.stages import sweep_masks
+
+        combinations = grid({} if method == WALK else {"alpha": run.config.ablate.alphas})
+        # the exponents of the table take the place of the recipe's
+        masks = run.config.masks.model_copy(update={"alpha": 1.0})
+        return sweep_masks.stage(
+            run.config.model_copy(update={"masks": masks}),
+            run.data,
+            run[cams],
+            combinations,
+            images=images or SAMPLE_IMAGES,
+            method=method,
+            name=stage_name,
+        )
+
+    return Step(stage_name, make, pool="masks.tasks")
+
+
+def score_name(name: str, method: str) -> str:
+    return f"sweep_masks-{name}-{method}"
+
+
+def read_score(run: Run, name: str, method: str) -> Score:
+    """The best of what `score` found."""
+    summary = run[score_name(name, method)].finished()
+    details = summary.details
+    return Score(
+        summary.metrics["mean_iou"],
+        details["chosen"].get("alpha"),
+        summary.images,
+        details["split"],
+    )
+
+
+def scored(run: Run, images: int | None) -> list[str]:
+    """Ids of the images that a table is scored on: the same ones in every row."""
+    with_truth = run.data.with_truth(run.config.data.held_out_split)
+    return sample(with_truth, images or SAMPLE_IMAGES, run.config.seed)
+
+
+def table_backbones(config: RunConfig) -> tuple[str, ...]:
+    """The networks of Tab. 1."""
+    own = (config.classifier.backbone, config.multicrop.backbone)
+    return config.ablate.backbones or tuple(dict.fromkeys(own))
+
+
+def with_backbone(section: _Section, backbone: str, config: RunConfig) -> _Section:
+    """A classifier's section with another backbone and that one's weights.
+
+    They are those of `ablate.weights`, else the recipe's for this backbone, else `imagenet`.
+    """
+    weights: dict[str, str] = {
+        part.backbone: part.weights for part in (config.multicrop, config.classifier)
+    }
+    weights |= {str(name): file for name, file in config.ablate.weights.items()}
+    return section.model_copy(
+        update={"backbone": backbone, "weights": weights.get(backbone, "imagenet")}
+    )
+
+
+def check_backbone(backbone: str, config: RunConfig) -> None:
+    """Refuse a table of which some weights are missing, before anything is trained.
+
+    Raises:
+        CannotRunError: they are not where they should be.
+    """
+    from pmm_ray.nets.weight_files import find_weights
+
+    section = with_backbone(config.classifier, backbone, config)
+    try:
+        find_weights(section.weights, backbone)
+    except CannotRunError as error:
+        raise CannotRunError(
+            f"{error}; table 1 takes them from ablate.weights.{backbone}, and its networks "
+            "from ablate.backbones"
+        ) from error
+
+
+def note(scores: Sequence[Score], config: RunConfig) -> str:
+    """What a table was measured on."""
+    images, split = min(score.images for score in scores), scores[0].split
+    alphas = ", ".join(f"{alpha:g}" for alpha in config.ablate.alphas)
+    return (
+        f"mIoU in % on {images} images of {split}, with their pixel labels; best background "
+        f"exponent of {alphas}. The paper's column is VOC 2012 val."
+    )

@@ -1,0 +1,52 @@
+"""The images of a run: what stages ask of its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pmm_ray.runtime.core.index import TableIndex, index_file
+from pmm_ray.runtime.core.manifest import Manifest, manifest_hash, open_manifest
+from pmm_ray.runtime.core.tables import read_table
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An opened manifest and the ground truth made for it.
+
+    Attributes:
+        manifest: of the run.
+        truth: hash of the stage that made the ground-truth masks, if one did; else empty.
+    """
+
+    manifest: Manifest
+    truth: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, uri: str) -> DataSet:
+        """Raises CannotRunError where there is no manifest, see `open_manifest`."""
+        return cls(open_manifest(uri))
+
+    def with_truth_of(self, stage_hash: str) -> DataSet:
+        """The same images, with the masks that a stage made."""
+        return replace(self, truth=(stage_hash,))
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all that decides results, see `manifest_hash`."""
+        return manifest_hash(self.manifest.uri)
+
+    @cached_property
+    def images(self) -> TableIndex:
+        """Where each image's row of the manifest is."""
+        return index_file(self.manifest.uri)
+
+    def split(self, *splits: str) -> TableIndex:
+        """Where the rows of some splits are."""
+        return index_file(self.manifest.uri, {"split": splits})
+
+    def with_truth(self, split: str) -> list[str]:
+        """Ids of a split's images that have a ground-truth mask."""
+        table = read_table(self.manifest.uri, ["image_id", "split", "ground_truth_uri"])
+        columns = (table.column(name).to_pylist() for name in table.column_names)
+        return [i for i, of, truth in zip(*columns, strict=True) if of == split and truth]
