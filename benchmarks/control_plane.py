@@ -35,13 +35,13 @@ import pyarrow as pa
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.events import EventLog, read_events
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage

@@ -20,11 +20,11 @@ from PIL import Image
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext
 
 

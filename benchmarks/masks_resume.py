@@ -21,11 +21,12 @@ import pyarrow as pa
 import yaml
 
 from pmm_ray.labels import VOC12
-from pmm_ray.run import run_recipe
+from pmm_ray.commands.run import run_recipe
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
-from pmm_ray.runtime.core.session import EndOfSelection, Session
+from pmm_ray.runtime.core.selection import 
+from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import make_chunks
 from pmm_ray.stages import make_masks

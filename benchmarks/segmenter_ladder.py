@@ -29,12 +29,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.cycle_pipeline import Variant, planned_rounds
-from pmm_ray.pipeline import Pipeline, planned_stages
+from pmm_ray.pipeline import Pipeline
+from pmm_ray.pipeline.rounds import Variant, planned_rounds
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import StageFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,7 +122,7 @@ class Ladder:
         """Run what is not done of a unit, and what the image's labels do to its first relabel."""
         variant = unit.variant
         config = self.config(unit.data, unit.seed, variant)
-        before = planned_stages(config)
+        before = planned(config)
         before = before[: before.index("train_segmenter-r0")]
         own = (*planned_rounds(config, variant), *planned_rounds(config, LABELS))
         place = self.folder(unit.data, unit.seed)

@@ -31,12 +31,12 @@ from torch import nn
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.connect import connect, one_thread
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.training.launch import run_training, training_job
 from pmm_ray.runtime.training.loader import batches

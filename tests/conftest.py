@@ -7,16 +7,17 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.sources.shapes import make_shapes
 
@@ -85,7 +86,7 @@ def make_context(ray_session: ClusterResources, tmp_path: Path) -> Iterator[Make
         hold = lease.hold(place, attempt)
         hold.__enter__()
         held.append(hold)
-        return RunContext(
+        return SimpleNamespace(
             run_dir=place,
             config=config or RunConfig(),
             manifest=manifest,

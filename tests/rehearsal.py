@@ -15,6 +15,7 @@ import pytest
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.nets.weight_files import PUBLIC_FILES
+from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
@@ -28,6 +29,11 @@ TRAIN, HELD_OUT = 6, 4
 """Images of each split."""
 METRICS = {"mean_iou": 0.5, "agreement": 0.5, "segmenter": 0.6, "supervision": 0.5}
 _IDS = pa.schema([("image_id", pa.string())])
+
+
+def planned(config: RunConfig) -> tuple[str, ...]:
+    """Names of a recipe's stages, in order."""
+    return tuple(step.name for step in steps(config))
 
 
 def pinned_manifest(config: RunConfig, folder: str) -> None:

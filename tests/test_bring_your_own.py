@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm_ray.bring_your_own import make_masks_of
+from pmm_ray.commands.masks import make_masks_of
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import MaskParameters, proportional_mask
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all, read_index
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask
 
 HEIGHT, WIDTH = 40, 52

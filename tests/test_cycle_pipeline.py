@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,23 @@ import numpy as np
 import pytest
 import torch
 
+from pmm_ray.commands.predict import find_segmenter
+from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig, SegmenterConfig
-from pmm_ray.cycle_pipeline import CyclePipeline, Variant, planned_rounds
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.nets.segmenter import describe
-from pmm_ray.predict import find_segmenter
+from pmm_ray.pipeline.rounds import Variant, evaluation, rounds
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.steps import prepare
 from pmm_ray.report.run_data import load_run
-from pmm_ray.run import run_recipe
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.index import index_file, scan_parts, write_index
+from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import Selection, Session
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
@@ -34,71 +37,94 @@ SHAPES = Path(__file__).resolve().parents[1] / "recipes" / "shapes.yaml"
 SIDE = 10
 
 
-class Rehearsal(CyclePipeline):
+class Rehearsal:
     """Rounds whose masks are wrong in as many of 100 pixels as `wrong` says.
 
     Masks of an image are class 1 but for the first pixels, which are background; the truth is
-    class 1 everywhere.
+    class 1 everywhere. Trainings make nothing; comparisons and choices are real.
     """
 
-    def __init__(self, session: Session, wrong: dict[str, int], out: io.StringIO) -> None:
-        super().__init__(session)
+    def __init__(self, wrong: dict[str, int], config: RunConfig) -> None:
         self.wrong = wrong
-        self.out = out
+        self.config = config
+        self.out = io.StringIO()
         self.trained: list[int] = []
 
-    def begin(self, manifest: Manifest) -> StageFolder:
-        self.session.manifest_uri = manifest.uri
-        self._open_manifest()
-        masks = self.masks("make_masks")
-        self._evaluations["make_masks"] = self.scores("evaluate-ppmg", self.wrong["make_masks"])
-        return masks
+    def steps(self) -> list[Step]:
+        scored = evaluation("evaluate-ppmg", "PPMG", "make_masks", "val")
+        first = Step("make_masks", self.masks("make_masks"))
+        return [first, *(self.rehearsed(step) for step in (scored, *rounds(self.config)))]
 
-    def train_segmenter(self, masks: StageFolder, number: int, variant: Variant) -> StageFolder:
-        self.trained.append(number)
-        name = variant.round(number)
-        folder = self.session.stage(
-            f"train_segmenter-{name}", masks.hash, lambda f: Summary(stage=f.stage, hash=f.hash)
-        )
-        made = f"predict_masks-{name}-val"
-        self._evaluations[made] = self.scores(f"evaluate-segmenter-{name}", self.wrong[made])
-        return folder
+    def rehearsed(self, step: Step) -> Step:
+        kind, _, subject = step.name.partition("-")
+        if kind == "train_segmenter":
+            return replace(step, make=self.train(step.name, int(subject[1:])), check=lambda c: None)
+        if kind == "predict_masks":
+            return replace(step, make=self.masks(step.name))
+        if kind == "evaluate":
+            masks = "make_masks"
+            if subject != "ppmg":
+                masks = f"predict_masks-{subject.removeprefix('segmenter-')}-val"
+            return replace(step, make=self.scores(step.name, masks))
+        return step
 
-    def relabel(self, segmenter: StageFolder, number: int, variant: Variant) -> StageFolder:
-        return self.masks(f"predict_masks-{variant.round(number)}")
+    def run(self, manifest: Manifest, place: Path) -> None:
+        progress = Progress(stream=self.out)
+        with open_run(str(place), self.config, self.steps(), progress, "local") as run:
+            run.data = DataSet(manifest)
+            prepare(run)
+            run.follow()
+            run.session.write_record(finished=True)
 
-    def masks(self, stage: str) -> StageFolder:
-        space = self.session.manifest.label_space
-        rows = []
-        for image_id in index_file(self.session.manifest.uri).image_ids:
-            mask = np.ones((SIDE, SIDE), np.uint8)
-            mask.ravel()[: self.wrong[stage]] = 0
-            rows.append(mask_row({"image_id": image_id}, mask, space, 0))
-        return self.table(stage, rows, tables.MASKS)
-
-    def scores(self, stage: str, wrong: int) -> StageFolder:
-        truth, mask = np.ones((1, SIDE * SIDE), np.int64), np.ones((1, SIDE * SIDE), np.int64)
-        mask[0, :wrong] = 0
-        cells, counts = to_sparse(confusion_matrix(truth, mask, 4, 255))
-        row = {"image_id": "x", "split": "val", "cells": cells.tolist(), "counts": counts.tolist()}
-        return self.table(stage, [row], tables.EVALUATION)
-
-    def table(self, stage: str, rows: list[dict[str, Any]], schema: Any) -> StageFolder:
-        def write(folder: StageFolder) -> Summary:
-            tables.write_rows(folder.path("part-x.parquet"), rows, schema)
-            write_index(folder.uri, scan_parts(folder.uri)[0])
+    def train(self, name: str, number: int) -> Callable[[Run], Stage]:
+        def body(context: RunContext, folder: StageFolder) -> Summary:
+            self.trained.append(number)
             return Summary(stage=folder.stage, hash=folder.hash)
 
-        return self.session.stage(stage, f"{self.wrong.get(stage, 0):08x}", write)
+        return lambda run: Stage(name, (number,), body)
+
+    def masks(self, name: str) -> Callable[[Run], Stage]:
+        def make(run: Run) -> Stage:
+            space = run.data.manifest.label_space
+            rows = []
+            for image_id in run.data.images.image_ids:
+                mask = np.ones((SIDE, SIDE), np.uint8)
+                mask.ravel()[: self.wrong[name]] = 0
+                rows.append(mask_row({"image_id": image_id}, mask, space, 0))
+            return self.table(name, rows, tables.MASKS)
+
+        return make
+
+    def scores(self, name: str, masks: str) -> Callable[[Run], Stage | None]:
+        def make(run: Run) -> Stage | None:
+            if masks not in run.folders:
+                return None
+            truth, mask = np.ones((1, SIDE * SIDE), np.int64), np.ones((1, SIDE * SIDE), np.int64)
+            mask[0, : self.wrong[masks]] = 0
+            cells, counts = to_sparse(confusion_matrix(truth, mask, 4, 255))
+            row = {"image_id": "x", "split": "val", "cells": cells.tolist()}
+            row["counts"] = counts.tolist()
+            details = {"masks_stage": masks, "split": "val"}
+            return self.table(name, [row], tables.EVALUATION, details)
+
+        return make
+
+    def table(
+        self, name: str, rows: list[dict[str, Any]], schema: Any, details: Any = None
+    ) -> Stage:
+        def write(context: RunContext, folder: StageFolder) -> Summary:
+            tables.write_rows(folder.path("part-x.parquet"), rows, schema)
+            write_index(folder.uri, scan_parts(folder.uri)[0])
+            return Summary(stage=folder.stage, hash=folder.hash, details=details or {})
+
+        return Stage(name, (self.wrong.get(name, 0),), write)
 
 
 Rehearse = Callable[..., Rehearsal]
 
 
 @pytest.fixture
-def rehearse(ray_session: ClusterResources, shapes: Manifest, tmp_path: Path) -> Iterator[Rehearse]:
-    sessions = []
-
+def rehearse(ray_session: ClusterResources, shapes: Manifest, tmp_path: Path) -> Rehearse:
     def run(wrong: dict[str, int], **cycles: Any) -> Rehearsal:
         config = RunConfig.model_validate(
             {
@@ -108,19 +134,11 @@ def rehearse(ray_session: ClusterResources, shapes: Manifest, tmp_path: Path) ->
                 "classifier": {"workers": 1},
             }
         )
-        plan = ("make_masks", "evaluate-ppmg", *planned_rounds(config))
-        out = io.StringIO()
-        session = Session(str(tmp_path / "run"), config, Selection(plan), Progress(stream=out))
-        sessions.append(session)
-        session.hold()
-        pipeline = Rehearsal(session, wrong, out)
-        pipeline.run_rounds(pipeline.begin(shapes))
-        session.write_record(finished=True)
-        return pipeline
+        rehearsal = Rehearsal(wrong, config)
+        rehearsal.run(shapes, tmp_path / "run")
+        return rehearsal
 
-    yield run
-    for session in sessions:
-        session.__exit__()
+    return run
 
 
 def said(pipeline: Rehearsal) -> str:
@@ -148,13 +166,15 @@ def test_the_cycle_stops_when_masks_agree_by_more_than_the_limit(
     assert stopped == (len(trained) == 1)
 
 
-def test_if_better_ends_before_masks_that_beat_their_segmenter(rehearse: Rehearse) -> None:
+def test_if_better_ends_before_masks_that_beat_their_segmenter(
+    rehearse: Rehearse, tmp_path: Path
+) -> None:
     wrong = {"make_masks": 30, "predict_masks-r0-val": 20, "predict_masks-r1": 20}
     # the segmenter of round 1 is worse than that of round 0, whose masks it learnt from
     wrong |= {"predict_masks-r1-val": 25}
     pipeline = rehearse(wrong, rounds=2, update="if_better")
     assert pipeline.trained == [0, 1]
-    run_dir = pipeline.session.run_dir
+    run_dir = str(tmp_path / "run")
     [second] = Path(run_dir).glob("choose_masks-r2-*")
     summary = StageFolder(str(second), "choose_masks-r2", "").summary()
     assert summary is not None
@@ -172,11 +192,8 @@ def test_if_better_without_truth_is_refused_before_anything_runs(
     config = RunConfig.model_validate(
         {"cycles": {"update": "if_better"}, "data": {"held_out_split": "nowhere"}}
     )
-    plan = planned_rounds(config)
-    session = Session(str(tmp_path), config, Selection(plan), Progress(stream=io.StringIO()))
-    pipeline = Rehearsal(session, {}, io.StringIO())
     with pytest.raises(CannotRunError, match="if_better compares on images of split 'nowhere'"):
-        pipeline.begin(shapes)
+        Rehearsal({}, config).run(shapes, tmp_path)
 
 
 def test_pmm_run_refuses_if_better_without_truth(
@@ -235,7 +252,7 @@ def test_the_plan_of_rounds() -> None:
         {"cycles": {"rounds": 1, "update": "if_better"}, "evaluate": {"train_masks": False}}
     )
     variant = Variant("pow", {"underfitting": {"kind": "none"}})
-    assert planned_rounds(config, variant) == (
+    assert tuple(step.name for step in rounds(config, variant)) == (
         "train_segmenter-pow-r0",
         "predict_masks-pow-r0-val",
         "evaluate-segmenter-pow-r0",
@@ -246,7 +263,7 @@ def test_the_plan_of_rounds() -> None:
         "predict_masks-pow-r1-val",
         "evaluate-segmenter-pow-r1",
     )
-    assert len(planned_rounds(config, Variant("short", rounds=0))) == 3
+    assert len(rounds(config, Variant("short", rounds=0))) == 3
     assert variant.title("Segmenter", 0) == "Segmenter, pow, round 0"
     assert Variant().title("Segmenter", 1) == "Segmenter, round 1"
 

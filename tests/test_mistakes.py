@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline import Pipeline, planned_stages
+from pmm_ray.pipeline.run import open_run
+from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import Selection, Session
 from pmm_ray.sources.shapes import make_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -89,12 +89,12 @@ def test_weights_that_are_not_there_are_found_out_first(tmp_path: Path, section:
     values = {"multicrop": {"enabled": True}, "affinity": {"enabled": True}}
     values[section] = values.get(section, {}) | {"weights": str(tmp_path / "absent.pth")}  # type: ignore[operator]
     config = RunConfig.model_validate(values)
-    chosen = Selection(planned_stages(config))
+    progress = Progress(stream=io.StringIO())
     with (
-        Session(str(tmp_path), config, chosen, Progress(stream=io.StringIO())) as session,
+        open_run(str(tmp_path), config, steps(config), progress) as run,
         pytest.raises(CannotRunError, match=r"absent\.pth"),
     ):
-        Pipeline(session).check_files()
+        run.follow()
 
 
 @pytest.mark.parametrize(

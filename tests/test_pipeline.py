@@ -6,20 +6,25 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline import planned_stages
+from pmm_ray.nets.weight_files import weights_identity
+from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import EndOfSelection, Selection, Session
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 
-PLAN = planned_stages(RunConfig())
-Body = Callable[[StageFolder], Summary]
+from .rehearsal import planned
+
+PLAN = planned(RunConfig())
+Do = Callable[..., StageFolder]
+MEASURES = frozenset(step.name for step in steps(RunConfig()) if step.measures)
 
 
 @pytest.fixture
@@ -28,18 +33,22 @@ def ran() -> list[str]:
 
 
 @pytest.fixture
-def body(ran: list[str]) -> Body:
-    def run(folder: StageFolder) -> Summary:
-        ran.append(folder.stage)
-        return Summary(
-            stage=folder.stage, hash=folder.hash, images=3, errors=1, details={"input_rows": 4}
-        )
+def do(ran: list[str]) -> Do:
+    """Does a stage that makes three rows of four and one error row."""
 
-    return run
+    def run(context: RunContext, folder: StageFolder) -> Summary:
+        ran.append(folder.stage)
+        details = {"input_rows": 4}
+        return Summary(stage=folder.stage, hash=folder.hash, images=3, errors=1, details=details)
+
+    def do(attempt: Session, name: str, identity: str = "1", rows: int | None = None) -> Any:
+        return attempt.do(Stage(name, (identity,), run, rows))
+
+    return do
 
 
 def session(run_dir: Path, **selection: object) -> Session:
-    chosen = Selection(PLAN, **selection)  # type: ignore[arg-type]
+    chosen = Selection(PLAN, measures=MEASURES, **selection)  # type: ignore[arg-type]
     return Session(str(run_dir), RunConfig(), chosen, Progress(stream=io.StringIO()))
 
 
@@ -68,13 +77,13 @@ def test_the_plan_follows_the_paper() -> None:
     short = RunConfig.model_validate(
         {"cycles": {"rounds": 0}, "evaluate": {"ladder": [], "train_masks": False}}
     )
-    assert planned_stages(short)[-3:] == PLAN[10:13]
-    assert len(planned_stages(short)) == 8
+    assert planned(short)[-3:] == PLAN[10:13]
+    assert len(planned(short)) == 8
 
 
 def test_multi_crop_training_needs_base_masks_of_a_first_classifier() -> None:
     config = RunConfig.model_validate({"multicrop": {"enabled": True}})
-    plan = planned_stages(config)
+    plan = planned(config)
     assert plan[1:6] == (
         "train_classifier",
         "make_base_cams",
@@ -101,11 +110,11 @@ def test_every_recipe_can_be_read(recipe: str) -> None:
         assert config.multicrop.enabled is (recipe != "coco14-released")
         assert config.classifier.momentum == (5e-4 if released else 0.9)
         assert config.cams.crops.geometry == ("released" if released else "paper")
-        assert ("train_multicrop" in planned_stages(config)) is config.multicrop.enabled
+        assert ("train_multicrop" in planned(config)) is config.multicrop.enabled
 
 
 def chosen(**selection: object) -> list[str]:
-    positions = Selection(PLAN, **selection).positions  # type: ignore[arg-type]
+    positions = Selection(PLAN, measures=MEASURES, **selection).positions  # type: ignore[arg-type]
     return [PLAN[i] for i in sorted(positions)]
 
 
@@ -121,83 +130,78 @@ def test_selections() -> None:
         Selection(PLAN, first="brew")
 
 
-def test_a_finished_stage_does_not_run_again(tmp_path: Path, ran: list[str], body: Body) -> None:
+def test_a_finished_stage_does_not_run_again(tmp_path: Path, ran: list[str], do: Do) -> None:
     for _ in range(2):
         with session(tmp_path) as attempt:
-            attempt.stage("make_cams", "11111111", body, input_rows=4)
+            do(attempt, "make_cams", rows=4)
     assert ran == ["make_cams"]
     with session(tmp_path) as attempt:
-        attempt.stage("make_cams", "22222222", body, input_rows=4)  # another configuration
-        attempt.stage("make_cams", "11111111", body, input_rows=5)  # more rows to map
+        do(attempt, "make_cams", "2", rows=4)  # another configuration
+        do(attempt, "make_cams", rows=5)  # more rows to map
     assert ran == ["make_cams"] * 3
 
 
 def test_a_stage_that_failed_has_no_summary_and_runs_again(
-    tmp_path: Path, ran: list[str], body: Body
+    tmp_path: Path, ran: list[str], do: Do
 ) -> None:
-    def fail(folder: StageFolder) -> Summary:
+    def fail(context: RunContext, folder: StageFolder) -> Summary:
         raise CannotRunError("no")
 
     with session(tmp_path) as attempt, pytest.raises(CannotRunError, match="no"):
-        attempt.stage("make_cams", "11111111", fail)
+        attempt.do(Stage("make_cams", ("1",), fail))
     with session(tmp_path) as attempt:
-        attempt.stage("make_cams", "11111111", body)
+        do(attempt, "make_cams")
     assert ran == ["make_cams"]
 
 
-def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], body: Body) -> None:
+def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], do: Do) -> None:
     with session(tmp_path) as attempt:
-        folder = attempt.stage("make_cams", "11111111", body, input_rows=4)
+        folder = do(attempt, "make_cams", rows=4)
     part, error = Path(folder.path("part-a.parquet")), Path(folder.errors_uri) / "part-a.parquet"
     error.parent.mkdir()
     for file in (part, error):
         file.touch()
     with session(tmp_path, retry_errors=True) as attempt:
-        attempt.stage("make_cams", "11111111", body, input_rows=4)
+        do(attempt, "make_cams", rows=4)
     assert len(ran) == 2
     assert part.exists()  # rows stay, only what failed is done again
     assert not error.exists()
     with session(tmp_path, fresh=True) as attempt:
-        attempt.stage("make_cams", "11111111", body, input_rows=4)
+        do(attempt, "make_cams", rows=4)
     assert len(ran) == 3
     assert not part.exists()
 
 
-def test_what_follows_depends_on_the_images_a_training_did_without(
-    tmp_path: Path, body: Body
-) -> None:
+def test_what_follows_depends_on_the_images_a_training_did_without(tmp_path: Path, do: Do) -> None:
     with session(tmp_path) as attempt:
-        folder = attempt.stage("train_segmenter-r0", "11111111", body)
-    assert folder.result == "11111111"
+        folder = do(attempt, "train_segmenter-r0")
+    assert folder.result == folder.hash
     seen = set()
     for image_ids in (["a"], ["b"], ["a", "b"]):
         rows = [ErrorRow(i, folder.stage, "decode", "torn") for i in image_ids]
         tables.write_errors(folder.errors_uri, "part-0.parquet", rows)
         seen.add(folder.result)
     assert len(seen) == 3
-    assert "11111111" not in seen
+    assert folder.hash not in seen
     with session(tmp_path, retry_errors=True) as attempt:
-        folder = attempt.stage("train_segmenter-r0", "11111111", body)
-    assert folder.result == "11111111"
+        folder = do(attempt, "train_segmenter-r0")
+    assert folder.result == folder.hash
 
 
-def test_stages_outside_the_selection_do_not_run(
-    tmp_path: Path, ran: list[str], body: Body
-) -> None:
+def test_stages_outside_the_selection_do_not_run(tmp_path: Path, ran: list[str], do: Do) -> None:
     with (
         session(tmp_path, first="make_masks", last="make_masks") as attempt,
         pytest.raises(CannotRunError, match=r"make_cams is not done in .*: run it first"),
     ):
-        attempt.stage("make_cams", "11111111", body)
+        do(attempt, "make_cams")
     with session(tmp_path, last="make_cams") as attempt:
-        attempt.stage("make_cams", "11111111", body)
-        with pytest.raises(EndOfSelection):
-            attempt.stage("make_masks", "11111111", body)
+        do(attempt, "make_cams")
+        assert attempt.selection.ended("make_masks")
     assert ran == ["make_cams"]
 
 
 def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
-    tmp_path: Path, body: Body
+    tmp_path: Path, do: Do
 ) -> None:
     def stages() -> list[str]:
         record = json.loads((tmp_path / "run.json").read_text())
@@ -212,7 +216,7 @@ def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
     ):
         with session(tmp_path, **selection) as attempt:
             for name in PLAN[:ended]:
-                attempt.stage(name, "11111111", body, input_rows=4)
+                do(attempt, name, rows=4)
             attempt.write_record(finished=True)
         assert stages() == list(expected)
 
@@ -220,9 +224,9 @@ def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"the same")
-    assert weights_hash(str(tmp_path / "a")) == weights_hash(str(tmp_path / "b"))
+    assert weights_identity(str(tmp_path / "a")) == weights_identity(str(tmp_path / "b"))
     (tmp_path / "b").write_bytes(b"another")
-    assert weights_hash(str(tmp_path / "a")) != weights_hash(str(tmp_path / "b"))
-    assert weights_hash("imagenet") == "imagenet"
+    assert weights_identity(str(tmp_path / "a")) != weights_identity(str(tmp_path / "b"))
+    assert weights_identity("imagenet") == "imagenet"
     with pytest.raises(CannotRunError, match="cannot read the weights"):
-        weights_hash(str(tmp_path / "absent"))
+        weights_identity(str(tmp_path / "absent"))

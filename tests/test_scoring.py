@@ -15,12 +15,12 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from pmm_ray.cli import app
+from pmm_ray.commands.eval import score
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.scoring import score
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.raster import draw_objects
 from pmm_ray.sources.shapes import make_shapes

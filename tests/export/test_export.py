@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from pmm_ray.cli import app
-from pmm_ray.export import export_run
+from pmm_ray.commands.export import export_run
 from pmm_ray.labels import COCO14, LabelSpace, voc_palette
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index

@@ -16,8 +16,8 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
+from pmm_ray.commands.export import export_run
 from pmm_ray.config import RunConfig
-from pmm_ray.export import export_run
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import index_file, scan_parts, write_index

@@ -6,12 +6,13 @@ from collections import Counter
 
 import pytest
 
+from pmm_ray.commands.plan.estimate import Cost, estimate
+from pmm_ray.commands.plan.measure import ImportTiming, TableTiming, Timing, TrainingTiming
+from pmm_ray.commands.plan.sample import Group, Sample
+from pmm_ray.commands.plan.table import format_bytes, format_hours, notes, plan_table
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline import planned_stages
-from pmm_ray.plan.estimate import Cost, estimate
-from pmm_ray.plan.measure import ImportTiming, TableTiming, Timing, TrainingTiming
-from pmm_ray.plan.sample import Group, Sample
-from pmm_ray.plan.table import format_bytes, format_hours, notes, plan_table
+
+from ..rehearsal import planned
 
 TRAIN = Group("train", truth=False, labelled=True)
 VAL = Group("val", truth=True, labelled=True)
@@ -55,7 +56,7 @@ def test_every_planned_stage_with_truth_is_priced() -> None:
     found = costs(recipe)
     # no image of the training split has a mask: the run leaves those evaluations out
     without = {"evaluate-ppmg-train", "evaluate-cyclic-r1", "evaluate-cyclic-r2"}
-    assert list(found) == ["start", *(s for s in planned_stages(recipe) if s not in without)]
+    assert list(found) == ["start", *(s for s in planned(recipe) if s not in without)]
     assert all(cost.timed for cost in found.values())
     assert found["start"].seconds(2, 0) == 7.0
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pmm_ray.commands.plan import plan_recipe
+from pmm_ray.commands.plan.measure import sample_config
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline import planned_stages
-from pmm_ray.plan import plan_recipe
-from pmm_ray.plan.measure import sample_config
 from pmm_ray.runtime.core.resources import ClusterResources
+
+from ..rehearsal import planned
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml"
 TWO_CPUS = ClusterResources(cpus=2, gpus=0, nodes=1, local=True)
@@ -58,7 +59,7 @@ def test_the_command_plans_a_run_and_leaves_only_its_numbers(
     assert [path.name for path in run_dir.iterdir()] == ["plan.json"]
     plan = json.loads((run_dir / "plan.json").read_text())
     stages = [stage["stage"] for stage in plan["stages"]]
-    assert stages == ["start", *planned_stages(load_recipe(RECIPE, settings))]
+    assert stages == ["start", *planned(load_recipe(RECIPE, settings))]
     assert all(stage["timed"] and stage["seconds"] > 0 for stage in plan["stages"])
     assert all(s["seconds_on_cores"] <= s["seconds"] for s in plan["stages"])
     assert "not timed" not in printed.out

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pmm_ray.commands.plan.sample import draw_sample, spread
 from pmm_ray.labels import LabelSpace
-from pmm_ray.plan.sample import draw_sample, spread
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest

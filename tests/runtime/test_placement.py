@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pmm_ray.config import RuntimeConfig
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.resources import ClusterResources
 
 
 def node(name: str, labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import pytest
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster import preflight
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.cluster.preflight import (
     Facts,
     Question,
@@ -20,6 +19,7 @@ from pmm_ray.runtime.cluster.preflight import (
 )
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import ClusterResources
 
 GIB = 1024**3
 VERSIONS = {"python": "3.11", "pmm-ray": "0.1.0 (code 12345678)", "torch": "2.13.0"}

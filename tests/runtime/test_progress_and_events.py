@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import EventLog, read_events, tensorboard_folder
 from pmm_ray.runtime.core.progress import Progress, StageProgress, format_seconds
+from pmm_ray.runtime.core.resources import ClusterResources
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from ray import cloudpickle
 
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.mapping.read_ahead import read_ahead
 
 

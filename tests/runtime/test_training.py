@@ -18,11 +18,11 @@ from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from pmm_ray.runtime.training.job import TrainingJob, poly

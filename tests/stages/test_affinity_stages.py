@@ -24,13 +24,14 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import walked_mask
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import build_mask_file
 from pmm_ray.stages import make_affinity_labels, train_affinity, walk_cams
 from pmm_ray.stages.train_affinity import AffinityLoss, PairSample
-from pmm_ray.stages.walk_cams import walk_scores, walked_mask
+from pmm_ray.stages.walk_cams import walk_scores
 
 from .truth_cams import cams_of_truth
 

@@ -17,6 +17,7 @@ from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.stages import make_cams, make_masks
 
 MakeContext = Callable[..., RunContext]
@@ -56,19 +57,15 @@ def stored(context: RunContext, checkpoint: str) -> tuple[StageFolder, list[Erro
     cams = StageFolder.below(context.run_dir, "make_cams", "00000000")
     make_cams.run(CONFIG.cams, context, cams, images=images, checkpoint_uri=checkpoint)
     masks = StageFolder.below(context.run_dir, "make_masks-stored", "00000000")
-    make_masks.run(CONFIG.masks, context, masks, cams=read_index(cams.uri), images=images)
+    make_masks.run(CONFIG.masks, context, masks, cams=Cams.of(cams), images=images)
     return masks, tables.read_errors(cams.errors_uri) + tables.read_errors(masks.errors_uri)
 
 
 def fused(context: RunContext, checkpoint: str) -> StageFolder:
     folder = StageFolder.below(context.run_dir, "make_masks", "00000000")
-    make_masks.run_fused(
-        CONFIG.masks,
-        context,
-        folder,
-        images=index_file(context.manifest.uri),
-        checkpoint_uri=checkpoint,
-    )
+    images = index_file(context.manifest.uri)
+    streamed = Cams(images, "00000000", streamed_from=checkpoint)
+    make_masks.run(CONFIG.masks, context, folder, cams=streamed, images=images)
     return folder
 
 

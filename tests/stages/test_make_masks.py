@@ -13,17 +13,25 @@ import pytest
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.crf import CrfParameters
-from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
+from pmm_ray.method.mask_methods import MASK_METHODS
+from pmm_ray.method.masks import (
+    MaskParameters,
+    argmax_mask,
+    proportional_mask,
+    proportional_masks,
+)
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.stream import InputRow
+from pmm_ray.runtime.rows.cams import Cams, decode_cam
 from pmm_ray.runtime.rows.images import decode_mask, read_image
+from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_masks
-from pmm_ray.stages.make_masks import Method, mask_parameters, mask_worker
+from pmm_ray.stages.make_masks import mask_worker
 
 MakeContext = Callable[..., RunContext]
 
@@ -53,18 +61,18 @@ def rows(shapes: Manifest) -> list[InputRow]:
     return [{"manifest": row, "cams": blob_cam(row, i)} for i, row in enumerate(manifest)]
 
 
-@pytest.mark.parametrize("method", ["proportional", "cam_argmax", "crf_argmax"])
+@pytest.mark.parametrize("method", ["ppmg", "cam_argmax", "crf_argmax"])
 def test_the_worker_is_the_method(
-    rows: list[InputRow], photographs: Photographs, shapes: Manifest, method: Method
+    rows: list[InputRow], photographs: Photographs, shapes: Manifest, method: str
 ) -> None:
     config = MasksConfig(alpha=4, smoothing=0.2)
-    parameters = mask_parameters(config, method)
-    [out] = mask_worker(method, parameters, "lattice", photographs, "make_masks")(rows[:1])
+    parameters, make = mask_parameters(config), MASK_METHODS[method].load()
+    [out] = mask_worker(make, parameters, "lattice", photographs, "make_masks")(rows[:1])
     assert not isinstance(out, ErrorRow)
     image = read_image(shapes.locate(rows[0]["manifest"]["uri"]), apply_exif=False)
-    cam = upsample_cam(make_masks.decode_cam(rows[0]["cams"]), *image.shape[:2])
+    cam = upsample_cam(decode_cam(rows[0]["cams"]), *image.shape[:2])
     labels = rows[0]["manifest"]["labels"]
-    if method == "proportional":
+    if method == "ppmg":
         expected = proportional_mask(image, cam, labels, MaskParameters(4, 0.2, 0.05))
     else:
         plain = MaskParameters(4, 0, crf=CrfParameters.seam(), zero_below_threshold=False)
@@ -77,17 +85,17 @@ def test_the_worker_is_the_method(
 
 
 def test_semantics_choose_the_papers_text_or_the_released_code() -> None:
-    released = mask_parameters(MasksConfig(), "proportional")
+    released = mask_parameters(MasksConfig())
     assert released == MaskParameters()
-    paper = mask_parameters(MasksConfig(semantics="paper"), "proportional")
+    paper = mask_parameters(MasksConfig(semantics="paper"))
     assert paper == MaskParameters.paper()
 
 
 def test_an_all_zero_cam_is_background(rows: list[InputRow], photographs: Photographs) -> None:
     row = rows[0]
     row["cams"]["cam"] = bytes(len(row["cams"]["cam"]))
-    parameters = mask_parameters(MasksConfig(), "proportional")
-    [out] = mask_worker("proportional", parameters, "lattice", photographs, "m")([row])
+    parameters = mask_parameters(MasksConfig())
+    [out] = mask_worker(proportional_masks, parameters, "lattice", photographs, "m")([row])
     assert not isinstance(out, ErrorRow)
     assert out["labels"] == []
     assert out["foreground"] == 0.0
@@ -100,8 +108,8 @@ def test_a_cam_that_is_not_finite_is_an_error_row(
     cam = np.frombuffer(row["cams"]["cam"], "<f2").copy()
     cam[3] = np.nan
     row["cams"]["cam"] = cam.tobytes()
-    parameters = mask_parameters(MasksConfig(), "proportional")
-    [out] = mask_worker("proportional", parameters, "lattice", photographs, "m")([row])
+    parameters = mask_parameters(MasksConfig())
+    [out] = mask_worker(proportional_masks, parameters, "lattice", photographs, "m")([row])
     assert isinstance(out, ErrorRow)
     assert out.kind == "nonfinite"
 
@@ -122,7 +130,7 @@ def test_the_same_table_for_any_number_of_tasks_and_any_order(
             MasksConfig(tasks=tasks, batch_size=1 + 4 * number),
             context,
             folder,
-            cams=index_file(source),
+            cams=Cams(index_file(source), str(number)),
             images=index_file(shapes.uri),
         )
         assert (summary.images, summary.errors) == (16, 0)

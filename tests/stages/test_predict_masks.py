@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pmm_ray.commands.predict import find_segmenter, predict_folder
 from pmm_ray.config import RunConfig
 from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
-from pmm_ray.predict import find_segmenter, predict_folder
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import crf_parameters

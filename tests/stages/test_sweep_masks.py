@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ import pytest
 
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
+from pmm_ray.method.masks import proportional_masks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import sweep_masks
-from pmm_ray.stages.make_masks import mask_parameters, mask_worker
+from pmm_ray.stages.make_masks import mask_worker
 from pmm_ray.stages.sweep_masks import combined, grid, sample
 
 from .test_make_masks import blob_cam
@@ -53,9 +54,8 @@ def test_the_sample_does_not_depend_on_order_and_grows_by_adding() -> None:
 
 def test_a_combination_replaces_the_configured_values() -> None:
     config = MasksConfig(alpha=9, smoothing=0.1, semantics="paper")
-    assert combined(config, {"alpha": 4.0}) == mask_parameters(
-        MasksConfig(alpha=4, smoothing=0.1, semantics="paper"), "proportional"
-    )
+    expected = MasksConfig(alpha=4, smoothing=0.1, semantics="paper")
+    assert combined(config, {"alpha": 4.0}) == expected
 
 
 def test_scores_are_those_of_each_combination_alone(
@@ -67,8 +67,9 @@ def test_scores_are_those_of_each_combination_alone(
     storage.write_bytes(source, tables.to_bytes(pa.Table.from_pylist(cams, tables.CAMS)))
     chosen = sample([row["image_id"] for row in manifest], 6, seed=0)
     said = io.StringIO()
-    context = replace(make_context(shapes, RunConfig()), progress=Progress(stream=said))
-    folder = StageFolder.below(context.run_dir, "sweep", "00000000")
+    context = make_context(shapes, RunConfig())
+    context.progress = Progress(stream=said)  # type: ignore[misc]
+    folder = StageFolder.below(context.run_dir, "sweep_masks", "00000000")
     points = grid({"alpha": [1.0, 4.0], "smoothing": [0.0, 0.3]})
     summary = sweep_masks.run(
         MasksConfig(),
@@ -76,6 +77,7 @@ def test_scores_are_those_of_each_combination_alone(
         folder,
         cams=index_file(source).select(chosen),
         images=index_file(shapes.uri),
+        method="ppmg",
         combinations=points,
         split="val",
     )
@@ -103,8 +105,8 @@ def score_alone(
     cams: list[dict[str, Any]],
     chosen: list[str],
 ) -> float:
-    parameters = mask_parameters(MasksConfig(**point), "proportional")  # type: ignore[arg-type]
-    worker = mask_worker("proportional", parameters, "lattice", photographs, "make_masks")
+    parameters = mask_parameters(MasksConfig(**point))  # type: ignore[arg-type]
+    worker = mask_worker(proportional_masks, parameters, "lattice", photographs, "make_masks")
     rows = [
         {"manifest": m, "cams": c}
         for m, c in zip(manifest, cams, strict=True)

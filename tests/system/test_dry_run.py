@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pmm_ray.commands.plan import plan_recipe
+from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import load_recipe
 from pmm_ray.labels import COCO14, VOC12
-from pmm_ray.pipeline import planned_stages
-from pmm_ray.plan import plan_recipe
 from pmm_ray.report.run_data import load_run
-from pmm_ray.run import run_recipe
-from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import encode_mask
+
+from ..rehearsal import planned
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -119,7 +120,7 @@ def check_run(run_dir: Path, recipe: str, chosen: list[str]) -> None:
     """Every stage of the plan is done, and no image was lost on the way."""
     config = load_recipe(RECIPES / f"{recipe}.yaml", chosen)
     run = load_run(str(run_dir))
-    assert [stage.stage for stage in run.stages] == list(planned_stages(config))
+    assert [stage.stage for stage in run.stages] == list(planned(config))
     for stage in run.stages:
         assert stage.summary is not None, stage.stage
         assert stage.summary.errors == 0, (stage.stage, stage.errors)
@@ -147,7 +148,7 @@ def test_the_small_backbone_up_to_its_masks(
     place, file = str(run_dir), RECIPES / f"{recipe}.yaml"
     assert run_recipe(file, run_dir=place, settings=chosen, last="make_cams") == 0
     stages = {stage.stage: stage for stage in load_run(place).stages}
-    plan = planned_stages(load_recipe(file, chosen))
+    plan = planned(load_recipe(file, chosen))
     assert list(stages) == list(plan[: plan.index("make_cams") + 1])
     assert all(stage.summary is not None for stage in stages.values())
     # nothing runs twice; another rule of relabelling re-runs what comes after it, and no more

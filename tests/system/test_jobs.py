@@ -16,10 +16,8 @@ import pytest
 import requests
 
 from pmm_ray.config import load_recipe
-from pmm_ray.pipeline import planned_stages
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.runtime.core.session import base_name
 
 if TYPE_CHECKING:
     from tests.system.conftest import RayNodes
@@ -218,7 +216,7 @@ def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path) -> None:
 def test_every_stage_has_an_entry_point() -> None:
     entries = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     for recipe in (ROOT / "recipes").glob("*.yaml"):
-        stages = {base_name(stage) for stage in planned_stages(load_recipe(recipe))}
+        stages = {base_name(stage) for stage in planned(load_recipe(recipe))}
         assert stages <= entries, recipe
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmm_ray.ablations import TABLES, Ablation, run_table
-from pmm_ray.ablations.sweep import parse_sweeps, sweep_table
 from pmm_ray.cli import app
+from pmm_ray.commands.ablate import parse_sweeps, sweep_table
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import Selection, Session
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml")
 
@@ -58,12 +57,6 @@ def test_the_command_wants_a_table_or_a_sweep() -> None:
     assert runner.invoke(app, ["ablate", RECIPE, "--table", "7"]).exit_code == 2
 
 
-def test_a_table_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(TABLES, 3, raising=False)
-    with pytest.raises(CannotRunError, match="table 3 is not available"):
-        run_table(3, Ablation(RECIPE))
-
-
 def test_the_table_is_sorted_and_shows_what_was_chosen() -> None:
     rows = [{"alpha": a, "mean_iou": s, "pixel_accuracy": 0.5} for a, s in ((3, 0.2), (5, 0.4))]
     table = sweep_table({"fields": ["alpha"], "combinations": rows, "chosen": {"alpha": 5}})
@@ -72,36 +65,48 @@ def test_the_table_is_sorted_and_shows_what_was_chosen() -> None:
 
 
 def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> None:
-    def body(folder: StageFolder) -> Summary:
+    def body(context: RunContext, folder: StageFolder) -> Summary:
         return Summary(stage=folder.stage, hash=folder.hash)
 
     def session(*stages: str, adds: bool = False) -> Session:
-        own = frozenset(stages[1:] if adds else ())
-        return Session(str(tmp_path), RunConfig(), Selection(stages), Progress(), adds=own)
+        own = stages[1:] if adds else None
+        return Session(
+            str(tmp_path),
+            RunConfig(),
+            Selection(stages),
+            Progress(),
+            adds=own,
+            kept=["sweep_masks"],
+        )
+
+    def folders() -> list[str]:
+        stages = json.loads((tmp_path / "run.json").read_text())["stages"]
+        return [f"{s['stage']} {made[s['hash']]}" for s in stages]
+
+    made: dict[str, str] = {}
+
+    def do(attempt: Session, name: str, identity: str) -> None:
+        stage = Stage(name, (identity,), body)
+        made[stage.hash] = identity
+        attempt.do(stage)
 
     with session("make_cams", "make_masks") as run:
-        run.stage("make_cams", "1", body)
-        run.stage("make_masks", "1", body)
+        do(run, "make_cams", "1")
+        do(run, "make_masks", "1")
         run.write_record(finished=True)
     before = json.loads((tmp_path / "run.json").read_text())
     for number in ("1", "2"):
-        with session("make_cams", "sweep", adds=True) as sweep:
-            sweep.stage("make_cams", "1", body)
-            sweep.stage("sweep", number, body)
+        with session("make_cams", "sweep_masks", adds=True) as sweep:
+            do(sweep, "make_cams", "1")
+            do(sweep, "sweep_masks", number)
             sweep.write_record(finished=True)
     after = json.loads((tmp_path / "run.json").read_text())
-    assert [s["folder"] for s in after["stages"]] == [
-        "make_cams-1",
-        "make_masks-1",
-        "sweep-1",
-        "sweep-2",
-    ]
+    assert folders() == ["make_cams 1", "make_masks 1", "sweep_masks 1", "sweep_masks 2"]
     assert {k: v for k, v in after.items() if k != "stages"} == {
         k: v for k, v in before.items() if k != "stages"
     }
-    with session("make_cams", "sweep", adds=True) as sweep:
-        sweep.stage("make_cams", "2", body)  # another classifier: the masks are of no run any more
-        sweep.stage("sweep", "3", body)
+    with session("make_cams", "sweep_masks", adds=True) as sweep:
+        do(sweep, "make_cams", "2")  # another classifier: the masks are of no run any more
+        do(sweep, "sweep_masks", "3")
         sweep.write_record(finished=True)
-    changed = json.loads((tmp_path / "run.json").read_text())
-    assert [s["folder"] for s in changed["stages"]] == ["make_cams-2", "sweep-3"]
+    assert folders() == ["make_cams 2", "sweep_masks 3"]

@@ -1,4 +1,4 @@
-"""Rows of the paper's tables: every way from CAM to mask, and the best exponent of a grid."""
+"""Rows of the paper's tables: every way from CAM to mask, under a grid of exponents."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.crf import CrfParameters
+from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
@@ -21,14 +22,16 @@ from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.stages import score_cams
-from pmm_ray.stages.score_cams import Way, masks_of
+from pmm_ray.stages import sweep_masks
+from pmm_ray.stages.sweep_masks import WALK, combined, grid, score_worker
 
 from .truth_cams import cams_of_truth
 
 MakeContext = Callable[..., RunContext]
 ALPHAS = (0.05, 1.0, 6.0)
+POINTS = grid({"alpha": ALPHAS})
 CONFIG = MasksConfig()
 
 
@@ -44,31 +47,34 @@ def photographs(shapes: Manifest) -> Photographs:
     return Photographs(shapes.root, shapes.apply_exif, 10**7, shapes.label_space)
 
 
-def alone(way: Way, image: Any, cam: Any, labels: list[int], alpha: float) -> Any:
+def alone(method: str, image: Any, cam: Any, labels: list[int], alpha: float) -> Any:
     """One mask by the method's own functions."""
-    if way == "cam" or way == "crf":
+    if method in ("cam_argmax", "crf_argmax"):
         plain = MaskParameters(
             alpha=alpha, smoothing=0, zero_below_threshold=False, crf=CrfParameters.seam()
         )
-        return argmax_mask(image, cam, labels, plain, use_crf=way == "crf")
-    if way == "crf_cvs":
+        return argmax_mask(image, cam, labels, plain, use_crf=method == "crf_argmax")
+    if method == "crf_argmax_cvs":
         smooth = MaskParameters(alpha=alpha, crf=CrfParameters.seam())
         return argmax_mask(image, cam, labels, smooth)
     parameters = MaskParameters(alpha=alpha)
-    if way == "ppmg_no_cvs":
+    if method == "ppmg_no_cvs":
         parameters = replace(parameters, smoothing=0.0)
     return proportional_mask(image, cam, labels, parameters)
 
 
-@pytest.mark.parametrize("way", ["cam", "crf", "crf_cvs", "ppmg_no_cvs", "ppmg"])
-def test_every_way_is_the_method_s(shapes: Manifest, rows: list[dict[str, Any]], way: Way) -> None:
+@pytest.mark.parametrize("method", list(MASK_METHODS))
+def test_every_method_does_what_its_row_says(
+    shapes: Manifest, rows: list[dict[str, Any]], method: str
+) -> None:
     row = max(rows, key=lambda row: len(row["cams"]["labels"]))
     image = photographs(shapes).image(row["manifest"])
     cam = upsample_cam(decode_cam(row["cams"]), *image.shape[:2])
-    masks = list(masks_of(way, row, image, CONFIG, ALPHAS))
+    parameters = [mask_parameters(combined(CONFIG, point)) for point in POINTS]
+    masks = MASK_METHODS[method].load()(image, cam, row["cams"]["labels"], parameters)
     assert len(masks) == len(ALPHAS)
     for mask, alpha in zip(masks, ALPHAS, strict=True):
-        want = alone(way, image, cam, row["cams"]["labels"], alpha)
+        want = alone(method, image, cam, row["cams"]["labels"], alpha)
         np.testing.assert_array_equal(mask, want)
 
 
@@ -78,15 +84,15 @@ def test_the_best_exponent_counts(
     context = make_context(shapes, RunConfig())
     cams = read_index(cams_of_truth(shapes, tmp_path / "cams"))
     chosen = cams.select(index_file(shapes.uri, {"split": ["val"]}).image_ids)
-    folder = StageFolder.below(context.run_dir, "score_cams-x-cam", "0")
-    summary = score_cams.run(
+    folder = StageFolder.below(context.run_dir, "sweep_masks-x-cam_argmax", "0")
+    summary = sweep_masks.run(
         CONFIG,
         context,
         folder,
         cams=chosen,
         images=index_file(shapes.uri),
-        way="cam",
-        alphas=ALPHAS,
+        method="cam_argmax",
+        combinations=POINTS,
         split="val",
     )
     space, reader = shapes.label_space, photographs(shapes)
@@ -98,12 +104,13 @@ def test_the_best_exponent_counts(
         image, truth = reader.image(row), reader.truth(row)
         cam = upsample_cam(decode_cam(table[image_id]), *image.shape[:2])
         for found, alpha in zip(total, ALPHAS, strict=True):
-            mask = alone("cam", image, cam, table[image_id]["labels"], alpha)
+            mask = alone("cam_argmax", image, cam, table[image_id]["labels"], alpha)
             found += confusion_matrix(truth, mask, space.num_classes, space.ignore)
     want = [mean_iou(confusion)[0] for confusion in total]
-    assert list(summary.details["mean_iou_by_alpha"].values()) == pytest.approx(want, abs=1e-6)
+    found = [row["mean_iou"] for row in summary.details["combinations"]]
+    assert found == pytest.approx(want, abs=1e-6)
     assert summary.metrics["mean_iou"] == pytest.approx(max(want), abs=1e-6)
-    assert summary.details["alpha"] == ALPHAS[int(np.argmax(want))]
+    assert summary.details["chosen"]["alpha"] == ALPHAS[int(np.argmax(want))]
     assert summary.pixel_labels_used
     assert summary.images == len(chosen)
 
@@ -113,10 +120,12 @@ def test_a_walk_has_one_mask_and_no_exponent(shapes: Manifest, rows: list[dict[s
     cams = row["cams"]
     size = cams["cam_height"] * cams["cam_width"]
     sure = {"background": np.zeros(size, "<f2").tobytes(), "peaks": [1.0] * len(cams["labels"])}
-    image = photographs(shapes).image(row["manifest"])
-    [mask] = masks_of("walk", {**row, "cams": cams | sure}, image, CONFIG, ALPHAS)
-    assert mask.shape == image.shape[:2]
-    assert set(np.unique(mask)) <= set(cams["labels"])
+    worker = score_worker(None, [mask_parameters(CONFIG)], "lattice", photographs(shapes), WALK)
+    [out] = worker([{**row, "cams": cams | sure}])
+    assert isinstance(out, dict)
+    [cells] = out["cells"]
+    predicted = set(np.unravel_index(cells, (shapes.label_space.num_classes,) * 2)[1])
+    assert predicted <= set(cams["labels"])
 
 
 def test_what_cannot_be_scored_is_an_error_row(
@@ -124,7 +133,9 @@ def test_what_cannot_be_scored_is_an_error_row(
 ) -> None:
     good, bad = rows[0], {**rows[1], "cams": dict(rows[1]["cams"])}
     bad["cams"]["cam"] = np.full(len(bad["cams"]["cam"]) // 2, np.inf, "<f2").tobytes()
-    worker = score_cams.score_worker("cam", CONFIG, ALPHAS, photographs(shapes), "stage")
+    parameters = [mask_parameters(combined(CONFIG, point)) for point in POINTS]
+    make = MASK_METHODS["cam_argmax"].load()
+    worker = score_worker(make, parameters, "lattice", photographs(shapes), "stage")
     first, second = worker([good, bad])
     assert isinstance(first, dict)
     assert [sum(counts) for counts in first["counts"]] == [

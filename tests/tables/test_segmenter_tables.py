@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import pytest
 
-from pmm_ray.ablations import Ablation, run_table
-from pmm_ray.ablations.segmenters import make_table, variant_of
-from pmm_ray.ablations.table import PaperTable, table_stage
-from pmm_ray.ablations.table4 import ROWS
+from pmm_ray.commands.ablate import Ablation, run_table
 from pmm_ray.config import RunConfig, UnderfittingConfig
+from pmm_ray.pipeline.tables.segmenter_tables import variant_of
+from pmm_ray.pipeline.tables.table import table_stage
+from pmm_ray.pipeline.tables.table4 import ROWS
 from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.core.resources import ClusterResources
 
@@ -54,10 +54,7 @@ def test_without_truth_a_table_is_refused_before_anything_is_trained(
     settings = ("data.images=4", "data.size=48", "data.held_out_split=nowhere")
     request = Ablation(RECIPE, str(tmp_path / "run"), settings)
 
-    def rows(*_: Any) -> PaperTable:
-        raise AssertionError("nothing may be trained")
-
-    assert make_table(request, 5, [], rows) == 1
+    assert run_table(5, request) == 1
     said = " ".join(capfd.readouterr().err.split())
     assert "table 5 compares on images of split 'nowhere' with ground-truth masks" in said
     assert not list((tmp_path / "run").glob("train_classifier-*"))

@@ -6,13 +6,13 @@ import io
 import json
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
-from pmm_ray.ablations.table import PaperTable, keep_table, print_table, show
 from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.run import open_run
+from pmm_ray.pipeline.tables.table import PaperTable, print_table, read_table, show, table_step
+from pmm_ray.report import build_report
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.session import Selection, Session
 
 TABLE = PaperTable(
     number=2,
@@ -37,24 +37,19 @@ def test_a_table_is_printed_in_its_order() -> None:
     assert lines[-1] == ["4", "images", "of", "val"]
 
 
-def test_a_table_is_kept_once_and_shown_in_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_is_kept_once_and_shown_in_the_report(tmp_path: Path) -> None:
     newer = PaperTable(2, TABLE.title, TABLE.columns, (("CAM", 0.7, None),), TABLE.note)
     for table in (TABLE, TABLE, newer):
-        selection = Selection((TABLE.stage,))
-        with Session(
-            str(tmp_path),
-            RunConfig(),
-            selection,
-            Progress(stream=io.StringIO()),
-            adds=frozenset(selection.plan),
-        ) as session:
-            keep_table(session, table)
+        step = table_step(2, lambda run, table=table: table)  # type: ignore[misc]
+        progress = Progress(stream=io.StringIO())
+        with open_run(str(tmp_path), RunConfig(), [step], progress, adds=[step.name]) as run:
+            run.follow()
+            run.session.write_record(finished=True)
+            assert read_table(run[step.name]) == table
+            build_report(str(tmp_path))
     stages = json.loads((tmp_path / "run.json").read_text())["stages"]
     assert [stage["stage"] for stage in stages] == ["table-2"]
     page = (tmp_path / "report.html").read_text()
     assert "Table 2" in page
     assert "70.0" in page
     assert "52.7" not in page
-    assert str(tmp_path / "report.html") in capsys.readouterr().out

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pmm_ray.ablations import TABLES, table1, table2, table3
-from pmm_ray.ablations.cam_tables import check_backbones, table_backbones, with_backbone
-from pmm_ray.ablations.table import table_stage
 from pmm_ray.cli import app
 from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.tables import TABLES, table1, table2, table3, table_steps
+from pmm_ray.pipeline.tables.cam_tables import check_backbone, table_backbones, with_backbone
+from pmm_ray.pipeline.tables.table import table_stage
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.shapes import make_shapes
@@ -58,11 +58,10 @@ def test_the_paper_s_rows() -> None:
     assert [row[3] for row in table3.ROWS if row[1] == "recipe"] == [ours[0], ours[1], ours[-1]]
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_every_stage_is_planned_once(number: int) -> None:
-    stages = {1: table1.stages, 2: table2.stages, 3: table3.stages}[number]
     for sections in ({}, {"affinity": {"enabled": True}}, {"multicrop": {"enabled": True}}):
-        planned = stages(config(**sections))
+        planned = [step.name for step in table_steps(number, config(**sections), None)]
         assert len(set(planned)) == len(planned)
         assert planned[-1] == table_stage(number)
     assert number in TABLES
@@ -80,9 +79,9 @@ def test_backbones_are_the_recipe_s_or_those_that_are_asked_for(
     with pytest.raises(
         CannotRunError, match=r"table 1 takes them from ablate\.weights\.res2net101"
     ):
-        check_backbones(asked)
+        check_backbone("res2net101", asked)
     named = config(ablate={"backbones": ["res2net101"], "weights": {"res2net101": "none"}})
-    check_backbones(named)
+    check_backbone("res2net101", named)
     section = with_backbone(named.multicrop, "res2net101", named)
     assert (section.backbone, section.weights) == ("res2net101", "none")
     assert type(section) is type(named.multicrop)
@@ -123,7 +122,7 @@ def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
     shared = [
         *("train_classifier", "make_base_masks", "train_multicrop"),
         *(f"make_cams-efficientnet_lite0-{row}" for row in rows),
-        *(f"score_cams-efficientnet_lite0-{row}-cam" for row in rows),
+        *(f"sweep_masks-efficientnet_lite0-{row}-cam_argmax" for row in rows),
     ]
     names = [name.rsplit("-", 1)[0] for name in finished(run_dir)]
     assert all(names.count(name) == 1 for name in shared)
@@ -135,7 +134,7 @@ def test_all_three_on_one_run_folder(tmp_path: Path) -> None:
     ]
     # a table that was cut off goes on: only what is missing is made again
     before = finished(run_dir)
-    [lost] = run_dir.glob("score_cams-efficientnet_lite0-multicrop-ppmg_no_cvs-*")
+    [lost] = run_dir.glob("sweep_masks-efficientnet_lite0-multicrop-ppmg_no_cvs-*")
     shutil.rmtree(lost)
     assert make_table(recipe, run_dir, 2) == second
     after = finished(run_dir)
@@ -170,5 +169,5 @@ def test_a_data_set_without_truth_is_refused_before_training(
     with pytest.raises(SystemExit) as ended:
         app(command)
     assert ended.value.code == 1
-    assert "no image of split 'val' has a ground-truth mask" in capfd.readouterr().err
+    assert f"table {number} compares on images of split 'val'" in capfd.readouterr().err
     assert not list(tmp_path.glob("run/train_classifier-*"))
