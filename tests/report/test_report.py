@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pmm_ray.report import build_report, print_stage_table, stage_table
+from pmm_ray.report import build_report, print_stage_table
+from pmm_ray.report.console import rows_of
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog
@@ -66,7 +67,7 @@ def test_what_a_training_measured_on_held_out_images_is_shown(tmp_path: Path) ->
     assert "held-out mAP 81.2" in page.words
     assert "held-out CAM mIoU 34.5" in page.words
     assert page.words.count("held-out") == 2
-    assert [row.stage for row in stage_table(run.uri)][-2:] == [
+    assert [row.stage for row in rows_of(load_run(run.uri))][-2:] == [
         "make_base_masks",
         "train_multicrop",
     ]
@@ -148,7 +149,7 @@ def test_an_aborted_run(make_run: Callable[..., RunFolder]) -> None:
     _, page = read_page(run)
     assert "not finished, 1 errors so far" in page.words
     assert "out of luck" in page.words
-    assert [row.done for row in stage_table(run.uri)] == [False]
+    assert [row.done for row in rows_of(load_run(run.uri))] == [False]
 
 
 def test_a_run_with_nothing_in_it_and_with_missing_photographs(
@@ -187,7 +188,7 @@ def test_an_evaluation_that_found_no_truth_is_a_dash(make_run: Callable[..., Run
 
 
 def test_the_stage_table_puts_scores_beside_the_masks(full_run: RunFolder) -> None:
-    rows = {row.stage: row for row in stage_table(full_run.uri)}
+    rows = {row.stage: row for row in rows_of(load_run(full_run.uri))}
     assert not any(name.startswith("evaluate-") for name in rows)
     assert set(rows["make_masks"].mean_iou) == {"val"}
     assert set(rows["predict_masks-r1"].mean_iou) == {"train"}
