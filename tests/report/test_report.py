@@ -14,6 +14,7 @@ from rich.console import Console
 from pmm_ray.report import build_report, print_stage_table
 from pmm_ray.report.console import rows_of
 from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog
 
@@ -128,6 +129,22 @@ def test_the_gallery_shows_the_best_and_the_worst_with_a_legend(full_run: RunFol
     truth = Image.open(io.BytesIO(base64.b64decode(pictures[4].split(",")[1])))
     assert truth.mode == "P"
     assert truth.convert("RGB").getpixel((60, 75)) == tuple(SPACE.palette[1])
+
+
+def test_a_row_that_the_index_of_a_stage_leaves_out_is_not_shown(full_run: RunFolder) -> None:
+    before, _ = read_page(full_run)
+    [folder] = full_run.root.glob("evaluate-predict_masks-r1-val-*")
+    *_, worst = tables.read_table(str(folder / "part-0.parquet")).to_pylist()
+    left_over = [worst | {"image_id": "img-0"}]  # of an attempt that was cut off
+    tables.write_rows(str(folder / "part-z.parquet"), left_over, tables.EVALUATION)
+    assert read_page(full_run)[0] == before
+
+
+def test_a_stage_that_is_not_finished_is_shown_as_far_as_it_came(full_run: RunFolder) -> None:
+    [folder] = full_run.root.glob("make_cams-*")
+    for name in ("index.parquet", "summary.json"):
+        (folder / name).unlink()
+    assert "<figcaption>CAM</figcaption>" in read_page(full_run)[0]
 
 
 def test_a_run_without_ground_truth_and_segmenter(make_run: Callable[..., RunFolder]) -> None:
