@@ -55,6 +55,16 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, text: str) -> None:
     assert text in done.stderr
 
 
+def test_a_job_takes_the_options_of_run() -> None:
+    job = [sys.executable, str(REPOSITORY / "jobs" / "run_pipeline.py")]
+    recipe = ["--recipe", str(REPOSITORY / "recipes" / "shapes.yaml")]
+    options = {"--only": 1, "--onl": 2}
+    for option, code in options.items():
+        done = subprocess.run([*job, *recipe, option, "make_tea"], capture_output=True, text=True)
+        assert done.returncode == code
+        assert ("no stage is called 'make_tea'" in done.stderr) == (code == 1)
+
+
 def test_data_shapes_and_import_folder(tmp_path: Path) -> None:
     made = pmm("data", "shapes", str(tmp_path / "a"), "--images", "6", "--size", "48")
     assert made.returncode == 0, made.stderr

@@ -1,4 +1,4 @@
-"""What tests of trainings share: masks to learn from, a job, and the loop in this process."""
+"""What tests of trainings and their networks share: masks, a job, the loop in this process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import Any
 
 import torch
 
+from pmm_ray.config import ClassifierConfig
+from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.training.job import TrainingJob, TrainingTask
 from pmm_ray.runtime.training.worker import _Worker
+
+
+def untrained_classifier(folder: Path) -> str:
+    """A classifier of three classes that has learnt nothing; returns its file."""
+    config = ClassifierConfig(weights="none")
+    uri = str(folder / "model.pt")
+    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
+    model = build_classifier(config, 3)
+    save_model(uri, "classifier", model, meta | {"label_space": "", "training": {}})
+    return uri
 
 
 def truth_masks(manifest: Manifest, folder: Path) -> str:

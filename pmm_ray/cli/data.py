@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pmm_ray.cli.app import Address, data_app
-
-
-class LabelsFrom(StrEnum):
-    """Where image-level labels come from."""
-
-    auto = "auto"
-    cls_labels = "cls_labels"
-    xml = "xml"
-    masks = "masks"
-    annotations = "annotations"
-    lists = "lists"
 
 
 @data_app.command("shapes")
@@ -38,44 +26,12 @@ def data_shapes(
     )
 
 
-class Importable(StrEnum):
-    """Data sets that `pmm data import` knows."""
-
-    voc12 = "voc12"
-    coco14 = "coco14"
-    folder = "folder"
-    coco = "coco"
-    parquet = "parquet"
-
-
-class GroundTruth(StrEnum):
-    """For which splits masks are drawn from annotations."""
-
-    all = "all"
-    held_out = "held_out"
-    none = "none"
-
-
-class Overlap(StrEnum):
-    """What a drawn pixel gets that several objects cover."""
-
-    last = "last"
-    smallest = "smallest"
-    highest_id = "highest_id"
-    ignore = "ignore"
-
-
-class Crowd(StrEnum):
-    """What a crowd region is in a drawn mask."""
-
-    as_class = "class"
-    ignore = "ignore"
-    background = "background"
-
-
 @data_app.command("import")
 def data_import(
-    source: Annotated[Importable, typer.Argument(help="What ROOT is.")],
+    source: Annotated[
+        Literal["voc12", "coco14", "folder", "coco", "parquet"],
+        typer.Argument(help="What ROOT is."),
+    ],
     root: Annotated[str, typer.Argument(help="Folder or uri of the data set.")],
     out: Annotated[str, typer.Option(help="Folder for manifest.parquet and drawn masks.")],
     split: Annotated[
@@ -83,20 +39,24 @@ def data_import(
         typer.Option(help="Repeatable; the last one is held out. voc12: train_aug, val."),
     ] = None,
     labels_from: Annotated[
-        LabelsFrom, typer.Option(help="voc12, coco14: source of the labels.")
-    ] = LabelsFrom.auto,
+        Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists"],
+        typer.Option(help="voc12, coco14: source of the labels."),
+    ] = "auto",
     lists: Annotated[
         str, typer.Option(help="voc12, coco14: folder of NAME.txt, NAME_cls.txt to compare with.")
     ] = "",
     ground_truth: Annotated[
-        GroundTruth, typer.Option(help="coco14, coco: splits to draw masks of.")
-    ] = GroundTruth.all,
+        Literal["all", "held_out", "none"],
+        typer.Option(help="coco14, coco: splits to draw masks of."),
+    ] = "all",
     overlap: Annotated[
-        Overlap, typer.Option(help="coco14, coco: whose pixel it is.")
-    ] = Overlap.last,
+        Literal["last", "smallest", "highest_id", "ignore"],
+        typer.Option(help="coco14, coco: whose pixel it is."),
+    ] = "last",
     crowd: Annotated[
-        Crowd, typer.Option(help="coco14, coco: what crowd regions are.")
-    ] = Crowd.as_class,
+        Literal["class", "ignore", "background"],
+        typer.Option(help="coco14, coco: what crowd regions are."),
+    ] = "class",
     trust_pickle: Annotated[
         bool, typer.Option(help="voc12: allow cls_labels.npy, which is a pickle.")
     ] = False,
@@ -106,16 +66,16 @@ def data_import(
     from pmm_ray.commands.data import draw_masks, import_dataset
     from pmm_ray.config import DataConfig, RunConfig
 
-    splits = split or (["train_aug", "val"] if source is Importable.voc12 else ["train", "val"])
+    splits = split or (["train_aug", "val"] if source == "voc12" else ["train", "val"])
     config = RunConfig(
         data=DataConfig(
-            source=source.value,
+            source=source,
             root=root,
-            labels_from=labels_from.value,
+            labels_from=labels_from,
             lists=lists,
-            ground_truth=ground_truth.value,
-            overlap=overlap.value,
-            crowd=crowd.value,
+            ground_truth=ground_truth,
+            overlap=overlap,
+            crowd=crowd,
             trust_pickle=trust_pickle,
         )
     )
@@ -123,17 +83,9 @@ def data_import(
     raise typer.Exit(draw_masks(config, out, address))
 
 
-class Downloadable(StrEnum):
-    """Data sets that `pmm data download` knows."""
-
-    voc12 = "voc12"
-    sbd = "sbd"
-    coco14 = "coco14"
-
-
 @data_app.command("download")
 def data_download(
-    dataset: Annotated[Downloadable, typer.Argument(help="What to download.")],
+    dataset: Annotated[Literal["voc12", "sbd", "coco14"], typer.Argument(help="What to download.")],
     root: Annotated[Path, typer.Argument(help="Local folder to make it in.")],
     mirror: Annotated[
         str | None,
@@ -148,7 +100,7 @@ def data_download(
     from pmm_ray.sources.download import download
 
     try:
-        download(dataset.value, root, mirror=mirror, parallel=parallel, say=typer.echo)
+        download(dataset, root, mirror=mirror, parallel=parallel, say=typer.echo)
     except CannotRunError as error:
         typer.echo(f"pmm: {error}", err=True)
         raise typer.Exit(EXIT_CANNOT_RUN) from error

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pmm_ray.cli.app import Address, Setting, app
 
-
-class Ids(StrEnum):
-    """What the values in a mask are."""
-
-    auto = "auto"
-    contiguous = "contiguous"
-    dataset = "dataset"
+Ids = Literal["auto", "contiguous", "dataset"]
 
 
 @app.command("eval")
@@ -36,8 +29,8 @@ def evaluate(
     ] = None,
     mask_ids: Annotated[
         Ids, typer.Option(help="Values of the masks: 0..C, or the data set's own ids.")
-    ] = Ids.auto,
-    truth_ids: Annotated[Ids, typer.Option(help="The same, of the ground truth.")] = Ids.auto,
+    ] = "auto",
+    truth_ids: Annotated[Ids, typer.Option(help="The same, of the ground truth.")] = "auto",
     setting: Setting = None,
     address: Address = "auto",
 ) -> None:
@@ -50,8 +43,8 @@ def evaluate(
         out=out,
         label_space=label_space,
         images=images,
-        mask_ids=mask_ids.value,
-        truth_ids=truth_ids.value,
+        mask_ids=mask_ids,
+        truth_ids=truth_ids,
         settings=setting or (),
         address=address,
     )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pmm_ray.cli.app import app
-
-
-class Format(StrEnum):
-    """What `pmm export` writes."""
-
-    voc = "voc"
-    coco = "coco"
-    mmseg = "mmseg"
 
 
 @app.command()
@@ -23,7 +14,7 @@ def export(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or uri.")],
     out: Annotated[str, typer.Argument(help="Folder or uri to write below.")],
     name: Annotated[
-        Format,
+        Literal["voc", "coco", "mmseg"],
         typer.Option("--format", help="Palette PNG tree, COCO RLE JSON, or mmseg config and data."),
     ],
     masks: Annotated[
@@ -34,4 +25,4 @@ def export(
     """Write a run's masks as a VOC tree, COCO JSON, or an mmsegmentation project."""
     from pmm_ray.commands.export import export_run
 
-    raise typer.Exit(export_run(run_dir, out, name.value, masks))
+    raise typer.Exit(export_run(run_dir, out, name, masks))

@@ -22,9 +22,8 @@ def check_array(
     axes: str,
     shape: Sequence[int | None] | None = None,
     kinds: str = "f",
-    finite: bool = True,
 ) -> npt.NDArray[Any]:
-    """Return `value` as an array after checking its axes, element kind and finiteness.
+    """Return `value` as an array after checking its axes, element kind and that it is finite.
 
     Args:
         name: What the caller calls the argument; it opens the error message.
@@ -32,7 +31,6 @@ def check_array(
         axes: One letter per axis, for example `"KHW"`.
         shape: The length each axis must have; None where any length will do.
         kinds: The NumPy type kinds allowed (`f` floating, `u` unsigned, `i` signed, `b` bool).
-        finite: Whether NaN and infinity are refused.
 
     Raises:
         ValueError: The argument does not fit.
@@ -47,7 +45,7 @@ def check_array(
         for axis, got, wanted in zip(axes, value.shape, shape, strict=True):
             if wanted is not None and got != wanted:
                 raise ValueError(f"{name} has length {got} on axis {axis}, expected {wanted}")
-    if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise ValueError(f"{name} holds NaN or infinite values")
     return value
 

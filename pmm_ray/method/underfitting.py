@@ -70,7 +70,7 @@ def pretended_underfitting(
     kappa: float,
     scope: UnderfittingScope = "worker",
     labelled: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The mean of a loss map, of its limited version where training has warmed up (Eq. 10-13).
 
     The unmodified mean is tested against beta, at every call anew. Ignored pixels belong in the map
@@ -90,33 +90,15 @@ def pretended_underfitting(
             `image` only.
 
     Returns:
-        A scalar tensor, differentiable; NaN or infinite values are passed on.
+        The mean, a scalar tensor, differentiable; NaN or infinite values are passed on. And the
+        share of the map's images whose loss was limited, a scalar tensor in 0..1, without
+        gradient; 0 or 1 but for scope `image`.
 
     Raises:
         ValueError: an empty map, an unknown kind or scope, or beta or kappa out of range.
 
     Where the paper and the released code differ this is the released code: a loss of exactly kappa
     is kept (Eq. 11 and 13 limit it), and `pow` adds 1e-9 first.
-    """
-    return pretend(loss_map, kind, beta=beta, kappa=kappa, scope=scope, labelled=labelled)[0]
-
-
-def pretend(
-    loss_map: Tensor,
-    kind: UnderfittingKind,
-    *,
-    beta: float,
-    kappa: float,
-    scope: UnderfittingScope = "worker",
-    labelled: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`pretended_underfitting`, and how far it was at work.
-
-    Returns:
-        (the mean, the share of the map's images whose loss was limited: a scalar tensor in 0..1,
-        without gradient; 0 or 1 but for scope `image`).
-
-    Args and errors: as there.
     """
     if loss_map.numel() == 0 or not loss_map.is_floating_point():
         raise ValueError(f"loss_map must be floating point and not empty, got {loss_map.shape}")

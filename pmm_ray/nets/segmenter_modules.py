@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pmm_ray.method.underfitting import (
     UnderfittingKind,
     UnderfittingScope,
-    pretend,
+    pretended_underfitting,
 )
 from pmm_ray.nets.backbone import norms
 from pmm_ray.nets.registry import build_backbone
@@ -177,7 +177,7 @@ class PretendedUnderfittingLoss(nn.Module):
             loss_BHW = loss_BHW * weight
         if reduction_override == "none":
             return self._weight * loss_BHW
-        loss, limited = pretend(
+        loss, limited = pretended_underfitting(
             loss_BHW,
             self._kind,
             beta=self._beta,

@@ -186,9 +186,10 @@ def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
     sections = {step.section for step in steps if step.section}
     files = {data.root, *(getattr(config, name).weights for name in sections)} - _NO_FILES
     needed = 0
-    # the first classifier learns from labels, all others from masks
-    if sections - {"classifier"} and session.data is not None:
-        needed = training_scratch(session.data.uri, data.train_split)
+    # the first classifier learns from labels, each other training from a table of masks
+    tables = sum(step.section not in ("", "classifier") for step in steps)
+    if session.data is not None:
+        needed = tables * training_scratch(session.data.uri, data.train_split)
     inspect_cluster(
         session.run_dir,
         config.runtime,

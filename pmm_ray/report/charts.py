@@ -35,18 +35,8 @@ def loss_chart(curve: Curve) -> Markup:
         share = min(max(loss, 0.0) / top, 1.0)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
-    for tick in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
-            f'y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    for tick in x_ticks:
-        if steps[0] <= tick <= steps[-1]:
-            parts.append(
-                f'<text x="{x(tick):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{tick:g}</text>'
-            )
+    inside = [tick for tick in x_ticks if steps[0] <= tick <= steps[-1]]
+    parts = _axes({tick: x(tick) for tick in inside}, {tick: y(tick) for tick in y_ticks})
     upper = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, highs, strict=True)]
     lower = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, lows, strict=True)]
     line = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, means, strict=True)]
@@ -82,17 +72,7 @@ def sweep_chart(details: Mapping[str, Any]) -> Markup:
     def y(score: float) -> float:
         return _HEIGHT - _BOTTOM - (score - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
-    for tick in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
-            f'y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    for value in values:
-        parts.append(
-            f'<text x="{x(value):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{value:g}</text>'
-        )
+    parts = _axes({value: x(value) for value in values}, {tick: y(tick) for tick in y_ticks})
     for setting, rows in lines.items():
         rows = sorted(rows, key=lambda row: row[first])
         points = " ".join(f"{x(r[first]):.1f},{y(r['mean_iou'] * 100):.1f}" for r in rows)
@@ -109,6 +89,19 @@ def sweep_chart(details: Mapping[str, Any]) -> Markup:
         f'<circle class="mark" cx="{x(details["chosen"][first]):.1f}" cy="{y(best):.1f}" r="4"/>'
     )
     return Markup("".join(parts) + "</svg>")
+
+
+def _axes(x_places: Mapping[float, float], y_places: Mapping[float, float]) -> list[str]:
+    """The beginning of a chart: the numbers at the axes, each with its place, and the grid."""
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for tick, y in y_places.items():
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    for tick, x in x_places.items():
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{tick:g}</text>')
+    return parts
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:

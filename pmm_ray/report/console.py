@@ -54,17 +54,12 @@ def rows_of(run: RunData) -> list[StageRow]:
     return rows
 
 
-def stage_table(run_dir: str) -> list[StageRow]:
-    """The stages of a run in pipeline order.
+def print_stage_table(run_dir: str, console: Console) -> None:
+    """Print stage, images, errors, seconds, images/s and mIoU (in %, by split), and the cycles.
 
     Raises:
         CannotRunError: the folder is not a run.
     """
-    return rows_of(load_run(run_dir, with_curves=False))
-
-
-def print_stage_table(run_dir: str, console: Console) -> None:
-    """Print stage, images, errors, seconds, images/s and mIoU (in %, by split), and the cycles."""
     run = load_run(run_dir, with_curves=False)
     rows = rows_of(run)
     table = Table(box=None, pad_edge=False, header_style="bold", footer_style="dim")

@@ -20,7 +20,7 @@ from pmm_ray.method.confusion import from_sparse, mean_iou
 from pmm_ray.report.run_data import Evaluation, RunData, StageRecord
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.index import index_file, scan_parts
+from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows import images
 
@@ -134,9 +134,8 @@ def _scores(run: RunData, label_space: LabelSpace) -> tuple[dict[str, float], st
 
 
 def _image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[str, float]]:
-    for part in scan_parts(evaluation.folder.uri)[0].parts:
-        table = tables.read_table(part, ["image_id", "cells", "counts"])
-        for row in table.to_pylist():
+    for batch in read_all(evaluation.folder.uri).to_batches(1000):
+        for row in batch.to_pylist():
             cells = np.array(row["cells"], np.int32)
             counts = np.array(row["counts"], np.int64)
             mean, _ = mean_iou(from_sparse(cells, counts, num_classes))
@@ -145,7 +144,9 @@ def _image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[st
 
 
 def _stored_rows(record: StageRecord, image_ids: list[str]) -> dict[str, dict[str, Any]]:
-    index, _ = scan_parts(record.folder.uri)
+    folder = record.folder.uri
+    # a stage that is not finished has no index yet
+    index = scan_parts(folder)[0] if record.summary is None else read_index(folder)
     places = index.select(image_ids).locations()
     return {i: tables.read_rows(part, [row])[0] for i, (part, row) in places.items()}
 

@@ -143,12 +143,9 @@ class RunData:
         final = self.final_segmenter
         return None if final is None else int(final.stage.rsplit("-r", 1)[-1])
 
-    def last_stage(self, prefix: str, suffix: str = "") -> StageRecord | None:
-        """The last stage of the pipeline whose name begins and ends so."""
-        matching = [
-            s for s in self.stages if s.stage.startswith(prefix) and s.stage.endswith(suffix)
-        ]
-        return matching[-1] if matching else None
+    def last_stage(self, prefix: str) -> StageRecord | None:
+        """The last stage of the pipeline whose name begins so."""
+        return next((s for s in reversed(self.stages) if s.stage.startswith(prefix)), None)
 
     def last_round(self, name: str) -> StageRecord | None:
         """The stage of this name, with `{}` for the round, of the run's last round that has it."""

@@ -19,8 +19,6 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.sources.lists import read_words
 
 _PLACES = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")
-# images with masks in the lists that papers call train_aug
-TRAIN_AUG_IMAGES = 10_582
 
 
 def find_sbd(*roots: str) -> str | None:

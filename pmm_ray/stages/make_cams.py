@@ -126,13 +126,12 @@ def cam_worker(
     if config.kind == "multi_crop":
         return crop_worker(CropCams(model, config, device), config, photographs, stage, ahead)
 
-    def make(row: InputRow) -> dict[str, Any]:
+    def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         manifest = row["manifest"]
         labels = photographs.labels(manifest)
-        image = photographs.image(manifest)
         return cam_row(manifest, multi_scale_cam(image, labels, model, config, device))
 
-    return photographs.reading_ahead(row_by_row(stage, make))
+    return photographs.row_by_row(stage, make)
 
 
 def crop_worker(

@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pmm_ray.config import BaseConfig, MasksConfig
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
@@ -21,7 +24,6 @@ from pmm_ray.runtime.mapping.stream import (
     Pool,
     Producer,
     Worker,
-    row_by_row,
 )
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
@@ -51,13 +53,12 @@ def mask_worker(
     """
     output = MaskOutput(photographs.label_space, png_folder=png_folder)
 
-    def make(row: InputRow) -> dict[str, Any]:
-        image = photographs.image(row["manifest"])
+    def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         labels, cam = cam_at(image.shape[:2], row, read_cam)
         (mask,) = make_masks(image, cam, labels, [parameters], backend)
         return output(row["manifest"], mask)
 
-    return photographs.reading_ahead(row_by_row(stage, make))
+    return photographs.row_by_row(stage, make)
 
 
 def run(

@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
@@ -30,7 +32,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -93,9 +95,9 @@ def score_worker(
     """Makes the worker of one task; without a method it takes the scores of a walk."""
     space = photographs.label_space
 
-    def score(row: InputRow) -> dict[str, Any]:
+    def score(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         manifest = row["manifest"]
-        image, truth = photographs.image(manifest), photographs.truth(manifest)
+        truth = photographs.truth(manifest)
         labels, cam = cam_at(image.shape[:2], row)
         if truth.shape != image.shape[:2]:
             raise RowError(
@@ -115,7 +117,7 @@ def score_worker(
             "counts": [counts.tolist() for _, counts in found],
         }
 
-    return photographs.reading_ahead(row_by_row(stage, score))
+    return photographs.row_by_row(stage, score)
 
 
 def run(

@@ -15,6 +15,7 @@ from pmm_ray.method.confusion import confusion_matrix, iou, mean_iou, to_sparse
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.images import encode_mask
@@ -97,6 +98,7 @@ class RunFolder:
         if errors:
             tables.write_errors(folder.errors_uri, "x", errors)
         if finish:
+            write_index(folder.uri, scan_parts(folder.uri)[0])
             values = {"images": len(self.ids), "seconds": 12.5, "images_per_second": 3.25}
             values |= {"errors": len(errors or [])} | summary
             folder.finish(Summary(stage=name, hash=folder.hash, **values))

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pmm_ray.report import build_report, print_stage_table, stage_table
+from pmm_ray.report import build_report, print_stage_table
+from pmm_ray.report.console import rows_of
 from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog
 
@@ -66,7 +68,7 @@ def test_what_a_training_measured_on_held_out_images_is_shown(tmp_path: Path) ->
     assert "held-out mAP 81.2" in page.words
     assert "held-out CAM mIoU 34.5" in page.words
     assert page.words.count("held-out") == 2
-    assert [row.stage for row in stage_table(run.uri)][-2:] == [
+    assert [row.stage for row in rows_of(load_run(run.uri))][-2:] == [
         "make_base_masks",
         "train_multicrop",
     ]
@@ -129,6 +131,22 @@ def test_the_gallery_shows_the_best_and_the_worst_with_a_legend(full_run: RunFol
     assert truth.convert("RGB").getpixel((60, 75)) == tuple(SPACE.palette[1])
 
 
+def test_a_row_that_the_index_of_a_stage_leaves_out_is_not_shown(full_run: RunFolder) -> None:
+    before, _ = read_page(full_run)
+    [folder] = full_run.root.glob("evaluate-predict_masks-r1-val-*")
+    *_, worst = tables.read_table(str(folder / "part-0.parquet")).to_pylist()
+    left_over = [worst | {"image_id": "img-0"}]  # of an attempt that was cut off
+    tables.write_rows(str(folder / "part-z.parquet"), left_over, tables.EVALUATION)
+    assert read_page(full_run)[0] == before
+
+
+def test_a_stage_that_is_not_finished_is_shown_as_far_as_it_came(full_run: RunFolder) -> None:
+    [folder] = full_run.root.glob("make_cams-*")
+    for name in ("index.parquet", "summary.json"):
+        (folder / name).unlink()
+    assert "<figcaption>CAM</figcaption>" in read_page(full_run)[0]
+
+
 def test_a_run_without_ground_truth_and_segmenter(make_run: Callable[..., RunFolder]) -> None:
     run = make_run(truth=False)
     run.cams()
@@ -148,7 +166,7 @@ def test_an_aborted_run(make_run: Callable[..., RunFolder]) -> None:
     _, page = read_page(run)
     assert "not finished, 1 errors so far" in page.words
     assert "out of luck" in page.words
-    assert [row.done for row in stage_table(run.uri)] == [False]
+    assert [row.done for row in rows_of(load_run(run.uri))] == [False]
 
 
 def test_a_run_with_nothing_in_it_and_with_missing_photographs(
@@ -187,7 +205,7 @@ def test_an_evaluation_that_found_no_truth_is_a_dash(make_run: Callable[..., Run
 
 
 def test_the_stage_table_puts_scores_beside_the_masks(full_run: RunFolder) -> None:
-    rows = {row.stage: row for row in stage_table(full_run.uri)}
+    rows = {row.stage: row for row in rows_of(load_run(full_run.uri))}
     assert not any(name.startswith("evaluate-") for name in rows)
     assert set(rows["make_masks"].mean_iou) == {"val"}
     assert set(rows["predict_masks-r1"].mean_iou) == {"train"}

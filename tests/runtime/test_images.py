@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows import images
@@ -179,6 +179,18 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
 def test_damaged_exif_leaves_the_photograph_as_stored() -> None:
     data = encoded(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0MM\0\x2agarbage")
     assert decode(data, apply_exif=True).shape == (24, 40, 3)
+
+
+def test_other_tags_of_an_orientation_may_be_damaged() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x9000] = b"0230"
+    # a tag whose value is a number now holds these bytes
+    tags = exif.tobytes().replace(b"\x90\x00\x00\x07", b"\x02\x00\x00\x07")
+    data = encoded(Image.fromarray(photo()), "PNG", exif=tags)
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(struct.error):
+        ImageOps.exif_transpose(image)
+    assert np.array_equal(decode(data, apply_exif=True), np.rot90(photo(), -1))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

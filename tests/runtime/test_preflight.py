@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pmm_ray.config import RuntimeConfig
+from pmm_ray.labels import VOC12
 from pmm_ray.runtime.cluster import preflight
 from pmm_ray.runtime.cluster.preflight import (
     Facts,
@@ -17,9 +19,11 @@ from pmm_ray.runtime.cluster.preflight import (
     inspect_cluster,
     judge,
 )
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_mask_size
 
 GIB = 1024**3
 VERSIONS = {"python": "3.11", "pmm-ray": "0.1.0 (code 12345678)", "torch": "2.13.0"}
@@ -87,8 +91,31 @@ def test_every_node_of_a_cluster_is_asked(
     assert {f.what for f in report.findings} >= {"input", "scratch", "torch", "pmm-ray"}
 
 
-def test_what_training_needs_in_scratch_is_read_off_the_manifest(shapes: Manifest) -> None:
+def test_what_training_needs_in_scratch_bounds_the_masks_themselves(shapes: Manifest) -> None:
+    rows = tables.read_table(shapes.uri).to_pylist()
+    masks = [
+        Path(shapes.locate(row["ground_truth_uri"])).stat().st_size
+        for row in rows
+        if row["split"] == "train"
+    ]
     train = preflight.training_scratch(shapes.uri, "train")
-    assert train > 16 * 30 * 30 / 2
+    assert sum(masks) < train < 3 * sum(masks)
     assert preflight.training_scratch(shapes.uri, "absent") == 0
     assert preflight.training_scratch(None, "train") == 0
+
+
+def test_cocos_masks_need_two_gigabytes_not_twenty_five(tmp_path: Path) -> None:
+    columns = {"split": ["train"] * 82_081, "height": [480] * 82_081, "width": [640] * 82_081}
+    uri = str(tmp_path / "manifest.parquet")
+    storage.write_bytes(uri, tables.to_bytes(pa.table(columns)))
+    assert GIB < preflight.training_scratch(uri, "train") < 2 * GIB
+
+
+def test_no_mask_of_the_oracle_is_larger_than_is_asked_for(shared: Path) -> None:
+    masks = sorted((shared / "data" / "oracle").glob("ppmg*/*.png"))
+    assert masks
+    for mask in masks:
+        data = encode_mask(decode_mask(mask.read_bytes()), VOC12)
+        height, width = read_mask_size(str(mask))
+        most = height * width / preflight._PIXELS_PER_BYTE + preflight._BYTES_OF_A_MASK
+        assert len(data) < most

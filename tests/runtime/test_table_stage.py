@@ -16,7 +16,13 @@ import ray
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import lease, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.core.errors import (
+    BudgetExceededError,
+    CannotRunError,
+    ErrorKind,
+    ErrorRow,
+    RowError,
+)
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
@@ -202,32 +208,21 @@ def wait_for_every_cpu() -> None:
         time.sleep(0.2)
 
 
-def perimeter_worker(fail: str, crash: str) -> Worker:
-    """The first of two pools."""
+def troubled_worker(stage: str, kind: ErrorKind, fail: str, crash: str) -> Worker:
+    """One of two pools: 4 from the first; the second adds 1 to what the first made."""
 
-    def perimeter(row: InputRow) -> dict[str, Any]:
+    def make(row: InputRow) -> dict[str, Any]:
         image_id = row["manifest"]["image_id"]
         if image_id == crash:
             os._exit(13)
         if image_id == fail:
-            raise RowError("decode", "told to fail")
-        return {"image_id": image_id, "area": 4}
+            raise RowError(kind, "told to fail")
+        return {
+            "image_id": image_id,
+            "area": row["perimeters"]["area"] + 1 if stage == "area" else 4,
+        }
 
-    return row_by_row("perimeter", perimeter)
-
-
-def second_worker(fail: str, crash: str) -> Worker:
-    """The second: needs what the first made."""
-
-    def second(row: InputRow) -> dict[str, Any]:
-        image_id = row["manifest"]["image_id"]
-        if image_id == crash:
-            os._exit(13)
-        if image_id == fail:
-            raise RowError("label", "told to fail")
-        return {"image_id": image_id, "area": row["perimeters"]["area"] + 1}
-
-    return row_by_row("area", second)
+    return row_by_row(stage, make)
 
 
 def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
@@ -237,12 +232,12 @@ def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
     ids = index_file(shapes.uri).image_ids
     first = Producer(
         "perimeters",
-        partial(perimeter_worker, ids[2], ids[5]),
+        partial(troubled_worker, "perimeter", "decode", ids[2], ids[5]),
         SCHEMA,
         Pool(1, actors=True, cpus=PRODUCER_CPUS),
     )
     pool = Pool(2, cpus=CONSUMER_CPUS)
-    factory = partial(second_worker, ids[9], ids[13])
+    factory = partial(troubled_worker, "area", "label", ids[9], ids[13])
     summary, folder = run(context, factory, batch=4, pool=pool, producer=first)
     assert (summary.images, summary.errors) == (12, 4)
     assert {row["area"] for row in read_all(folder.uri).to_pylist()} == {5}

@@ -51,7 +51,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest.num_rows == 5
     assert manifest.splits == {"train": 2, "val": 3}
     assert manifest.ground_truth == {"val": 3}
-    assert manifest.has_ground_truth
     table = tables.read_table(manifest.uri)
     assert table.schema.equals(tables.MANIFEST)
     assert table.column("image_id").to_pylist() == [f"img-{i}" for i in range(5)]

@@ -159,7 +159,7 @@ def test_no_labels_at_all(tree: Tree) -> None:
     report = tree.import_(splits=["test"])
     assert rows(report)["2007_000003"]["labels"] == []
     assert rows(report)["2007_000003"]["ground_truth_uri"] is None
-    assert not report.manifest.has_ground_truth
+    assert not report.manifest.ground_truth
     with pytest.raises(CannotRunError, match="no labels from 'xml'"):
         tree.import_(splits=["test"], labels_from="xml")
 

@@ -10,8 +10,6 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
@@ -19,6 +17,8 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.stages import make_cams, make_masks
+
+from ..training import untrained_classifier
 
 MakeContext = Callable[..., RunContext]
 
@@ -32,12 +32,7 @@ CONFIG = RunConfig.model_validate(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = RunConfig.model_validate({"classifier": {"weights": "none"}}).classifier
-    uri = str(tmp_path_factory.mktemp("model") / "model.pt")
-    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
-    model = build_classifier(config, 3)
-    save_model(uri, "classifier", model, meta | {"label_space": "", "training": {}})
-    return uri
+    return untrained_classifier(tmp_path_factory.mktemp("model"))
 
 
 def spoiled(shapes: Manifest, folder: Path) -> Manifest:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from pmm_ray.config import CamsConfig, RunConfig
-from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import index_file, read_all
@@ -22,6 +20,8 @@ from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.stages import make_cams
 from pmm_ray.stages.make_cams import multi_scale_cam, stored_size, view_sizes
+
+from ..training import untrained_classifier
 
 MakeContext = Callable[..., RunContext]
 CPU = torch.device("cpu")
@@ -105,14 +105,9 @@ def test_sizes() -> None:
 def test_the_stage_writes_one_row_per_labelled_image(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
-    config = RunConfig.model_validate(
-        {"cams": {"scales": [1.0], "flip": False}, "classifier": {"weights": "none"}}
-    )
+    config = RunConfig.model_validate({"cams": {"scales": [1.0], "flip": False}})
     context = make_context(shapes, config)
-    model = build_classifier(config.classifier, 3)
-    checkpoint = str(tmp_path / "model.pt")
-    meta = {"config": config.classifier.model_dump(mode="json"), "num_foreground": 3}
-    save_model(checkpoint, "classifier", model, meta | {"label_space": "", "training": {}})
+    checkpoint = untrained_classifier(tmp_path)
     folder = StageFolder.below(context.run_dir, "make_cams", "12345678")
     summary = make_cams.run(
         config.cams, context, folder, images=index_file(shapes.uri), checkpoint_uri=checkpoint

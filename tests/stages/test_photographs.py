@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.mapping.stream import InputRow, row_by_row
-from pmm_ray.runtime.rows import photographs as module
-from pmm_ray.runtime.rows.photographs import Photographs, ReadAhead
+from pmm_ray.runtime.rows.photographs import Photographs, prefetch
 
 
 def source(shapes: Manifest) -> Photographs:
@@ -31,31 +31,42 @@ def test_a_worker_gets_the_same_pixels_and_errors(shapes: Manifest, tmp_path: Pa
     def total(row: InputRow) -> dict[str, Any]:
         return {"sum": int(photographs.image(row["manifest"]).astype(np.int64).sum())}
 
-    plain = row_by_row("test", total)
-    expected = list(plain(rows))
-    assert list(photographs.reading_ahead(plain)(rows)) == expected
+    def total_of(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
+        assert any(row is given for given in rows)  # nothing but data is in a row
+        return {"sum": int(image.astype(np.int64).sum())}
+
+    expected = list(row_by_row("test", total)(rows))
+    assert list(photographs.row_by_row("test", total_of)(rows)) == expected
     bad = [row for row in expected if isinstance(row, ErrorRow)]
     assert [row.kind for row in bad] == ["missing", "decode"]
 
 
-def test_the_next_files_are_read_while_the_first_is_worked_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_next_files_are_read_while_the_first_is_worked_on() -> None:
     read: list[str] = []
     five = threading.Event()
 
-    def note(uri: str) -> bytes:
-        read.append(uri)
+    def note(name: str) -> bytes:
+        read.append(name)
         if len(read) == 5:
             five.set()
-        return uri.encode()
+        return name.encode()
 
-    monkeypatch.setattr(module, "read_file", note)
-    uris = [f"f{i}" for i in range(9)]
-    with ReadAhead(uris) as ahead:
-        assert ahead.take(0) == b"f0"
+    names = [f"f{i}" for i in range(9)]
+    with closing(prefetch(note, names)) as files:
+        assert next(files).result() == b"f0"
         assert five.wait(20)
-        assert sorted(read) == uris[:5]  # and no more than that: they are kept in memory
-        assert ahead.take(3) == b"f3"  # rows that failed before their image was asked for
-        assert ahead.take(8) == b"f8"
-    assert sorted(read) == uris
+        assert sorted(read) == names[:5]  # and no more than that: they are kept in memory
+        assert [file.result() for file in files] == [name.encode() for name in names[1:]]
+    assert sorted(read) == names
+
+
+def test_files_that_nobody_waits_for_are_not_read() -> None:
+    read: list[str] = []
+
+    def note(name: str) -> bytes:
+        read.append(name)
+        return b""
+
+    with closing(prefetch(note, [f"f{i}" for i in range(99)])) as files:
+        next(files).result()
+    assert len(read) <= 5

@@ -16,8 +16,6 @@ import pytest
 from PIL import Image
 
 from pmm_ray.config import RunConfig
-from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
@@ -26,6 +24,8 @@ from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.stages import make_cams, make_masks
+
+from ..training import untrained_classifier
 
 MakeContext = Callable[..., RunContext]
 GOOD = ("good-1", "good-2")
@@ -73,12 +73,7 @@ CASES: dict[str, tuple[str, bytes | None, str, str | tuple[int, int]]] = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = RunConfig.model_validate({"classifier": {"weights": "none"}}).classifier
-    uri = str(tmp_path_factory.mktemp("model") / "model.pt")
-    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
-    model = build_classifier(config, 3)
-    save_model(uri, "classifier", model, meta | {"label_space": "", "training": {}})
-    return uri
+    return untrained_classifier(tmp_path_factory.mktemp("model"))
 
 
 def make_folder(root: Path, name: str) -> None:

@@ -65,11 +65,6 @@ class RunMasks:
                 "version that made the run, or run it again"
             ) from error
 
-    def rows(self, masks: SplitMasks) -> Iterator[dict[str, Any]]:
-        """Rows of `tables.MASKS`, one part in memory at a time."""
-        for part in self.parts(masks):
-            yield from part
-
     def parts(self, masks: SplitMasks) -> Iterator[list[dict[str, Any]]]:
         """Rows of `tables.MASKS`, some dozens at a time."""
         table = masks.index.table

@@ -6,14 +6,12 @@ import errno
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 ErrorKind = Literal["decode", "missing", "label", "nonfinite", "too_large", "internal"]
-ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
 
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 1
-EXIT_USAGE = 2
 EXIT_BUDGET = 3
 EXIT_INTERRUPTED = 130
 
@@ -42,7 +40,7 @@ class RowError(Exception):
     """Raised inside a worker for one image; becomes an `ErrorRow`, never a crash.
 
     Args:
-        kind: one of `ERROR_KINDS`.
+        kind: one of `ErrorKind`.
         message: what was wrong and how to mend it, one line.
         uri: the file it was found in, if any.
     """

@@ -9,7 +9,6 @@ two such runs may both think they hold it, until the first of them is told other
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -61,16 +61,12 @@ def _alive(lease: dict[str, Any]) -> bool:
     return time.time() - float(lease["heartbeat"]) < STALE_SECONDS
 
 
-@contextlib.contextmanager
-def _one_at_a_time(run_dir: str) -> Iterator[None]:
+def _one_at_a_time(run_dir: str) -> contextlib.AbstractContextManager[Any]:
     """Between processes that see the same file system; nothing on an object store."""
     if storage.is_remote(run_dir):
-        yield
-        return
+        return contextlib.nullcontext()
     storage.make_folder(run_dir)
-    with open(Path(run_dir) / ".lease.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(Path(run_dir) / ".lease.lock")
 
 
 @contextlib.contextmanager

@@ -70,10 +70,6 @@ class Manifest:
         """The folder that relative uris of the rows begin at."""
         return storage.parent(self.uri)
 
-    @property
-    def has_ground_truth(self) -> bool:
-        return bool(self.ground_truth)
-
     def locate(self, uri: str) -> str:
         """The absolute uri of a row's `uri` or `ground_truth_uri`.
 

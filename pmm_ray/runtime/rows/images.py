@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
@@ -29,16 +29,7 @@ MAX_PIXELS = 178_956_970
 # the headers of nearly all photographs lie in their first bytes; the rest need not be read
 HEAD_BYTES = 256 * 1024
 
-_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ORIENTATION = ExifTags.Base.Orientation
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
 _PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_HEADER_BYTES = 16, 24, 33
@@ -67,12 +58,13 @@ def decode_rgb(
         RowError: `decode` (truncated, empty, not an image, 32-bit samples) or `too_large`.
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
-        turn = _TRANSPOSE.get(_orientation(image)) if apply_exif else None
+        orientation = _orientation(image) if apply_exif else 1
         image.load()
         rgb = _to_rgb(image, uri)
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        return np.array(rgb, np.uint8)
+        # nothing but the orientation: Pillow would stumble over any other tag that is damaged
+        rgb.info.clear()
+        rgb.getexif()[_ORIENTATION] = orientation
+        return np.array(ImageOps.exif_transpose(rgb), np.uint8)
 
 
 def image_size(

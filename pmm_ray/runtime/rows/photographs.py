@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,46 +16,35 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.stage import RunContext
-from pmm_ray.runtime.mapping.stream import InputRow, Worker
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, read_file
 
 # Photographs that are read at once, before they are asked for.
 _AHEAD = 4
-# Key of a row of the manifest under which `reading_ahead` leaves what gives the file's bytes.
-_READER = "read"
+T = TypeVar("T")
 
 
-class ReadAhead:
-    """Files in the order of a list, of which the next few are always being read.
+def prefetch(read: Callable[[T], bytes], files: Iterable[T]) -> Generator[Future[bytes]]:
+    """Files in their order, of which the next few are always being read by threads.
 
     Args:
-        uris: of the files.
+        read: the bytes of one.
+        files: whatever names them.
+
+    Yields:
+        What holds the bytes of the next file, or what `read` raised.
     """
-
-    def __init__(self, uris: Sequence[str]) -> None:
-        self._uris = uris
-        self._pool = ThreadPoolExecutor(_AHEAD, "read-ahead")
-        self._asked: dict[int, Future[bytes]] = {}
-        self._next = 0
-
-    def __enter__(self) -> ReadAhead:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def take(self, number: int) -> bytes:
-        """The bytes of one file, once.
-
-        Raises:
-            RowError: `missing`.
-        """
-        while self._next < min(number + 1 + _AHEAD, len(self._uris)):
-            self._asked[self._next] = self._pool.submit(read_file, self._uris[self._next])
-            self._next += 1
-        for passed_over in [i for i in self._asked if i < number]:
-            del self._asked[passed_over]
-        return self._asked.pop(number).result()
+    pool = ThreadPoolExecutor(_AHEAD, "prefetch")
+    under_way: deque[Future[bytes]] = deque()
+    try:
+        for file in files:
+            under_way.append(pool.submit(read, file))
+            if len(under_way) > _AHEAD:
+                yield under_way.popleft()
+        while under_way:
+            yield under_way.popleft()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -83,34 +73,41 @@ class Photographs:
             label_space=manifest.label_space,
         )
 
-    def reading_ahead(self, worker: Worker) -> Worker:
-        """The worker, with the files of a chunk's next photographs read while it computes.
+    def row_by_row(
+        self, stage: str, function: Callable[[InputRow, NDArray[np.uint8]], dict[str, Any]]
+    ) -> Worker:
+        """`stream.row_by_row` of a function that also takes the row's photograph.
 
-        What `image` gets of a row then comes from memory: a bucket answers a read in tens of
-        milliseconds, which is as long as a mask takes.
+        The files of the next photographs are read while one is worked on: a bucket answers a read
+        in tens of milliseconds, which is as long as a mask takes.
         """
 
-        def ahead(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
-            uris = [storage.anchor(row["manifest"]["uri"], self.root) for row in rows]
-            with ReadAhead(uris) as reader:
-                named = [
-                    row | {"manifest": row["manifest"] | {_READER: partial(reader.take, number)}}
-                    for number, row in enumerate(rows)
-                ]
-                yield from worker(named)
+        def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
+            def of_row(row: InputRow) -> dict[str, Any]:
+                return function(row, self.image(row["manifest"], next(files).result()))
 
-        return ahead
+            with closing(prefetch(self._read, [row["manifest"] for row in rows])) as files:
+                yield from row_by_row(stage, of_row)(rows)
 
-    def image(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+        return worker
+
+    def _read(self, row: Mapping[str, Any]) -> bytes:
+        return read_file(storage.anchor(row["uri"], self.root))
+
+    def image(self, row: Mapping[str, Any], data: bytes | None = None) -> NDArray[np.uint8]:
         """RGB uint8 [H, W, 3] of a manifest row.
+
+        Args:
+            row: of the manifest.
+            data: the file's bytes; None: they are read.
 
         Raises:
             RowError: `missing`, `decode`, `too_large`; or `decode` when the pixels no longer have
                 the size that the manifest states.
         """
         uri = storage.anchor(row["uri"], self.root)
-        read = row.get(_READER, partial(read_file, uri))
-        image = decode_rgb(read(), apply_exif=self.apply_exif, max_pixels=self.max_pixels, uri=uri)
+        data = self._read(row) if data is None else data
+        image = decode_rgb(data, apply_exif=self.apply_exif, max_pixels=self.max_pixels, uri=uri)
         if image.shape[:2] != (row["height"], row["width"]):
             raise RowError(
                 "decode",

@@ -1,6 +1,6 @@
 """Sanity floor for pseudo-masks: do they beat a centred ellipse filled with the rarest label?
 
-    python benchmarks/centred_ellipse.py RUN [--least 20]
+    python benchmarks/experiments/centred_ellipse.py RUN [--least 20]
 
 The baseline needs no network: an ellipse in the middle of the image, in the image's proportions,
 filled with the one of its labels that is rarest in the training split. Its area is tuned on the

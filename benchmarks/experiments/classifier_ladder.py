@@ -1,6 +1,6 @@
 """What SEAM and multi-crop do to the CAMs of EfficientNet-lite0: plain, SEAM, SEAM + multi-crop.
 
-    python benchmarks/classifier_ladder.py OUT --voc PATH/TO/VOCdevkit [--reduced]
+    python benchmarks/experiments/classifier_ladder.py OUT --voc PATH/TO/VOCdevkit [--reduced]
 
 Three seeds on shapes, one on a fixed subset of VOC 2012. Each rung is a `pmm run` up to its CAMs
 in a run folder below OUT; SEAM and SEAM + multi-crop share a folder, and with it the classifier

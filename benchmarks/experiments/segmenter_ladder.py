@@ -1,7 +1,7 @@
 """What pretended under-fitting and cyclic masks do to the segmenter.
 
-    python benchmarks/segmenter_ladder.py OUT [--voc PATH/TO/VOCdevkit] [--data shapes|voc12-mini]
-        [--reduced] [--minutes M]
+    python benchmarks/experiments/segmenter_ladder.py OUT [--voc PATH/TO/VOCdevkit]
+        [--data shapes|voc12-mini] [--reduced] [--minutes M]
 
 Three seeds on shapes, one on a fixed subset of VOC 2012 (the mini tree of 350 + 150 photographs),
 each with the five operations on the loss (none, clamp, ignore, pow, reweight; kappa and beta of the
@@ -38,7 +38,7 @@ from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import StageFolder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("none", "clamp", "ignore", "pow", "reweight")
 SEEDS = {"shapes": (0, 1, 2), "voc12-mini": (0,)}
 ROUNDS = 2

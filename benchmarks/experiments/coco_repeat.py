@@ -1,6 +1,6 @@
 """A small COCO tree, repeated until it has as many images as the official one.
 
-    python benchmarks/coco_repeat.py SMALL OUT
+    python benchmarks/experiments/coco_repeat.py SMALL OUT
     pmm plan recipes/coco14-mini.yaml --set data.root=OUT --cores 512 --price-per-core-hour PRICE
 
 SMALL holds annotations/instances_{train,val}2014.json, train2014/ and val2014/. Photographs are
