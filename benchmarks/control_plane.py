@@ -29,6 +29,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -42,7 +43,7 @@ from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
     concurrent_actors(calls)
     attempt = uuid.uuid4().hex
     with connect("local", config.runtime, run_dir), lease.hold(run_dir, attempt):
-        context = RunContext(
+        context = SimpleNamespace(
             run_dir=run_dir,
             config=config,
             manifest=open_manifest(manifest),

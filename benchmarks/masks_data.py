@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def run_in(run_dir: Path, manifest: str, cluster: ClusterResources) -> Iterator[
     """A run folder that is held for the length of the block."""
     attempt = uuid.uuid4().hex
     with lease.hold(str(run_dir), attempt):
-        yield RunContext(
+        yield SimpleNamespace(
             run_dir=str(run_dir),
             config=RunConfig(),
             manifest=open_manifest(manifest),

@@ -39,6 +39,7 @@ from pmm_ray.config import MasksConfig
 from pmm_ray.method.cams import smooth, upsample_cam
 from pmm_ray.method.crf import CrfParameters, DenseCrf
 from pmm_ray.method.crf.warm import warm_up
+from pmm_ray.method.masks import proportional_masks
 from pmm_ray.runtime.cluster.connect import connect, one_thread
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file, read_index
@@ -46,6 +47,8 @@ from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.stream import Output, make_chunks, run_chunk
 from pmm_ray.runtime.mapping.table_stage import auto_batch
+from pmm_ray.runtime.rows.cams import Cams
+from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_masks, sweep_masks
 from pmm_ray.stages.make_masks import mask_factory
@@ -61,7 +64,7 @@ def stage_side(context: RunContext, cams: str, name: str) -> tuple[Rates, StageF
         MasksConfig(),
         context,
         folder,
-        cams=index_file(cams),
+        cams=Cams(index_file(cams), "0"),
         images=index_file(context.manifest.uri),
     )
     return clock.rates(context.cluster.default_tasks()), folder
@@ -88,7 +91,7 @@ def pool_side(context: RunContext, cams: str, name: str, workers: int) -> Rates:
         index.image_ids, inputs, auto_batch(len(index), workers, make_masks.IMAGE_SECONDS)
     )
     output = Output(folder.uri, tables.MASKS, name, context.run_dir, context.attempt)
-    factory = mask_factory(MasksConfig(), context, name, "proportional")
+    factory = mask_factory(MasksConfig(), context, name, "ppmg")
     clock = Clock(context.run_dir)
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(workers, start_worker, (factory, output)) as pool:
@@ -250,8 +253,10 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
     ]
     spent = {}
     for count in (1, len(points), 1, len(points)):
-        combinations = [sweep_masks.combined(MasksConfig(), point) for point in points[:count]]
-        worker = sweep_masks.sweep_worker(combinations, "lattice", photographs, "sweep")
+        configs = [sweep_masks.combined(MasksConfig(), point) for point in points[:count]]
+        worker = sweep_masks.score_worker(
+            proportional_masks, list(map(mask_parameters, configs)), "lattice", photographs, "sweep"
+        )
         list(worker(rows[:2]))
         start = time.thread_time()
         bad = [row for row in worker(rows) if not isinstance(row, dict)]
@@ -267,8 +272,8 @@ def latency(options: argparse.Namespace, folder: Path) -> None:
     one_thread()
     opened = open_manifest(manifest)
     photographs = Photographs(opened.root, opened.apply_exif, 10**9, opened.label_space)
-    parameters = make_masks.mask_parameters(MasksConfig(), "proportional")
-    worker = make_masks.mask_worker("proportional", parameters, "lattice", photographs, "x")
+    parameters = mask_parameters(MasksConfig())
+    worker = make_masks.mask_worker(proportional_masks, parameters, "lattice", photographs, "x")
     rows = [
         {"manifest": m, "cams": c}
         for m, c in zip(

@@ -11,7 +11,6 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from pmm_ray.labels import VOC12
 from pmm_ray.commands.run import run_recipe
+from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
-from pmm_ray.runtime.core.selection import 
 from pmm_ray.runtime.core.session import Session
-from pmm_ray.runtime.core.stage import StageFolder, Summary
+from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import make_chunks
+from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages import make_masks
 
 COCO_ROWS = 82_081
@@ -76,15 +75,11 @@ def command(recipe: Path, run_dir: Path) -> float:
 
 def fabricate(recipe: Path, run_dir: Path, image_ids: list[str]) -> StageFolder:
     """Let the pipeline go through its stages, each finished by hand instead of computed."""
-    mask = make_masks.mask_row({"image_id": ""}, blobs(), VOC12, 0)
+    mask = mask_row({"image_id": ""}, blobs(), VOC12, 0)
     made: list[StageFolder] = []
 
-    def finished(
-        session: Session, name: str, stage_hash: str, body: Callable[..., Any], **about: Any
-    ) -> StageFolder:
-        if session.selection.plan.index(name) > max(session.selection.positions):
-            raise EndOfSelection
-        folder = StageFolder.below(session.run_dir, name, stage_hash)
+    def finished(session: Session, stage: Stage) -> StageFolder:
+        name, folder = stage.name, stage.folder(session.run_dir)
         Path(folder.uri).mkdir(parents=True)
         if name == "make_cams":
             ids = pa.table({"image_id": image_ids})
@@ -98,19 +93,16 @@ def fabricate(recipe: Path, run_dir: Path, image_ids: list[str]) -> StageFolder:
                 part = Path(folder.path(f"part-{tables.chunk_name(ids)}.parquet"))
                 part.write_bytes(tables.to_bytes(table))  # unsynced: it is not what is timed
             write_index(folder.uri, scan_parts(folder.uri)[0])
-        details = {"input_rows": about["input_rows"]} if "input_rows" in about else {}
-        folder.finish(Summary(stage=name, hash=stage_hash, images=len(image_ids), details=details))
+        details = {"input_rows": stage.rows}
+        folder.finish(Summary(stage=name, hash=folder.hash, images=len(image_ids), details=details))
         made.append(folder)
-        session._stages.append(
-            {"stage": name, "hash": stage_hash, "folder": folder.uri.rsplit("/", 1)[-1]}
-        )
-        return folder
+        return real(session, stage)
 
-    original, Session.stage = Session.stage, finished  # type: ignore[method-assign]
+    real, Session.do = Session.do, finished  # type: ignore[method-assign]
     try:
         run_recipe(recipe, run_dir=str(run_dir), last="make_masks", address="local")
     finally:
-        Session.stage = original  # type: ignore[method-assign]
+        Session.do = real  # type: ignore[method-assign]
     return next(folder for folder in made if folder.stage == "make_masks")
 
 

@@ -25,6 +25,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.training.launch import run_training, training_job
 from pmm_ray.runtime.training.loader import batches
 from pmm_ray.runtime.training.sampling import BatchPlan
@@ -134,7 +135,7 @@ def on_ray(
     manifest = open_manifest(manifest_uri)
     recipe = config(crop, workers, processes)
     with tempfile.TemporaryDirectory(prefix="pmm-train-") as place:
-        context = RunContext(
+        context = SimpleNamespace(
             run_dir=place,
             config=recipe,
             manifest=manifest,

@@ -24,19 +24,18 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline import Pipeline
-from pmm_ray.pipeline.rounds import Variant, planned_rounds
+from pmm_ray.pipeline.rounds import Variant, evaluation, rounds
+from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.steps import mask_steps, steps_to_cams
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.selection import Selection
-from pmm_ray.runtime.core.session import Session
-from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.core.stage import Stage, StageFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("none", "clamp", "ignore", "pow", "reweight")
@@ -64,6 +63,16 @@ REDUCED = {
         *_LIMITED,
     ),
 }
+
+
+def with_segmenter(step: Step, name: str) -> Step:
+    """A step of `LABELS` that takes the segmenter of another variant's step."""
+
+    def make(run: Run) -> Stage | None:
+        run.folders[f"train_segmenter-{LABELS.round(0)}"] = run[name]
+        return step.make(run)
+
+    return replace(step, make=make)
 
 
 @dataclass(frozen=True)
@@ -122,23 +131,19 @@ class Ladder:
         """Run what is not done of a unit, and what the image's labels do to its first relabel."""
         variant = unit.variant
         config = self.config(unit.data, unit.seed, variant)
-        before = planned(config)
-        before = before[: before.index("train_segmenter-r0")]
-        own = (*planned_rounds(config, variant), *planned_rounds(config, LABELS))
-        place = self.folder(unit.data, unit.seed)
-        selection = Selection((*before, *own))
-        with Session(
-            place, config, selection, Progress(stream=io.StringIO()), "auto", frozenset(own)
-        ) as session:
-            session.hold()
-            pipeline = Pipeline(session)
-            masks = pipeline.make_masks(pipeline.up_to_cams())
-            pipeline.run_rounds(masks, variant)
-            if unit == Unit(unit.data, 0, "clamp", ROUNDS):
-                segmenter = pipeline.train_segmenter(masks, 0, variant)
-                labelled = pipeline.relabel(segmenter, 1, LABELS)
-                pipeline.score_training_masks(labelled, 1, LABELS)
-            session.write_record(finished=True)
+        own = rounds(config, variant)
+        if unit == Unit(unit.data, 0, "clamp", ROUNDS):
+            # the masks of the round's segmenter, forbidden what the labels do not name
+            first, scored = own[0], f"evaluate-cyclic-{LABELS.round(1)}"
+            masks, train = LABELS.training_masks(1), config.data.train_split
+            relabel = next(s for s in rounds(config, LABELS) if s.name == masks)
+            own += [with_segmenter(relabel, first.name), evaluation(scored, "", masks, train)]
+        steps = [*steps_to_cams(config), *mask_steps(config), *own]
+        place, progress = self.folder(unit.data, unit.seed), Progress(stream=io.StringIO())
+        names = [step.name for step in own]
+        with open_run(place, config, steps, progress, adds=names) as run:
+            run.follow()
+            run.session.write_record(finished=True)
 
     def score(self, data: str, seed: int, stage: str, metric: str) -> float | None:
         """A metric of a finished stage of the run; None: it is not done.

@@ -82,8 +82,8 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
         return None
     sources = {
         "CAM": run.last_stage("make_cams"),
-        "pseudo-mask": next((s for s in run.stages if s.stage == "make_masks"), None),
-        "prediction": run.last_round(f"predict_masks-{{}}-{run.held_out_split}"),
+        "pseudo-mask": run.stage("make_masks"),
+        "prediction": run.stage(f"predict_masks-r{run.final_round}-{run.held_out_split}"),
     }
     stored = {
         name: _stored_rows(record, chosen) for name, record in sources.items() if record is not None

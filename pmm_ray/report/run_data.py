@@ -147,11 +147,9 @@ class RunData:
         """The last stage of the pipeline whose name begins so."""
         return next((s for s in reversed(self.stages) if s.stage.startswith(prefix)), None)
 
-    def last_round(self, name: str) -> StageRecord | None:
-        """The stage of this name, with `{}` for the round, of the run's last round that has it."""
-        by_name = {s.stage: s for s in self.stages}
-        rounds = (by_name.get(name.format(f"r{number}")) for number in range(len(by_name)))
-        return next((s for s in reversed(list(rounds)) if s is not None), None)
+    def stage(self, name: str) -> StageRecord | None:
+        """The stage of this name, if the run has one."""
+        return next((s for s in self.stages if s.stage == name), None)
 
 
 def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:

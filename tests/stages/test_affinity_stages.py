@@ -67,9 +67,9 @@ def test_a_walk_is_the_method_s_on_averaged_scores() -> None:
     cam = rng.random((2, 3, 4)).astype(np.float16)
     config = WalkConfig(alpha=6, beta=8, log_steps=2)
     network = colours()
-    got = walk_scores(image, cam, network, 3, config, torch.device("cpu"))
-    assert got.shape == (3, 5, 7)
     full = upsample_cam(cam, 9, 14)
+    got = walk_scores(image, full, network, 3, config, torch.device("cpu"))
+    assert got.shape == (3, 5, 7)
     scores = pooled(np.concatenate([background_score(full, 6.0)[None], full]), 5, 7)
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pmm_ray.config import RunConfig
-from pmm_ray.report.run_data import StageRecord, load_run
+from pmm_ray.report.run_data import RunData, StageRecord, load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, read_index
@@ -98,7 +98,7 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
             f"{run.run_dir} has no finished masks called {stage!r}; it has {known}"
         )
     # the masks of ladders and ablations are for comparison: only asked for by name
-    chosen = [s for s in made if s.stage == stage or (stage is None and _is_result(s))]
+    chosen = [s for s in made if s.stage == stage or (stage is None and _is_result(s, run))]
     if run.manifest_uri is None or not chosen:
         raise CannotRunError(f"{run.run_dir} has made no masks yet")
     manifest = open_manifest(run.manifest_uri)
@@ -115,5 +115,10 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
     return RunMasks(name, manifest, tuple(splits), run.config)
 
 
-def _is_result(record: StageRecord) -> bool:
-    return re.fullmatch(r"make_masks|predict_masks-r\d+(-.*)?", record.stage) is not None
+def _is_result(record: StageRecord, run: RunData) -> bool:
+    """Whether the masks are the run's own, and not those of a segmenter found worse."""
+    found = re.fullmatch(r"make_masks|predict_masks-r(\d+)(-.*)?", record.stage)
+    if found is None:
+        return False
+    number, held_out = found.groups()
+    return not held_out or run.final_round is None or int(number) <= run.final_round
