@@ -30,7 +30,7 @@ from crf_profile import print_profile
 
 from pmm_ray.method.crf import CrfParameters, DenseCrf
 from pmm_ray.method.crf.warm import warm_up
-from pmm_ray.method.masks import MaskParameters, proportional_mask
+from pmm_ray.method.masks import MaskParameters, proportional_masks
 
 # Share of images with K present classes. COCO's last entry stands for five and more.
 CLASSES = {
@@ -178,7 +178,7 @@ def print_oracle() -> None:
     for example in inputs.load(None, None, sys.maxsize):
         truth = cv2.imread(str(shared / f"oracle/ppmg/{example.name}.png"), cv2.IMREAD_GRAYSCALE)
         labels = [int(key) + 1 for key in example.keys]
-        mask = proportional_mask(example.image, example.cam, labels, MaskParameters())
+        mask = proportional_masks(example.image, example.cam, labels, [MaskParameters()])[0]
         agreeing += int((mask == truth).sum())
         pixels += truth.size
         count += 1

@@ -21,7 +21,7 @@ def peak(size: tuple[int, int]) -> int:
     import pyarrow.parquet  # noqa: F401 - a task has it loaded
     import ray.data  # noqa: F401
 
-    from pmm_ray.method.masks import MaskParameters, proportional_mask
+    from pmm_ray.method.masks import MaskParameters, proportional_masks
 
     width, height = size
     random = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def peak(size: tuple[int, int]) -> int:
     image = blocks.repeat(16, 0).repeat(16, 1)[:height, :width]
     image = np.clip(image + random.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
     cam = random.random((3, height, width)).astype(np.float32)
-    proportional_mask(image, cam, [1, 2, 3], MaskParameters(alpha=11.0), "lattice")
+    proportional_masks(image, cam, [1, 2, 3], [MaskParameters(alpha=11.0)], "lattice")[0]
     # Linux counts in KiB, macOS in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pmm_ray.commands.masks import make_masks_of
 from pmm_ray.method.cams import upsample_cam
-from pmm_ray.method.masks import MaskParameters, proportional_mask
+from pmm_ray.method.masks import MaskParameters, proportional_masks
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all, read_index
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 def expected(name: str, labels: list[int], **changes: float) -> Any:
     cam = upsample_cam(cam_of(name), HEIGHT, WIDTH)
-    return proportional_mask(image_of(name), cam, labels, MaskParameters(**changes))
+    return proportional_masks(image_of(name), cam, labels, [MaskParameters(**changes)])[0]
 
 
 def run(folder: Path, **options: Any) -> int:

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,36 +84,6 @@ def background_score(cam_KHW: FloatArray, alpha: float) -> Float32Array:
     return np.asarray((1.0 - strongest_HW) ** np.float32(alpha), dtype=np.float32)
 
 
-def proportional_mask(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    parameters: MaskParameters,
-    backend: Backend = "lattice",
-) -> Mask:
-    """Proportional pseudo-mask generation with smoothing (Eq. 5-9, Alg. 1 lines 2-6).
-
-    Every class is segmented on its own against its own background; where classes overlap, a
-    pixel goes to the class of whose total score it holds the larger proportion. Ties go to the
-    background, then to the lowest label id.
-
-    Args:
-        image_HW3: RGB image, uint8 [H, W, 3].
-        cam_KHW: Normalized CAM at the image's size (`upsample_cam`), floating [K, H, W], 0..1.
-        labels: K different label ids, 1..65534; row i of the CAM belongs to `labels[i]`.
-        parameters: Exponent, smoothing, thresholds and CRF.
-        backend: CRF backend, see `DenseCrf`.
-
-    Returns:
-        [H, W] holding 0 (background) and label ids; uint8, or uint16 when an id is over 254.
-        K = 0, or a CAM that is zero everywhere, gives background everywhere.
-
-    Raises:
-        ValueError: A shape, dtype, label or value does not fit.
-    """
-    return proportional_masks(image_HW3, cam_KHW, labels, [parameters], backend)[0]
-
-
 def proportional_masks(
     image_HW3: npt.NDArray[np.uint8],
     cam_KHW: FloatArray,
@@ -120,20 +91,23 @@ def proportional_masks(
     combinations: Sequence[MaskParameters],
     backend: Backend = "lattice",
 ) -> list[Mask]:
-    """`proportional_mask` for many parameters at once: the same masks, one lattice for all.
+    """Proportional pseudo-mask generation with smoothing (Eq. 5-9, Alg. 1 lines 2-6).
 
-    Every (combination, class) is one more independent problem of the same CRF, and filtering
-    many channels costs little more than filtering one.
+    Every class is segmented on its own against its own background; where classes overlap, a
+    pixel goes to the class of whose total score it holds the larger proportion. Ties go to the
+    background, then to the lowest label id. Every (combination, class) is one more independent
+    problem of the same CRF, and filtering many channels costs little more than filtering one.
 
     Args:
         image_HW3: RGB image, uint8 [H, W, 3].
-        cam_KHW: Normalized CAM at the image's size, floating [K, H, W], 0..1.
-        labels: K different label ids, 1..65534.
+        cam_KHW: Normalized CAM at the image's size (`upsample_cam`), floating [K, H, W], 0..1.
+        labels: K different label ids, 1..65534; row i of the CAM belongs to `labels[i]`.
         combinations: S parameters, at least one, that differ in anything but `crf`.
         backend: CRF backend, see `DenseCrf`.
 
     Returns:
-        S masks, as `proportional_mask` gives for each combination alone.
+        S masks [H, W] of 0 (background) and label ids; uint8, or uint16 when an id is over 254.
+        K = 0, or a CAM that is zero everywhere, gives background everywhere.
 
     Raises:
         ValueError: A shape, dtype, label or value does not fit, or the combinations need
@@ -203,35 +177,6 @@ def _largest_proportion(
     return mask_HW
 
 
-def argmax_mask(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    parameters: MaskParameters,
-    backend: Backend = "lattice",
-    use_crf: bool = True,
-) -> Mask:
-    """The usual pseudo-mask: background score, joint CRF, argmax (Eq. 2-4).
-
-    Args:
-        image_HW3: RGB image, uint8 [H, W, 3].
-        cam_KHW: Normalized CAM at the image's size, floating [K, H, W], 0..1.
-        labels: K different label ids, 1..65534.
-        parameters: `alpha`, the smoothing fields and `crf` are used. Without smoothing (the
-            paper's Tab. 2, row "CRF") set `smoothing=0` and `zero_below_threshold=False`.
-        backend: CRF backend, see `DenseCrf`.
-        use_crf: False takes the argmax of background and CAM scores as they are.
-
-    Returns:
-        [H, W] like `proportional_mask`. Ties go to the background, then to the lowest id. An
-        all-zero CAM gives background everywhere.
-
-    Raises:
-        ValueError: A shape, dtype, label or value does not fit.
-    """
-    return argmax_masks(image_HW3, cam_KHW, labels, [parameters], backend, use_crf)[0]
-
-
 def argmax_masks(
     image_HW3: npt.NDArray[np.uint8],
     cam_KHW: FloatArray,
@@ -240,15 +185,20 @@ def argmax_masks(
     backend: Backend = "lattice",
     use_crf: bool = True,
 ) -> list[Mask]:
-    """`argmax_mask` for many parameters: the same masks, one lattice for all.
+    """The usual pseudo-mask: background score, joint CRF, argmax (Eq. 2-4).
 
     Args:
-        image_HW3, cam_KHW, labels, backend, use_crf: see `argmax_mask`.
-        combinations: at least one, that differ in anything but `crf`.
+        image_HW3, cam_KHW, labels, backend: see `proportional_masks`.
+        combinations: S parameters, of which `alpha`, the smoothing fields and `crf` are used;
+            they share their `crf`.
+        use_crf: False takes the argmax of background and CAM scores as they are.
+
+    Returns:
+        S masks like those of `proportional_masks`. Ties go to the background, then to the lowest
+        id. A CAM that is zero everywhere gives background everywhere.
 
     Raises:
-        ValueError: a shape, dtype, label or value does not fit, or the combinations need
-            different lattices.
+        ValueError: see `proportional_masks`.
     """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
     if len({p.crf for p in combinations}) != 1:
@@ -263,56 +213,36 @@ def argmax_masks(
     return masks
 
 
-def proportional_masks_without_cvs(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    combinations: Sequence[MaskParameters],
-    backend: Backend = "lattice",
-) -> list[Mask]:
-    """`proportional_masks` of the CAM as it is (Tab. 2, "PPMG w/o CVS")."""
-    plain = [replace(p, smoothing=0.0) for p in combinations]
-    return proportional_masks(image_HW3, cam_KHW, labels, plain, backend)
+def _of(
+    make: Callable[..., list[Mask]], change: Callable[[MaskParameters], MaskParameters]
+) -> Callable[..., list[Mask]]:
+    """The same way to masks, with other parameters."""
 
+    def masks(
+        image_HW3: npt.NDArray[np.uint8],
+        cam_KHW: FloatArray,
+        labels: Sequence[int],
+        combinations: Sequence[MaskParameters],
+        backend: Backend = "lattice",
+    ) -> list[Mask]:
+        return make(image_HW3, cam_KHW, labels, list(map(change, combinations)), backend)
 
-def crf_argmax_masks(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    combinations: Sequence[MaskParameters],
-    backend: Backend = "lattice",
-) -> list[Mask]:
-    """`argmax_masks` of the CAM as it is, with SEAM's joint CRF (Tab. 2, "CRF"; released code)."""
-    seam = [_as_it_is(p) for p in combinations]
-    return argmax_masks(image_HW3, cam_KHW, labels, seam, backend)
-
-
-def crf_argmax_masks_with_cvs(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    combinations: Sequence[MaskParameters],
-    backend: Backend = "lattice",
-) -> list[Mask]:
-    """`argmax_masks` of the smoothed CAM, with SEAM's joint CRF (Tab. 2, "CRF & CVS")."""
-    seam = [replace(p, crf=CrfParameters.seam()) for p in combinations]
-    return argmax_masks(image_HW3, cam_KHW, labels, seam, backend)
-
-
-def cam_argmax_masks(
-    image_HW3: npt.NDArray[np.uint8],
-    cam_KHW: FloatArray,
-    labels: Sequence[int],
-    combinations: Sequence[MaskParameters],
-    backend: Backend = "lattice",
-) -> list[Mask]:
-    """The argmax of background and CAM scores as they are, without a CRF (Tab. 2, "CAM")."""
-    plain = [_as_it_is(p) for p in combinations]
-    return argmax_masks(image_HW3, cam_KHW, labels, plain, backend, use_crf=False)
+    return masks
 
 
 def _as_it_is(parameters: MaskParameters) -> MaskParameters:
+    """Of the CAM as it is, with SEAM's joint CRF (released code)."""
     return replace(parameters, smoothing=0.0, zero_below_threshold=False, crf=CrfParameters.seam())
+
+
+proportional_masks_without_cvs = _of(proportional_masks, lambda p: replace(p, smoothing=0.0))
+"""`proportional_masks` of the CAM as it is (Tab. 2, "PPMG w/o CVS")."""
+crf_argmax_masks = _of(argmax_masks, _as_it_is)
+"""`argmax_masks` of the CAM as it is (Tab. 2, "CRF")."""
+crf_argmax_masks_with_cvs = _of(argmax_masks, lambda p: replace(p, crf=CrfParameters.seam()))
+"""`argmax_masks` of the smoothed CAM (Tab. 2, "CRF & CVS")."""
+cam_argmax_masks = _of(partial(argmax_masks, use_crf=False), _as_it_is)
+"""The argmax of background and CAM scores as they are, without a CRF (Tab. 2, "CAM")."""
 
 
 def base_mask(
@@ -337,7 +267,7 @@ def base_mask(
         backend: CRF backend, see `DenseCrf`.
 
     Returns:
-        [H, W] like `proportional_mask`; 0 where no class is confident.
+        [H, W] like `proportional_masks`; 0 where no class is confident.
 
     Raises:
         ValueError: A shape, dtype, label or value does not fit.
@@ -358,7 +288,7 @@ def base_mask(
 def check_cams(
     image_HW3: object, cam_KHW: object, labels: Sequence[int]
 ) -> tuple[npt.NDArray[np.uint8], Float32Array, npt.NDArray[np.int64]]:
-    """An image, its CAMs and their label ids (int64 [K]), checked as `argmax_mask` describes.
+    """An image, its CAMs and their label ids (int64 [K]), checked as `proportional_masks` says.
 
     Raises:
         ValueError: A shape, dtype, label or value does not fit.

@@ -19,8 +19,8 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 
@@ -126,7 +126,6 @@ def run(
         images: index of the manifest.
         stages: names of the stages that made them.
     """
-    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -134,8 +133,6 @@ def run(
         primary="later",
         factory=partial(compare_worker, context.manifest.label_space, folder.stage),
         schema=tables.EVALUATION,
-        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
-        batch_size=auto_batch(len(later), tasks),
     )
     table = read_all(folder.uri).select(["cells", "counts"])
     metrics, details = churn(table.to_pylist(), context.manifest.label_space)

@@ -16,8 +16,8 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -88,7 +88,6 @@ def run(
         masks_stage: name of the stage that made them.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(masks)} images)")
-    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -96,8 +95,6 @@ def run(
         primary="masks",
         factory=partial(evaluation_worker, Photographs.of(context), folder.stage),
         schema=tables.EVALUATION,
-        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
-        batch_size=auto_batch(len(masks), tasks),
     )
     table = read_all(folder.uri)
     metrics, details = scores(

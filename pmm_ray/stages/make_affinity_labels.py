@@ -11,8 +11,8 @@ from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
@@ -54,12 +54,7 @@ def run(
     images: TableIndex,
 ) -> Summary:
     """Labels of every image of `cams`, an index of a cams table: a masks table with ignored px."""
-    cluster = context.cluster
-    pool = Pool(
-        cluster.default_tasks(),
-        memory=mask_memory(large_image(context.manifest.uri), cluster.node_memory),
-        labels=cluster.cpu_stage_labels,
-    )
+    memory = mask_memory(large_image(context.manifest.uri), context.cluster.node_memory)
     return run_table_stage(
         context,
         folder,
@@ -67,8 +62,7 @@ def run(
         primary="cams",
         factory=partial(label_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
-        pool=pool,
-        batch_size=auto_batch(len(cams), pool.size),
+        pool=cpu_pool(context, memory=memory),
     )
 
 

@@ -14,7 +14,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
@@ -50,8 +50,6 @@ def run(
     images: TableIndex,
 ) -> Summary:
     """Base masks of every image of `cams` (an index of a cams table)."""
-    pool = mask_pool(config, context)
-    batch = auto_batch(len(cams), pool.size) if config.batch_size == "auto" else config.batch_size
     return run_table_stage(
         context,
         folder,
@@ -59,8 +57,8 @@ def run(
         primary="cams",
         factory=partial(base_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
-        pool=pool,
-        batch_size=batch,
+        pool=mask_pool(config, context),
+        batch_size=None if config.batch_size == "auto" else config.batch_size,
     )
 
 

@@ -25,7 +25,7 @@ from pmm_ray.runtime.mapping.stream import (
     Producer,
     Worker,
 )
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
@@ -121,13 +121,9 @@ def run(
 
 
 def mask_pool(config: MasksConfig | BaseConfig, context: RunContext) -> Pool:
-    """Tasks on every CPU where stages without a GPU run."""
-    cluster = context.cluster
-    return Pool(
-        cluster.default_tasks() if config.tasks == "auto" else config.tasks,
-        memory=mask_memory(large_image(context.manifest.uri), cluster.node_memory),
-        labels=cluster.cpu_stage_labels,
-    )
+    """Tasks on every CPU where stages without a GPU run, with memory for a large image."""
+    memory = mask_memory(large_image(context.manifest.uri), context.cluster.node_memory)
+    return cpu_pool(context, config.tasks, memory)
 
 
 def mask_factory(

@@ -9,7 +9,7 @@ tasks on every CPU, and nothing of it touches disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from pmm_ray.runtime.mapping.stream import (
     Worker,
     row_by_row,
 )
-from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -140,12 +140,7 @@ def run(
     if not config.use_crf:
         worker = partial(argmax_worker, *model, output)
         return run_table_stage(context, folder, factory=worker, pool=actors, **shape)
-    tasks = Pool(
-        cluster.default_tasks(),
-        cpus=CONSUMER_CPUS,
-        memory=task_memory(context),
-        labels=cluster.cpu_stage_labels,
-    )
+    tasks = replace(cpu_pool(context, memory=task_memory(context)), cpus=CONSUMER_CPUS)
     return run_table_stage(
         context,
         folder,

@@ -13,8 +13,8 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
@@ -82,7 +82,6 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
     manifest = context.manifest
     wanted = images_to_draw(manifest.uri)
     context.progress.message(f"{folder.stage}: pixel labels used ({len(wanted)} masks drawn)")
-    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -100,8 +99,6 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
             folder.stage,
         ),
         schema=DRAWN,
-        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
-        batch_size=auto_batch(len(wanted), tasks),
     )
     drawn = read_all(folder.uri)
     hidden = sum(bool(labels) for labels in drawn.column("hidden").to_pylist())

@@ -26,8 +26,8 @@ from pmm_ray.runtime.core.errors import (
 )
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles
 
@@ -113,7 +113,6 @@ def run(
         BudgetExceededError: too many images could not be scored.
         CannotRunError: see `choose_readings`.
     """
-    tasks = context.cluster.default_tasks()
     summary = run_table_stage(
         context,
         folder,
@@ -121,8 +120,6 @@ def run(
         primary="manifest",
         factory=partial(scoring_worker, folder.stage),
         schema=COUNTED,
-        pool=Pool(tasks, labels=context.cluster.cpu_stage_labels),
-        batch_size=auto_batch(len(pairs), tasks),
     )
     table = read_all(folder.uri)
     if not table.num_rows:

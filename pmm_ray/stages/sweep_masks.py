@@ -32,8 +32,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.stream import InputRow, Worker
+from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_parameters
@@ -147,13 +147,6 @@ def run(
         A summary whose `mean_iou` is that of the best combination, `details["chosen"]`.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(cams)} images)")
-    cluster = context.cluster
-    tasks = cluster.default_tasks() if config.tasks == "auto" else config.tasks
-    pool = Pool(
-        tasks,
-        memory=grid_memory(context, cams, len(combinations)),
-        labels=cluster.cpu_stage_labels,
-    )
     summary = run_table_stage(
         context,
         folder,
@@ -168,8 +161,7 @@ def run(
             folder.stage,
         ),
         schema=SCORED,
-        pool=pool,
-        batch_size=auto_batch(len(cams), pool.size),
+        pool=cpu_pool(context, config.tasks, grid_memory(context, cams, len(combinations))),
     )
     found = _scores(folder, context, len(combinations))
     table = [c | metrics for c, metrics in zip(combinations, found, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from pmm_ray.method.affinity import affinity_loss, directions, pair_affinities, pair_labels
 from pmm_ray.method.affinity_labels import confident_labels
 from pmm_ray.method.crf import CrfParameters
-from pmm_ray.method.masks import MaskParameters, argmax_mask
+from pmm_ray.method.masks import MaskParameters, argmax_masks
 
 IGNORE = 255
 
@@ -125,14 +125,16 @@ def test_labels_are_what_two_argmax_masks_agree_on(scene: tuple[np.ndarray, np.n
     image, cam = scene
     got = confident_labels(image, cam, [9, 5], alpha_low=4, alpha_high=24)
     low, high = (
-        argmax_mask(
+        argmax_masks(
             image,
             cam,
             [9, 5],
-            MaskParameters(
-                alpha=alpha, smoothing=0, zero_below_threshold=False, crf=CrfParameters.seam()
-            ),
-        )
+            [
+                MaskParameters(
+                    alpha=alpha, smoothing=0, zero_below_threshold=False, crf=CrfParameters.seam()
+                )
+            ],
+        )[0]
         for alpha in (4.0, 24.0)
     )
     want = np.full(low.shape, IGNORE)

@@ -12,9 +12,7 @@ from pmm_ray.method.confusion import confusion_matrices, confusion_matrix
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import (
     MaskParameters,
-    argmax_mask,
     argmax_masks,
-    proportional_mask,
     proportional_masks,
 )
 
@@ -44,7 +42,7 @@ def test_the_masks_of_many_are_the_masks_of_each(backend: Any, classes: int) -> 
     masks = proportional_masks(image, cam, labels, COMBINATIONS, backend)
     assert len(masks) == len(COMBINATIONS)
     for mask, parameters in zip(masks, COMBINATIONS, strict=True):
-        alone = proportional_mask(image, cam, labels, parameters, backend)
+        alone = proportional_masks(image, cam, labels, [parameters], backend)[0]
         np.testing.assert_array_equal(mask, alone)
         assert mask.dtype == alone.dtype
     assert len({mask.tobytes() for mask in masks}) > len(masks) // 2  # they do differ
@@ -55,7 +53,7 @@ def test_argmax_masks_of_many_are_those_of_each(use_crf: bool) -> None:
     image, cam = photograph(3)
     masks = argmax_masks(image, cam, [7, 2, 5], COMBINATIONS, use_crf=use_crf)
     for mask, parameters in zip(masks, COMBINATIONS, strict=True):
-        alone = argmax_mask(image, cam, [7, 2, 5], parameters, use_crf=use_crf)
+        alone = argmax_masks(image, cam, [7, 2, 5], [parameters], use_crf=use_crf)[0]
         np.testing.assert_array_equal(mask, alone)
     assert len({mask.tobytes() for mask in masks}) > len(masks) // 2
     none = argmax_masks(*photograph(0), [], COMBINATIONS[:2], use_crf=use_crf)

@@ -11,10 +11,10 @@ import pytest
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import (
     MaskParameters,
-    argmax_mask,
+    argmax_masks,
     background_score,
     base_mask,
-    proportional_mask,
+    proportional_masks,
 )
 
 if TYPE_CHECKING:
@@ -37,36 +37,38 @@ def test_overlap_goes_to_the_larger_proportion_of_its_class() -> None:
     # Class 7 is large and strong, class 3 small and weaker; pixel 3 is foreground of both:
     # 0.9 / (1 + 3.6) < 0.8 / (1 + 0.8), though 0.9 > 0.8.
     cam_KHW = np.array([[[0.9, 0.9, 0.9, 0.9]], [[0.0, 0.0, 0.0, 0.8]]], np.float32)
-    mask_HW = proportional_mask(GREY_1x4, cam_KHW, [7, 3], BY_HAND)
+    mask_HW = proportional_masks(GREY_1x4, cam_KHW, [7, 3], [BY_HAND])[0]
     np.testing.assert_array_equal(mask_HW, [[7, 7, 7, 3]])
     assert mask_HW.dtype == np.uint8
 
 
 def test_a_tie_goes_to_the_lowest_id_whatever_the_order_of_rows() -> None:
     cam_KHW = np.full((2, 1, 4), 0.9, np.float32)
-    assert (proportional_mask(GREY_1x4, cam_KHW, [9, 2], BY_HAND) == 2).all()
-    assert (proportional_mask(GREY_1x4, cam_KHW, [2, 9], BY_HAND) == 2).all()
+    assert (proportional_masks(GREY_1x4, cam_KHW, [9, 2], [BY_HAND])[0] == 2).all()
+    assert (proportional_masks(GREY_1x4, cam_KHW, [2, 9], [BY_HAND])[0] == 2).all()
 
 
 def test_a_posterior_of_exactly_one_half_is_background() -> None:
     cam_KHW = np.array([[[0.5, 0.75, 0.25, 0.0]]], np.float32)
     np.testing.assert_array_equal(
-        proportional_mask(GREY_1x4, cam_KHW, [1], BY_HAND), [[0, 1, 0, 0]]
+        proportional_masks(GREY_1x4, cam_KHW, [1], [BY_HAND])[0], [[0, 1, 0, 0]]
     )
 
 
 def test_literal_paper_variant_uses_its_own_threshold_and_denominator() -> None:
     paper = replace(MaskParameters.paper(), alpha=1.0, smoothing=0.0, crf=STILL)
     cam_KHW = np.array([[[0.5, 0.75, 0.04, 0.0]]], np.float32)
-    np.testing.assert_array_equal(proportional_mask(GREY_1x4, cam_KHW, [1], paper), [[1, 1, 0, 0]])
+    np.testing.assert_array_equal(
+        proportional_masks(GREY_1x4, cam_KHW, [1], [paper])[0], [[1, 1, 0, 0]]
+    )
     # Without the +1 a class of one pixel always has proportion 1 there.
     overlap_KHW = np.array([[[0.9, 0.9, 0.9, 0.9]], [[0.0, 0.0, 0.0, 0.2]]], np.float32)
-    assert proportional_mask(GREY_1x4, overlap_KHW, [7, 3], paper)[0, 3] == 3
+    assert proportional_masks(GREY_1x4, overlap_KHW, [7, 3], [paper])[0][0, 3] == 3
 
 
 def test_argmax_without_crf_by_hand() -> None:
     cam_KHW = np.array([[[0.4, 0.6, 0.6, 0.0]], [[0.3, 0.7, 0.6, 0.0]]], np.float32)
-    mask_HW = argmax_mask(GREY_1x4, cam_KHW, [5, 2], BY_HAND, use_crf=False)
+    mask_HW = argmax_masks(GREY_1x4, cam_KHW, [5, 2], [BY_HAND], use_crf=False)[0]
     # Backgrounds 0.6, 0.3, 0.4, 1.0; the tie at pixel 2 goes to the lower id.
     np.testing.assert_array_equal(mask_HW, [[0, 2, 2, 0]])
 
@@ -80,14 +82,14 @@ def test_base_mask_keeps_only_confident_pixels() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("make", [proportional_mask, argmax_mask])
+@pytest.mark.parametrize("make", [proportional_masks, argmax_masks])
 def test_no_classes_and_empty_cams_give_background(make: Any, backend: Any) -> None:
     image_HW3 = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    nothing = make(image_HW3, np.empty((0, 9, 11), np.float32), [], MaskParameters(), backend)
+    [nothing] = make(image_HW3, np.empty((0, 9, 11), np.float32), [], [MaskParameters()], backend)
     assert nothing.shape == (9, 11)
     assert nothing.dtype == np.uint8
     assert not nothing.any()
-    zero = make(image_HW3, np.zeros((2, 9, 11), np.float16), [1, 2], MaskParameters(), backend)
+    [zero] = make(image_HW3, np.zeros((2, 9, 11), np.float16), [1, 2], [MaskParameters()], backend)
     assert not zero.any()
     assert not base_mask(image_HW3, np.zeros((2, 9, 11)), [1, 2], backend=backend).any()
 
@@ -96,15 +98,15 @@ def test_no_classes_and_empty_cams_give_background(make: Any, backend: Any) -> N
 def test_one_pixel_image(backend: Any) -> None:
     image_HW3 = np.zeros((1, 1, 3), np.uint8)
     cam_KHW = np.ones((1, 1, 1), np.float32)
-    assert proportional_mask(image_HW3, cam_KHW, [20], MaskParameters(), backend)[0, 0] == 20
+    assert proportional_masks(image_HW3, cam_KHW, [20], [MaskParameters()], backend)[0][0, 0] == 20
 
 
 def test_ids_over_254_need_sixteen_bits() -> None:
     cam_KHW = np.full((2, 1, 4), 0.9, np.float32)
-    mask_HW = proportional_mask(GREY_1x4, cam_KHW[:1], [300], BY_HAND)
+    mask_HW = proportional_masks(GREY_1x4, cam_KHW[:1], [300], [BY_HAND])[0]
     assert mask_HW.dtype == np.uint16
     assert (mask_HW == 300).all()
-    assert argmax_mask(GREY_1x4, cam_KHW, [254, 1], BY_HAND).dtype == np.uint8
+    assert argmax_masks(GREY_1x4, cam_KHW, [254, 1], [BY_HAND])[0].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -120,16 +122,16 @@ def test_ids_over_254_need_sixteen_bits() -> None:
     ],
 )
 def test_callers_mistakes(cam: Any, labels: Any, message: str) -> None:
-    for make in (proportional_mask, argmax_mask):
+    for make in (proportional_masks, argmax_masks):
         with pytest.raises(ValueError, match=message):
-            make(GREY_1x4, cam, labels, BY_HAND)
+            make(GREY_1x4, cam, labels, [BY_HAND])
 
 
 def test_bad_images_and_parameters() -> None:
     cam_KHW = np.zeros((1, 1, 4))
     for image in (GREY_1x4.astype(np.float32), GREY_1x4[..., 0], np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match="image_HW3"):
-            proportional_mask(image, cam_KHW, [1], BY_HAND)  # type: ignore[arg-type]
+            proportional_masks(image, cam_KHW, [1], [BY_HAND])[0]  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alpha"):
         MaskParameters(alpha=0.0)
     with pytest.raises(ValueError, match="foreground_threshold"):
@@ -142,13 +144,13 @@ def _equal_share(oracle: Oracle, ids: list[str], backend: Any) -> tuple[float, f
         one = oracle.load(image_id)
         pixels += one.mask.size
         for smoothing, truth_HW in ((0.3, one.mask), (0.0, one.mask_without_smoothing)):
-            mask_HW = proportional_mask(
+            mask_HW = proportional_masks(
                 one.image,
                 one.cam,
                 one.labels,
-                MaskParameters(alpha=11, smoothing=smoothing, crf=CrfParameters.ppmg()),
+                [MaskParameters(alpha=11, smoothing=smoothing, crf=CrfParameters.ppmg())],
                 backend,
-            )
+            )[0]
             equal = int((mask_HW == truth_HW).sum())
             if smoothing:
                 smoothed += equal

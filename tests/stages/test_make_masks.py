@@ -16,8 +16,7 @@ from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import (
     MaskParameters,
-    argmax_mask,
-    proportional_mask,
+    argmax_masks,
     proportional_masks,
 )
 from pmm_ray.runtime.core import storage, tables
@@ -73,10 +72,10 @@ def test_the_worker_is_the_method(
     cam = upsample_cam(decode_cam(rows[0]["cams"]), *image.shape[:2])
     labels = rows[0]["manifest"]["labels"]
     if method == "ppmg":
-        expected = proportional_mask(image, cam, labels, MaskParameters(4, 0.2, 0.05))
+        expected = proportional_masks(image, cam, labels, [MaskParameters(4, 0.2, 0.05)])[0]
     else:
         plain = MaskParameters(4, 0, crf=CrfParameters.seam(), zero_below_threshold=False)
-        expected = argmax_mask(image, cam, labels, plain, use_crf=method == "crf_argmax")
+        expected = argmax_masks(image, cam, labels, [plain], use_crf=method == "crf_argmax")[0]
     mask = decode_mask(out["mask_png"])
     np.testing.assert_array_equal(mask, expected)
     assert out["labels"] == sorted(set(np.unique(mask)) - {0})

@@ -15,7 +15,7 @@ from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.mask_methods import MASK_METHODS
-from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
+from pmm_ray.method.masks import MaskParameters, argmax_masks, proportional_masks
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
@@ -53,14 +53,14 @@ def alone(method: str, image: Any, cam: Any, labels: list[int], alpha: float) ->
         plain = MaskParameters(
             alpha=alpha, smoothing=0, zero_below_threshold=False, crf=CrfParameters.seam()
         )
-        return argmax_mask(image, cam, labels, plain, use_crf=method == "crf_argmax")
+        return argmax_masks(image, cam, labels, [plain], use_crf=method == "crf_argmax")[0]
     if method == "crf_argmax_cvs":
         smooth = MaskParameters(alpha=alpha, crf=CrfParameters.seam())
-        return argmax_mask(image, cam, labels, smooth)
+        return argmax_masks(image, cam, labels, [smooth])[0]
     parameters = MaskParameters(alpha=alpha)
     if method == "ppmg_no_cvs":
         parameters = replace(parameters, smoothing=0.0)
-    return proportional_mask(image, cam, labels, parameters)
+    return proportional_masks(image, cam, labels, [parameters])[0]
 
 
 @pytest.mark.parametrize("method", list(MASK_METHODS))

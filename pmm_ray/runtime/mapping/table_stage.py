@@ -53,6 +53,13 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     return max(1, even, int(min(busy, short)))
 
 
+def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
+    """Tasks on every CPU where stages without a GPU run, or so many `tasks`."""
+    cluster = context.cluster
+    size = tasks if isinstance(tasks, int) else cluster.default_tasks()
+    return Pool(size, memory=memory, labels=cluster.cpu_stage_labels)
+
+
 def run_table_stage(
     context: RunContext,
     folder: StageFolder,
@@ -61,8 +68,8 @@ def run_table_stage(
     primary: str,
     factory: Callable[[], Worker],
     schema: pa.Schema,
-    pool: Pool,
-    batch_size: int,
+    pool: Pool | None = None,
+    batch_size: int | None = None,
     producer: Producer | None = None,
 ) -> Summary:
     """Map every image of the primary table to a row or an error row, resuming where it stopped.
@@ -74,8 +81,8 @@ def run_table_stage(
         primary: the table whose ids are the work.
         factory: makes the worker inside a pool process.
         schema: of the output table.
-        pool: how many workers and what each needs.
-        batch_size: images per task.
+        pool: how many workers and what each needs; None: see `cpu_pool`.
+        batch_size: images per task; None: some seconds of work, see `auto_batch`.
         producer: a first pool whose rows `factory`'s workers take; error rows of both are rows of
             this stage's errors table.
 
@@ -88,6 +95,8 @@ def run_table_stage(
     """
     started = time.monotonic()
     expected = inputs[primary].image_ids
+    pool = pool or cpu_pool(context)
+    batch_size = batch_size or auto_batch(len(expected), pool.size)
     ledger = Ledger(folder, schema)
     _scan(context, folder, ledger)
     todo = ledger.uncommitted(expected)

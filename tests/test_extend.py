@@ -1,0 +1,64 @@
+"""The guide's own files are written out and run, as a user would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.core.index import read_all
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "guides" / "extend.md"
+SMALL = [
+    *("data.images=8", "data.size=48", "data.classes=2", "evaluate.ladder=[]"),
+    *("classifier.epochs=1", "classifier.batch_size=4", "classifier.crop_size=48"),
+    *("classifier.resize_long=[48, 64]", "classifier.workers=1", "multicrop.workers=1"),
+    *("cams.scales=[1.0]", "classifier.validation_images=0", "runtime.cpus=2"),
+    *("affinity.workers=1", "segmenter.workers=1", "runtime.object_store_bytes=150000000"),
+]
+
+
+def files_of_the_guide() -> dict[str, str]:
+    """File name -> its text."""
+    text = GUIDE.read_text(encoding="utf-8")
+    return dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", text, flags=re.S))
+
+
+@pytest.mark.timeout(600)
+def test_a_stage_and_a_way_to_masks_from_outside(tmp_path: Path) -> None:
+    files = files_of_the_guide()
+    assert {"my_methods.py", "measure_masks.py", "my_run.py"} <= files.keys()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "my_run.py", str(ROOT / "recipes" / "shapes.yaml"), str(run_dir)]
+    python_path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, *SMALL],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append((float(done.stdout), done.stderr))
+    assert said[0][0] == said[1][0]
+    assert 0 <= said[0][0] <= 1
+    assert "make_masks: " in said[0][1]
+    assert "make_masks: " not in said[1][1]  # nothing is computed again
+    run = load_run(str(run_dir), with_curves=False)
+    assert run.stages[-1].stage == "measure_masks"
+    made = {stage.stage: stage.folder.uri for stage in run.stages}
+    shares = read_all(made["measure_masks"]).column("foreground").to_pylist()
+    assert sorted(shares) == sorted(read_all(made["make_masks"]).column("foreground").to_pylist())
