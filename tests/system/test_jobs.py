@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.system.conftest import RayNodes
 
 ROOT = Path(__file__).resolve().parents[2]
+SUBMIT = [sys.executable, str(ROOT / "jobs" / "submit.py")]
 RECIPE = """
 name: job
 data: {source: shapes, images: 24, classes: 3, size: 64}
@@ -51,12 +52,15 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def submit(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SUBMIT, *arguments], capture_output=True, text=True, **options)
+
+
 def start(
     cluster: RayNodes, working_dir: Path, command: list[str], *options: str
 ) -> subprocess.Popen[str]:
-    submit = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--working-dir", str(working_dir)]
     return subprocess.Popen(
-        [*submit, *options, "--", *command],
+        [*SUBMIT, "--working-dir", str(working_dir), *options, "--", *command],
         env=cluster.client_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -101,13 +105,8 @@ class TestOnACluster:
         self, cluster: RayNodes, working_dir: Path
     ) -> None:
         for token in ({"RAY_AUTH_TOKEN": "0" * 32}, {"RAY_AUTH_MODE": "disabled"}):
-            answer = subprocess.run(
-                [sys.executable, str(ROOT / "jobs" / "submit.py"), "--", "python", "-c", "1"],
-                env=cluster.client_environment | token,
-                capture_output=True,
-                text=True,
-                cwd=working_dir,
-            )
+            environment = cluster.client_environment | token
+            answer = submit("--", "python", "-c", "1", env=environment, cwd=working_dir)
             assert answer.returncode == 1
             assert "RAY_AUTH_TOKEN" in answer.stderr
             assert "Traceback" not in answer.stderr
@@ -191,10 +190,7 @@ def test_without_a_cluster_the_command_runs_here(tmp_path: Path) -> None:
     unset = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     lines = "import os; print(os.environ['NAME']); raise SystemExit(3)"
-    submit = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--env", "NAME=here"]
-    answer = subprocess.run(
-        [*submit, "--", "python", "-c", lines], env=environment, capture_output=True, text=True
-    )
+    answer = submit("--env", "NAME=here", "--", "python", "-c", lines, env=environment)
     assert answer.returncode == 3
     assert answer.stdout.strip() == "here"
     assert "running on this machine" in answer.stderr
@@ -202,12 +198,7 @@ def test_without_a_cluster_the_command_runs_here(tmp_path: Path) -> None:
 
 def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path) -> None:
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
-    answer = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "submit.py"), "--", "true"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    answer = submit("--", "true", env=environment)
     assert answer.returncode == 1
     assert "cannot submit to http://127.0.0.1:9" in answer.stderr
     assert "Traceback" not in answer.stderr
