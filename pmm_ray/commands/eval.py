@@ -24,8 +24,6 @@ from pmm_ray.sources.lists import read_words
 from pmm_ray.sources.mask_files import MaskFiles, find_masks, write_listing
 from pmm_ray.stages import score_masks
 
-SCORES = "scores.json"
-
 
 def score(
     masks: str | Path,
@@ -178,7 +176,7 @@ def _show(summary: Summary, place: str) -> None:
         print(details["note"])
     if details["error_rows"]:
         print(f"{details['error_rows']} error rows, see {storage.join(place, 'errors')}")
-    uri = storage.join(place, SCORES)
+    uri = storage.join(place, "scores.json")
     keys = ("scored", "error_rows", "readings", "note", "excluded", "class_iou")
     content = metrics | {key: details[key] for key in (*keys, "truth_pixels", "mask_pixels")}
     storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())

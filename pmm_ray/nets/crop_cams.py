@@ -30,8 +30,6 @@ _VIEWS_ON_GPU = 32
 # measured by benchmarks/classifier.py: larger batches leave a CPU's caches
 _VIEWS_ON_CPU = 1
 
-Cam = NDArray[np.float16]
-
 
 class Photograph(NamedTuple):
     """What a CAM is made of."""
@@ -90,7 +88,9 @@ class CropCams:
         automatic = _VIEWS_ON_CPU if device.type == "cpu" else _VIEWS_ON_GPU
         self._views = automatic if config.views == "auto" else config.views
 
-    def __call__(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Any, Cam | RowError]]:
+    def __call__(
+        self, photographs: Iterable[Photograph]
+    ) -> Iterator[tuple[Any, NDArray[np.float16] | RowError]]:
         """CAMs of photographs.
 
         Yields:
@@ -184,7 +184,9 @@ class CropCams:
         return functional.interpolate(maps_1KSS, place, mode="bilinear", align_corners=False)[0]
 
 
-def _stored(photograph: Photograph, mean_KHW: NDArray[np.float32]) -> Cam | RowError:
+def _stored(
+    photograph: Photograph, mean_KHW: NDArray[np.float32]
+) -> NDArray[np.float16] | RowError:
     """The finished CAM at storage size."""
     if not np.isfinite(mean_KHW).all():
         return RowError("nonfinite", "the classifier's scores are not finite")

@@ -119,9 +119,9 @@ def test_fused_masks_make_their_own_maps() -> None:
 def test_a_search_for_alpha_takes_no_more_than_its_sample() -> None:
     many = Sample("", {}, Counter({TRAIN: 1000, VAL: 5000}))
     recipe = config(masks={"alpha": "auto"})
-    timings = TIMINGS | {"sweep-alpha": table(1.5, frozenset({VAL}))}
+    timings = TIMINGS | {"sweep_masks-alpha": table(1.5, frozenset({VAL}))}
     found = {cost.stage: cost for cost in estimate(recipe, timings, many, 0)}
-    assert found["sweep-alpha"].images == 100
+    assert found["sweep_masks-alpha"].images == 100
 
 
 def test_a_stage_of_an_unknown_kind_is_named_and_left_out_of_the_sums() -> None:

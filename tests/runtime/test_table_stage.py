@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -278,7 +279,7 @@ def test_a_run_that_was_taken_over_commits_nothing(
     make_context: MakeContext, shapes: Manifest, log: Path
 ) -> None:
     context = make_context(shapes)
-    stale = RunContext(**{**context.__dict__, "attempt": "another"})
+    stale: Any = SimpleNamespace(**{**context.__dict__, "attempt": "another"})
     with pytest.raises(CannotRunError, match="taken over"):
         run(stale, partial(area_worker, str(log)))
     assert scan_parts(StageFolder.below(context.run_dir, "area", "12345678").uri)[0].parts == ()

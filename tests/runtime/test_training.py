@@ -73,7 +73,7 @@ def segmenter_job(
         config=CONFIG.segmenter,
         stage=name,
         round=0,
-        seed=context.seed,
+        seed=context.config.seed,
         split="train",
         manifest_uri=manifest.uri,
         masks_uri=masks_uri,
@@ -197,11 +197,10 @@ from pmm_ray.config import RunConfig
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from types import SimpleNamespace
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.stages import train_classifier
-
-
 
 run_dir, manifest = sys.argv[1:]
 config = RunConfig.model_validate({
@@ -210,8 +209,9 @@ config = RunConfig.model_validate({
     "runtime": {"cpus": 2, "object_store_bytes": 150_000_000},
 })
 with connect("local", config.runtime, run_dir) as cluster:
-    context = RunContext(run_dir, config, open_manifest(manifest), cluster,
-                         EventLog(run_dir, "driver"), Progress(stream=io.StringIO()), "a")
+    context = SimpleNamespace(
+        run_dir=run_dir, config=config, manifest=open_manifest(manifest), cluster=cluster,
+        events=EventLog(run_dir, "driver"), progress=Progress(stream=io.StringIO()), attempt="a")
     folder = StageFolder.below(run_dir, "train_classifier", "0")
     train_classifier.run(config.classifier, context, folder)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,14 +116,19 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
     segmenter = evaluation(tmp_path / "s", [cells("a", truth, bad), cells("b", truth, good)])
     supervision = evaluation(tmp_path / "m", [cells("a", truth, good)])
     folder = StageFolder.below(str(tmp_path), "choose_masks-r1", "12345678")
-    options: dict[str, Any] = {"split": "val", "space": SPACE}
+    context: Any = SimpleNamespace(manifest=SimpleNamespace(label_space=SPACE))
+    options: dict[str, Any] = {"split": "val"}
     # image b, which the segmenter alone has, would lift it
-    worse = choose_masks.run(folder, segmenter=segmenter, supervision=supervision, **options)
+    worse = choose_masks.run(
+        context, folder, segmenter=segmenter, supervision=supervision, **options
+    )
     assert (worse.images, worse.details["update"]) == (1, False)
     assert worse.pixel_labels_used
     assert worse.metrics == {"segmenter": pytest.approx(1 / 3, abs=1e-6), "supervision": 1.0}
-    better = choose_masks.run(folder, segmenter=supervision, supervision=segmenter, **options)
+    better = choose_masks.run(
+        context, folder, segmenter=supervision, supervision=segmenter, **options
+    )
     assert better.details["update"]
     # no better than the masks it learnt from: they stay
-    equal = choose_masks.run(folder, segmenter=segmenter, supervision=segmenter, **options)
+    equal = choose_masks.run(context, folder, segmenter=segmenter, supervision=segmenter, **options)
     assert not equal.details["update"]

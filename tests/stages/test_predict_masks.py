@@ -165,6 +165,8 @@ def test_predict_writes_a_png_for_each_photograph_and_a_row_for_what_it_cannot_r
 def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="neither a run folder nor"):
         find_segmenter(str(tmp_path), ())
-    (tmp_path / "run.json").write_text('{"stages": [{"stage": "make_cams", "folder": "x"}]}')
+    (tmp_path / "run.json").write_text(
+        '{"stages": [{"stage": "make_cams", "hash": "0", "folder": "x"}]}'
+    )
     with pytest.raises(CannotRunError, match="no trained segmenter yet"):
         find_segmenter(str(tmp_path), ())

@@ -11,6 +11,7 @@ from pmm_ray.config import DataConfig
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.stages import rasterize_masks
@@ -65,7 +66,7 @@ def test_the_rules_decide_the_stage(tmp_path: Path) -> None:
         )
         uri = import_coco(str(path), str(tmp_path / "out")).manifest.uri
         hashes += [
-            rasterize_masks.stage_hash(DataConfig(overlap=overlap), uri)
+            rasterize_masks.stage(DataConfig(overlap=overlap), DataSet.open(uri)).hash
             for overlap in ("last", "ignore")
         ]
     assert len(set(hashes)) == 4

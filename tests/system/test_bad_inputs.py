@@ -18,9 +18,10 @@ from PIL import Image
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
-from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.stages import make_cams, make_masks
@@ -97,7 +98,7 @@ def run_stages(
     cams = StageFolder.below(context.run_dir, "make_cams", "00000000")
     make_cams.run(config.cams, context, cams, images=images, checkpoint_uri=checkpoint)
     masks = StageFolder.below(context.run_dir, "make_masks", "00000000")
-    make_masks.run(config.masks, context, masks, cams=read_index(cams.uri), images=images)
+    make_masks.run(config.masks, context, masks, cams=Cams.of(cams), images=images)
     errors = tables.read_errors(cams.errors_uri) + tables.read_errors(masks.errors_uri)
     return {row["image_id"]: row for row in read_all(masks.uri).to_pylist()}, errors
 

@@ -124,9 +124,11 @@ from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.stream import row_by_row
 from pmm_ray.runtime.core.manifest import open_manifest
+from types import SimpleNamespace
+from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.stages import make_cams, make_masks
 
 address, manifest_uri, place = sys.argv[1:]
@@ -163,10 +165,13 @@ config = RunConfig(masks=MasksConfig(batch_size=1))
 with hold(place, "a"), connect(address, config.runtime) as cluster:
     events, progress = EventLog(place, "driver"), Progress()
     manifest = open_manifest(manifest_uri)
-    context = RunContext(place, config, manifest, cluster, events, progress, "a")
+    context = SimpleNamespace(
+        run_dir=place, config=config, manifest=manifest, cluster=cluster, events=events,
+        progress=progress, attempt="a")
     folder = StageFolder.below(place, "make_masks", "12345678")
     images = index_file(manifest_uri)
-    make_masks.run_fused(config.masks, context, folder, images=images, checkpoint_uri="none")
+    cams = Cams(images, "0", streamed_from="none")
+    make_masks.run(config.masks, context, folder, cams=cams, images=images)
 """
 
 
