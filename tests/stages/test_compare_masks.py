@@ -16,7 +16,7 @@ from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
-from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages import choose_masks, compare_masks
 
@@ -117,7 +117,12 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
     supervision = evaluation(tmp_path / "m", [cells("a", truth, good)])
     folder = StageFolder.below(str(tmp_path), "choose_masks-r1", "12345678")
     context: Any = SimpleNamespace(manifest=SimpleNamespace(label_space=SPACE))
-    options: dict[str, Any] = {"split": "val"}
+
+    def choose(segmenter: StageFolder, supervision: StageFolder) -> Summary:
+        return choose_masks.run(
+            context, folder, segmenter=segmenter, supervision=supervision, split="val"
+        )
+
     # image b, which the segmenter alone has, would lift it
     worse = choose_masks.run(
         context, folder, segmenter=segmenter, supervision=supervision, **options
@@ -130,5 +135,5 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
     )
     assert better.details["update"]
     # no better than the masks it learnt from: they stay
-    equal = choose_masks.run(context, folder, segmenter=segmenter, supervision=segmenter, **options)
+    equal = choose(segmenter, segmenter)
     assert not equal.details["update"]
