@@ -124,15 +124,11 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
         )
 
     # image b, which the segmenter alone has, would lift it
-    worse = choose_masks.run(
-        context, folder, segmenter=segmenter, supervision=supervision, **options
-    )
+    worse = choose(segmenter, supervision)
     assert (worse.images, worse.details["update"]) == (1, False)
     assert worse.pixel_labels_used
     assert worse.metrics == {"segmenter": pytest.approx(1 / 3, abs=1e-6), "supervision": 1.0}
-    better = choose_masks.run(
-        context, folder, segmenter=supervision, supervision=segmenter, **options
-    )
+    better = choose(supervision, segmenter)
     assert better.details["update"]
     # no better than the masks it learnt from: they stay
     equal = choose(segmenter, segmenter)
