@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_image, check_number
+from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_image
 from pmm_ray.method.crf.parameters import CrfParameters
 
 Backend = Literal["lattice", "pydensecrf"]
@@ -18,13 +18,11 @@ Backend = Literal["lattice", "pydensecrf"]
 class Solver(Protocol):
     """What a backend gives for one image; every argument has been checked."""
 
-    def binary(
-        self, foreground_KHW: Float32Array, background_KHW: Float32Array, tolerance: float
-    ) -> Float32Array:
+    def binary(self, foreground_KHW: Float32Array, background_KHW: Float32Array) -> Float32Array:
         """Foreground posteriors of K >= 1 independent two-label problems."""
         ...
 
-    def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
+    def joint(self, scores_MHW: Float32Array) -> Float32Array:
         """Posteriors of one problem with M >= 1 labels."""
         ...
 
@@ -41,8 +39,6 @@ class DenseCrf:
             different masks.
         parameters: The kernels and the number of iterations.
         backend: `"lattice"` (Numba, the default) or `"pydensecrf"` (optional package).
-        tolerance: Stop before `parameters.iterations` once no posterior moved by more than this
-            in an iteration, 0..1. 0, the default, never stops early.
 
     Raises:
         ValueError: An argument does not fit, or the backend is unknown.
@@ -54,12 +50,9 @@ class DenseCrf:
         image_HW3: npt.NDArray[np.uint8],
         parameters: CrfParameters,
         backend: Backend = "lattice",
-        tolerance: float = 0.0,
     ) -> None:
         image = check_image(image_HW3)
-        check_number("tolerance", tolerance, 0.0, 1.0)
         self._height, self._width = image.shape[:2]
-        self._tolerance = tolerance
         self._solver = _make_solver(image, parameters, backend)
 
     def binary(self, foreground_KHW: FloatArray, background_KHW: FloatArray) -> Float32Array:
@@ -85,7 +78,6 @@ class DenseCrf:
         return self._solver.binary(
             foreground.astype(np.float32, copy=False),
             background.astype(np.float32, copy=False),
-            self._tolerance,
         )
 
     def joint(self, scores_MHW: FloatArray) -> Float32Array:
@@ -105,7 +97,7 @@ class DenseCrf:
         scores = check_array("scores_MHW", scores_MHW, "MHW", shape)
         if len(scores) == 0:
             return np.empty(scores.shape, np.float32)
-        return self._solver.joint(scores.astype(np.float32, copy=False), self._tolerance)
+        return self._solver.joint(scores.astype(np.float32, copy=False))
 
 
 def _make_solver(

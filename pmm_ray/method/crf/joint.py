@@ -49,7 +49,6 @@ def solve_joint(
     bank: FilterBank,
     scores_MN: Float32Array,
     iterations: int,
-    tolerance: float,
     posterior_MN: Float32Array,
 ) -> None:
     """Turn scores into posteriors, both float32 [M, N] in raster order."""
@@ -76,11 +75,8 @@ def solve_joint(
         field = field.without_settled(scores_MN, largest_M, inverse_N, posterior_MN)
         field.normalize(shifted)
     for _ in range(iterations):
-        previous = field.rows.copy() if tolerance else field.rows
         field.filter()
         field.normalize(shifted)
-        if tolerance and float(np.abs(field.rows - previous).max()) <= tolerance:
-            break
     field.unload(posterior_MN)
 
 

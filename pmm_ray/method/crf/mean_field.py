@@ -20,7 +20,6 @@ from pmm_ray.method.crf.updates import (
     log_ratio,
     logistic,
     lower,
-    movement,
     pack,
     padded,
     unpack,
@@ -42,32 +41,27 @@ class LatticeSolver:
         self._iterations = parameters.iterations
         self._bank = FilterBank(image_HW3, parameters)
 
-    def binary(
-        self, foreground_KHW: Float32Array, background_KHW: Float32Array, tolerance: float
-    ) -> Float32Array:
+    def binary(self, foreground_KHW: Float32Array, background_KHW: Float32Array) -> Float32Array:
         """Foreground posteriors of K independent two-label problems, float32 [K, H, W]."""
         posterior_KHW = np.empty(foreground_KHW.shape, np.float32)
         first = 0
         while first < len(foreground_KHW):
             group = slice(first, first + _together(len(foreground_KHW) - first))
-            self._solve_group(
-                foreground_KHW[group], background_KHW[group], tolerance, posterior_KHW[group]
-            )
+            self._solve_group(foreground_KHW[group], background_KHW[group], posterior_KHW[group])
             first = group.stop
         return posterior_KHW
 
-    def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
+    def joint(self, scores_MHW: Float32Array) -> Float32Array:
         """Posteriors of one problem with M labels, float32 [M, H, W]."""
         scores_MN = _flat(scores_MHW).reshape(len(scores_MHW), -1)
         posterior_MN = np.empty_like(scores_MN)
-        solve_joint(self._bank, scores_MN, self._iterations, tolerance, posterior_MN)
+        solve_joint(self._bank, scores_MN, self._iterations, posterior_MN)
         return posterior_MN.reshape(scores_MHW.shape)
 
     def _solve_group(
         self,
         foreground_KHW: Float32Array,
         background_KHW: Float32Array,
-        tolerance: float,
         posterior_KHW: Float32Array,
     ) -> None:
         count, pixels = len(foreground_KHW), self._bank.places.size
@@ -89,20 +83,9 @@ class LatticeSolver:
         lower(base, lanes, self._bank.mass())
         rows = posterior[: pixels * lanes]
         scratch = self._bank.scratch(lanes)
-        still_K = np.zeros(count, np.bool_)
-        moved_K = np.empty(count, np.float32)
         for _ in range(self._iterations):
-            previous = posterior.copy() if tolerance else posterior
             self._bank.apply(rows, lanes, 2.0, scratch)
             logistic(wide, base, posterior)
-            if tolerance:
-                # A class that stands still keeps that state, whatever the others do.
-                for k in np.flatnonzero(still_K):
-                    posterior[k::lanes] = previous[k::lanes]
-                movement(previous, posterior, lanes, moved_K)
-                still_K = moved_K <= tolerance
-                if still_K.all():
-                    break
         unpack(posterior, self._bank.places, lanes, 0, planes_KN, channels)
 
 

@@ -54,16 +54,6 @@ class CrfParameters:
         return cls(10, 3.0, 10.0, 80.0, 13.0, 10.0)
 
     @classmethod
-    def visualization(cls) -> CrfParameters:
-        """One iteration, as SEAM and PMM draw their figures (released code of both)."""
-        return cls(1, 3.0, 3.0, 80.0, 13.0, 10.0)
-
-    @classmethod
-    def irn(cls) -> CrfParameters:
-        """IRN's refinement of hard labels (released code: `imutils` of IRN)."""
-        return cls(10, 3.0, 3.0, 50.0, 5.0, 10.0)
-
-    @classmethod
     def segmentation(cls) -> CrfParameters:
         """The segmenter at test time and for cyclic masks (released code; DeepLab-v2 values)."""
         return cls(10, 1.0, 3.0, 67.0, 3.0, 4.0)

@@ -40,40 +40,22 @@ class PydensecrfSolver:
         self._parameters = parameters
         self._models: dict[int, Any] = {}
 
-    def binary(
-        self, foreground_KHW: Float32Array, background_KHW: Float32Array, tolerance: float
-    ) -> Float32Array:
+    def binary(self, foreground_KHW: Float32Array, background_KHW: Float32Array) -> Float32Array:
         """Foreground posteriors of K independent two-label problems, float32 [K, H, W]."""
         posterior_KHW = np.empty(foreground_KHW.shape, np.float32)
         for k in range(len(foreground_KHW)):
             scores_2HW = np.stack([background_KHW[k], foreground_KHW[k]])
-            posterior_KHW[k] = self.joint(scores_2HW, tolerance)[1]
+            posterior_KHW[k] = self.joint(scores_2HW)[1]
         return posterior_KHW
 
-    def joint(self, scores_MHW: Float32Array, tolerance: float) -> Float32Array:
+    def joint(self, scores_MHW: Float32Array) -> Float32Array:
         """Posteriors of one problem with M labels, float32 [M, H, W]."""
         labels = len(scores_MHW)
         model = self._model(labels)
         energy_MN = -np.log(np.clip(scores_MHW, 1e-5, 1.0)).reshape(labels, -1)
         model.setUnaryEnergy(np.ascontiguousarray(energy_MN, dtype=np.float32))
-        iterations = self._parameters.iterations
-        if tolerance == 0.0:
-            posterior_MN = np.array(model.inference(iterations), dtype=np.float32)
-        else:
-            posterior_MN = self._until_still(model, iterations, tolerance)
+        posterior_MN = np.array(model.inference(self._parameters.iterations), dtype=np.float32)
         return posterior_MN.reshape(scores_MHW.shape)
-
-    @staticmethod
-    def _until_still(model: Any, iterations: int, tolerance: float) -> Float32Array:
-        current, first, second = model.startInference()
-        previous_MN = np.array(current, dtype=np.float32)
-        for _ in range(iterations):
-            model.stepInference(current, first, second)
-            moved = float(np.abs(np.array(current) - previous_MN).max())
-            previous_MN = np.array(current, dtype=np.float32)
-            if moved <= tolerance:
-                break
-        return previous_MN
 
     def _model(self, labels: int) -> Any:
         if labels not in self._models:

@@ -70,15 +70,6 @@ def lower(rows: Any, stride: int, amount: Any) -> None:
 
 
 @kernel
-def movement(previous: Any, rows: Any, stride: int, moved: Any) -> None:
-    """The largest change of each of the first channels, float32 [K]."""
-    moved[:] = np.float32(0.0)
-    for begin in range(0, rows.size - stride + 1, stride):
-        for k in range(moved.size):
-            moved[k] = max(moved[k], abs(rows[begin + k] - previous[begin + k]))
-
-
-@kernel
 def logistic(wide: Any, base: Any, messages: Any) -> None:
     """messages = sigmoid(base + messages); both have a multiple of `len(wide)` entries."""
     for at in range(base.size // len(wide)):

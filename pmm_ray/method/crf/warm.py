@@ -68,7 +68,7 @@ def _touch_all() -> None:
     image_HW3 = np.zeros((4, 5, 3), np.uint8)
     # Two iterations and labels next to nothing, so that labels are frozen after the first.
     parameters = CrfParameters(2, 3.0, 3.0, 80.0, 13.0, 4.0)
-    crf = DenseCrf(image_HW3, parameters, "lattice", tolerance=1e-6)
+    crf = DenseCrf(image_HW3, parameters)
     for count in (1, 2, 4, 8, 16, 21, 24):
         scores = np.full((count, 4, 5), 1e-3, np.float32)
         scores[0] = 0.5

@@ -94,19 +94,6 @@ def test_joint(height: int, width: int, count: int, parameters: CrfParameters, s
     np.testing.assert_allclose(ours.sum(axis=0), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 0.05])
-def test_tolerance_stops_both_backends_at_the_same_place(tolerance: float) -> None:
-    image_HW3 = make_image(30, 37, 2)
-    scores_MHW = make_scores((1, 30, 37), 5)
-    results = [
-        DenseCrf(image_HW3, CrfParameters.seam(), backend, tolerance).binary(
-            scores_MHW, 1 - scores_MHW
-        )
-        for backend in ("lattice", "pydensecrf")
-    ]
-    assert np.abs(results[0] - results[1]).max() <= TOLERANCE
-
-
 def test_weak_labels_are_frozen_without_a_trace() -> None:
     rng = np.random.default_rng(0)
     image_HW3 = make_image(40, 50, 2)

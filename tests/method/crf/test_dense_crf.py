@@ -33,15 +33,6 @@ def test_same_bytes_for_any_number_of_classes_together() -> None:
         assert part_KHW.tobytes() == together_KHW[first:last].tobytes()
 
 
-def test_same_bytes_with_a_tolerance_for_any_number_of_classes_together() -> None:
-    image_HW3, scores_KHW = problem(37, 41, 5)
-    crf = DenseCrf(image_HW3, CrfParameters.ppmg(), tolerance=0.01)
-    together_KHW = crf.binary(scores_KHW, 1 - scores_KHW)
-    for k in range(5):
-        alone_KHW = crf.binary(scores_KHW[k : k + 1], 1 - scores_KHW[k : k + 1])
-        assert alone_KHW.tobytes() == together_KHW[k : k + 1].tobytes()
-
-
 @pytest.mark.parametrize("labels", [2, 13, 21, 40])
 def test_same_bytes_on_every_run(labels: int) -> None:
     image_HW3, scores_MHW = problem(37, 41, labels)
@@ -208,8 +199,6 @@ def test_callers_mistakes() -> None:
         crf.binary(scores_KHW, scores_KHW[:1])
     with pytest.raises(ValueError, match="backend"):
         DenseCrf(image_HW3, CrfParameters.ppmg(), "other")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="tolerance"):
-        DenseCrf(image_HW3, CrfParameters.ppmg(), tolerance=-1.0)
     for bad_image in (image_HW3.astype(np.int16), image_HW3[..., :2], image_HW3[:0]):
         with pytest.raises(ValueError, match="image_HW3"):
             DenseCrf(bad_image, CrfParameters.ppmg())
@@ -235,14 +224,12 @@ def test_parameters_are_validated_and_presets_carry_the_published_numbers() -> N
             CrfParameters(**numbers | {field: value})
     assert CrfParameters.seam() == CrfParameters.base_mask() == CrfParameters(10, 3, 3, 80, 13, 10)
     assert CrfParameters.ppmg() == CrfParameters(10, 3, 10, 80, 13, 10)
-    assert CrfParameters.visualization() == CrfParameters(1, 3, 3, 80, 13, 10)
-    assert CrfParameters.irn() == CrfParameters(10, 3, 3, 50, 5, 10)
     assert CrfParameters.segmentation() == CrfParameters(10, 1, 3, 67, 3, 4)
 
 
 def test_a_solver_keeps_no_reference_to_the_callers_image() -> None:
     image_HW3, scores_KHW = problem(9, 8, 1)
     solver = LatticeSolver(image_HW3, CrfParameters.ppmg())
-    before = solver.binary(scores_KHW, 1 - scores_KHW, 0.0)
+    before = solver.binary(scores_KHW, 1 - scores_KHW)
     image_HW3[:] = 0
-    np.testing.assert_array_equal(solver.binary(scores_KHW, 1 - scores_KHW, 0.0), before)
+    np.testing.assert_array_equal(solver.binary(scores_KHW, 1 - scores_KHW), before)
