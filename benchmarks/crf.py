@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 from crf_profile import print_profile
 
-from pmm_ray.method.crf import CrfParameters, DenseCrf
-from pmm_ray.method.crf.warm import warm_up
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.kernels.warm import warm_up
 from pmm_ray.method.masks import MaskParameters, proportional_mask
 
 # Share of images with K present classes. COCO's last entry stands for five and more.
@@ -165,7 +165,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from pmm_ray.method.crf import CrfParameters, DenseCrf
+from latticecrf import CrfParameters, DenseCrf
 width, height = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
 image = np.kron(rng.integers(0, 240, (height // 20, width // 20, 3)), np.ones((20, 20, 1)))

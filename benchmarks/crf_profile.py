@@ -11,22 +11,16 @@ from typing import Any
 import crf_inputs as inputs
 import numpy as np
 
-from pmm_ray.method.crf import (
-    CrfParameters,
-    DenseCrf,
-    freezing,
-    joint,
-    lattice,
-    mean_field,
-    placing,
-)
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.lattice import lattice, placing
+from latticecrf.mean_field import freezing, joint, solver
 
 PLACING = ("embed", "number_vertices", "sort_vertices", "renumber", "link_vertices")
 BUILDING = ("chain_pieces", "first_steps", "group_pixels", "corner_slots", "normalize")
 KERNELS: dict[Any, tuple[str, ...]] = {
     placing: PLACING,
     lattice: (*BUILDING, "filter_apart", "spread", "collect", "filter_in_place"),
-    mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
+    solver: ("log_ratio", "pack", "logistic", "lower", "unpack"),
     joint: (
         *("invert_sums", "load_scores", "unpack", "unload", "columns", "fill_implied"),
         *("freezing_costs", "grow", "highest", "softmax"),

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from latticecrf import CrfParameters
 from pmm_ray.config import BaseConfig, MasksConfig
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables

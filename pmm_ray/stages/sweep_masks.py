@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, section_hash
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
-from pmm_ray.method.crf.dense_crf import Backend
 from pmm_ray.method.masks import MaskParameters, proportional_masks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latticecrf import CrfParameters
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_mask, proportional_mask
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow

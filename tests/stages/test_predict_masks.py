@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from latticecrf import DenseCrf
 from pmm_ray.config import RunConfig
-from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.predict import find_segmenter, predict_folder

@@ -1,0 +1,214 @@
+"""The permutohedral lattice of one image, and Gaussian filtering through it.
+
+The filter is `D^-1/2 K D^-1/2` with `K = a W B W^T`: W holds the barycentric weights, B blurs
+along the d + 1 axes, `a = 1 / (1 + 2^-d)`, and `D = K 1`. `D^-1/2` and the square root of `a`
+are folded into the weights once, so filtering is splat, blur and slice and nothing else.
+"""
+
+# H, W: image; N: pixels; d: feature dimensions, 2 or 5; S: simplices; M: vertices; T: steps.
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from latticecrf.checks import Float32Array
+from latticecrf.lattice.filtering import collect, filter_apart, filter_in_place, spread
+from latticecrf.lattice.placing import place_pixels
+from latticecrf.lattice.sweep import (
+    CARRY,
+    chain_pieces,
+    corner_slots,
+    cut_steps,
+    first_steps,
+    ring_slots,
+    schedule,
+)
+from latticecrf.lattice.vertices import group_pixels, normalize
+from latticecrf.simd.aligned import aligned
+
+# Long segments are cut, so that a large flat area is summed in parts.
+_LONGEST_SEGMENT = 256
+# Vertices in a step of a sweep, and the largest lattice that is filtered in one step: the rows of
+# 16 channels, or those of one channel, then fit the second-level cache.
+_BATCH = 4096
+_WHOLE = 32768
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A lattice with its pixels sorted by simplex, in the order of its sweep.
+
+    Attributes:
+        plan: What the kernels read: the schedule int64 [T, 8], see `schedule`; the ring's number of
+            rows; the first sorted pixel of each segment (pixels of one simplex), int64
+            [segments + 1]; the ring slots of each segment's d + 1 vertices, flat int32; normalized
+            barycentric weights in sorted order, flat float32 [N * (d + 1)]; the starts and slots of
+            `chain_pieces`.
+        link: Place of each sorted pixel in the order of the caller's arrays, int32 [N].
+        vertices: M.
+        rows: Rows of working memory.
+        axes: d + 1.
+        mass: The filter applied to ones, in sorted order, float32 [N].
+    """
+
+    plan: tuple[
+        npt.NDArray[np.int64],
+        int,
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+        Float32Array,
+        npt.NDArray[np.int64],
+        npt.NDArray[np.int32],
+    ]
+    link: npt.NDArray[np.int32]
+    vertices: int
+    rows: int
+    axes: int
+    mass: Float32Array
+
+    def scratch(self, lanes: int) -> Float32Array:
+        """Working memory for filtering `lanes` channels."""
+        return aligned(self.rows * lanes)
+
+    def filter_apart(
+        self,
+        lanes: int,
+        source: Float32Array,
+        factor: float,
+        scratch: Float32Array,
+        target: Float32Array,
+    ) -> None:
+        """Filter the pixel rows of `source` into `target`.
+
+        The source is in the caller's order, the target in the lattice's.
+        """
+        filter_apart(
+            (0,) * lanes,
+            (0,) * self.axes,
+            self.plan,
+            self.link,
+            source,
+            np.float32(factor),
+            scratch,
+            target,
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many steps the lattice is filtered in."""
+        return len(self.plan[0])
+
+    def spread(self, lanes: int, source: Float32Array, scratch: Float32Array) -> None:
+        """Splat the pixel rows of `source`; for a lattice of one step."""
+        spread((0,) * lanes, (0,) * self.axes, self.plan, self.link, source, scratch)
+
+    def collect(
+        self, lanes: int, factor: float, scratch: Float32Array, target: Float32Array
+    ) -> None:
+        """Add what was spread, filtered, to the rows of `target`, in the caller's order."""
+        corners = (0,) * self.axes
+        collect((0,) * lanes, corners, self.plan, self.link, np.float32(factor), scratch, target)
+
+    def filter_in_place(
+        self,
+        lanes: int,
+        rows: Float32Array,
+        factor: float,
+        scratch: Float32Array,
+        extra: Float32Array,
+        mate: npt.NDArray[np.int32],
+    ) -> None:
+        """Filter rows that are in the lattice's order.
+
+        Row `mate[p]` of `extra` is added to row p; an empty `mate` adds nothing.
+        """
+        filter_in_place(
+            (0,) * lanes,
+            (0,) * self.axes,
+            self.plan,
+            rows,
+            np.float32(factor),
+            scratch,
+            extra,
+            mate,
+        )
+
+
+def build_lattice(
+    image_HW3: npt.NDArray[np.uint8],
+    sigma: float,
+    color_sigma: float | None,
+    places: npt.NDArray[np.int32],
+    batch: int = _BATCH,
+    whole: int = _WHOLE,
+) -> Lattice:
+    """Build the lattice of an image's pixels.
+
+    Args:
+        image_HW3: uint8 [H, W, 3], contiguous; only its size matters without `color_sigma`.
+        sigma: Spatial standard deviation, pixels.
+        color_sigma: Colour standard deviation, grey levels; None for a spatial lattice.
+        places: The place of each pixel of the image in the caller's arrays, int32 [N].
+        batch: See `cut_steps`.
+        whole: The largest lattice that is filtered in one step, vertices.
+
+    Raises:
+        ValueError: A standard deviation is so small for this image that float32 cannot place
+            its pixels.
+    """
+    weights, simplex_of, simplices, following, levels = place_pixels(
+        image_HW3, sigma, color_sigma, whole
+    )
+    axes, vertices = following.shape
+    steps = cut_steps(levels, axes - 1, batch)
+    piece_starts, slots, pieces, carries = chain_pieces(following, levels, steps.ends, steps.ring)
+    # Large images: what is done with goes before the next arrays come.
+    del following
+    step_of = first_steps(simplices, levels, steps.ends)
+    starts, owner, link, grouped, segments = group_pixels(
+        simplex_of, weights, places, step_of, len(steps.ends), _LONGEST_SEGMENT
+    )
+    del weights, simplex_of
+    lattice = Lattice(
+        plan=(
+            schedule(steps, segments, pieces),
+            steps.ring,
+            starts,
+            corner_slots(simplices, owner, ring_slots(vertices, steps.ring)),
+            grouped,
+            piece_starts,
+            slots,
+        ),
+        link=link,
+        vertices=vertices,
+        rows=steps.ring + CARRY + carries,
+        axes=axes,
+        mass=np.empty(link.size, np.float32),
+    )
+    _normalize_weights(lattice, 1.0 / (1.0 + 2.0 ** (1 - axes)))
+    return lattice
+
+
+def in_own_order(lattice: Lattice) -> tuple[npt.NDArray[np.int32], Lattice]:
+    """The place of each raster pixel in the lattice's order, int32 [N], and the lattice for it.
+
+    Args:
+        lattice: A lattice whose `link` refers to raster order.
+    """
+    raster = np.arange(lattice.link.size, dtype=np.int32)
+    places = np.empty_like(raster)
+    places[lattice.link] = raster
+    return places, replace(lattice, link=raster)
+
+
+def _normalize_weights(lattice: Lattice, attenuation: float) -> None:
+    """Fold `D^-1/2` and the root of the attenuation into the weights; fill in `mass`."""
+    scratch = lattice.scratch(1)
+    ones = np.ones_like(lattice.mass)
+    lattice.filter_apart(1, ones, attenuation, scratch, lattice.mass)
+    normalize(lattice.plan[4], lattice.mass, np.float32(math.sqrt(attenuation)))
+    lattice.filter_apart(1, ones, 1.0, scratch, lattice.mass)
