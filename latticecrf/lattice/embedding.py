@@ -4,7 +4,7 @@ The arithmetic follows Kraehenbuehl's implementation operation by operation, in 
 both put a pixel into the same simplex with the same weights.
 """
 
-# H, W: image; d: feature dimensions, 2 (x, y) or 5 (x, y, r, g, b); N: pixels, H * W.
+# H, W: image; d: feature dimensions; N: pixels.
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from latticecrf.simd.rows import prefetch
 
 # How many pixels ahead a look-up's cache line is asked for.
 _AHEAD = 12
+# How many pixels without a grid are placed at a time.
+_TOGETHER = 512
 
 
 @kernel
@@ -95,16 +97,21 @@ def _weigh_row(rank: Any, rest: Any, ordered: Any, weights: Any) -> None:
 
 
 @kernel
-def _fill_features(
-    image: Any, y: Any, step_x: Any, step_y: Any, colors: Any, features: Any
-) -> None:
-    """The features of one image row; `colors` maps a grey level to its feature."""
+def _fill_features(source: Any, y: int, first: int, features: Any) -> None:
+    """The features of row y of an image, or of the points from `first` on."""
+    image, step_x, step_y, colors, points = source
+    d, width = features.shape
+    if points.shape[0] > 0:
+        for i in range(d):
+            for x in range(width):
+                features[i, x] = points[i, first + x]
+        return
     features[0, :] = step_x
     features[1, :] = step_y[y]
-    for c in range(features.shape[0] - 2):
-        out = features[2 + c]
-        for x in range(out.size):
-            out[x] = colors[image[y, x, c]]
+    for c in range(d - 2):
+        out, levels = features[2 + c], colors[c]
+        for x in range(width):
+            out[x] = levels[image[y, x, c]]
 
 
 @kernel
@@ -120,10 +127,7 @@ def _keep(
 
 @kernel
 def embed(
-    image: Any,
-    step_x: Any,
-    step_y: Any,
-    colors: Any,
+    source: Any,
     scale: Any,
     radix: Any,
     low: Any,
@@ -136,9 +140,7 @@ def embed(
     """Place every pixel and number the simplices in the order of their first pixel.
 
     Args:
-        image: uint8 [H, W, 3], contiguous; read only when d = 5.
-        step_x: x over its sigma, float32 [W]. `step_y`: the same for y, [H].
-        colors: Grey level over its sigma, float32 [256].
+        source: The features, see `Features`.
         scale: Diagonal of the elevation, float32 [d].
         radix: Place values of the first d corner coordinates in a simplex key, int64 [d],
             above the (d + 1) ** d that the order of the coordinates takes.
@@ -153,8 +155,10 @@ def embed(
     Returns:
         The number of simplices.
     """
-    height, width = step_y.size, step_x.size
-    d = scale.size
+    d, pixels = scale.size, simplex_of.size
+    grid = source[1].size > 0
+    width = source[1].size if grid else min(pixels, _TOGETHER)
+    height = (pixels + width - 1) // width
     features = np.empty((d, width), np.float32)
     elevated = np.empty((d + 1, width), np.float32)
     rest = np.empty((d + 1, width), np.float32)
@@ -170,11 +174,12 @@ def embed(
     table = new_table(1 << 12)
     count = 0
     for y in range(height):
-        _fill_features(image, y, step_x, step_y, colors, features)
+        # The last points may be placed twice, with the same result.
+        first = min(y * width, pixels - width)
+        _fill_features(source, y, first, features)
         _elevate_row(features, scale, elevated, partial)
         _round_row(elevated, corner, rank, rest)
         _weigh_row(rank, rest, ordered, row_weights)
-        first = y * width
         row_keys[:] = 0
         for i in range(d):
             base, order, place, start = corner[i], rank[i], radix[i], low[i]
@@ -195,7 +200,7 @@ def embed(
                     count += 1
         else:
             for x in range(width):
-                simplex_of[first + x] = count
-                _keep(corner, rank, x, simplex_corner, simplex_rank, count)
-                count += 1
+                simplex_of[first + x] = first + x
+                _keep(corner, rank, x, simplex_corner, simplex_rank, first + x)
+            count = first + width
     return count

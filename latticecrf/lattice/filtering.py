@@ -51,7 +51,7 @@ def _splat(
     lanes: Any, corners: Any, plan: Any, first: int, last: int, source: Any, values: Any
 ) -> None:
     """Add the weighted rows of contiguous pixels to their vertices."""
-    _, _, starts, simplices, weights, _, _ = plan
+    _, _, starts, simplices, weights, _, _, _ = plan
     count = len(corners)
     for segment in range(first, last):
         total = corners_zero(corners, lanes)
@@ -73,7 +73,7 @@ def _gather(
     values: Any,
 ) -> None:
     """Add the weighted rows `source[link[p]]` to their vertices."""
-    _, _, starts, simplices, weights, _, _ = plan
+    _, _, starts, simplices, weights, _, _, _ = plan
     count, width = len(corners), len(lanes)
     for segment in range(first, last):
         total = corners_zero(corners, lanes)
@@ -89,7 +89,7 @@ def _gather(
 @kernel
 def _blur(lanes: Any, plan: Any, first: int, last: int, values: Any) -> None:
     """Blur pieces of chains by [1/2, 1, 1/2], in place: every row is read and written once."""
-    _, _, _, _, _, starts, slots = plan
+    _, _, _, _, _, _, starts, slots = plan
     for piece in range(first, last):
         begin, end = starts[piece], starts[piece + 1]
         before = row_load(lanes, values, np.int64(slots[begin]))
@@ -126,7 +126,7 @@ def filter_apart(
         values: Working memory, flat float32.
         target: Receives the rows in the lattice's order, flat float32 [N * L].
     """
-    jobs, ring, starts, simplices, weights, _, _ = plan
+    jobs, ring, starts, simplices, _, weights, _, _ = plan
     count = len(corners)
     row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
@@ -144,7 +144,7 @@ def filter_apart(
 @kernel
 def spread(lanes: Any, corners: Any, plan: Any, link: Any, source: Any, values: Any) -> None:
     """The first half of `filter_apart`, for a lattice that is filtered in one step."""
-    jobs, ring, _, _, _, _, _ = plan
+    jobs, ring, _, _, _, _, _, _ = plan
     row_store(values, ring + ZERO, row_zero(lanes))
     _clear(lanes, ring, 0, ring, values)
     _gather(lanes, corners, plan, 0, jobs[0, SPLAT + 1], link, source, values)
@@ -158,7 +158,7 @@ def collect(
 
     Row `link[p]` of `target` receives pixel p's result.
     """
-    jobs, _, starts, simplices, weights, _, _ = plan
+    jobs, _, starts, simplices, _, weights, _, _ = plan
     count = len(corners)
     _blur(lanes, plan, 0, jobs[0, BLUR + 1], values)
     for segment in range(jobs[0, SLICE + 1]):
@@ -188,7 +188,7 @@ def filter_in_place(
         extra: Rows to add, flat float32.
         mate: Which of them belongs to each pixel, int32 [N]; empty to add nothing.
     """
-    jobs, ring, starts, simplices, weights, _, _ = plan
+    jobs, ring, starts, simplices, _, weights, _, _ = plan
     count = len(corners)
     row_store(values, ring + ZERO, row_zero(lanes))
     for step in range(jobs.shape[0]):
@@ -206,3 +206,11 @@ def filter_in_place(
                         row_prefetch(lanes, extra, np.int64(mate[ahead]))
                     row = row_add(row, row_load(lanes, extra, np.int64(mate[p])))
                 row_store(rows, p, row)
+
+
+@kernel
+def add_rows(lanes: Any, rows: Any, extra: Any, mate: Any) -> None:
+    """Add row `mate[p]` of `extra` to row p."""
+    for p in range(mate.size):
+        row = row_load(lanes, extra, np.int64(mate[p]))
+        row_store(rows, p, row_add(row_load(lanes, rows, p), row))

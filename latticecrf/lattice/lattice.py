@@ -1,21 +1,24 @@
 """The permutohedral lattice of one image, and Gaussian filtering through it.
 
-The filter is `D^-1/2 K D^-1/2` with `K = a W B W^T`: W holds the barycentric weights, B blurs
-along the d + 1 axes, `a = 1 / (1 + 2^-d)`, and `D = K 1`. `D^-1/2` and the square root of `a`
-are folded into the weights once, so filtering is splat, blur and slice and nothing else.
+The filter is `K = a W B W^T`: W holds the barycentric weights, B blurs along the d + 1 axes, and
+`a = 1 / (1 + 2^-d)`. With `D = K 1` it is normalized to `D^-1/2 K D^-1/2`, or as `Normalization`
+says. What normalizes, and the square root of `a`, are folded into the weights once, so filtering is
+splat, blur and slice and nothing else.
 """
 
-# H, W: image; N: pixels; d: feature dimensions, 2 or 5; S: simplices; M: vertices; T: steps.
+# N: pixels; d: feature dimensions; S: simplices; M: vertices; T: steps.
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from latticecrf.checks import Float32Array
+from latticecrf.lattice.features import Features
 from latticecrf.lattice.filtering import collect, filter_apart, filter_in_place, spread
 from latticecrf.lattice.placing import place_pixels
 from latticecrf.lattice.sweep import (
@@ -27,14 +30,19 @@ from latticecrf.lattice.sweep import (
     ring_slots,
     schedule,
 )
-from latticecrf.lattice.vertices import group_pixels, normalize
+from latticecrf.lattice.vertices import group_pixels, scale_weights
 from latticecrf.simd.aligned import aligned
+
+Normalization = Literal["none", "before", "after", "symmetric"]
 
 # Long segments are cut, so that a large flat area is summed in parts.
 _LONGEST_SEGMENT = 256
 # Vertices in a step of a sweep, and the largest lattice that is filtered in one step: the rows of
 # 16 channels, or those of one channel, then fit the second-level cache.
 _BATCH = 4096
+# The same in more than two dimensions. Chains are short there, and cutting them costs more than a
+# ring somewhat larger than the cache.
+_BATCH_OF_SHORT_CHAINS = 12288
 _WHOLE = 32768
 
 
@@ -46,8 +54,8 @@ class Lattice:
         plan: What the kernels read: the schedule int64 [T, 8], see `schedule`; the ring's number of
             rows; the first sorted pixel of each segment (pixels of one simplex), int64
             [segments + 1]; the ring slots of each segment's d + 1 vertices, flat int32; normalized
-            barycentric weights in sorted order, flat float32 [N * (d + 1)]; the starts and slots of
-            `chain_pieces`.
+            barycentric weights in sorted order, flat float32 [N * (d + 1)], those that splat and
+            those that slice, one array if they are equal; the starts and slots of `chain_pieces`.
         link: Place of each sorted pixel in the order of the caller's arrays, int32 [N].
         vertices: M.
         rows: Rows of working memory.
@@ -60,6 +68,7 @@ class Lattice:
         int,
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
+        Float32Array,
         Float32Array,
         npt.NDArray[np.int64],
         npt.NDArray[np.int32],
@@ -139,31 +148,28 @@ class Lattice:
 
 
 def build_lattice(
-    image_HW3: npt.NDArray[np.uint8],
-    sigma: float,
-    color_sigma: float | None,
+    features: Features,
     places: npt.NDArray[np.int32],
-    batch: int = _BATCH,
+    normalization: Normalization = "symmetric",
+    batch: int | None = None,
     whole: int = _WHOLE,
 ) -> Lattice:
-    """Build the lattice of an image's pixels.
+    """Build the lattice of some pixels.
 
     Args:
-        image_HW3: uint8 [H, W, 3], contiguous; only its size matters without `color_sigma`.
-        sigma: Spatial standard deviation, pixels.
-        color_sigma: Colour standard deviation, grey levels; None for a spatial lattice.
-        places: The place of each pixel of the image in the caller's arrays, int32 [N].
-        batch: See `cut_steps`.
+        features: What tells the pixels apart.
+        places: The place of each pixel in the caller's arrays, int32 [N].
+        normalization: What the filter multiplies before and after.
+        batch: See `cut_steps`; None for what is fast.
         whole: The largest lattice that is filtered in one step, vertices.
 
     Raises:
-        ValueError: A standard deviation is so small for this image that float32 cannot place
-            its pixels.
+        ValueError: A standard deviation is so small that float32 cannot place the pixels.
     """
-    weights, simplex_of, simplices, following, levels = place_pixels(
-        image_HW3, sigma, color_sigma, whole
-    )
+    weights, simplex_of, simplices, following, levels = place_pixels(features, whole)
     axes, vertices = following.shape
+    if batch is None:
+        batch = _BATCH if features.dimensions <= 2 else _BATCH_OF_SHORT_CHAINS
     steps = cut_steps(levels, axes - 1, batch)
     piece_starts, slots, pieces, carries = chain_pieces(following, levels, steps.ends, steps.ring)
     # Large images: what is done with goes before the next arrays come.
@@ -180,6 +186,7 @@ def build_lattice(
             starts,
             corner_slots(simplices, owner, ring_slots(vertices, steps.ring)),
             grouped,
+            grouped if normalization == "symmetric" else grouped.copy(),
             piece_starts,
             slots,
         ),
@@ -189,7 +196,7 @@ def build_lattice(
         axes=axes,
         mass=np.empty(link.size, np.float32),
     )
-    _normalize_weights(lattice, 1.0 / (1.0 + 2.0 ** (1 - axes)))
+    _normalize_weights(lattice, 1.0 / (1.0 + 2.0 ** (1 - axes)), normalization)
     return lattice
 
 
@@ -205,10 +212,17 @@ def in_own_order(lattice: Lattice) -> tuple[npt.NDArray[np.int32], Lattice]:
     return places, replace(lattice, link=raster)
 
 
-def _normalize_weights(lattice: Lattice, attenuation: float) -> None:
-    """Fold `D^-1/2` and the root of the attenuation into the weights; fill in `mass`."""
+def _normalize_weights(lattice: Lattice, attenuation: float, normalization: Normalization) -> None:
+    """Fold the normalization and the root of the attenuation into the weights; fill in `mass`."""
     scratch = lattice.scratch(1)
     ones = np.ones_like(lattice.mass)
     lattice.filter_apart(1, ones, attenuation, scratch, lattice.mass)
-    normalize(lattice.plan[4], lattice.mass, np.float32(math.sqrt(attenuation)))
+    total, root = lattice.mass + np.float32(1e-20), np.float32(math.sqrt(attenuation))
+    splatting, slicing = lattice.plan[4:6]
+    if normalization == "symmetric":
+        scale_weights(splatting, root / np.sqrt(total))
+    else:
+        before, after = normalization == "before", normalization == "after"
+        scale_weights(splatting, root / total if before else root * ones)
+        scale_weights(slicing, root / total if after else root * ones)
     lattice.filter_apart(1, ones, 1.0, scratch, lattice.mass)

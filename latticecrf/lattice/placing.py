@@ -1,6 +1,6 @@
 """Where the pixels of an image lie in the permutohedral lattice, and its vertices."""
 
-# H, W: image; N: pixels; d: feature dimensions, 2 or 5; S: simplices; M: vertices.
+# N: pixels; d: feature dimensions; S: simplices; M: vertices.
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from latticecrf.checks import Float32Array
 from latticecrf.lattice.embedding import embed
+from latticecrf.lattice.features import Features
 from latticecrf.lattice.vertices import (
     link_vertices,
     number_vertices,
@@ -44,24 +45,16 @@ class Placement(NamedTuple):
     levels: npt.NDArray[np.int64]
 
 
-def place_pixels(
-    image_HW3: npt.NDArray[np.uint8], sigma: float, color_sigma: float | None, whole: int
-) -> Placement:
-    """Place every pixel of an image; see `build_lattice` for the arguments.
+def place_pixels(features: Features, whole: int) -> Placement:
+    """Place every pixel; see `build_lattice` for the arguments.
 
     Raises:
-        ValueError: A standard deviation is so small for this image that float32 cannot place
-            its pixels.
+        ValueError: A standard deviation is so small that float32 cannot place the pixels.
     """
-    height, width = image_HW3.shape[:2]
-    pixels = height * width
-    d = 2 if color_sigma is None else 5
-    step_x = np.arange(width, dtype=np.float32) / np.float32(sigma)
-    step_y = np.arange(height, dtype=np.float32) / np.float32(sigma)
-    colors = np.arange(256, dtype=np.float32) / np.float32(color_sigma or 1.0)
+    pixels, d = features.pixels, features.dimensions
     spread = float(np.float32(math.sqrt(2.0 / 3.0) * (d + 1)))
     scale = np.array([1 / math.sqrt((i + 1) * (i + 2)) * spread for i in range(d)], np.float32)
-    low, span = _corner_range(np.array([step_x[-1], step_y[-1]] + [colors[-1]] * (d - 2)), scale)
+    low, span = _corner_range(*features.ranges(), scale)
 
     orders = (d + 1) ** d
     packed = math.prod(span) * orders < _KEY_LIMIT
@@ -75,10 +68,7 @@ def place_pixels(
     corner = np.empty((pixels + 1, d), np.int32)
     rank = np.empty((pixels + 1, d + 1), np.int8)
     count = embed(
-        image_HW3,
-        step_x,
-        step_y,
-        colors,
+        tuple(features),
         scale,
         _radix(span, orders) if packed else np.zeros(d, np.int64),
         np.array(low, np.int32),
@@ -112,23 +102,23 @@ def place_pixels(
 
 
 def _corner_range(
-    peak: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]
+    least: Float32Array, most: Float32Array, scale: Float32Array
 ) -> tuple[list[int], list[int]]:
     """Smallest value and number of values of each corner coordinate.
 
     Coordinate j of an elevated point is the sum of the components from j on less j times
-    component j - 1, and every component lies between 0 and its peak.
+    component j - 1, and every component stands between its least and its most, as does 0.
     """
     d = len(scale)
-    highest = (peak * scale).astype(np.float64)
+    lowest, highest = ((bound * scale).astype(np.float64) for bound in (least, most))
     low, span = [], []
     for j in range(d):
-        smallest = -j * highest[j - 1] if j else 0.0
-        largest = float(highest[j:].sum())
+        smallest = float(lowest[j:].sum()) - (j * highest[j - 1] if j else 0.0)
+        largest = float(highest[j:].sum()) - (j * lowest[j - 1] if j else 0.0)
         if max(-smallest, largest) > _COORDINATE_LIMIT:
             raise ValueError(
-                "the CRF's standard deviations are too small for an image of this size: "
-                "float32 cannot tell its pixels' places apart"
+                "the CRF's standard deviations are too small for these pixels: "
+                "float32 cannot tell their places apart"
             )
         first = math.floor(smallest / (d + 1)) - 2
         low.append(first)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from latticecrf.lattice.lattice import Lattice, build_lattice, in_own_order
+from latticecrf.lattice.features import Features
+from latticecrf.lattice.lattice import Lattice, Normalization, build_lattice, in_own_order
 
 Places = npt.NDArray[np.int32]
 
@@ -17,37 +19,32 @@ _KEPT = 4
 _KEPT_PIXELS = 1_000_000
 
 _lock = threading.Lock()
-_recent: OrderedDict[tuple[int, int, float], tuple[Places, Lattice]] = OrderedDict()
+_recent: OrderedDict[tuple[Any, ...], tuple[Places, Lattice]] = OrderedDict()
 
 
-def spatial_lattice(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
+def spatial_lattice(
+    features: Features, normalization: Normalization = "symmetric"
+) -> tuple[Places, Lattice]:
     """The lattice of a pixel grid and the order it keeps pixels in.
 
     Args:
-        height: Rows.
-        width: Columns.
-        sigma: Standard deviation, pixels.
+        features: Those of a grid.
+        normalization: See `build_lattice`.
 
     Returns:
         The place of each pixel in the lattice's order, int32 [N], and the lattice, whose `link`
         refers to that order. Both are shared: never write to them.
     """
-    key = (height, width, sigma)
+    key = (features.step_x.tobytes(), features.step_y.tobytes(), normalization)
     with _lock:
         if key in _recent:
             _recent.move_to_end(key)
             return _recent[key]
-    built = _build(height, width, sigma)
-    if height * width <= _KEPT_PIXELS:
+    raster = np.arange(features.pixels, dtype=np.int32)
+    built = in_own_order(build_lattice(features, raster, normalization))
+    if features.pixels <= _KEPT_PIXELS:
         with _lock:
             _recent[key] = built
             if len(_recent) > _KEPT:
                 _recent.popitem(last=False)
     return built
-
-
-def _build(height: int, width: int, sigma: float) -> tuple[Places, Lattice]:
-    raster = np.arange(height * width, dtype=np.int32)
-    # Only the shape of the image is read, so one byte can stand for all of them.
-    blank_HW3 = np.zeros((height, width, 3), np.uint8)
-    return in_own_order(build_lattice(blank_HW3, sigma, None, raster))

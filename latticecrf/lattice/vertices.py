@@ -218,10 +218,9 @@ def group_pixels(
 
 
 @kernel
-def normalize(weights: Any, total: Any, factor: Any) -> None:
-    """Multiply every pixel's weights by `factor / sqrt(total)`."""
-    corners = weights.size // total.size
-    for p in range(total.size):
-        share = factor / np.sqrt(total[p] + np.float32(1e-20))
+def scale_weights(weights: Any, factors: Any) -> None:
+    """Multiply every pixel's weights by its factor."""
+    corners = weights.size // factors.size
+    for p in range(factors.size):
         for j in range(corners):
-            weights[p * corners + j] *= share
+            weights[p * corners + j] *= factors[p]

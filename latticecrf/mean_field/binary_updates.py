@@ -17,6 +17,8 @@ from latticecrf.simd.rows import (
     row_store,
 )
 
+# Scores below it count as this much: the released code's clipping of unaries.
+FLOOR = np.float32(1e-5)
 # Pixels whose rows are turned at a time.
 _TILE = 64
 
@@ -52,12 +54,12 @@ def log_ratio(wide: Any, single: Any, foreground: Any, background: Any, logits: 
     step = len(wide)
     whole = logits.size // step
     for at in range(whole):
-        above = row_clip_score(row_load(wide, foreground, at))
-        below = row_clip_score(row_load(wide, background, at))
+        above = row_clip_score(row_load(wide, foreground, at), FLOOR)
+        below = row_clip_score(row_load(wide, background, at), FLOOR)
         row_store(logits, at, row_log(row_divide(above, below)))
     for at in range(whole * step, logits.size):
-        above_one = row_clip_score(row_load(single, foreground, at))
-        below_one = row_clip_score(row_load(single, background, at))
+        above_one = row_clip_score(row_load(single, foreground, at), FLOOR)
+        below_one = row_clip_score(row_load(single, background, at), FLOOR)
         row_store(logits, at, row_log(row_divide(above_one, below_one)))
 
 

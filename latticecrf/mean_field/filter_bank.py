@@ -1,33 +1,48 @@
-"""The two kernels of one image's CRF: a spatial and a bilateral lattice, and their weights."""
+"""The Gaussian kernels of one image's CRF: a lattice each, filtered together."""
 
 # N: pixels; L: lanes, the padded number of channels filtered together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from latticecrf.checks import Float32Array
-from latticecrf.lattice.lattice import Lattice, build_lattice, in_own_order
+from latticecrf.lattice.features import Features
+from latticecrf.lattice.filtering import add_rows
+from latticecrf.lattice.lattice import Lattice, Normalization, build_lattice, in_own_order
 from latticecrf.lattice.spatial import spatial_lattice
-from latticecrf.parameters import CrfParameters
 from latticecrf.simd.aligned import aligned
 
 # Rows up to this many lanes are added to where they lie, which saves an array of messages.
 _NARROW = 8
-# Vertices in a step of the bilateral lattice's sweep. Its chains are short, and cutting them costs
-# more than a ring somewhat larger than the cache.
-_BATCH = 12288
+
+
+class Gaussian(NamedTuple):
+    """One Gaussian kernel between the pixels.
+
+    Attributes:
+        features: What tells the pixels apart.
+        normalization: How its filter is normalized, see `build_lattice`.
+    """
+
+    features: Features
+    normalization: Normalization = "symmetric"
 
 
 class FilterBank:
-    """The lattices that take part, each built once and applied together.
+    """The lattices of some kernels, each built once and applied together.
 
-    Pixels are kept in the order of one of them, the home: it filters in place. The other one
-    filters into an array of its own order, whose rows are added on the way; or, where it is small
+    Pixels are kept in the order of the first kernel's lattice, the home: it filters in place. Each
+    other one filters into an array of its own order, whose rows are added; or, where it is small
     and rows are narrow, splats first and adds its results last. Both give the same bytes.
+
+    Args:
+        kernels: The kernels, the one with the most vertices to a pixel last.
+        pixels: N.
 
     Attributes:
         places: The place of each pixel in every packed array, int32 [N].
@@ -36,83 +51,95 @@ class FilterBank:
         ValueError: A standard deviation is too small for the image, see `build_lattice`.
     """
 
-    def __init__(self, image_HW3: npt.NDArray[np.uint8], parameters: CrfParameters) -> None:
-        # A private copy: kernels are compiled for contiguous, writable arrays only.
-        image = np.array(image_HW3, order="C")
-        height, width = image.shape[:2]
-        self.places = np.arange(height * width, dtype=np.int32)
-        self._mate = np.empty(0, np.int32)
-        self._home: tuple[Lattice, float] | None = None
-        self._other: tuple[Lattice, float] | None = None
-        if parameters.iterations == 0:
-            return
-        if parameters.gaussian_weight > 0.0:
-            self.places, spatial = spatial_lattice(height, width, parameters.gaussian_sigma)
-            self._home = (spatial, parameters.gaussian_weight)
-        if parameters.bilateral_weight > 0.0:
-            bilateral = build_lattice(
-                image,
-                parameters.bilateral_sigma,
-                parameters.bilateral_color_sigma,
-                self.places,
-                _BATCH,
-            )
-            if self._home is None:
-                self.places, bilateral = in_own_order(bilateral)
-                self._home = (bilateral, parameters.bilateral_weight)
+    def __init__(self, kernels: Sequence[Gaussian], pixels: int) -> None:
+        self.places = np.arange(pixels, dtype=np.int32)
+        self._lattices: list[Lattice] = []
+        # Which row of an other lattice belongs to each of the home's pixels.
+        self._mates: list[npt.NDArray[np.int32]] = []
+        for kernel in kernels:
+            if not self._lattices:
+                self.places, lattice = _home(kernel, self.places)
             else:
-                self._mate = np.empty_like(self.places)
-                self._mate[bilateral.link] = np.arange(self.places.size, dtype=np.int32)
-                self._other = (bilateral, parameters.bilateral_weight)
+                lattice = build_lattice(kernel.features, self.places, kernel.normalization)
+                mate = np.empty_like(self.places)
+                mate[lattice.link] = np.arange(pixels, dtype=np.int32)
+                self._mates.append(mate)
+            self._lattices.append(lattice)
 
-    def mass(self) -> Float32Array:
-        """The weighted message of a label that is certain everywhere, packed, float32 [N]."""
+    def mass(self, weights: Sequence[float]) -> Float32Array:
+        """The weighted message of a label that is certain everywhere, packed, float32 [N].
+
+        Args:
+            weights: One for each kernel.
+        """
         total = np.zeros(self.places.size, np.float32)
-        if self._home:
-            total += np.float32(self._home[1]) * self._home[0].mass
-        if self._other:
-            total += np.float32(self._other[1]) * self._other[0].mass[self._mate]
+        for which, (lattice, weight) in enumerate(zip(self._lattices, weights, strict=True)):
+            mass = lattice.mass if which == 0 else lattice.mass[self._mates[which - 1]]
+            total += np.float32(weight) * mass
         return total
 
     def scratch(self, lanes: int) -> Scratch:
         """Working memory for `apply`."""
-        empty = np.empty(0, np.float32)
+        others = self._lattices[1:]
         return Scratch(
-            home=self._home[0].scratch(lanes) if self._home else empty,
-            other=self._other[0].scratch(lanes) if self._other else empty,
-            message=aligned(self.places.size * lanes) if self._other else empty,
+            values=[lattice.scratch(lanes) for lattice in self._lattices],
+            messages=[aligned(self.places.size * lanes) for _ in others],
         )
 
     def apply(
-        self,
-        rows: Float32Array,
-        lanes: int,
-        factor: float,
-        scratch: Scratch,
+        self, rows: Float32Array, lanes: int, factors: Sequence[float], scratch: Scratch
     ) -> None:
-        """Replace N rows by the sum over the lattices of `factor * weight` times the filtered."""
-        if self._home is None:
+        """Replace N rows by the sum over the kernels of `factor` times the filtered rows."""
+        if not self._lattices:
             rows[:] = 0.0
             return
-        lattice, weight = self._home
-        message, mate = scratch.message, self._mate
-        waiting = None
-        if self._other:
-            other, other_weight = self._other
-            if other.steps == 1 and lanes <= _NARROW:
-                # The values of so few vertices can wait in the cache.
-                waiting, message, mate = other, message[:0], mate[:0]
-                other.spread(lanes, rows, scratch.other)
+        home, *others = self._lattices
+        messages, mates = scratch.messages, self._mates
+        # The values of a small lattice's few vertices can wait in the cache.
+        waits = len(others) == 1 and others[0].steps == 1 and lanes <= _NARROW
+        for i, other in enumerate(others):
+            values = scratch.values[i + 1]
+            if waits:
+                other.spread(lanes, rows, values)
             else:
-                other.filter_apart(lanes, rows, factor * other_weight, scratch.other, message)
-        lattice.filter_in_place(lanes, rows, factor * weight, scratch.home, message, mate)
-        if waiting:
-            waiting.collect(lanes, factor * other_weight, scratch.other, rows)
+                other.filter_apart(lanes, rows, factors[i + 1], values, messages[i])
+        # The home adds the first of the others' messages on the way.
+        added = others and not waits
+        extra = messages[0] if added else rows[:0]
+        mate = mates[0] if added else self.places[:0]
+        home.filter_in_place(lanes, rows, factors[0], scratch.values[0], extra, mate)
+        if waits:
+            others[0].collect(lanes, factors[1], scratch.values[1], rows)
+        for message, mate in zip(messages[1:], mates[1:], strict=True):
+            add_rows((0,) * lanes, rows, message, mate)
+
+    def filter_each(
+        self, rows: Float32Array, lanes: int, scratch: Scratch
+    ) -> list[tuple[Float32Array, npt.NDArray[np.int32]]]:
+        """The rows as each kernel filters them.
+
+        Returns:
+            For each kernel the filtered rows, flat float32 [N * L], and which of them belongs to
+            each pixel in raster order, int32 [N].
+        """
+        found = []
+        for which, lattice in enumerate(self._lattices):
+            filtered = np.empty_like(rows)
+            lattice.filter_apart(lanes, rows, 1.0, scratch.values[which], filtered)
+            mate = self.places if which == 0 else self._mates[which - 1][self.places]
+            found.append((filtered, mate))
+        return found
 
 
 class Scratch(NamedTuple):
-    """Working memory of both lattices, and the rows that pass from one to the other."""
+    """Working memory of every lattice, and the rows that pass from the others to the home."""
 
-    home: Float32Array
-    other: Float32Array
-    message: Float32Array
+    values: list[Float32Array]
+    messages: list[Float32Array]
+
+
+def _home(kernel: Gaussian, raster: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], Lattice]:
+    """The order of a kernel's lattice, see `in_own_order`, and the lattice."""
+    if kernel.features.is_grid:
+        return spatial_lattice(kernel.features, kernel.normalization)
+    return in_own_order(build_lattice(kernel.features, raster, kernel.normalization))

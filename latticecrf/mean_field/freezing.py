@@ -34,15 +34,18 @@ _BUDGET_BEFORE = 1e-6
 _BUDGET_AFTER = 5e-4
 
 
-def largest_shares(scores_MN: Float32Array, inverse_N: Float32Array) -> Float64Array:
+def largest_shares(
+    scores_MN: Float32Array, floor: np.float32, inverse_N: Float32Array
+) -> Float64Array:
     """The largest Q0 of every label, float64 [M].
 
     Args:
         scores_MN: Scores, float32 [M, N], clipped here.
+        floor: Scores below it count as this much.
         inverse_N: One over the sum of the clipped ones, float32 [N].
     """
     shares_M = np.empty(len(scores_MN), np.float32)
-    largest_products(WIDE, (0,), scores_MN, inverse_N, shares_M)
+    largest_products(WIDE, (0,), scores_MN, floor, inverse_N, shares_M)
     return shares_M.astype(np.float64)
 
 

@@ -8,6 +8,7 @@ everywhere. Where that saves lanes, one label is not filtered: its message is wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from latticecrf.mean_field.freezing import (
     settled_labels,
     weak_labels,
 )
-from latticecrf.mean_field.joint_packing import FLOOR, columns, load_scores, unload
+from latticecrf.mean_field.joint_packing import columns, load_scores, unload
 from latticecrf.mean_field.joint_softmax import softmax
 from latticecrf.mean_field.joint_updates import (
     WIDE,
@@ -48,15 +49,26 @@ Labels = npt.NDArray[np.int64]
 def solve_joint(
     bank: FilterBank,
     scores_MN: Float32Array,
+    floor: np.float32,
+    weights: Sequence[float],
     iterations: int,
     posterior_MN: Float32Array,
 ) -> None:
-    """Turn scores into posteriors, both float32 [M, N] in raster order."""
-    mass_N = bank.mass()
+    """Turn scores into posteriors, both float32 [M, N] in raster order.
+
+    Args:
+        bank: The filters.
+        scores_MN: Scores, at most 1.
+        floor: Scores below it count as this much, > 0.
+        weights: The Potts weight of each kernel, >= 0.
+        iterations: Mean-field iterations.
+        posterior_MN: Receives the posteriors.
+    """
+    mass_N = bank.mass(weights)
     strongest = float(mass_N.max())
     inverse_N = np.empty_like(mass_N)
-    invert_sums(WIDE, (0,), scores_MN, inverse_N)
-    largest_M = largest_shares(scores_MN, inverse_N)
+    invert_sums(WIDE, (0,), scores_MN, floor, inverse_N)
+    largest_M = largest_shares(scores_MN, floor, inverse_N)
     kept = np.arange(len(scores_MN))
     if len(kept) >= _WORTH_FREEZING:
         kept = kept[~weak_labels(largest_M, strongest)]
@@ -66,7 +78,8 @@ def solve_joint(
         implied = int(largest_M.argmax())
         kept = np.delete(kept, implied)
     single = len(kept) == len(scores_MN) - 1
-    field = _Field(bank, kept, implied, mass_N if single else mass_N[:0])
+    filters = _Filters(bank, weights, floor)
+    field = _Field(filters, kept, implied, mass_N if single else mass_N[:0])
     field.load(scores_MN, inverse_N, posterior_MN)
     shifted = strongest > _SAFE_MESSAGE
     if iterations > 1 and len(kept) >= _WORTH_FREEZING:
@@ -91,6 +104,14 @@ def _lanes(count: int) -> int:
     return (count - 1) // _WIDE * _WIDE + _tail(count) if count else 1
 
 
+class _Filters(NamedTuple):
+    """What does not change while labels are frozen: filters, their weights, the lowest score."""
+
+    bank: FilterBank
+    weights: Sequence[float]
+    floor: np.float32
+
+
 class _Block(NamedTuple):
     """Labels whose rows lie together: L lanes, the first row at `offset`."""
 
@@ -110,9 +131,10 @@ class _Field:
     """
 
     def __init__(
-        self, bank: FilterBank, kept: Labels, implied: int | None, mass_N: Float32Array
+        self, filters: _Filters, kept: Labels, implied: int | None, mass_N: Float32Array
     ) -> None:
-        self._bank = bank
+        self._filters = filters
+        self._bank = bank = filters.bank
         self._kept = kept
         self._implied = implied
         # In use only when one label is left out: then its message is known.
@@ -149,20 +171,21 @@ class _Field:
                 scores_MN,
                 block.labels,
                 self._bank.places,
+                self._filters.floor,
                 inverse_N,
                 self._base[part],
                 self.rows[part],
                 block.lanes,
             )
         for label in self._left_out(len(scores_MN)):
-            np.clip(scores_MN[label], FLOOR, 1.0, out=posterior_MN[label])
+            np.clip(scores_MN[label], self._filters.floor, 1.0, out=posterior_MN[label])
         self._set_rest(posterior_MN)
         self._scale[self._bank.places] = inverse_N
 
     def filter(self) -> None:
         """Turn the rows from posteriors into messages."""
         for rows, lanes in self._units:
-            self._bank.apply(rows, lanes, 1.0, self._scratch)
+            self._bank.apply(rows, lanes, self._filters.weights, self._scratch)
 
     def normalize(self, shifted: bool) -> None:
         """Turn the rows from messages into posteriors; `shifted` for messages of any size."""
@@ -217,7 +240,7 @@ class _Field:
             kept = np.union1d(kept, [self._implied])
         if _lanes(len(kept)) >= _lanes(len(self._kept)):
             return self
-        left = _Field(self._bank, kept, None, self._mass[:0])
+        left = _Field(self._filters, kept, None, self._mass[:0])
         self._move(left, scores_MN, posterior_MN)
         return left
 
@@ -232,7 +255,7 @@ class _Field:
                 columns(source, at, stride, pixels, target, block.lanes)
             for k in np.flatnonzero(at < 0):
                 left._base[part][k :: block.lanes][self._bank.places] = np.clip(
-                    scores_MN[block.labels[k]], FLOOR, 1.0
+                    scores_MN[block.labels[k]], self._filters.floor, 1.0
                 )
                 tail = (0,) * self._blocks[-1].lanes
                 fill_implied(

@@ -20,8 +20,6 @@ from latticecrf.simd.turn import (
     tile_turn,
 )
 
-# Scores below it count as this much: the released code's clipping of unaries.
-FLOOR = np.float32(1e-5)
 # Pixels whose columns are copied at a time.
 _TILE = 64
 
@@ -32,6 +30,7 @@ def load_scores(
     planes: Any,
     labels: Any,
     places: Any,
+    floor: Any,
     inverse: Any,
     base: Any,
     posterior: Any,
@@ -44,13 +43,14 @@ def load_scores(
         planes: Scores [M, N].
         labels: The planes that are taken, int64.
         places: The row of each pixel, int32 [N].
+        floor: Scores below it count as this much, float32.
         inverse: See `invert_sums`.
         base, posterior: Receive the rows, flat float32 [N * stride].
     """
     side = len(wide)
     turned = places.size // side if labels.size == side else 0
     for tile in range(turned):
-        scores = tile_clip_scores(tile_from_planes(wide, planes, labels, tile * side))
+        scores = tile_clip_scores(tile_from_planes(wide, planes, labels, tile * side), floor)
         shares = tile_multiply(scores, row_load(wide, inverse, tile))
         tile_to_rows(tile_turn(scores), base, places, tile * side)
         tile_to_rows(tile_turn(shares), posterior, places, tile * side)
@@ -58,7 +58,7 @@ def load_scores(
         at = np.int64(places[pixel]) * stride
         share = inverse[pixel]
         for k in range(labels.size):
-            score = min(max(planes[labels[k], pixel], FLOOR), np.float32(1.0))
+            score = min(max(planes[labels[k], pixel], floor), np.float32(1.0))
             base[at + k] = score
             posterior[at + k] = score * share
         for k in range(labels.size, stride):

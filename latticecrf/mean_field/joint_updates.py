@@ -29,26 +29,28 @@ WIDE = (0,) * 16
 
 
 @kernel
-def invert_sums(wide: Any, single: Any, planes: Any, inverse: Any) -> None:
-    """One over the sum of each pixel's clipped scores, from planes [M, N] to float32 [N]."""
+def invert_sums(wide: Any, single: Any, planes: Any, floor: Any, inverse: Any) -> None:
+    """One over the sum of each pixel's scores, clipped to floor..1; float32 [M, N] to [N]."""
     step = len(wide)
     whole = inverse.size // step
     for at in range(whole):
         total = row_zero(wide)
         for m in range(planes.shape[0]):
-            total = row_add(total, row_clip_score(row_load(wide, planes[m], at)))
+            total = row_add(total, row_clip_score(row_load(wide, planes[m], at), floor))
         row_store(inverse, at, total)
     for at in range(whole * step, inverse.size):
         last = row_zero(single)
         for m in range(planes.shape[0]):
-            last = row_add(last, row_clip_score(row_load(single, planes[m], at)))
+            last = row_add(last, row_clip_score(row_load(single, planes[m], at), floor))
         row_store(inverse, at, last)
     for at in range(inverse.size):
         inverse[at] = np.float32(1.0) / inverse[at]
 
 
 @kernel
-def largest_products(wide: Any, single: Any, planes: Any, factors: Any, largest: Any) -> None:
+def largest_products(
+    wide: Any, single: Any, planes: Any, floor: Any, factors: Any, largest: Any
+) -> None:
     """The largest clipped score times `factors` of every plane, float32 [M]."""
     step = len(wide)
     whole = factors.size // step
@@ -56,11 +58,11 @@ def largest_products(wide: Any, single: Any, planes: Any, factors: Any, largest:
         plane = planes[m]
         peak = row_zero(wide)
         for at in range(whole):
-            score = row_clip_score(row_load(wide, plane, at))
+            score = row_clip_score(row_load(wide, plane, at), floor)
             peak = row_max(peak, row_multiply(score, row_load(wide, factors, at)))
         rest = row_zero(single)
         for at in range(whole * step, factors.size):
-            last = row_clip_score(row_load(single, plane, at))
+            last = row_clip_score(row_load(single, plane, at), floor)
             rest = row_max(rest, row_multiply(last, row_load(single, factors, at)))
         largest[m] = max(row_peak(peak), row_peak(rest))
 

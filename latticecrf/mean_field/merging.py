@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latticecrf.checks import Float32Array, FloatArray, check_array
-from latticecrf.mean_field.joint_packing import FLOOR
+from latticecrf.mean_field.binary_updates import FLOOR
 from latticecrf.parameters import CrfParameters
 
 Labels = npt.NDArray[np.int64]

@@ -7,21 +7,28 @@ from __future__ import annotations
 import functools
 
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
 from numba.extending import intrinsic
 
-from latticecrf.simd.rows import INT, by_parts, constant, larger, multiply_add
+from latticecrf.simd.rows import INT, broadcast, by_parts, constant, larger, multiply_add
 
 
 def _bound(builder, value, low, high):
     lanes = value.type.count
-    low_row, high_row = constant(low, lanes), constant(high, lanes)
+    return bound(builder, value, constant(low, lanes), constant(high, lanes))
+
+
+def bound(builder, value, low_row, high_row):
+    """A vector limited, lane by lane."""
     value = builder.select(builder.fcmp_ordered("<", value, low_row), low_row, value)
     return builder.select(builder.fcmp_ordered(">", value, high_row), high_row, value)
 
 
-def clip_score(builder, x):
-    """See `row_clip_score`."""
-    return _bound(builder, x, 1e-5, 1.0)
+def clip_score(builder, floor, x):
+    """See `row_clip_score`; `floor` is a scalar."""
+    lanes = x.type.count
+    low = builder.extract_value(broadcast(builder, floor, lanes), 0)
+    return bound(builder, x, low, constant(1.0, lanes))
 
 
 def _exp(builder, x):
@@ -119,10 +126,10 @@ def row_log(typing, row):
 
 
 @intrinsic
-def row_clip_score(typing, row):
-    """Lanes limited to 1e-5..1, the range of scores whose logarithm is a unary."""
+def row_clip_score(typing, row, floor):
+    """Lanes limited to floor..1, the range of scores whose logarithm is a unary."""
 
     def generate(context, builder, signature, args):
-        return by_parts(builder, functools.partial(clip_score, builder), args[0])
+        return by_parts(builder, functools.partial(clip_score, builder, args[1]), args[0])
 
-    return row(row), generate
+    return row(row, types.float32), generate

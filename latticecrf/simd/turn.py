@@ -105,18 +105,18 @@ def tile_to_rows(typing, bundle, rows, places, pixel):
 
 
 @intrinsic
-def tile_clip_scores(typing, bundle):
+def tile_clip_scores(typing, bundle, floor):
     """Every row limited as by `row_clip_score`."""
 
     def generate(context, builder, signature, args):
         result = args[0]
         for k in range(signature.args[0].count):
             row = builder.extract_value(result, k)
-            row = by_parts(builder, functools.partial(clip_score, builder), row)
+            row = by_parts(builder, functools.partial(clip_score, builder, args[1]), row)
             result = builder.insert_value(result, row, k)
         return result
 
-    return bundle(bundle), generate
+    return bundle(bundle, types.float32), generate
 
 
 @intrinsic

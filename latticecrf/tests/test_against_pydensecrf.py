@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latticecrf import CrfParameters, DenseCrf
-from latticecrf.mean_field.filter_bank import FilterBank
+from latticecrf.mean_field.binary_updates import FLOOR
 from latticecrf.mean_field.freezing import largest_shares, weak_labels
+from latticecrf.mean_field.solver import LatticeSolver
 
 pytest.importorskip("pydensecrf", reason="the reference, pydensecrf2, is not installed")
 
@@ -54,10 +55,16 @@ def make_scores(shape: tuple[int, ...], seed: int) -> Any:
     return scores
 
 
+def strongest_message(image_HW3: Any, parameters: CrfParameters) -> float:
+    """The message of a label that is certain everywhere, at its largest."""
+    solver = LatticeSolver(image_HW3, parameters)
+    return float(solver._bank.mass(solver._weights).max())
+
+
 def weak(scores_MHW: Any, strongest: float) -> Any:
     """Which labels are frozen before filtering."""
     scores_MN = scores_MHW.reshape(len(scores_MHW), -1)
-    return weak_labels(largest_shares(scores_MN, 1 / scores_MN.sum(axis=0)), strongest)
+    return weak_labels(largest_shares(scores_MN, FLOOR, 1 / scores_MN.sum(axis=0)), strongest)
 
 
 @BUDGET
@@ -100,7 +107,7 @@ def test_weak_labels_are_frozen_without_a_trace() -> None:
     scores_MHW = np.full((91, 40, 50), 1e-7, np.float32)
     scores_MHW[[0, 15, 60]] = rng.dirichlet([1, 1, 1], (40, 50)).transpose(2, 0, 1)
     parameters = CrfParameters.segmentation()
-    strongest = float(FilterBank(image_HW3, parameters).mass().max())
+    strongest = strongest_message(image_HW3, parameters)
     frozen_M = weak(np.clip(scores_MHW, 1e-5, 1.0), strongest)
     np.testing.assert_array_equal(np.flatnonzero(~frozen_M), [0, 15, 60])
 
@@ -127,7 +134,7 @@ def test_labels_settle_after_the_first_iteration(count: int) -> None:
     scores_MHW = rng.uniform(1e-4, 1e-3, (count, 40, 50)).astype(np.float32)
     scores_MHW[[0, 15]] = rng.dirichlet([1, 1], (40, 50)).transpose(2, 0, 1)
     parameters = CrfParameters.segmentation()
-    strongest = float(FilterBank(image_HW3, parameters).mass().max())
+    strongest = strongest_message(image_HW3, parameters)
     assert weak(scores_MHW, strongest).sum() < count // 2
     ours = DenseCrf(image_HW3, parameters).joint(scores_MHW)
     theirs = DenseCrf(image_HW3, parameters, "pydensecrf").joint(scores_MHW)

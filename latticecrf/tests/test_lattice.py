@@ -9,6 +9,7 @@ import pytest
 
 from latticecrf import CrfParameters, DenseCrf
 from latticecrf.lattice import placing
+from latticecrf.lattice.features import color_features, grid_features
 from latticecrf.lattice.lattice import build_lattice, in_own_order
 from latticecrf.lattice.spatial import spatial_lattice
 
@@ -28,7 +29,10 @@ def filtered(
     """Filter L channels, given and returned in raster order."""
     pixels, lanes = signal_NL.shape
     places = np.arange(pixels, dtype=np.int32)
-    built = build_lattice(image_HW3, sigma, color_sigma, places, **options)
+    features = grid_features(*image_HW3.shape[:2], (sigma, sigma))
+    if color_sigma is not None:
+        features = color_features(image_HW3, (sigma, sigma), (color_sigma,) * 3)
+    built = build_lattice(features, places, **options)
     # Whatever was in the working memory must not matter.
     scratch = np.full(built.rows * lanes, np.nan, np.float32)
     rows, target = signal_NL.astype(np.float32).ravel(), np.empty(pixels * lanes, np.float32)
@@ -153,8 +157,9 @@ def test_deviations_too_small_for_float32_are_refused() -> None:
 
 
 def test_spatial_lattices_are_kept_per_size_and_sigma() -> None:
-    first = spatial_lattice(13, 17, 3.0)
-    assert spatial_lattice(13, 17, 3.0)[1] is first[1]
-    assert spatial_lattice(17, 13, 3.0)[1] is not first[1]
-    assert spatial_lattice(13, 17, 1.0)[1] is not first[1]
+    first = spatial_lattice(grid_features(13, 17, (3.0, 3.0)))
+    assert spatial_lattice(grid_features(13, 17, (3.0, 3.0)))[1] is first[1]
+    assert spatial_lattice(grid_features(17, 13, (3.0, 3.0)))[1] is not first[1]
+    assert spatial_lattice(grid_features(13, 17, (3.0, 1.0)))[1] is not first[1]
+    assert spatial_lattice(grid_features(13, 17, (3.0, 3.0)), "before")[1] is not first[1]
     np.testing.assert_array_equal(np.sort(first[0]), np.arange(13 * 17))
