@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,11 @@ class Features(NamedTuple):
     def dimensions(self) -> int:
         """d."""
         return len(self.points) or 2 + len(self.colors)
+
+    def equal(self, other: Features) -> bool:
+        """Whether the other pixels have the same features."""
+        pairs: Iterable[tuple[Any, Any]] = zip(self, other, strict=True)
+        return all(np.array_equal(mine, its) for mine, its in pairs)
 
     def ranges(self) -> tuple[Float32Array, Float32Array]:
         """The smallest and the largest value of every feature that may occur, or 0; float32 [d]."""

@@ -34,12 +34,11 @@ class LatticeSolver:
         posterior_KHW = np.empty(foreground_KHW.shape, np.float32)
         logits_KN = posterior_KHW.reshape(len(posterior_KHW), -1)
         log_ratio(WIDE, (0,), _flat(foreground_KHW), _flat(background_KHW), logits_KN.ravel())
-        factors = [2.0 * weight for weight in self._weights]
         # K q_background = K 1 - K q_foreground, so the difference of the two messages is
         # 2 K q_foreground - K 1, and the second term never changes.
-        solve_binary(
-            self._bank, logits_KN, self._bank.mass(self._weights), factors, self._iterations
-        )
+        mass_N = self._bank.mass(self._weights)
+        factors = [2.0 * weight for weight in self._weights]
+        solve_binary(self._bank, logits_KN, mass_N, factors, self._iterations)
         return posterior_KHW
 
     def joint(self, scores_MHW: Float32Array) -> Float32Array:
@@ -57,7 +56,7 @@ def _kernels(
     kernels, weights = [], []
     if parameters.iterations and parameters.gaussian_weight > 0.0:
         sigmas = (parameters.gaussian_sigma,) * 2
-        kernels.append(Gaussian(grid_features(*image_HW3.shape[:2], sigmas)))
+        kernels.append(Gaussian(grid_features(image_HW3.shape[0], image_HW3.shape[1], sigmas)))
         weights.append(parameters.gaussian_weight)
     if parameters.iterations and parameters.bilateral_weight > 0.0:
         sigmas = (parameters.bilateral_sigma,) * 2
