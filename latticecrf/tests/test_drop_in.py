@@ -41,7 +41,8 @@ def make_energies(labels: int, pixels: int, seed: int) -> Any:
     """Energies of a softmax, of hard labels, or any floats: what the seed says."""
     rng = np.random.default_rng(seed)
     if seed % 3 == 0:
-        return -np.log(np.clip(rng.dirichlet([0.3] * labels, pixels).T, 1e-5, 1)).astype(np.float32)
+        scores = np.clip(rng.dirichlet([0.3] * labels, pixels).T, 1e-5, 1)
+        return np.ascontiguousarray(-np.log(scores), np.float32)
     if seed % 3 == 1:
         energies = np.full((labels, pixels), 3.0, np.float32)
         energies[rng.integers(0, labels, pixels), np.arange(pixels)] = 0.4
@@ -122,3 +123,74 @@ def test_two_dimensional_crfs(
     energies = make_energies(labels, height * width, seed)
     calls = data.draw(terms(height, width, labels))
     assert_alike((height, width), energies, calls, iterations)
+
+
+@BUDGET
+@given(st.integers(1, 8), st.integers(1, 700), st.integers(2, 5), NORMALIZATIONS, SEEDS)
+def test_points_of_one_to_eight_dimensions(
+    dimensions: int, count: int, labels: int, normalization: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    spread = [0.1, 1.0, 5.0][seed % 3]
+    features = rng.normal(0, spread, (dimensions, count)).astype(np.float32)
+    energies = make_energies(labels, count, seed)
+    results = []
+    for module in (ours, theirs):
+        crf = module.DenseCRF(count, labels)
+        crf.setUnaryEnergy(energies)
+        crf.addPairwiseEnergy(features, 3.0, normalization=normalization)
+        results.append(np.array(crf.inference(3)))
+    # without normalization a message is as strong as the points are many
+    limit = 1e-4 if normalization else 1e-2
+    assert np.abs(results[0] - results[1]).max() <= limit
+
+
+def test_step_by_step_is_inference_and_the_divergence_falls() -> None:
+    energies = make_energies(5, 20 * 30, 0)
+    both = []
+    for module in (ours, theirs):
+        crf = module.DenseCRF2D(30, 20, 5)
+        crf.setUnaryEnergy(energies)
+        crf.addPairwiseGaussian(sxy=3, compat=3)
+        crf.addPairwiseBilateral(sxy=40, srgb=13, rgbim=make_image(20, 30, 1), compat=4)
+        posterior, first, second = crf.startInference()
+        divergences = [crf.klDivergence(posterior)]
+        for _ in range(4):
+            crf.stepInference(posterior, first, second)
+            divergences.append(crf.klDivergence(posterior))
+        np.testing.assert_allclose(np.array(posterior), np.array(crf.inference(4)), atol=1e-4)
+        both.append((np.array(posterior), divergences))
+    np.testing.assert_allclose(both[0][0], both[1][0], atol=1e-4)
+    np.testing.assert_allclose(both[0][1], both[1][1], rtol=1e-4)
+    assert both[0][1] == sorted(both[0][1], reverse=True)
+
+
+def test_layouts_and_types_do_not_matter() -> None:
+    energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3)
+    features = np.random.default_rng(0).normal(0, 1, (4, 120)).astype(np.float32)
+
+    def calls(image: Any, features: Any, matrix: Any) -> Any:
+        return [
+            ("addPairwiseBilateral", {"sxy": 40, "srgb": 13, "rgbim": image, "compat": 4}),
+            ("addPairwiseEnergy", {"features": features, "compat": matrix}),
+        ]
+
+    matrix = np.random.default_rng(1).uniform(-1, 1, (3, 3)).astype(np.float32)
+    expected = solve(ours, (12, 10), energies, calls(image, features, matrix), 4)
+    image.flags.writeable = False
+    backwards = np.ascontiguousarray(image[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    wide = np.repeat(features.astype(np.float64), 2, axis=1)[:, ::2]
+    energies.flags.writeable = False
+    for layout in (np.asfortranarray(energies), energies.astype(np.float64), energies):
+        given_calls = calls(backwards, wide, matrix.astype(np.float64).tolist())
+        np.testing.assert_array_equal(solve(ours, (12, 10), layout, given_calls, 4), expected)
+
+
+def test_a_label_may_be_forbidden() -> None:
+    for labels in (2, 3):
+        energies = make_energies(labels, 120, 2)
+        energies[1, :60] = np.inf
+        calls = [("addPairwiseGaussian", {"sxy": 3, "compat": 3})]
+        mine = solve(ours, (12, 10), energies, calls, 3)
+        np.testing.assert_allclose(mine, solve(theirs, (12, 10), energies, calls, 3), atol=1e-4)
+        assert mine[1, :60].max() < 1e-7
