@@ -15,10 +15,15 @@ from latticecrf.parameters import CrfParameters
 if TYPE_CHECKING:
     from latticecrf.dense_crf import DenseCrf
     from latticecrf.mean_field.merging import merge_weak_labels
+    from latticecrf.presets import Preset
 
-__all__ = ["CrfParameters", "DenseCrf", "install", "merge_weak_labels"]
+__all__ = ["CrfParameters", "DenseCrf", "Preset", "install", "merge_weak_labels"]
 
-_HOMES = {"DenseCrf": "latticecrf.dense_crf", "merge_weak_labels": "latticecrf.mean_field.merging"}
+_HOMES = {
+    "DenseCrf": "latticecrf.dense_crf",
+    "Preset": "latticecrf.presets",
+    "merge_weak_labels": "latticecrf.mean_field.merging",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -194,3 +194,22 @@ def test_a_label_may_be_forbidden() -> None:
         mine = solve(ours, (12, 10), energies, calls, 3)
         np.testing.assert_allclose(mine, solve(theirs, (12, 10), energies, calls, 3), atol=1e-4)
         assert mine[1, :60].max() < 1e-7
+
+
+def test_lattices_are_shared_by_classes_and_kept_by_size() -> None:
+    image = make_image(20, 30, 1)
+
+    def lattices(image: Any, compat: float, labels: int = 2) -> Any:
+        crf = ours.DenseCRF2D(30, 20, labels)
+        crf.setUnaryEnergy(make_energies(labels, 600, 0))
+        crf.addPairwiseBilateral(sxy=40, srgb=13, rgbim=image, compat=compat)
+        crf.addPairwiseGaussian(sxy=3, compat=compat)
+        crf.inference(1)
+        return crf._filters()[0]._lattices
+
+    first = lattices(image, 3)
+    # another class, another number of labels, other weights: the same image
+    assert lattices(image.copy(), 5, labels=4)[1] is first[1]
+    other = lattices(image[::-1].copy(), 3)
+    assert other[0] is first[0]
+    assert other[1] is not first[1]
