@@ -36,12 +36,12 @@ test-all: $(DEV)
 clean:
 	rm -rf $(VENV)
 
-$(DEMO): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e .
+$(DEMO): pyproject.toml latticecrf/pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ./latticecrf -e .
 	@touch $@
 
-$(DEV): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(DEV): pyproject.toml latticecrf/pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e ./latticecrf -e '.[dev]'
 	@touch $(DEMO) $@
 
 # pip is the last thing that venv makes: an interrupted set-up is done again

@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 from crf_profile import print_profile
 
-from pmm_ray.method.crf import CrfParameters, DenseCrf
-from pmm_ray.method.crf.warm import warm_up
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.kernels.warm import warm_up
 from pmm_ray.method.masks import MaskParameters, proportional_masks
 
 # Share of images with K present classes. COCO's last entry stands for five and more.
@@ -145,30 +145,6 @@ def joint(data: list[inputs.Example], labels: int, kind: str, folder: Path | Non
     )
 
 
-def print_tolerance(data: list[inputs.Example]) -> None:
-    """What stopping early saves and changes, with the longest run at 10 and at 50 iterations."""
-    print("tolerance (PPMG, each image's own classes), all images together")
-    print("iterations  tolerance  CPU s  mask pixels changed")
-    for iterations in (10, 50):
-        parameters = CrfParameters(iterations, 3.0, 10.0, 80.0, 13.0, 10.0)
-        exact: list[Any] = []
-        for tolerance in (0.0, 1e-3, 1e-2, 1e-1):
-            spent, changed, pixels, results = 0.0, 0, 0, []
-            for example in data:
-                u = inputs.smooth(example.cam)
-                crf = DenseCrf(example.image, parameters, tolerance=tolerance)
-                took, posterior = several(
-                    lambda crf=crf, u=u: crf.binary(u, (1 - u) ** inputs.ALPHA)
-                )
-                spent += took
-                results.append(posterior > 0.5)
-            exact = exact or results
-            for mask, truth in zip(results, exact, strict=True):
-                changed += int((mask != truth).sum())
-                pixels += truth.size
-            print(f"{iterations:10} {tolerance:10} {spent:6.2f}  {changed} of {pixels}")
-
-
 def print_oracle() -> None:
     """Masks made of the shared CAMs beside those that pydensecrf gave."""
     shared = inputs.shared_data()
@@ -189,7 +165,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from pmm_ray.method.crf import CrfParameters, DenseCrf
+from latticecrf import CrfParameters, DenseCrf
 width, height = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
 image = np.kron(rng.integers(0, 240, (height // 20, width // 20, 3)), np.ones((20, 20, 1)))
@@ -220,7 +196,7 @@ def processor() -> str:
 def main() -> None:
     """Parse the options and print every figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parts = ("binary", "joint", "memory", "profile", "tolerance", "oracle")
+    parts = ("binary", "joint", "memory", "profile", "oracle")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; default: the first three"
     )
@@ -246,8 +222,6 @@ def main() -> None:
         print_memory()
     if "profile" in chosen:
         print_profile(few)
-    if "tolerance" in chosen:
-        print_tolerance(data)
     if "oracle" in chosen:
         print_oracle()
 

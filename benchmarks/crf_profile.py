@@ -11,22 +11,17 @@ from typing import Any
 import crf_inputs as inputs
 import numpy as np
 
-from pmm_ray.method.crf import (
-    CrfParameters,
-    DenseCrf,
-    freezing,
-    joint,
-    lattice,
-    mean_field,
-    placing,
-)
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.lattice import lattice, placing
+from latticecrf.mean_field import binary, freezing, joint, solver
 
 PLACING = ("embed", "number_vertices", "sort_vertices", "renumber", "link_vertices")
-BUILDING = ("chain_pieces", "first_steps", "group_pixels", "corner_slots", "normalize")
+BUILDING = ("chain_pieces", "first_steps", "group_pixels", "corner_slots", "scale_weights")
 KERNELS: dict[Any, tuple[str, ...]] = {
     placing: PLACING,
     lattice: (*BUILDING, "filter_apart", "spread", "collect", "filter_in_place"),
-    mean_field: ("log_ratio", "pack", "logistic", "lower", "unpack"),
+    solver: ("log_ratio",),
+    binary: ("pack", "logistic", "lower", "unpack"),
     joint: (
         *("invert_sums", "load_scores", "unpack", "unload", "columns", "fill_implied"),
         *("freezing_costs", "grow", "highest", "softmax"),
@@ -90,9 +85,9 @@ def _bound(
     for example in data:
         bank = DenseCrf(example.image, parameters)._solver._bank  # type: ignore[attr-defined]
         plans = 0
-        for which, _ in (bank._home, bank._other):
-            plans += sum(part.nbytes for part in which.plan if isinstance(part, np.ndarray))
-            plans += which.link.nbytes
+        for built in bank._lattices:
+            parts = {id(part): part for part in built.plan if isinstance(part, np.ndarray)}
+            plans += sum(part.nbytes for part in parts.values()) + built.link.nbytes
         # Rows: read by both filters, message written and read, result written; the update reads
         # the base and the result and writes the posterior.
         pixels = bank.places.size

@@ -35,10 +35,10 @@ from masks_resume import resume
 from masks_script import script_mask, start_script
 from PIL import Image
 
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.kernels.warm import warm_up
 from pmm_ray.config import MasksConfig
 from pmm_ray.method.cams import smooth, upsample_cam
-from pmm_ray.method.crf import CrfParameters, DenseCrf
-from pmm_ray.method.crf.warm import warm_up
 from pmm_ray.method.masks import proportional_masks
 from pmm_ray.runtime.cluster.connect import connect, one_thread
 from pmm_ray.runtime.core import storage, tables

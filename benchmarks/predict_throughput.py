@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from masks_data import run_in, runtime
 
+from latticecrf import DenseCrf
 from pmm_ray.config import PredictConfig, load_recipe
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.cluster.connect import connect, inference_process

@@ -6,27 +6,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from latticecrf import CrfParameters
 from pmm_ray.config.base import Auto, Positive, Section, execution
 from pmm_ray.config.classifier import CamsConfig
 from pmm_ray.method.mask_methods import known_method
 
 MaskMethodName = Annotated[str, AfterValidator(known_method)]
 
+_PPMG = CrfParameters.ppmg()
+
 
 class CrfConfig(Section):
     """Dense CRF parameters; the defaults are those of PPMG (released code)."""
 
-    iterations: int = Field(10, ge=0)
+    iterations: int = Field(_PPMG.iterations, ge=0)
     """Mean-field iterations."""
-    gaussian_sigma: float = Field(3.0, gt=0)
+    gaussian_sigma: float = Field(_PPMG.gaussian_sigma, gt=0)
     """Smoothness kernel, px."""
-    gaussian_weight: float = Field(10.0, ge=0)
+    gaussian_weight: float = Field(_PPMG.gaussian_weight, ge=0)
     """Smoothness kernel's compatibility."""
-    bilateral_sigma: float = Field(80.0, gt=0)
+    bilateral_sigma: float = Field(_PPMG.bilateral_sigma, gt=0)
     """Appearance kernel, px."""
-    bilateral_color_sigma: float = Field(13.0, gt=0)
+    bilateral_color_sigma: float = Field(_PPMG.bilateral_color_sigma, gt=0)
     """Appearance kernel, grey levels."""
-    bilateral_weight: float = Field(10.0, ge=0)
+    bilateral_weight: float = Field(_PPMG.bilateral_weight, ge=0)
     """Appearance kernel's compatibility."""
 
 
@@ -68,7 +71,7 @@ class MasksConfig(Section):
 class BaseCrfConfig(CrfConfig):
     """Dense CRF of the base masks: all classes jointly (released code)."""
 
-    gaussian_weight: float = Field(3.0, ge=0)
+    gaussian_weight: float = Field(CrfParameters.base_mask().gaussian_weight, ge=0)
     """Smoothness kernel's compatibility."""
 
 

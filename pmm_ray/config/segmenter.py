@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from latticecrf import CrfParameters
 from pmm_ray.config.base import Auto, FloatRange, Natural, Positive, Scale, Section, execution
 from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import CrfConfig
@@ -125,13 +127,7 @@ class SegmenterConfig(Section):
 
 
 def _segmentation_crf() -> CrfConfig:
-    return CrfConfig(
-        gaussian_sigma=1.0,
-        gaussian_weight=3.0,
-        bilateral_sigma=67.0,
-        bilateral_color_sigma=3.0,
-        bilateral_weight=4.0,
-    )
+    return CrfConfig(**asdict(CrfParameters.segmentation()))
 
 
 class PredictConfig(Section):

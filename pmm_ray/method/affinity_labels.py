@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.checks import FloatArray, check_number
-from pmm_ray.method.crf import CrfParameters, DenseCrf
-from pmm_ray.method.crf.dense_crf import Backend
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.checks import FloatArray
+from latticecrf.dense_crf import Backend
+from latticecrf.ranges import check_number
 from pmm_ray.method.masks import Mask, check_cams, with_background
 
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_number
+from latticecrf.checks import Float32Array, FloatArray, check_array
+from latticecrf.ranges import check_number
 
 Normalization = Literal["paper", "multi_crop", "multi_scale"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.checks import check_array
+from latticecrf.checks import check_array
 
 Confusion = npt.NDArray[np.int64]
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pmm_ray.method.checks import FloatArray
-    from pmm_ray.method.crf.dense_crf import Backend
+    from latticecrf.checks import FloatArray
+    from latticecrf.dense_crf import Backend
     from pmm_ray.method.masks import MaskParameters
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latticecrf import CrfParameters, DenseCrf
+from latticecrf.checks import Float32Array, FloatArray, check_array, check_image
+from latticecrf.dense_crf import Backend
+from latticecrf.ranges import check_number
 from pmm_ray.method.cams import check_cam, smooth
-from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_image, check_number
-from pmm_ray.method.crf import CrfParameters, DenseCrf
-from pmm_ray.method.crf.dense_crf import Backend
 
 Mask = npt.NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 

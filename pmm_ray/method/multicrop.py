@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pmm_ray.method.checks import check_array, check_number
+from latticecrf.checks import check_array
+from latticecrf.ranges import check_number
 
 Geometry = Literal["paper", "released"]
 

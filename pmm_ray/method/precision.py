@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pmm_ray.method.checks import FloatArray, check_array
+from latticecrf.checks import FloatArray, check_array
 
 
 def average_precision(scores_NC: FloatArray, truth_NC: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from latticecrf.checks import Float32Array, FloatArray, check_array
+from latticecrf.ranges import check_number
 from pmm_ray.method.affinity import directions, shifted
-from pmm_ray.method.checks import Float32Array, FloatArray, check_array, check_number
 
 
 def transition_matrix(affinity_Dhw: FloatArray, radius: int, beta: float = 8.0) -> sparse.csr_array:

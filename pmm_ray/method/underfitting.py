@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pmm_ray.method.checks import check_number
+from latticecrf.ranges import check_number
 
 UnderfittingKind = Literal["none", "clamp", "pow", "ignore", "reweight"]
 UnderfittingScope = Literal["worker", "image", "global"]

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
-from pmm_ray.method.crf.dense_crf import Backend
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.cluster.placement import mask_memory

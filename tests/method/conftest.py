@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from latticecrf.checks import Float32Array
 from pmm_ray.method.cams import upsample_cam
-from pmm_ray.method.checks import Float32Array
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from latticecrf import CrfParameters
 from pmm_ray.method.affinity import affinity_loss, directions, pair_affinities, pair_labels
 from pmm_ray.method.affinity_labels import confident_labels
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters, argmax_masks
 
 IGNORE = 255

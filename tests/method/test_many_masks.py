@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latticecrf import CrfParameters
 from pmm_ray.method.confusion import confusion_matrices, confusion_matrix
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import (
     MaskParameters,
     argmax_masks,

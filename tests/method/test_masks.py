@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pmm_ray.method.crf import CrfParameters
+from latticecrf import CrfParameters
 from pmm_ray.method.masks import (
     MaskParameters,
     argmax_masks,

@@ -128,18 +128,18 @@ def test_crf_backends(
 
 
 def test_the_kernel_cache_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pmm_ray.method.crf import warm
+    from latticecrf.kernels import warm
 
     assert "kernels in" in doctor.check_crf_cache().value
     monkeypatch.setattr(warm, "cache_folder", lambda: None)
     check = doctor.check_crf_cache()
     assert not check.ok
     assert not check.fatal
-    assert "PMM_CACHE_DIR" in check.advice
+    assert "LATTICECRF_CACHE_DIR" in check.advice
 
 
 def test_a_numba_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    break_import(monkeypatch, "pmm_ray.method.crf.warm", OSError("libllvmlite.so"))
+    break_import(monkeypatch, "latticecrf.kernels.warm", OSError("libllvmlite.so"))
     assert not doctor.check_crf_cache().ok
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latticecrf import CrfParameters
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import (
     MaskParameters,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from latticecrf import DenseCrf
 from pmm_ray.commands.predict import find_segmenter, predict_folder
 from pmm_ray.config import RunConfig
-from pmm_ray.method.crf import DenseCrf
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.core import tables

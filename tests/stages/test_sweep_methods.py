@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latticecrf import CrfParameters
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import MaskParameters, argmax_masks, proportional_masks
 from pmm_ray.runtime.core import tables

@@ -43,11 +43,11 @@ def cluster(ray_head: RayNodes) -> RayNodes:
 
 @pytest.fixture(scope="module")
 def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user's checkout holds: the package, the entry points, a recipe."""
+    """What a user's checkout holds: the packages, the entry points, a recipe."""
     folder = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "jobs", folder / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    package = folder / "pmm_ray"
-    shutil.copytree(ROOT / "pmm_ray", package, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__", "tests")
+    for part in ("jobs", "latticecrf", "pmm_ray"):
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

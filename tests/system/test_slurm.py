@@ -41,7 +41,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     checkout = tmp_path / "checkout"
-    for folder in ("jobs", "pmm_ray", "cluster"):
+    for folder in ("jobs", "latticecrf", "pmm_ray", "cluster"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
     (checkout / "recipe.yaml").write_text(RECIPE)

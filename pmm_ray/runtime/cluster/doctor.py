@@ -38,7 +38,7 @@ LIBRARIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("opencv", ("opencv-python", "opencv-python-headless")),
     ("pyarrow", ("pyarrow",)),
 )
-_REINSTALL = "pip install -c constraints.txt -e ."
+_REINSTALL = "pip install -c constraints.txt -e ./latticecrf -e ."
 _LOW_MEMORY, _LEAST_MEMORY = 4 * _GIB, 1 * _GIB
 _LOW_SHARED = 1 * _GIB
 _LOW_DISK, _LEAST_DISK = 5 * _GIB, _GIB // 2
@@ -155,12 +155,12 @@ def check_crf_cache() -> Check:
     """Where compiled CRF kernels are kept, so that not every process compiles them."""
     name = "CRF kernel cache"
     try:
-        status = _import("pmm_ray.method.crf.warm").cache_status()
+        status = _import("latticecrf.kernels.warm").cache_status()
     except Exception as error:
         # numba and llvmlite fail in their own ways when they do not fit each other
         return Check(name, _reason(error), False, _REINSTALL)
     if status.folder is None:
-        advice = "set PMM_CACHE_DIR to a writable folder, or every process compiles for itself"
+        advice = "set LATTICECRF_CACHE_DIR to a writable folder; without, every process compiles"
         return Check(name, "no writable folder", False, advice)
     state = "complete" if status.warm else "filled as kernels are first used"
     return Check(name, f"{status.kernels} kernels in {status.folder}, {state}")
@@ -170,7 +170,7 @@ def solve_small_crf(backend: str) -> float:
     """Seconds that the first use of a backend takes. Raises whatever the backend raises."""
     import numpy as np
 
-    from pmm_ray.method.crf import CrfParameters, DenseCrf
+    from latticecrf import CrfParameters, DenseCrf
 
     image_HW3 = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)
     score_KHW = np.full((1, 24, 32), 0.6, np.float32)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latticecrf import CrfParameters
 from pmm_ray.config import CrfConfig, MasksConfig
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.crf import CrfParameters
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from latticecrf import DenseCrf, merge_weak_labels
 from pmm_ray.config import PredictConfig
-from pmm_ray.method.crf import DenseCrf, merge_weak_labels
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row

@@ -1,0 +1,1 @@
+"""Kernels: compiled, kept on disk, and made ready ahead of time."""

@@ -1,0 +1,141 @@
+"""Compiled kernels on disk: per user, per version, shared by all processes of a machine.
+
+Numba's own cache stands beside the source files, which fails in a read-only install, forgets
+everything when the package is shipped to a new folder for every job, and may hand one process
+the other's file when two save at once. Here a compiled kernel is one file named after everything
+it depends on: Numba and Python version, CPU, package source, function and argument types. Files
+appear by an atomic rename, so processes may race and the worst is work done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+import pickle
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped, unused-ignore]
+import numba
+from numba.core import compiler
+from numba.core.caching import _Cache
+from numba.core.serialize import dumps
+
+# Where kernels and what they are made of stand: a change there compiles them anew.
+KERNEL_ROOMS = ("kernels", "lattice", "mean_field", "simd")
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function on its first call with each set of types; releases the GIL."""
+    dispatcher = numba.njit(nogil=True)(function)
+    dispatcher._cache = _DiskCache(function)
+    return dispatcher
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Where this user's compiled kernels are kept; None when no place is writable.
+
+    The first of `$LATTICECRF_CACHE_DIR`, `$XDG_CACHE_HOME/latticecrf` (or `~/.cache/latticecrf`)
+    and a private folder in the system's temporary one. Compiled code is run as it is found, so a
+    folder that belongs to another user is never used.
+    """
+    cpu = llvmlite.binding.get_host_cpu_name()
+    python = platform.python_version()
+    name = f"numba-{numba.__version__}-python-{python}-{cpu}-{_source_digest()[:12]}"
+    for root in _candidates():
+        folder = root / name
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mine = folder.stat().st_uid == os.getuid()
+        except OSError:
+            continue
+        if mine and os.access(folder, os.W_OK):
+            return folder
+    return None
+
+
+def _candidates() -> list[Path]:
+    chosen = os.environ.get("LATTICECRF_CACHE_DIR")
+    roots = [Path(chosen)] if chosen else []
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    private = Path(tempfile.gettempdir()) / f"latticecrf-{os.getuid()}"
+    return [*roots, caches / "latticecrf", private]
+
+
+@cache
+def _source_digest() -> str:
+    """Digest of the source of the rooms that hold kernels: a kernel depends on those it calls."""
+    digest = hashlib.sha256()
+    for room in KERNEL_ROOMS:
+        files = importlib.resources.files(f"latticecrf.{room}").iterdir()
+        for file in sorted(files, key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                digest.update(f"{room}/{file.name}".encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
+    """Numba's cache protocol over one file per compiled signature."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._name = f"{function.__module__.removeprefix('latticecrf.')}.{function.__qualname__}"
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str:
+        """The folder, for Numba's own messages."""
+        return str(cache_folder())
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """The compiled kernel, or None when it must be compiled."""
+        path = self._path(signature, target_context.codegen())
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:32], content[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            return None
+        target_context.refresh()
+        return compiler.CompileResult._rebuild(target_context, *pickle.loads(payload))
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Write a compiled kernel; a full disk only costs the next process its time."""
+        path = self._path(signature, result.codegen)
+        if path is None:
+            return
+        payload = dumps(result._reduce())
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            Path(file.name).replace(path)
+        except OSError as error:
+            warnings.warn(f"compiled CRF kernels cannot be kept: {error}", stacklevel=2)
+
+    def enable(self) -> None:
+        """Use the disk (the default)."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Compile in memory only."""
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Forget nothing: files are named after their content's inputs and never go stale."""
+
+    def _path(self, signature: Any, codegen: Any) -> Path | None:
+        folder = cache_folder()
+        if folder is None or not self._enabled:
+            return None
+        key = repr((signature, codegen.magic_tuple()))
+        return folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.kernel"

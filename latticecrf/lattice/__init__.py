@@ -1,0 +1,1 @@
+"""The permutohedral lattice: pixels are placed, vertices numbered and linked, values filtered."""

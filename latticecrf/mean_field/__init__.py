@@ -1,0 +1,1 @@
+"""Mean field: scores and the filters of an image become posteriors."""

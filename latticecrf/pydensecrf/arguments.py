@@ -1,0 +1,109 @@
+"""What `DenseCRF` takes, checked and brought into the engine's terms."""
+
+# N: pixels; M: labels.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from latticecrf.checks import Float32Array, check_array
+from latticecrf.mean_field.energies import Attraction
+
+
+def positive_int(name: str, value: Any) -> int:
+    """An integer above zero.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} = {value!r} is not an integer above 0")
+    return int(value)
+
+
+def iterations(value: Any) -> int:
+    """A number of iterations; below zero means none, as in pydensecrf.
+
+    Raises:
+        ValueError: It is not a whole number.
+    """
+    if not isinstance(value, (Real, np.number)) or float(value) != math.floor(value):
+        raise ValueError(f"the number of iterations is {value!r}, not a whole number")
+    return max(0, int(float(value)))
+
+
+def energies(value: Any, labels: int, pixels: int) -> Float32Array:
+    """Unary energies, float32 [M, N], a copy.
+
+    Raises:
+        ValueError: The shape or type is wrong, a value is NaN or minus infinity, or a pixel allows
+            no label.
+    """
+    checked = check_array("the unary energy", value, "MN", (labels, pixels), "f", finite=False)
+    with np.errstate(over="ignore"):
+        copy = np.array(checked, np.float32, order="C")
+    if not (copy > -np.inf).all():
+        raise ValueError("the unary energy holds NaN or minus infinity")
+    if not np.isfinite(copy.min(axis=0)).all():
+        raise ValueError("the unary energy of a pixel is infinite for every label")
+    return copy
+
+
+def points(value: Any, pixels: int) -> Float32Array:
+    """Features of a pairwise energy, float32 [d, N] with d of 1 to 8, a copy.
+
+    Raises:
+        ValueError: The shape or type is wrong, or a value is not finite.
+    """
+    checked = check_array("the features", value, "dN", (None, pixels), "f")
+    if not 1 <= len(checked) <= 8:
+        raise ValueError(f"the features have {len(checked)} dimensions: 1 to 8 are possible")
+    return np.array(checked, np.float32, order="C")
+
+
+def sigmas(name: str, value: Any, count: int) -> tuple[float, ...]:
+    """Standard deviations: a number for all, or a sequence whose first `count` are taken.
+
+    Raises:
+        ValueError: There are too few, or one is not above 0.
+    """
+    given: Sequence[Any] = [value] * count if isinstance(value, (Real, np.number)) else value
+    try:
+        chosen = tuple(float(given[i]) for i in range(count))
+    except (TypeError, IndexError, ValueError):
+        raise ValueError(f"{name} = {value!r} is neither a number nor {count} numbers") from None
+    # Its square root of the smallest float32 keeps a grey level over it finite.
+    if not all(1e-19 < sigma < math.inf for sigma in chosen):
+        raise ValueError(f"{name} = {value!r}: a standard deviation must be above 0 and finite")
+    return chosen
+
+
+def attraction(compat: Any, labels: int) -> Attraction:
+    """What a kernel adds to the logits: `compat` as it is if a number, else with its sign turned.
+
+    Raises:
+        ValueError: It is neither a finite number nor finite numbers [M] or [M, M].
+    """
+    if isinstance(compat, (Real, np.number)):
+        number = float(compat)
+        if not math.isfinite(number):
+            raise ValueError(f"compat = {compat!r} is not finite")
+        return number
+    try:
+        array = np.array(compat, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"compat = {compat!r} is neither a number nor an array") from None
+    if array.shape not in ((labels,), (labels, labels)):
+        raise ValueError(
+            f"compat has shape {array.shape}; a number, ({labels},) or ({labels}, {labels}) fit"
+            f" {labels} labels"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("compat holds NaN or infinite values")
+    # pydensecrf takes the symmetric part of a matrix, and subtracts what it takes from a number.
+    return -array if array.ndim == 1 else (array + array.T) * np.float32(-0.5)

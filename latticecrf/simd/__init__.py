@@ -1,0 +1,1 @@
+"""SIMD values of fixed width inside Numba kernels: rows, corners, tiles, and functions of them."""

@@ -1,0 +1,97 @@
+"""The drop-in under pydensecrf's name: in one process, in its children, and as the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1]
+# what a stranger's program does, with a process of `spawn` and one of its own
+STRANGER = """
+import multiprocessing, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pydensecrf.densecrf as dcrf
+import pydensecrf.utils
+from pydensecrf.utils import unary_from_softmax
+from neighbour import SIZE
+
+def work(queue):
+    queue.put(dcrf.__name__)
+
+if __name__ == "__main__":
+    height, width = SIZE
+    crf = dcrf.DenseCRF2D(width, height, 2)
+    crf.setUnaryEnergy(unary_from_softmax(np.full((2, height, width), 0.5)))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    print(np.argmax(crf.inference(2), axis=0).shape, sys.argv[1:], Path(__file__).name)
+    queue = multiprocessing.get_context("spawn").Queue()
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(queue,))
+    process.start()
+    print(queue.get())
+    process.join()
+    code = "import pydensecrf.densecrf as d; print(d.__name__)"
+    print(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
+    sys.exit(5)
+"""
+
+
+def environment() -> dict[str, str]:
+    """The package can be imported, whether or not it is installed."""
+    return os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+
+
+def test_a_strangers_script_runs_unchanged(tmp_path: Path) -> None:
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "script.py").write_text(STRANGER)
+    (folder / "neighbour.py").write_text("SIZE = 6, 8\n")
+    answer = subprocess.run(
+        [sys.executable, "-m", "latticecrf", "program/script.py", "--flag", "value"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    name = "latticecrf.pydensecrf.densecrf"
+    expected = ["(48,) ['--flag', 'value'] script.py", name, name]
+    assert answer.stdout.splitlines() == expected, answer.stderr
+    assert answer.returncode == 5
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["absent.py"], 2), (["--help"], 0)])
+def test_usage(arguments: list[str], code: int) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "latticecrf", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert answer.returncode == code
+    assert "latticecrf" in answer.stderr
+
+
+def test_the_script_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    script, printed = re.search(r"```python\n(.*?)```\s+prints `(.*?)`", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    (tmp_path / "readme.py").write_text(script)
+    answer = subprocess.run(
+        [sys.executable, str(tmp_path / "readme.py")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert answer.stdout.strip() == printed, answer.stderr
+
+
+def test_importing_the_package_imports_no_numba() -> None:
+    code = "import latticecrf, sys; print({'numba', 'numpy'} & set(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
+    assert answer.stdout.strip() == "set()"
