@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pmm_ray.config import CamsConfig, ClassifierConfig, RunConfig, section_hash
+from pmm_ray.config import AnyClassifierConfig, CamsConfig, RunConfig, section_hash
 from pmm_ray.pipeline import Pipeline
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import index_file, read_index
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BASE_STAGES = ("make_base_cams", "make_base_masks")
 IMAGES = 100
 """Held-out images scored, unless `--images` says otherwise."""
-_Section = TypeVar("_Section", bound=ClassifierConfig)
+_Section = TypeVar("_Section", bound=AnyClassifierConfig)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TablePipeline(Pipeline):
         )
 
     def _stage_of_training(
-        self, name: str, config: ClassifierConfig, more: Sequence[Any], body: Any
+        self, name: str, config: AnyClassifierConfig, more: Sequence[Any], body: Any
     ) -> StageFolder:
         from pmm_ray.cam_pipeline import weights_hash
 
