@@ -34,10 +34,10 @@ from pmm_ray.nets.segmenter import build_segmenter, describe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.worker import _Worker
 from pmm_ray.sources.shapes import make_shapes
-from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
 SKIPPED = 3
@@ -62,7 +62,7 @@ class Clock:
         return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(moments)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClockedTask(SegmenterTask):
     """The real task; the learning rate is asked for once per step."""
 
@@ -98,19 +98,17 @@ def ours(
 ) -> Clock:
     """Train with the loop of the pipeline."""
     task = ClockedTask(
-        config=config,
+        config=config.model_copy(update={"amp": False, "checkpoint_seconds": 3600.0}),
         stage="segmenter",
         round=0,
         seed=0,
         split="train",
         manifest_uri=manifest.uri,
         masks_uri=masks_uri,
-        source=image_source(manifest, 10**8),
-        label_space=manifest.label_space.to_json(),
+        photographs=Photographs(manifest.root, manifest.apply_exif, 10**8, manifest.label_space),
     )
     folder = StageFolder.below(str(run_dir), "segmenter", "0")
     job = TrainingJob(
-        stage="segmenter",
         task=task,
         run_dir=str(run_dir),
         model_uri=folder.path("model.pt"),
@@ -118,16 +116,10 @@ def ours(
         errors_uri=folder.errors_uri,
         error_budget=0,
         fingerprint="",
-        seed=0,
         images=manifest.splits["train"],
         steps=steps,
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        amp=False,
         workers=1,
-        threads=1,
         loader_processes=0,
-        checkpoint_seconds=3600.0,
         scratch=run_dir,
     )
     nobody = SimpleNamespace(remote=lambda *_: None)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -39,11 +39,13 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.training.launch import run_training, training_job
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.runtime.training.loader import batches
 from pmm_ray.runtime.training.sampling import BatchPlan
+from pmm_ray.runtime.training.train import training_job
 from pmm_ray.sources.shapes import make_shapes
-from pmm_ray.stages.train_classifier import ClassifierTask, image_source
+from pmm_ray.stages.train_classifier import ClassifierTask
 
 BATCH = 16
 IMAGES, SIDE = 320, 240
@@ -62,13 +64,14 @@ def config(crop: int, workers: int, processes: int) -> RunConfig:
                 "loader_processes": processes,
                 "validation_images": 0,
                 "checkpoint_seconds": 3600,
+                "max_failures": 0,
             },
             "runtime": {"cpus": CPUS, "object_store_bytes": 150_000_000},
         }
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TimedTask(ClassifierTask):
     """Notes clock and CPU time of its process at every step; keeps them beside the network."""
 
@@ -98,8 +101,7 @@ def task_of(manifest: Manifest, recipe: RunConfig) -> TimedTask:
         seed=0,
         split="train",
         manifest_uri=manifest.uri,
-        source=image_source(manifest, 10**7),
-        label_space=manifest.label_space.to_json(),
+        photographs=Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space),
     )
 
 
@@ -146,9 +148,8 @@ def on_ray(
         )
         folder = StageFolder.below(place, "train_classifier", "0")
         task = task_of(manifest, recipe)
-        images = len(task.dataset())
-        job = training_job(recipe.classifier, context, folder, task, images=images, steps=steps)
-        run_training(job, context, max_failures=0)
+        job = replace(training_job(task, context, folder), steps=steps)
+        run_training(job, context)
         found: dict[str, float] = json.loads(storage.read_bytes(f"{job.model_uri}.json"))
         _, meta = load_model(job.model_uri, "classifier")
     return found | {"loader_wait": meta["training"]["loader_wait"]}

@@ -30,8 +30,9 @@ from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
+
+from .training import task_fields
 
 SHAPES = Path(__file__).resolve().parents[1] / "recipes" / "shapes.yaml"
 SIDE = 10
@@ -274,17 +275,7 @@ def test_every_round_begins_with_the_same_fresh_network_and_only_the_first_prete
     section = SegmenterConfig(channels=8, output_stride=32)
     built = []
     for number in (0, 1):
-        task = SegmenterTask(
-            config=section,
-            stage=f"train_segmenter-r{number}",
-            round=number,
-            seed=0,
-            split="train",
-            manifest_uri=shapes.uri,
-            masks_uri="",
-            source=image_source(shapes, 1_000_000),
-            label_space=shapes.label_space.to_json(),
-        )
+        task = SegmenterTask(**task_fields(shapes, section), round=number)
         torch.manual_seed(0)
         built.append(task.build().network)
     first, second = (network.state_dict() for network in built)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from pmm_ray.config import ClassifierConfig
+from pmm_ray.config import ClassifierConfig, TrainingConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.training.job import TrainingJob, TrainingTask
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.task import TrainingTask
 from pmm_ray.runtime.training.worker import _Worker
 
 
@@ -40,32 +43,41 @@ def truth_masks(manifest: Manifest, folder: Path) -> str:
     return str(folder)
 
 
-def training_job(task: TrainingTask, run_dir: Path, **changes: Any) -> TrainingJob:
+def photographs_of(manifest: Manifest) -> Photographs:
+    return Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
+
+
+def task_fields(manifest: Manifest, config: TrainingConfig, **more: Any) -> dict[str, Any]:
+    """What every task is made of, here of the training split of a manifest."""
+    fields: dict[str, Any] = {"config": config, "stage": "stage", "seed": 3, "split": "train"}
+    fields |= {"manifest_uri": manifest.uri, "photographs": photographs_of(manifest)}
+    return fields | more
+
+
+def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> TrainingJob:
     """A job of one CPU worker that writes a checkpoint after every step.
 
-    `images` and `steps` have to be among the changes.
+    `images` and `steps` have to be among the changes; those that are no field of a job are of the
+    task's section.
     """
     folder = StageFolder.below(str(run_dir), "stage", "0")
+    section = {"batch_size": 4, "amp": False, "checkpoint_seconds": 1e-9, "max_failures": 0}
     values: dict[str, Any] = {
-        "stage": "stage",
-        "task": task,
         "run_dir": str(run_dir),
         "model_uri": folder.path("model.pt"),
         "checkpoints_uri": folder.path("train"),
         "errors_uri": folder.errors_uri,
         "error_budget": 10,
         "fingerprint": "f",
-        "seed": 3,
-        "batch_size": 4,
-        "momentum": 0.9,
-        "amp": False,
         "workers": 1,
-        "threads": 1,
         "loader_processes": 0,
-        "checkpoint_seconds": 1e-9,
         "scratch": run_dir,
     }
-    return TrainingJob(**{**values, **changes})
+    fields = {field.name for field in dataclasses.fields(TrainingJob)}
+    values |= {name: value for name, value in changes.items() if name in fields}
+    section |= {name: value for name, value in changes.items() if name not in fields}
+    task = dataclasses.replace(task, config=task.config.model_copy(update=section))
+    return TrainingJob(task=task, **values)
 
 
 def train(job: TrainingJob, rank: int = 0) -> dict[str, Any]:

@@ -118,8 +118,6 @@ def recipe(step: Step, size: Size, data: dict[str, Any]) -> dict[str, Any]:
         "batch_size": 16,
         "learning_rate": 0.01,
         "momentum": MOMENTUM[step.rung],
-        "resize_long": list(size.resize_long),
-        "crop_size": size.crop,
         "workers": 1,
         "validation_images": 0,
     }
@@ -130,7 +128,8 @@ def recipe(step: Step, size: Size, data: dict[str, Any]) -> dict[str, Any]:
         "name": step.folder,
         "seed": step.seed,
         "data": data,
-        "classifier": training | {"epochs": size.epochs},
+        "classifier": training
+        | {"epochs": size.epochs, "resize_long": list(size.resize_long), "crop_size": size.crop},
         "base": {"cams": whole},
         "multicrop": training
         | {"enabled": multicrop, "epochs": size.multicrop_epochs, "crops": crops},

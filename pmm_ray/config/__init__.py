@@ -7,6 +7,7 @@ from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig, WalkConfig
 from pmm_ray.config.base import Section, section_hash
 from pmm_ray.config.classifier import (
+    AnyClassifierConfig,
     CamsConfig,
     ClassifierConfig,
     CropsConfig,
@@ -29,10 +30,12 @@ from pmm_ray.config.segmenter import (
     SegmenterConfig,
     UnderfittingConfig,
 )
+from pmm_ray.config.training import EpochTrainingConfig, TrainingConfig
 
 __all__ = [
     "AblateConfig",
     "AffinityConfig",
+    "AnyClassifierConfig",
     "BaseConfig",
     "CamsConfig",
     "ClassifierConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "CropsConfig",
     "CyclesConfig",
     "DataConfig",
+    "EpochTrainingConfig",
     "ErrorsConfig",
     "EvaluateConfig",
     "MasksConfig",
@@ -52,6 +56,7 @@ __all__ = [
     "RuntimeConfig",
     "Section",
     "SegmenterConfig",
+    "TrainingConfig",
     "UnderfittingConfig",
     "WalkConfig",
     "load_recipe",

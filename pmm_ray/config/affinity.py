@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pmm_ray.config.base import Auto, Natural, Positive, Section, execution
+from pmm_ray.config.base import Auto, Positive, Section, execution
 from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import BaseCrfConfig
+from pmm_ray.config.training import EpochTrainingConfig
 
 
 class WalkConfig(Section):
@@ -28,7 +29,10 @@ class WalkConfig(Section):
     """Network copies; `auto`: one per GPU, else one per CPU."""
 
 
-class AffinityConfig(Section):
+_LATER = ("accumulate", "channels_last", "clip_norm", "compile")
+
+
+class AffinityConfig(EpochTrainingConfig):
     """Refine CAMs by an affinity network and a random walk (paper: an ablation; off)."""
 
     enabled: bool = False
@@ -49,43 +53,23 @@ class AffinityConfig(Section):
     """Joint CRF of the labels."""
     backend: Literal["lattice", "pydensecrf"] = "lattice"
     """CRF implementation; both give the same labels."""
-    epochs: Positive = 8
-    """Passes over the training split (released code)."""
-    batch_size: Positive = 16
-    """Images per optimiser step, over all workers (released code)."""
     learning_rate: float = Field(0.02, gt=0)
-    """SGD step size of the backbone at step 0 (released code)."""
-    head_multiplier: float = Field(10.0, gt=0)
-    """The head's learning rate over the backbone's (released code)."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty on convolution weights."""
-    poly_power: float = Field(0.9, gt=0)
-    """lr = lr0 * (1 - step / steps) ** power."""
+    """Step size of the backbone at step 0 (released code)."""
     crop_size: Positive = Field(448, multiple_of=8)
     """Square training crop, px; smaller images are padded with the mean, which is ignored."""
-    color_jitter: float = Field(0.3, ge=0, le=1)
-    """As `classifier.color_jitter`."""
-    freeze_norm: bool = True
-    """Keep BatchNorm at its pretrained statistics."""
     freeze_first: bool = True
     """Keep the first layers as pretrained."""
     walk: WalkConfig = WalkConfig()
     """What the network's affinities do to the CAMs."""
-    amp: bool = True
-    """bfloat16 autocast on GPUs; CPUs compute in float32."""
-    workers: Positive | Auto = "auto"
-    """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
-    threads_per_worker: Positive = execution(1)
-    """Torch threads and CPUs of one worker on a CPU cluster."""
-    loader_processes: Natural | Auto = execution("auto")
-    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself. `auto`: on GPUs
-    as many as there are CPUs for, up to 8; on CPUs 0."""
-    checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often, s."""
-    max_failures: int = execution(3, ge=0)
-    """How often a lost worker or node is replaced before the run gives up."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; options newer than the first runs only where they are used."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in super().identity().items()
+            if name not in _LATER or value != fields[name].default
+        }
 
     @model_validator(mode="after")
     def _in_order(self) -> AffinityConfig:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pmm_ray.config.base import Auto, IntRange, Natural, Positive, Scale, Section, execution
+from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, execution
+from pmm_ray.config.training import EpochTrainingConfig
 
 Backbone = Literal[
     "efficientnet_lite0", "scalenet50", "scalenet101", "scalenet152", "resnet38", "res2net101"
@@ -37,8 +38,8 @@ class CropsConfig(Section):
     """From one window to the next, px."""
 
 
-class ClassifierConfig(Section):
-    """The image classifier whose activation maps become masks (paper 3.5, 4.1)."""
+class AnyClassifierConfig(EpochTrainingConfig):
+    """What the first and the second classifier share (paper 3.5, 4.1)."""
 
     backbone: Backbone = "efficientnet_lite0"
     """Network; `efficientnet_lite0` is the small one for CPUs."""
@@ -54,71 +55,35 @@ class ClassifierConfig(Section):
     """Input px per feature px, of `efficientnet_lite0`; the others have 8."""
     resnet38_dilation: Literal[2, 4] = 4
     """Dilation of the last block of `resnet38` (released classifier: 2; everyone else: 4)."""
-    epochs: Positive = 8
-    """Passes over the training split."""
-    batch_size: Positive = 16
-    """Images per optimiser step, over all workers."""
-    learning_rate: float = Field(0.01, gt=0)
-    """SGD step size of the backbone at step 0."""
-    head_multiplier: float = Field(10.0, gt=0)
-    """The head's learning rate over the backbone's (released code: 10)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum. The released code's effective value is 5e-4 (a swapped argument)."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty on convolution weights."""
-    poly_power: float = Field(0.9, gt=0)
-    """lr = lr0 * (1 - step / steps) ** power."""
-    resize_long: IntRange = (256, 416)
-    """The long side is drawn from this range, px (released code: 448..768)."""
-    crop_size: Positive = 320
-    """Square training crop, px (paper: 448); smaller images are padded with the mean."""
-    color_jitter: float = Field(0.3, ge=0, le=1)
-    """Strength of brightness, contrast and saturation jitter, a third of it for the hue
-    (released code: 0.3)."""
-    freeze_norm: bool = True
-    """Keep BatchNorm at its pretrained statistics (released code: yes)."""
-    freeze_first: bool = False
-    """Keep the first layers as pretrained (released code: yes; `efficientnet_lite0` has none)."""
-    clip_norm: float | None = Field(None, gt=0)
-    """Gradients are scaled down to this norm over all parameters; empty: never."""
-    accumulate: Positive = 1
-    """Forward and backward passes per optimiser step: the batch is kept on fewer GPUs."""
-    amp: bool = True
-    """bfloat16 autocast on GPUs; CPUs compute in float32."""
-    channels_last: bool = False
-    """Memory layout of images and features; faster on GPUs with tensor cores."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
-    workers: Positive | Auto = "auto"
-    """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
-    threads_per_worker: Positive = execution(1)
-    """Torch threads and CPUs of one worker on a CPU cluster."""
-    loader_processes: Natural | Auto = execution("auto")
-    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself. `auto`: on GPUs
-    as many as there are CPUs for, up to 8; on CPUs 0."""
-    checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often, s."""
-    max_failures: int = execution(3, ge=0)
-    """How often a lost worker or node is replaced before the run gives up."""
     validation_images: int = execution(100, ge=0)
     """Held-out images that are scored after every epoch (mean average precision, and CAM mIoU of
     those with ground truth); 0: none. They never decide anything."""
 
 
-class MulticropConfig(ClassifierConfig):
+class ClassifierConfig(AnyClassifierConfig):
+    """The image classifier whose activation maps become masks (paper 3.5, 4.1)."""
+
+    resize_long: IntRange = (256, 416)
+    """The long side is drawn from this range, px (released code: 448..768). The middle of it is
+    that of the held-out images."""
+    crop_size: Positive = 320
+    """Square training crop, px (paper: 448); smaller images are padded with the mean."""
+
+
+class MulticropConfig(AnyClassifierConfig):
     """The second classifier, trained on windows relabelled by base masks (paper 3.5)."""
 
     enabled: bool = False
     """Train it; else the maps come from the first classifier."""
-    crop_size: Positive = 448
-    """Not used: `crops.size` is the side of what the network is trained on."""
-    resize_long: IntRange = (448, 768)
-    """Half of its sum is the long side of the images that the network is validated on, px."""
     crops: CropsConfig = CropsConfig()
     """The windows; one is drawn per image and epoch."""
     relabel_share: float = Field(0.1, ge=0, le=1)
     """A window keeps a class if it holds more than this share of the class's base mask, or if the
     class covers more than this share of the window (paper 3.5: 10 %)."""
+    validation_long: Positive = execution(608)
+    """Long side of the held-out images that are scored after every epoch, px."""
 
 
 class CamsConfig(Section):

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from latticecrf import CrfParameters
-from pmm_ray.config.base import Auto, FloatRange, Natural, Positive, Scale, Section, execution
+from pmm_ray.config.base import Auto, FloatRange, Positive, Scale, Section, execution
 from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import CrfConfig
+from pmm_ray.config.training import TrainingConfig
 
 
 class UnderfittingConfig(Section):
@@ -28,7 +29,7 @@ class UnderfittingConfig(Section):
     """Level of the loss or, for `pow`, exponent (VOC 0.5, COCO 0.8)."""
 
 
-class SegmenterConfig(Section):
+class SegmenterConfig(TrainingConfig):
     """The fully supervised segmenter: PSPNet, or any model of mmsegmentation (paper 4.1)."""
 
     config: str | None = execution(None)
@@ -59,21 +60,15 @@ class SegmenterConfig(Section):
     statistics of their own (released code: no)."""
     iterations: Positive = 20_000
     """Optimiser steps of one round (paper: 20,000)."""
-    batch_size: Positive = 16
-    """Images per step, over all workers (paper: 16)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`adamw` is what transformers are trained with (SegFormer: learning rate 6e-5, weight decay
     0.01)."""
     learning_rate: float = Field(0.005, gt=0)
-    """Step size at step 0 (paper: 0.005)."""
+    """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
     """Floor of the poly schedule (released code: 1e-4)."""
     head_multiplier: float = Field(1.0, gt=0)
     """The heads' learning rate over the backbone's (released code: 1)."""
-    poly_power: float = Field(0.9, gt=0)
-    """Exponent of the poly schedule."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of `sgd`."""
     weight_decay: float = Field(5e-4, ge=0)
     """L2 penalty; `adamw`: decoupled from the gradient."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
@@ -84,18 +79,8 @@ class SegmenterConfig(Section):
     """Square training crop, px."""
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
     """A crop is redrawn (10 tries) while one class fills more than this share."""
-    clip_norm: float | None = Field(None, gt=0)
-    """Gradients are scaled down to this norm over all parameters; empty: never (released code)."""
-    accumulate: Positive = 1
-    """Forward and backward passes per optimiser step: the batch is kept on fewer GPUs."""
     underfitting: UnderfittingConfig = UnderfittingConfig()
     """Pretended under-fitting; used in round 0 only, as in the paper."""
-    amp: bool = True
-    """bfloat16 autocast on GPUs."""
-    channels_last: bool = False
-    """Memory layout of images and features; faster on GPUs with tensor cores."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
     choose: Literal["best", "last"] = "best"
     """Which weights are kept: those with the best mIoU on held-out images where these have ground
     truth, as in the released code, which uses pixel labels; or the last ones."""
@@ -106,17 +91,9 @@ class SegmenterConfig(Section):
     """Held-out images with ground truth that are scored, single-scale and without CRF, drawn by the
     seed; empty: all (released code); 0: none. No step is finished meanwhile: see
     `runtime.stall_seconds`."""
-    workers: Positive | Auto = "auto"
-    """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
-    threads_per_worker: Positive = execution(1)
-    """Torch threads and CPUs of one worker on a CPU cluster."""
-    loader_processes: Natural | Auto = execution("auto")
-    """Decoding processes per worker, a CPU each; 0 decodes in the worker itself. `auto`: on GPUs
-    as many as there are CPUs for, up to 8; on CPUs 0."""
-    checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often, s."""
-    max_failures: int = execution(3, ge=0)
-    """How often a lost worker or node is replaced before the run gives up."""
+
+    def steps(self, steps_per_epoch: int) -> int:
+        return self.iterations
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; how it is validated only where that chooses the weights."""

@@ -31,7 +31,7 @@ BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
 
 
 @dataclass
-class Share:
+class ClassifierShare:
     """What one worker measured."""
 
     scores: list[NDArray[np.float32]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Validation:
+class ClassifierValidation:
     """Scores a network on a sample of held-out images; small and picklable.
 
     Attributes:
@@ -73,12 +73,14 @@ class Validation:
         return rows[: self.images]
 
     @torch.no_grad()
-    def measure(self, network: CamNetwork, device: torch.device, rank: int, world: int) -> Share:
+    def measure(
+        self, network: CamNetwork, device: torch.device, rank: int, world: int
+    ) -> ClassifierShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
         An image that cannot be used is left out: the stage that needs it records it.
         """
-        share, space = Share(), self.photographs.label_space
+        share, space = ClassifierShare(), self.photographs.label_space
         classes = space.num_classes
         total = np.zeros((len(BACKGROUND_SCORES), classes, classes), np.int64)
         scored = False
@@ -102,7 +104,7 @@ class Validation:
             share.confusions.append(total)
         return share
 
-    def metrics(self, shares: list[Share]) -> dict[str, float]:
+    def metrics(self, shares: list[ClassifierShare]) -> dict[str, float]:
         """`mean_average_precision`; with truth `cam_miou` at its best background score, too."""
         scores = [s for share in shares for s in share.scores]
         found: dict[str, float] = {}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pmm_ray.config import ClassifierConfig
+from pmm_ray.config import AnyClassifierConfig, ClassifierConfig
 from pmm_ray.nets import scalenet
 from pmm_ray.nets.backbone import Backbone, temper
 from pmm_ray.nets.cam_network import CamNetwork
@@ -185,7 +185,7 @@ class CamClassifier(CamNetwork):
         return self.forward(images_B3HW)[1].float()
 
 
-def build_classifier(config: ClassifierConfig, num_foreground: int) -> CamNetwork:
+def build_classifier(config: AnyClassifierConfig, num_foreground: int) -> CamNetwork:
     """The classifier that a configuration names, pretrained weights loaded.
 
     A file may hold SEAM's heads too: they are loaded where they fit the classes. The rest of the
@@ -233,7 +233,7 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
 
 
 def _build(
-    config: ClassifierConfig, num_foreground: int, state: Mapping[str, Tensor] | None
+    config: AnyClassifierConfig, num_foreground: int, state: Mapping[str, Tensor] | None
 ) -> CamNetwork:
     # the others give CAMs at stride 8 only
     stride = config.output_stride if config.backbone == "efficientnet_lite0" else 8

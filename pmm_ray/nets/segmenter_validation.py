@@ -30,7 +30,7 @@ SCORED = "validation_images"
 
 
 @dataclass(frozen=True)
-class Share:
+class SegmenterShare:
     """What one worker measured."""
 
     confusion: Confusion
@@ -74,7 +74,9 @@ class SegmenterValidation:
         return rows[: self.images]
 
     @torch.no_grad()
-    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Share:
+    def measure(
+        self, network: nn.Module, device: torch.device, rank: int, world: int
+    ) -> SegmenterShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
         An image that cannot be used is left out, see `unusable`: what becomes an error row of it is
@@ -90,9 +92,9 @@ class SegmenterValidation:
             predicted_HW = self._predict(network, image_HW3, device)
             total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
             images += 1
-        return Share(total, images)
+        return SegmenterShare(total, images)
 
-    def metrics(self, shares: list[Share]) -> dict[str, float]:
+    def metrics(self, shares: list[SegmenterShare]) -> dict[str, float]:
         """mIoU over the classes that have truth, and of how many images; nothing without truth."""
         total = np.sum([share.confusion for share in shares], axis=0)
         images = sum(share.images for share in shares)

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,41 +15,36 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig, RunConfig, WalkConfig
-from pmm_ray.labels import LabelSpace
 from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.weight_files import weights_identity
-from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.training.augment import jitter, window
-from pmm_ray.runtime.training.job import LossModule, head_groups, poly
-from pmm_ray.runtime.training.launch import run_training, summarize, training_job
-from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.stages.train_classifier import image_source
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.mask_file import MaskFile
+from pmm_ray.runtime.training.task import LossModule, TrainingTask
+from pmm_ray.runtime.training.train import train
 
 STAGE = "train_affinity"
 CODE_VERSION = 1
 
 
+@dataclass(frozen=True)
 class PairSample:
-    """A crop of one image with its labels; opens the label file in the process that uses it.
+    """A crop of one image with its labels.
 
-    Args:
+    Attributes:
         config: side of the crop, colour jitter, backbone.
         ignore: label of unknown pixels, and of what lies outside the image.
-        labels: from `build_mask_file`.
+        labels: of the images.
     """
 
-    def __init__(self, config: AffinityConfig, ignore: int, labels: Path) -> None:
-        self._config = config
-        self._ignore = ignore
-        self._path = labels
+    config: AffinityConfig
+    ignore: int
+    labels: MaskFile
 
     def __call__(
         self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
@@ -59,34 +53,23 @@ class PairSample:
 
         Source: released code of AffinityNet: crops of the image as it is, jitter, mirror images.
         """
-        label_HW = decode_mask(self._labels.png(row.image_id))
-        if label_HW.shape != image_HW3.shape[:2]:
-            raise RowError(
-                "label", f"the labels are {label_HW.shape}, the image {image_HW3.shape[:2]} (h, w)"
-            )
-        size, rng = self._config.crop_size, np.random.default_rng(seed)
+        height, width = image_HW3.shape[:2]
+        label_HW = self.labels.mask(row.image_id, (height, width))
+        size, rng = self.config.crop_size, np.random.default_rng(seed)
         if rng.random() < 0.5:
             image_HW3, label_HW = image_HW3[:, ::-1], label_HW[:, ::-1]
-        rows, top = window(label_HW.shape[0], size, rng)
-        columns, left = window(label_HW.shape[1], size, rng)
-        network = BACKBONES[self._config.backbone].network
+        rows, top = window(height, size, rng)
+        columns, left = window(width, size, rng)
+        network = BACKBONES[self.config.backbone].network
         mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
         crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
-        crop = (jitter(crop / np.float32(255), rng, self._config.color_jitter) - mean) / std
+        crop = (jitter(crop / np.float32(255), rng, self.config.color_jitter) - mean) / std
         place = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
         image_3SS = np.zeros((3, size, size), np.float32)
         image_3SS[:, *place] = crop.transpose(2, 0, 1)
-        labels_SS = np.full((size, size), self._ignore, np.int32)
+        labels_SS = np.full((size, size), self.ignore, np.int32)
         labels_SS[place] = label_HW[rows, columns]
         return torch.from_numpy(image_3SS), torch.from_numpy(labels_SS)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("_config", "_ignore", "_path")
-        return {name: value for name, value in self.__dict__.items() if name in kept}
-
-    @cached_property
-    def _labels(self) -> MaskFile:
-        return MaskFile(self._path)
 
 
 class AffinityLoss(LossModule):
@@ -106,54 +89,24 @@ class AffinityLoss(LossModule):
         return affinity_loss(pair_affinities(features, self._radius), pairs)
 
 
-@dataclass
-class AffinityTask:
+@dataclass(kw_only=True)
+class AffinityTask(TrainingTask[AffinityConfig]):
     """The affinity network's part of a training."""
 
-    config: AffinityConfig
-    stage: str
-    seed: int
-    split: str
-    manifest_uri: str
-    labels_uri: str
-    """Folder of the labels, a masks table."""
-    source: ImageSource
-    label_space: str
-    """JSON text."""
-    label_file: Path | None = field(default=None, init=False)
-
-    @property
-    def space(self) -> LabelSpace:
-        return LabelSpace.from_json(self.label_space)
-
-    def prepare(self, scratch: Path) -> None:
-        """Check the labels and map them once per node."""
-        self.label_file = build_mask_file(self.labels_uri, self.space, scratch)
-
-    def dataset(self) -> TrainingSet:
-        assert self.label_file is not None, "prepare comes first"
-        rows = training_rows(self.manifest_uri, self.split, among=mask_ids(self.labels_uri))
-        sample = PairSample(self.config, self.space.ignore, self.label_file)
-        return TrainingSet(rows, self.source, sample, self.seed, self.stage)
+    def sample(self) -> PairSample:
+        assert self.masks is not None, "prepare comes first"
+        return PairSample(self.config, self.space.ignore, self.masks)
 
     def build(self) -> AffinityLoss:
         return AffinityLoss(build_affinity(self.config), self.config.radius, self.space.ignore)
 
-    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Backbone x 1, heads x `head_multiplier`, see `head_groups`."""
-        return head_groups(
-            network,
-            AffinityNetwork.head_layers,
-            weight_decay=self.config.weight_decay,
-            multiplier=self.config.head_multiplier,
-        )
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)
-
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
         meta = {"config": self.config.model_dump(mode="json"), "training": training}
         save_model(uri, KIND, network, meta)
+
+    def trained(self, uri: str) -> dict[str, float]:
+        training: dict[str, float] = load_model(uri, KIND)[1]["training"]
+        return training
 
 
 def run(
@@ -169,24 +122,10 @@ def run(
         labels_uri: folder that `make_affinity_labels` filled.
 
     Raises:
-        CannotRunError, BudgetExceededError: see `run_training`; also where no image has labels.
+        CannotRunError, BudgetExceededError: see `train`; also where no image has labels.
     """
-    data, manifest = context.config.data, context.manifest
-    images = training_rows(manifest.uri, data.train_split, among=mask_ids(labels_uri)).num_rows
-    task = AffinityTask(
-        config=config,
-        stage=folder.stage,
-        seed=context.config.seed,
-        split=data.train_split,
-        manifest_uri=manifest.uri,
-        labels_uri=storage.absolute(labels_uri),
-        source=image_source(manifest, data.max_pixels),
-        label_space=manifest.label_space.to_json(),
-    )
-    job = training_job(config, context, folder, task, images=images, epochs=config.epochs)
-    run_training(job, context, max_failures=config.max_failures)
-    _, meta = load_model(job.model_uri, KIND)
-    return summarize(folder, job, meta["training"])
+    task = AffinityTask.of(config, context, folder, masks_uri=labels_uri)
+    return train(task, context, folder)
 
 
 def stage(recipe: RunConfig, labels: StageFolder) -> Stage:

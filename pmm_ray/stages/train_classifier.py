@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,23 +13,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pmm_ray.config import ClassifierConfig, RunConfig
+from pmm_ray.config import AnyClassifierConfig, ClassifierConfig, RunConfig
 from pmm_ray.method.seam_losses import seam_losses, small_view
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model
-from pmm_ray.nets.classifier_validation import Share, Validation
+from pmm_ray.nets.classifier_validation import ClassifierValidation
 from pmm_ray.nets.registry import BACKBONES, build_classifier
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import augment
-from pmm_ray.runtime.training.job import LossModule, head_groups, poly
-from pmm_ray.runtime.training.launch import run_training, summarize, training_job
-from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.task import LossModule, TrainingTask
+from pmm_ray.runtime.training.train import train
 
-if TYPE_CHECKING:
-    from pmm_ray.runtime.core.manifest import Manifest
+Classifier = TypeVar("Classifier", bound=AnyClassifierConfig)
 
 STAGE = "train_classifier"
 CODE_VERSION = 2
@@ -94,100 +92,57 @@ class SiameseLoss(LossModule):
         ).total
 
 
-@dataclass
-class ClassifierTask:
-    """The classifier's part of a training."""
-
-    config: ClassifierConfig
-    stage: str
-    seed: int
-    split: str
-    manifest_uri: str
-    source: ImageSource
-    label_space: str
-    """JSON text; kept with the network."""
-    validation: Validation | None = None
-
-    def prepare(self, scratch: Path) -> None:
-        """Nothing to make: images are read from where they are."""
-
-    def dataset(self) -> TrainingSet:
-        rows = training_rows(self.manifest_uri, self.split, labelled=True)
-        sample = ClassifierSample(self.config, self.source.num_foreground)
-        return TrainingSet(rows, self.source, sample, self.seed, self.stage)
+@dataclass(kw_only=True)
+class AnyClassifierTask(TrainingTask[Classifier]):
+    """What the trainings of both classifiers share."""
 
     def build(self) -> LossModule:
-        network = build_classifier(self.config, self.source.num_foreground)
+        network = build_classifier(self.config, self.space.num_foreground)
         return SiameseLoss(network) if self.config.kind == "seam" else ClassifierLoss(network)
 
-    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Backbone x 1, head layers x `head_multiplier`, see `head_groups`."""
-        assert isinstance(network, CamNetwork)
-        return head_groups(
-            network,
-            network.head_layers,
-            weight_decay=self.config.weight_decay,
-            multiplier=self.config.head_multiplier,
-        )
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)
-
-    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Share:
-        """This worker's share of the held-out images."""
-        assert isinstance(network, CamNetwork)
-        if self.validation is None:
-            return Share()
-        return self.validation.measure(network, device, rank, world)
-
-    def metrics(self, shares: list[Share]) -> dict[str, float]:
-        """Mean average precision and CAM mIoU of all shares."""
-        return {} if self.validation is None else self.validation.metrics(shares)
-
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
+        fields = set(ClassifierConfig.model_fields)
         meta = {
-            "config": self.config.model_dump(
-                mode="json", include=set(ClassifierConfig.model_fields)
-            ),
-            "num_foreground": self.source.num_foreground,
-            "label_space": self.label_space,
+            "config": self.config.model_dump(mode="json", include=fields),
+            "num_foreground": self.space.num_foreground,
+            "label_space": self.space.to_json(),
             "training": training,
         }
         save_model(uri, "classifier", network, meta)
 
-
-def image_source(manifest: Manifest, max_pixels: int) -> ImageSource:
-    """How the images of a manifest are read."""
-    return ImageSource(
-        manifest.root, manifest.apply_exif, max_pixels, manifest.label_space.num_foreground
-    )
+    def trained(self, uri: str) -> dict[str, float]:
+        training: dict[str, float] = load_model(uri, "classifier")[1]["training"]
+        return training
 
 
-def task_fields(
-    config: ClassifierConfig, context: RunContext, folder: StageFolder
-) -> dict[str, Any]:
-    """What every training of a classifier is made of; see `ClassifierTask`."""
-    data, manifest = context.config.data, context.manifest
-    source = image_source(manifest, data.max_pixels)
-    validation = Validation(
-        manifest_uri=manifest.uri,
-        split=data.held_out_split,
+@dataclass(kw_only=True)
+class ClassifierTask(AnyClassifierTask[ClassifierConfig]):
+    """The first classifier's part of a training."""
+
+    def sample(self) -> ClassifierSample:
+        return ClassifierSample(self.config, self.space.num_foreground)
+
+
+def validation_of(
+    config: AnyClassifierConfig, context: RunContext, long_side: int
+) -> ClassifierValidation | None:
+    """What is scored after every epoch, if anything.
+
+    Args:
+        config: the section.
+        context: of the run.
+        long_side: of the held-out images, px.
+    """
+    if not config.validation_images:
+        return None
+    return ClassifierValidation(
+        manifest_uri=context.manifest.uri,
+        split=context.config.data.held_out_split,
         photographs=Photographs.of(context),
         images=config.validation_images,
-        # the middle of what the network is trained on
-        long_side=sum(config.resize_long) // 2,
+        long_side=long_side,
         seed=context.config.seed,
     )
-    return {
-        "config": config,
-        "stage": folder.stage,
-        "seed": context.config.seed,
-        "split": data.train_split,
-        "manifest_uri": manifest.uri,
-        "source": source,
-        "label_space": manifest.label_space.to_json(),
-        "validation": validation if config.validation_images else None,
-    }
 
 
 def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> Summary:
@@ -200,15 +155,11 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
             of images that had to be substituted.
 
     Raises:
-        CannotRunError, BudgetExceededError: see `run_training`; also where no image is labelled.
+        CannotRunError, BudgetExceededError: see `train`; also where no image is labelled.
     """
-    data, manifest = context.config.data, context.manifest
-    images = training_rows(manifest.uri, data.train_split, labelled=True).num_rows
-    task = ClassifierTask(**task_fields(config, context, folder))
-    job = training_job(config, context, folder, task, images=images, epochs=config.epochs)
-    run_training(job, context, max_failures=config.max_failures)
-    _, meta = load_model(job.model_uri, "classifier")
-    return summarize(folder, job, meta["training"])
+    # the middle of what the network is trained on
+    validation = validation_of(config, context, sum(config.resize_long) // 2)
+    return train(ClassifierTask.of(config, context, folder, validation=validation), context, folder)
 
 
 def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str = STAGE) -> Stage:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,49 +11,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
-from pmm_ray.labels import LabelSpace
 from pmm_ray.method.multicrop import draw_window, windows
-from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.views import cut_windows
 from pmm_ray.nets.weight_files import weights_identity
-from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.training.augment import crop_view
-from pmm_ray.runtime.training.launch import run_training, summarize, training_job
-from pmm_ray.runtime.training.loader import TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.stages.train_classifier import ClassifierTask, target_vector, task_fields
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.mask_file import MaskFile
+from pmm_ray.runtime.training.train import train
+from pmm_ray.stages.train_classifier import AnyClassifierTask, target_vector, validation_of
 
 STAGE = "train_multicrop"
 CODE_VERSION = 1
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
 
+@dataclass(frozen=True)
 class WindowSample:
-    """A window of one image and what its base mask shows there, as 0/1 float32 [C].
+    """A window of one image and what its base mask shows there, as 0/1 float32 [C]."""
 
-    Opens the mask file in the process that uses it.
-    """
-
-    def __init__(self, config: MulticropConfig, num_foreground: int, masks: Path) -> None:
-        self._config = config
-        self._num_foreground = num_foreground
-        self._path = masks
+    config: MulticropConfig
+    num_foreground: int
+    masks: MaskFile
 
     def __call__(
         self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
     ) -> tuple[Tensor, Tensor]:
-        base_HW = decode_mask(self._masks.png(row.image_id))
         height, width = image_HW3.shape[:2]
-        if base_HW.shape != (height, width):
-            raise RowError(
-                "label", f"the base mask is {base_HW.shape}, the image {(height, width)} (h, w)"
-            )
-        config, crops = self._config, self._config.crops
+        base_HW = self.masks.mask(row.image_id, (height, width))
+        config, crops = self.config, self.config.crops
         rng = np.random.default_rng(seed)
         choices = windows(
             height,
@@ -77,36 +63,16 @@ class WindowSample:
             mean=network.input_mean,
             std=network.input_std,
         )
-        return torch.from_numpy(view_3SS), target_vector(labels, self._num_foreground)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("_config", "_num_foreground", "_path")
-        return {name: value for name, value in self.__dict__.items() if name in kept}
-
-    @cached_property
-    def _masks(self) -> MaskFile:
-        return MaskFile(self._path)
+        return torch.from_numpy(view_3SS), target_vector(labels, self.num_foreground)
 
 
-@dataclass
-class MulticropTask(ClassifierTask):
+@dataclass(kw_only=True)
+class MulticropTask(AnyClassifierTask[MulticropConfig]):
     """The second classifier's part of a training."""
 
-    masks_uri: str = ""
-    """Folder of the base masks."""
-    mask_file: Path | None = field(default=None, init=False)
-
-    def prepare(self, scratch: Path) -> None:
-        """Check the base masks and map them once per node."""
-        space = LabelSpace.from_json(self.label_space)
-        self.mask_file = build_mask_file(self.masks_uri, space, scratch)
-
-    def dataset(self) -> TrainingSet:
-        assert isinstance(self.config, MulticropConfig)
-        assert self.mask_file is not None, "prepare comes first"
-        rows = training_rows(self.manifest_uri, self.split, among=mask_ids(self.masks_uri))
-        sample = WindowSample(self.config, self.source.num_foreground, self.mask_file)
-        return TrainingSet(rows, self.source, sample, self.seed, self.stage)
+    def sample(self) -> WindowSample:
+        assert self.masks is not None, "prepare comes first"
+        return WindowSample(self.config, self.space.num_foreground, self.masks)
 
 
 def run(
@@ -121,18 +87,12 @@ def run(
         masks_uri: folder of the base masks.
 
     Raises:
-        CannotRunError, BudgetExceededError: see `run_training`; also where no image has a mask,
-            or a mask holds a value outside the label space.
+        CannotRunError, BudgetExceededError: see `train`; also where no image has a mask, or a
+            mask holds a value outside the label space.
     """
-    split, uri = context.config.data.train_split, context.manifest.uri
-    images = training_rows(uri, split, among=mask_ids(masks_uri)).num_rows
-    task = MulticropTask(
-        **task_fields(config, context, folder), masks_uri=storage.absolute(masks_uri)
-    )
-    job = training_job(config, context, folder, task, images=images, epochs=config.epochs)
-    run_training(job, context, max_failures=config.max_failures)
-    _, meta = load_model(job.model_uri, "classifier")
-    return summarize(folder, job, meta["training"])
+    validation = validation_of(config, context, config.validation_long)
+    task = MulticropTask.of(config, context, folder, masks_uri=masks_uri, validation=validation)
+    return train(task, context, folder)
 
 
 def stage(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,15 @@ from pmm_ray.nets.segmenter_config import Triple, normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
-from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.job import LossModule, poly
-from pmm_ray.runtime.training.launch import UNDERFITTING, run_training, summarize, training_job
-from pmm_ray.runtime.training.loader import ImageSource, TrainingRow, TrainingSet, training_rows
-from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
-from pmm_ray.stages.train_classifier import image_source
+from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.mask_file import MaskFile
+from pmm_ray.runtime.training.task import LossModule, TrainingTask, poly
+from pmm_ray.runtime.training.train import UNDERFITTING, train
 
 STAGE = "train_segmenter"
 CODE_VERSION = 3
@@ -40,47 +36,32 @@ CODE_VERSION = 3
 _MOST_NAMED = 10
 
 
+@dataclass(frozen=True)
 class SegmenterSample:
-    """One augmented image with its mask; opens the mask file in the process that uses it."""
+    """One augmented image with its mask."""
 
-    def __init__(
-        self,
-        config: SegmenterConfig,
-        space: LabelSpace,
-        statistics: tuple[Triple, Triple],
-        masks: Path,
-    ) -> None:
-        self._config = config
-        self._space = space
-        self._statistics = statistics
-        self._path = masks
+    config: SegmenterConfig
+    space: LabelSpace
+    statistics: tuple[Triple, Triple]
+    masks: MaskFile
 
     def __call__(
         self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
     ) -> tuple[Tensor, Tensor]:
-        mask_HW = decode_mask(self._masks.png(row.image_id))
-        if mask_HW.shape != image_HW3.shape[:2]:
-            raise RowError(
-                "label", f"the mask is {mask_HW.shape} and the image {image_HW3.shape[:2]} (h, w)"
-            )
-        if self._config.layout == "dataset":
-            mask_HW = self._space.to_dataset(mask_HW)
-        inputs, target = self._transform(image_HW3, mask_HW, seed % 2**32)
+        height, width = image_HW3.shape[:2]
+        mask_HW = self.masks.mask(row.image_id, (height, width))
+        if self.config.layout == "dataset":
+            mask_HW = self.space.to_dataset(mask_HW)
+        transform = _transform(self.config, self.space.ignore, self.statistics)
+        inputs, target = transform(image_HW3, mask_HW, seed % 2**32)
         return inputs, target
 
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("_config", "_space", "_statistics", "_path")
-        return {name: value for name, value in self.__dict__.items() if name in kept}
 
-    @cached_property
-    def _masks(self) -> MaskFile:
-        return MaskFile(self._path)
+@cache
+def _transform(config: SegmenterConfig, ignore: int, statistics: tuple[Triple, Triple]) -> Any:
+    from pmm_ray.nets.segmenter_transform import training_transform
 
-    @cached_property
-    def _transform(self) -> Any:
-        from pmm_ray.nets.segmenter_transform import training_transform
-
-        return training_transform(self._config, self._space.ignore, *self._statistics)
+    return training_transform(config, ignore, *statistics)
 
 
 class SegmenterLoss(LossModule):
@@ -107,48 +88,57 @@ class SegmenterLoss(LossModule):
         return {} if share is None else {UNDERFITTING: share}
 
 
-@dataclass
-class SegmenterTask:
+@dataclass(kw_only=True)
+class SegmenterTask(TrainingTask[SegmenterConfig]):
     """The segmenter's part of a training."""
 
-    config: SegmenterConfig
-    stage: str
+    validation: SegmenterValidation | None = None
     round: int
-    seed: int
-    split: str
-    manifest_uri: str
-    masks_uri: str
-    source: ImageSource
-    label_space: str
-    """JSON text; kept with the network."""
     model: ModelSource | None = None
     """The user's, instead of PSPNet."""
-    validation: SegmenterValidation | None = None
-    mask_file: Path | None = field(default=None, init=False)
 
-    def prepare(self, scratch: Path) -> None:
-        """Check the masks and map them once per node."""
-        space = LabelSpace.from_json(self.label_space)
-        self.mask_file = build_mask_file(self.masks_uri, space, scratch)
+    def check(self, images: int) -> None:
+        """Refuse too few images for BatchNorm, and what cannot be built."""
+        if images < 2:
+            raise CannotRunError(
+                f"segmenter.batch_size {self.config.batch_size} leaves each worker one image per "
+                "pass: BatchNorm needs two; raise segmenter.batch_size, or lower "
+                "segmenter.workers or segmenter.accumulate"
+            )
+        if self.model is None:
+            segmenter_model(self.config, 2, 255)
+            return
+        from pmm_ray.nets.segmenter import try_model
 
-    def dataset(self) -> TrainingSet:
-        assert self.mask_file is not None, "prepare comes first"
-        rows = training_rows(self.manifest_uri, self.split, among=mask_ids(self.masks_uri))
-        space = LabelSpace.from_json(self.label_space)
+        with torch.random.fork_rng(devices=[]):
+            network = self.build().network
+            try_model(network, self.config.crop_size, self.model.uri)
+
+    @property
+    def notice(self) -> str | None:
+        """Which pixel labels are used, and for what."""
+        if self.validation is None:
+            return None
+        use = "they choose the weights, as segmenter.choose: last would not"
+        return (
+            f"pixel labels used ({self.validation.split}, {len(self.validation.rows())} images): "
+            f"{use if self.choose_by else 'watched'}"
+        )
+
+    def sample(self) -> SegmenterSample:
+        assert self.masks is not None, "prepare comes first"
         statistics = normalisation(self.config, self.model)
-        sample = SegmenterSample(self.config, space, statistics, self.mask_file)
-        return TrainingSet(rows, self.source, sample, self.seed, self.stage)
+        return SegmenterSample(self.config, self.space, statistics, self.masks)
 
     def build(self) -> SegmenterLoss:
         from pmm_ray.nets.segmenter import build_segmenter
 
-        space = LabelSpace.from_json(self.label_space)
         network = build_segmenter(
             self.config,
-            space.num_classes,
-            space.ignore,
+            self.space.num_classes,
+            self.space.ignore,
             underfitting=round_underfitting(self.config, self.round),
-            outputs=space.dataset_ids if self.config.layout == "dataset" else None,
+            outputs=self.space.dataset_ids if self.config.layout == "dataset" else None,
             source=self.model,
         )
         return SegmenterLoss(network)
@@ -167,35 +157,43 @@ class SegmenterTask:
             {"params": heads, "rate": self.config.head_multiplier, "weight_decay": decay},
         ]
 
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """SGD, or AdamW where the section asks for it."""
+        if self.config.optimizer == "adamw":
+            return torch.optim.AdamW(self.parameter_groups(network), lr=0.0)
+        return super().optimizer(network)
+
     def learning_rate(self, step: int, steps: int) -> float:
         config = self.config
         floor = min(config.min_learning_rate, config.learning_rate)
         return poly(step, steps, config.learning_rate, floor, config.poly_power)
 
-    def measure(self, network: nn.Module, device: torch.device, rank: int, world: int) -> Any:
-        """This worker's share of the held-out images; None where nothing is scored."""
-        if self.validation is None:
-            return None
-        return self.validation.measure(network, device, rank, world)
+    def validates(self, step: int, steps: int, steps_per_epoch: int) -> bool:
+        """Every so many iterations, and after the last one."""
+        return step % self.config.validate_every == 0 or step == steps
 
-    def metrics(self, shares: list[Any]) -> dict[str, float]:
-        """The mIoU of all shares."""
-        return {} if self.validation is None else self.validation.metrics(shares)
+    @property
+    def choose_by(self) -> str | None:
+        """mIoU, where the section lets the truth of held-out images choose."""
+        return MIOU if self.config.choose == "best" and self.validation is not None else None
 
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
         from pmm_ray.nets.segmenter import describe
 
-        space = LabelSpace.from_json(self.label_space)
         meta = {
             **describe(network).meta(),
             "config": self.config.model_dump(mode="json"),
-            "num_classes": space.num_classes,
-            "ignore_index": space.ignore,
-            "label_space": self.label_space,
+            "num_classes": self.space.num_classes,
+            "ignore_index": self.space.ignore,
+            "label_space": self.space.to_json(),
             "round": self.round,
             "training": training,
         }
         save_model(uri, "segmenter", network, meta)
+
+    def trained(self, uri: str) -> dict[str, float]:
+        training: dict[str, float] = load_model(uri, "segmenter")[1]["training"]
+        return training
 
 
 def chooses(config: SegmenterConfig) -> bool:
@@ -239,18 +237,6 @@ def round_underfitting(config: SegmenterConfig, round: int) -> UnderfittingConfi
     return config.underfitting if round == 0 else UnderfittingConfig(kind="none")
 
 
-def _check_model(task: SegmenterTask) -> None:
-    """Find out here, before workers are asked for, what cannot be built."""
-    if task.model is None:
-        segmenter_model(task.config, 2, 255)
-        return
-    from pmm_ray.nets.segmenter import try_model
-
-    with torch.random.fork_rng(devices=[]):
-        network = task.build().network
-        try_model(network, task.config.crop_size, task.model.uri)
-
-
 def run(
     config: SegmenterConfig,
     context: RunContext,
@@ -270,56 +256,20 @@ def run(
         round: 0 for the first masks, then the number of the cycle.
 
     Raises:
-        CannotRunError, BudgetExceededError: see `run_training`; also where no image has a mask,
+        CannotRunError, BudgetExceededError: see `train`; also where no image has a mask,
             or a mask holds a value outside the label space.
     """
-    data = context.config.data
-    manifest = context.manifest
-    ids = mask_ids(masks_uri)
-    images = training_rows(manifest.uri, data.train_split, among=ids).num_rows
     validation = validation_of(config, context)
-    chosen = config.choose == "best" and validation is not None
-    task = SegmenterTask(
-        config=config,
-        stage=folder.stage,
-        round=round,
-        seed=context.config.seed,
-        split=data.train_split,
-        manifest_uri=manifest.uri,
-        masks_uri=storage.absolute(masks_uri),
-        source=image_source(manifest, data.max_pixels),
-        label_space=manifest.label_space.to_json(),
-        model=None if config.config is None else read_model(config.config),
-        validation=validation,
-    )
-    job = training_job(
+    task = SegmenterTask.of(
         config,
         context,
         folder,
-        task,
-        images=images,
-        steps=config.iterations,
-        validate_every=config.validate_every,
-        choose_by=MIOU if chosen else None,
+        masks_uri=masks_uri,
+        round=round,
+        model=None if config.config is None else read_model(config.config),
+        validation=validation,
     )
-    if job.batch_size // job.workers // job.accumulate < 2:
-        raise CannotRunError(
-            f"segmenter.batch_size {job.batch_size} leaves {job.workers} workers one image each "
-            "per pass: BatchNorm needs two; raise segmenter.batch_size, or lower segmenter.workers "
-            "or segmenter.accumulate"
-        )
-    _check_model(task)
-    if validation is not None:
-        use = (
-            "they choose the weights, as segmenter.choose: last would not" if chosen else "watched"
-        )
-        context.progress.message(
-            f"{folder.stage}: pixel labels used ({data.held_out_split}, "
-            f"{len(validation.rows())} images): {use}"
-        )
-    run_training(job, context, max_failures=config.max_failures)
-    _, meta = load_model(job.model_uri, "segmenter")
-    summary = summarize(folder, job, meta["training"])
+    summary = train(task, context, folder)
     if summary.metrics.get(UNDERFITTING) == 0:
         context.progress.message(
             f"{folder.stage}: under-fitting was never pretended: no head's mean loss fell below "
@@ -328,14 +278,14 @@ def run(
         )
     if validation is None:
         return summary
-    scored = int(meta["training"].get(SCORED, 0))
+    scored = summary.details.get(SCORED, 0)
     if scored < len(validation.rows()):
         unusable = validation.unusable()
         for image_id, reason in list(unusable.items())[:_MOST_NAMED]:
             context.progress.message(f"{folder.stage}: {image_id} was not scored: {reason}")
         if len(unusable) > _MOST_NAMED:
             context.progress.message(f"{folder.stage}: nor were {len(unusable) - _MOST_NAMED} more")
-    details = summary.details | {"split": data.held_out_split, SCORED: scored}
+    details = summary.details | {"split": validation.split, SCORED: scored}
     return summary.model_copy(update={"details": details})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,22 @@ import torch
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.runtime.training.augment import augment, jitter, resize_to_long
 from pmm_ray.runtime.training.loader import (
-    ImageSource,
     TrainingRow,
     TrainingSet,
     batches,
     training_rows,
 )
-from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_ids
+from pmm_ray.runtime.training.mask_file import build_mask_file, mask_index
 from pmm_ray.runtime.training.sampling import BatchPlan, epoch_order, sample_seed, split_workers
-from pmm_ray.stages.train_classifier import ClassifierSample, image_source
+from pmm_ray.stages.train_classifier import ClassifierSample
+
+from ..training import photographs_of
 
 CONFIG = ClassifierConfig(resize_long=(48, 80), crop_size=64)
 SPACE = LabelSpace.from_names(["a", "b", "c"])
@@ -37,8 +40,8 @@ SPACE = LabelSpace.from_names(["a", "b", "c"])
 def dataset(manifest: Manifest, rows: pa.Table | None = None) -> TrainingSet:
     if rows is None:
         rows = training_rows(manifest.uri, "train", labelled=True)
-    source = image_source(manifest, 10**7)
-    return TrainingSet(rows, source, ClassifierSample(CONFIG, source.num_foreground), 5, "stage")
+    sample = ClassifierSample(CONFIG, manifest.label_space.num_foreground)
+    return TrainingSet(rows, photographs_of(manifest), sample, 5, "stage")
 
 
 def global_batches(manifest: Manifest, workers: int, **options: Any) -> list[torch.Tensor]:
@@ -71,8 +74,7 @@ class Whereabouts:
 
 def test_loader_processes_are_never_forked_from_a_process_with_threads(shapes: Manifest) -> None:
     rows = training_rows(shapes.uri, "train")
-    source = image_source(shapes, 10**7)
-    data = TrainingSet(rows, source, Whereabouts(), 5, "stage")  # type: ignore[arg-type]
+    data = TrainingSet(rows, photographs_of(shapes), Whereabouts(), 5, "stage")  # type: ignore[arg-type]
     plan = BatchPlan(5, len(data), 4, 1)
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait, daemon=True)
@@ -170,19 +172,50 @@ def test_masks_are_mapped_from_one_file(tmp_path: Path) -> None:
     masks = {name: np.full((8, 8), i, np.uint8) for i, name in enumerate("pqr")}
     masks["p"][0] = 255
     uri = write_masks(tmp_path / "masks", masks)
-    path = build_mask_file(uri, SPACE, tmp_path / "scratch")
-    stamp = path.stat().st_mtime_ns
-    assert build_mask_file(uri, SPACE, tmp_path / "scratch") == path
-    assert path.stat().st_mtime_ns == stamp
-    file = MaskFile(path)
-    assert mask_ids(uri) == ["p", "q", "r"]
+    file = build_mask_file(uri, SPACE, tmp_path / "scratch")
+    stamp = file.path.stat().st_mtime_ns
+    assert build_mask_file(uri, SPACE, tmp_path / "scratch").path == file.path
+    assert file.path.stat().st_mtime_ns == stamp
+    assert sorted(mask_index(uri).image_ids) == ["p", "q", "r"]
     assert len(file) == 3
     assert file.png("q") == encode_mask(masks["q"], SPACE)
+    assert np.array_equal(file.mask("p", (8, 8)), masks["p"])
+    with pytest.raises(RowError, match=r"mask is \(8, 8\), the image \(8, 9\)"):
+        file.mask("p", (8, 9))
     with pytest.raises(KeyError):
         file.png("absent")
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(file.path.parent.glob("*.tmp"))
     write_masks(tmp_path / "masks", {"p": masks["q"]})
-    assert build_mask_file(uri, SPACE, tmp_path / "scratch") != path
+    assert build_mask_file(uri, SPACE, tmp_path / "scratch").path != file.path
+
+
+def test_a_mask_file_travels_as_its_path(tmp_path: Path) -> None:
+    uri = write_masks(tmp_path / "masks", {"p": np.ones((8, 8), np.uint8)})
+    file = build_mask_file(uri, SPACE, tmp_path / "scratch")
+    unopened = pickle.dumps(file)
+    assert file.mask("p", (8, 8)).all()
+    assert pickle.dumps(file) == unopened
+    assert pickle.loads(unopened).png("p") == file.png("p")
+
+
+def test_the_index_of_a_finished_table_is_read_instead_of_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of two parts has the mask that every reader of the index takes."""
+    uri = write_masks(tmp_path / "masks", {n: np.zeros((8, 8), np.uint8) for n in "pq"})
+    again = {"image_id": "p", "height": 8, "width": 8, "labels": [], "round": 0}
+    again |= {"mask_png": encode_mask(np.ones((8, 8), np.uint8), SPACE), "foreground": 1.0}
+    tables.write_rows(f"{uri}/part-2.parquet", [again], tables.MASKS)
+    write_index(uri, scan_parts(uri)[0])
+    # no stage lists a folder that has an index
+    monkeypatch.setattr(storage, "list_files", lambda *_: pytest.fail("a folder was listed"))
+    file = build_mask_file(uri, SPACE, tmp_path / "scratch")
+    assert sorted(mask_index(uri).image_ids) == ["p", "q"]
+    assert len(file) == 2
+    assert not file.mask("p", (8, 8)).any()
+    table = tables.read_table(f"{uri}/index.parquet")
+    storage.write_bytes(f"{uri}/index.parquet", tables.to_bytes(table))
+    assert build_mask_file(uri, SPACE, tmp_path / "scratch").path != file.path
 
 
 def test_a_mask_outside_the_label_space_is_named(tmp_path: Path) -> None:
@@ -224,7 +257,3 @@ def test_jitter_without_strength_changes_nothing_and_greys_stay_grey() -> None:
     out = jitter(grey, rng, 0.3)
     assert np.allclose(out, out[..., :1], atol=1e-5)
     assert resize_to_long(np.zeros((10, 1000, 3), np.uint8), 50).shape == (1, 50, 3)
-
-
-def test_an_image_source_is_plain(shapes: Manifest) -> None:
-    assert image_source(shapes, 7) == ImageSource(shapes.root, shapes.apply_exif, 7, 3)

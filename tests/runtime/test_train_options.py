@@ -19,10 +19,10 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.training import worker as train_worker
 from pmm_ray.runtime.training.job import TrainingJob
-from pmm_ray.runtime.training.launch import training_job
-from pmm_ray.stages.train_classifier import SiameseLoss
+from pmm_ray.runtime.training.train import training_job
+from pmm_ray.stages.train_classifier import ClassifierTask, SiameseLoss
 
-from ..training import train
+from ..training import photographs_of, train
 from .test_train_worker import CONFIG, STEPS, job
 
 
@@ -77,7 +77,7 @@ def test_passes_that_do_not_divide_a_worker_s_share_are_refused(
     context = make_context(shapes, RunConfig.model_validate({"classifier": values}))
     folder = StageFolder.below(context.run_dir, "stage", "0")
     with pytest.raises(CannotRunError, match="a worker's 2 images cannot be split evenly over 3"):
-        training_job(context.config.classifier, context, folder, None, images=9, epochs=1)  # type: ignore[arg-type]
+        training_job(ClassifierTask.of(context.config.classifier, context, folder), context, folder)
 
 
 def test_loss_rate_and_throughput_are_events_and_curves(
@@ -102,14 +102,15 @@ def test_loss_rate_and_throughput_are_events_and_curves(
 def test_validation_is_an_event_and_a_curve_after_every_epoch(
     shapes: Manifest, group: None, tmp_path: Path
 ) -> None:
-    from pmm_ray.nets.classifier_validation import Validation
-    from pmm_ray.runtime.rows.photographs import Photographs
+    from pmm_ray.nets.classifier_validation import ClassifierValidation
 
     plain = job(shapes, tmp_path)
-    epoch = plain.images // plain.batch_size
+    epoch = plain.images // plain.config.batch_size
     task: Any = plain.task
-    photographs = Photographs(shapes.root, shapes.apply_exif, 10**7, shapes.label_space)
-    validation = Validation(shapes.uri, "val", photographs, images=4, long_side=32, seed=0)
+    photographs = photographs_of(shapes)
+    validation = ClassifierValidation(
+        shapes.uri, "val", photographs, images=4, long_side=32, seed=0
+    )
     task = dataclasses.replace(task, validation=validation)
     train(dataclasses.replace(plain, task=task, steps=2 * epoch))
     events = list(read_events(str(tmp_path), "validation"))

@@ -22,9 +22,9 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.training.checkpoint import checkpoints
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
-from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
+from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask
 
-from ..training import losses, train, training_job
+from ..training import losses, task_fields, train, training_job
 
 STEPS = 5
 STOP_AT = 3
@@ -41,7 +41,7 @@ class DropoutLoss(ClassifierLoss):
         return super().forward(inputs * noise, targets)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class TroubledTask(ClassifierTask):
     """Raises at a step until the marker is there."""
 
@@ -60,16 +60,7 @@ class TroubledTask(ClassifierTask):
 
 def job(manifest: Manifest, run_dir: Path, **changes: Any) -> TrainingJob:
     options = {k: changes.pop(k) for k in ("marker", "dropout") if k in changes}
-    task = TroubledTask(
-        config=CONFIG.classifier,
-        stage="stage",
-        seed=3,
-        split="train",
-        manifest_uri=manifest.uri,
-        source=image_source(manifest, 10**7),
-        label_space=manifest.label_space.to_json(),
-        **options,
-    )
+    task = TroubledTask(**task_fields(manifest, CONFIG.classifier, **options))
     values = {"images": len(task.dataset()), "steps": STEPS}
     return training_job(task, run_dir, **values | changes)
 
@@ -191,9 +182,9 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
         marker = tmp_path / "stopped"
         two = job(shapes, run_dir, workers=2, marker=str(marker))
         with pytest.raises(CannotRunError, match="told to stop here"):
-            run_training(two, context, max_failures=0)
+            run_training(two, context)
         marker.touch()
-        run_training(two, context, max_failures=0)
+        run_training(two, context)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     train(job(shapes, tmp_path / "one"))
@@ -201,6 +192,6 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)
     # of a run that was killed between the network and its summary
     storage.make_folder(two.checkpoints_uri)
-    run_training(two, context, max_failures=0)
+    run_training(two, context)
     assert not storage.exists(two.checkpoints_uri)
     assert len(losses(run_dir)) == STEPS

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray import cloudpickle
 
@@ -25,12 +26,14 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from pmm_ray.runtime.training.job import TrainingJob, poly
-from pmm_ray.runtime.training.launch import loader_processes, run_training, training_job
-from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask, image_source
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.launch import run_training
+from pmm_ray.runtime.training.task import poly
+from pmm_ray.runtime.training.train import loader_processes, training_job
+from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
-from ..training import truth_masks
+from ..training import task_fields, truth_masks
 
 STEPS = 5
 LOST_AT = 3
@@ -40,7 +43,7 @@ CONFIG = RunConfig.model_validate(
         | {"crop_size": 32, "output_stride": 32, "epochs": 1},
         "segmenter": {"weights": "none", "batch_size": 4, "iterations": STEPS, "crop_size": 48}
         | {"channels": 8, "resize_base": [96, 48], "output_stride": 32, "dropout": 0.5}
-        | {"checkpoint_seconds": 1e-6},
+        | {"checkpoint_seconds": 1e-6, "max_failures": 1},
     }
 )
 
@@ -68,23 +71,12 @@ class FragileTask(SegmenterTask):
 def segmenter_job(
     context: RunContext, name: str, masks_uri: str, task_type: type[SegmenterTask]
 ) -> TrainingJob:
-    manifest = context.manifest
-    task = task_type(
-        config=CONFIG.segmenter,
-        stage=name,
-        round=0,
-        seed=context.config.seed,
-        split="train",
-        manifest_uri=manifest.uri,
-        masks_uri=masks_uri,
-        source=image_source(manifest, 10**7),
-        label_space=manifest.label_space.to_json(),
-    )
+    fields = task_fields(context.manifest, CONFIG.segmenter, stage=name, masks_uri=masks_uri)
+    task = task_type(**fields, round=0)
     if isinstance(task, FragileTask):
         task.marker = f"{masks_uri}.lost"
     folder = StageFolder.below(context.run_dir, name, "0")
-    images = manifest.splits["train"]
-    return training_job(CONFIG.segmenter, context, folder, task, images=images, steps=STEPS)
+    return training_job(task, context, folder)
 
 
 def losses(context: RunContext, stage: str) -> dict[int, float]:
@@ -101,7 +93,7 @@ def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
     models = {}
     for name, kind in (("whole", SegmenterTask), ("lost", FragileTask)):
         job = segmenter_job(context, name, masks_uri, kind)
-        run_training(job, context, max_failures=1)
+        run_training(job, context)
         models[name], _ = load_model(job.model_uri, "segmenter")
         assert not checkpoints(job.checkpoints_uri)
     assert Path(f"{masks_uri}.lost").exists()
@@ -128,29 +120,44 @@ class NanTask(ClassifierTask):
 @pytest.mark.slow
 def test_a_loss_that_is_never_finite_ends_with_advice(shapes: Manifest, make_context: Any) -> None:
     context = make_context(shapes, CONFIG)
-    task = NanTask(
-        config=CONFIG.classifier,
-        stage="nan",
-        seed=0,
-        split="train",
-        manifest_uri=shapes.uri,
-        source=image_source(shapes, 10**7),
-        label_space=shapes.label_space.to_json(),
-    )
-    images = len(task.dataset())
+    config = CONFIG.classifier.model_copy(update={"epochs": 30, "max_failures": 0})
+    task = NanTask(**task_fields(shapes, config, stage="nan"))
     folder = StageFolder.below(context.run_dir, "nan", "0")
-    job = training_job(CONFIG.classifier, context, folder, task, images=images, steps=30)
+    job = training_job(task, context, folder)
     with pytest.raises(CannotRunError, match="not finite for 10 steps"):
-        run_training(job, context, max_failures=0)
+        run_training(job, context)
+
+
+def test_a_training_that_raises_leaves_no_reporter(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    def reporters() -> list[str]:
+        actors = ray._private.state.actors().values()
+        ours = [a for a in actors if a["ActorClassName"] == "Reporter"]
+        return [a["ActorID"] for a in ours if a["State"] != "DEAD"]
+
+    context = make_context(shapes, CONFIG)
+    job = segmenter_job(context, "file", truth_masks(shapes, tmp_path / "masks"), SegmenterTask)
+    (tmp_path / "file").touch()
+    assert not reporters()
+    # what was raised holds the frames, and they their variables: nobody else ends the actor
+    with pytest.raises(CannotRunError, match="cannot make the folder") as raised:
+        run_training(
+            dataclasses.replace(job, checkpoints_uri=str(tmp_path / "file" / "train")), context
+        )
+    deadline = time.monotonic() + 20
+    while reporters() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not reporters(), raised
 
 
 def test_more_workers_than_cpus_are_refused_at_once(
     shapes: Manifest, make_context: Any, tmp_path: Path
 ) -> None:
     context = make_context(shapes, CONFIG)
-    job = segmenter_job(context, "big", str(tmp_path), SegmenterTask)
+    job = segmenter_job(context, "big", truth_masks(shapes, tmp_path / "masks"), SegmenterTask)
     with pytest.raises(CannotRunError, match=r"4 workers needs 4 CPUs \(the cluster has 2\)"):
-        run_training(dataclasses.replace(job, workers=4), context, max_failures=0)
+        run_training(dataclasses.replace(job, workers=4), context)
     # nothing was started
     assert not storage.exists(job.checkpoints_uri)
 

@@ -6,20 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from torch import nn
 
 from pmm_ray.config import RunConfig
-from pmm_ray.nets.segmenter_validation import MIOU, SegmenterValidation, Share
+from pmm_ray.nets.segmenter_validation import MIOU, SegmenterValidation
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
-from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.job import TrainingJob
-from pmm_ray.stages.train_classifier import image_source
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
-from ..training import train, training_job
+from ..training import photographs_of, task_fields, train, training_job
 
 STEPS = 6
 SECTION: dict[str, Any] = {"weights": "none", "channels": 8, "output_stride": 32, "crop_size": 48}
@@ -30,50 +27,44 @@ def section(**more: Any) -> Any:
     return RunConfig.model_validate({"segmenter": {**SECTION, **more}}).segmenter
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class WatchedTask(SegmenterTask):
-    """Stops before a step; may score what it is told to."""
+    """Stops before a step."""
 
     stop_at: int = -1
-    scores: tuple[float, ...] = ()
 
     def learning_rate(self, step: int, steps: int) -> float:
         if step == self.stop_at:
             raise RuntimeError("told to stop here")
         return super().learning_rate(step, steps)
 
-    def metrics(self, shares: list[Any]) -> dict[str, float]:
-        if not self.scores:
-            return super().metrics(shares)
+
+@dataclasses.dataclass
+class Told:
+    """A validation that scores what it is told to, in turn."""
+
+    scores: tuple[float, ...]
+
+    def measure(self, *_: Any) -> None:
+        return None
+
+    def metrics(self, shares: list[None]) -> dict[str, float]:
         first, *rest = self.scores
         self.scores = (*rest, first)
         return {MIOU: first}
 
 
 def validation(manifest: Manifest, split: str = "val") -> SegmenterValidation:
-    photographs = Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
-    return SegmenterValidation(manifest.uri, split, photographs, None, (96, 48), 0)
+    return SegmenterValidation(manifest.uri, split, photographs_of(manifest), None, (96, 48), 0)
 
 
 def job(
     manifest: Manifest, masks_uri: str, run_dir: Path, config: Any, **changes: Any
 ) -> TrainingJob:
-    names = ("stop_at", "scores", "validation", "model")
+    names = ("stop_at", "validation", "model")
     options = {name: changes.pop(name) for name in names if name in changes}
-    task = WatchedTask(
-        config=config,
-        stage="stage",
-        round=0,
-        seed=3,
-        split="train",
-        manifest_uri=manifest.uri,
-        masks_uri=masks_uri,
-        source=image_source(manifest, 10**7),
-        label_space=manifest.label_space.to_json(),
-        **options,
-    )
+    task = WatchedTask(**task_fields(manifest, config, masks_uri=masks_uri, **options), round=0)
     values = {"images": manifest.splits["train"], "steps": STEPS}
-    values |= {"accumulate": config.accumulate, "clip_norm": config.clip_norm}
     return training_job(task, run_dir, **values | changes)
 
 
@@ -85,10 +76,10 @@ def statistics(manifest_uri: str, masks_uri: str, folder: str, rank: str) -> lis
     """Sums of the norms' running means of one of two workers, each time that it scores."""
     seen: list[float] = []
 
-    def measure(network: nn.Module, *_: Any) -> Share:
-        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        seen.append(sum(float(norm.running_mean.double().sum()) for norm in norms))  # type: ignore[union-attr]
-        return Share(np.ones((4, 4), np.int64), 1)
+    class Sums(Told):
+        def measure(self, network: nn.Module, *_: Any) -> None:
+            norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+            seen.append(sum(float(norm.running_mean.double().sum()) for norm in norms))  # type: ignore[union-attr]
 
     this = job(
         open_manifest(manifest_uri),
@@ -98,8 +89,8 @@ def statistics(manifest_uri: str, masks_uri: str, folder: str, rank: str) -> lis
         workers=2,
         validate_every=2,
         checkpoint_seconds=1e9,
+        validation=Sums((0.5,)),
     )
-    this.task.measure = measure  # type: ignore[attr-defined]
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
     train(this, int(rank))

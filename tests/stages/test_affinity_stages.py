@@ -112,9 +112,9 @@ def sample_of(
     row = {"image_id": "a", "height": labels.shape[0], "width": labels.shape[1], "labels": [1]}
     row |= {"mask_png": encode_mask(labels, SPACE), "foreground": 0.5, "round": 0}
     tables.write_rows(str(tmp_path / "m" / "part-0.parquet"), [row], tables.MASKS)
-    path = build_mask_file(str(tmp_path / "m"), SPACE, tmp_path / "scratch")
+    masks = build_mask_file(str(tmp_path / "m"), SPACE, tmp_path / "scratch")
     config = AffinityConfig(crop_size=size, color_jitter=0, **settings)
-    sample = PairSample(config, SPACE.ignore, path)
+    sample = PairSample(config, SPACE.ignore, masks)
     return lambda image, seed: sample(TrainingRow("a", "a", (1,)), image, seed)
 
 

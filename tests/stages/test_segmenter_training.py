@@ -17,11 +17,11 @@ from pmm_ray.nets.segmenter_validation import MIOU
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.training.checkpoint import checkpoints
-from pmm_ray.runtime.training.launch import UNDERFITTING
+from pmm_ray.runtime.training.train import UNDERFITTING
 from pmm_ray.stages.train_segmenter import model_identity
 
 from ..training import losses, train
-from .segmenter_job import STEPS, job, section, validated, validation
+from .segmenter_job import STEPS, Told, job, section, validated, validation
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -30,7 +30,7 @@ def test_the_loss_curve_after_a_resume_is_the_uninterrupted_one(
 ) -> None:
     """Bit for bit: dropout, augmentation, momentum, accumulation, validation, chosen weights."""
     config = section(accumulate=2, clip_norm=5.0)
-    options: dict[str, Any] = {"validate_every": 2, "choose_by": MIOU, "optimizer": optimizer}
+    options: dict[str, Any] = {"validate_every": 2, "optimizer": optimizer}
     options |= {"validation": validation(shapes)}
     whole = job(shapes, masks_uri, tmp_path / "whole", config, **options)
     result = train(whole)
@@ -124,9 +124,8 @@ def test_the_weights_that_scored_best_are_kept(
         masks_uri,
         tmp_path / "whole",
         section(),
-        scores=scores,
+        validation=Told(scores),
         validate_every=2,
-        choose_by=MIOU,
     )
     result = train(this)
     assert (result["chosen_step"], result[MIOU]) == (chosen, max(scores))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.nets.segmenter import build_segmenter, describe, predict_logits
-from pmm_ray.nets.segmenter_validation import MIOU, SCORED, Share
+from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterShare
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
@@ -50,7 +50,9 @@ def test_validation_is_the_evaluators_miou_whatever_the_number_of_workers(
     for world in (1, 3):
         shares = [this.measure(network, torch.device("cpu"), r, world) for r in range(world)]
         assert this.metrics(shares) == {MIOU: want, SCORED: shapes.splits["val"]}
-    assert validation(shapes, "nothing").metrics([Share(np.zeros((4, 4), np.int64), 0)]) == {}
+    assert (
+        validation(shapes, "nothing").metrics([SegmenterShare(np.zeros((4, 4), np.int64), 0)]) == {}
+    )
 
 
 def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def sample_of(base_HW: NDArray[np.uint8], folder: Path, **values: Any) -> Window
     row = {"image_id": "i", "height": 1, "width": 1, "labels": [], "foreground": 0.0, "round": 0}
     row["mask_png"] = encode_mask(base_HW, SPACE)
     tables.write_rows(str(folder / "masks" / "part-0.parquet"), [row], tables.MASKS)
-    path = build_mask_file(str(folder / "masks"), SPACE, folder)
+    masks = build_mask_file(str(folder / "masks"), SPACE, folder)
     config = MulticropConfig.model_validate({"crops": {**CROPS, **values}, "color_jitter": 0})
-    return WindowSample(config, 3, path)
+    return WindowSample(config, 3, masks)
 
 
 @pytest.mark.parametrize("geometry", ["paper", "released"])
@@ -116,7 +116,7 @@ def test_an_image_without_a_confident_class_is_trained_with_no_label(tmp_path: P
 
 def test_a_base_mask_of_another_size_is_an_error_row(tmp_path: Path) -> None:
     sample = sample_of(np.zeros((60, 90), np.uint8), tmp_path)
-    with pytest.raises(RowError, match=r"base mask is \(60, 90\), the image \(90, 60\)"):
+    with pytest.raises(RowError, match=r"mask is \(60, 90\), the image \(90, 60\)"):
         sample(TrainingRow("i", "", (1,)), np.zeros((90, 60, 3), np.uint8), 0)
 
 
@@ -136,7 +136,7 @@ def test_base_masks_train_the_second_classifier(
     config = RunConfig.model_validate(
         {
             "base": {"alpha": 3, "threshold": 0.5, "crf": {"iterations": 2}},
-            "multicrop": {**training, "crops": CROPS, "resize_long": [48, 64]},
+            "multicrop": {**training, "crops": CROPS, "validation_long": 56},
         }
     )
     context = make_context(shapes, config)

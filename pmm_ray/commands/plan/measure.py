@@ -15,12 +15,11 @@ import pyarrow.fs as pafs
 
 from pmm_ray.commands.plan.sample import Group, Sample, draw_sample
 from pmm_ray.commands.plan.trainings import (
-    is_training,
     short_training,
     training_section,
     validated_images,
 )
-from pmm_ray.config import RunConfig, Section
+from pmm_ray.config import RunConfig, Section, TrainingConfig
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import prepare, steps
 from pmm_ray.report.run_data import StageRecord, load_run
@@ -31,7 +30,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import Stage, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.training.launch import loader_processes
+from pmm_ray.runtime.training.train import loader_processes
 
 # Processes that a table stage is timed on: enough to share memory and caches as in the run.
 _WORKERS = 4
@@ -187,7 +186,7 @@ def _reduced(section: Section, cluster: ClusterResources, training_images: int) 
         for name in type(section).model_fields
         if isinstance(inner := getattr(section, name), Section)
     }
-    if is_training(section):
+    if isinstance(section, TrainingConfig):
         return section.model_copy(update=update | short_training(section, cluster, training_images))
     for field, most in (("tasks", cluster.default_tasks()), ("actors", cluster.default_actors())):
         wanted = getattr(section, field, None)

@@ -1,13 +1,13 @@
 """What a plan knows of trainings: how a short one is made of a long one, and how long the long is.
 
-Any section with a learning rate and workers is a training's, and its stage is `train_<section>`.
+The stage of a training is `train_<section>`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pmm_ray.config import RunConfig
+from pmm_ray.config import MulticropConfig, RunConfig, SegmenterConfig, TrainingConfig
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -20,15 +20,10 @@ _STEPS = 4
 _STEP_PIXELS = 500_000
 
 
-def is_training(section: Any) -> bool:
-    """Whether a section is a training's."""
-    return hasattr(section, "learning_rate") and hasattr(section, "workers")
-
-
 def training_section(config: RunConfig, stage: str) -> Any:
     """The section of a training stage, `train_segmenter-r1` -> `config.segmenter`; or None."""
     section = getattr(config, base_name(stage).removeprefix("train_"), None)
-    return section if is_training(section) else None
+    return section if isinstance(section, TrainingConfig) else None
 
 
 def short_training(section: Any, cluster: ClusterResources, images: int) -> dict[str, Any]:
@@ -41,7 +36,7 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     """
     workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
     batch = section.batch_size
-    side = section.crops.size if hasattr(section, "crops") else section.crop_size
+    side = section.crops.size if isinstance(section, MulticropConfig) else section.crop_size
     on_cpus = cluster.gpus < 1
     if on_cpus:
         batch = min(batch, max(2, _STEP_PIXELS // side**2) * workers)
@@ -54,9 +49,9 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     }
     if not _weights_are_here(section):
         update["weights"] = "none"
-    if on_cpus and hasattr(section, "accumulate"):
+    if on_cpus:
         update["accumulate"] = 1
-    if hasattr(section, "iterations"):
+    if isinstance(section, SegmenterConfig):
         often = _STEPS // 2 if section.validate_every < section.iterations else _STEPS
         short = {"iterations": _STEPS, "min_learning_rate": 0.0, "validate_every": often}
         return update | short
@@ -84,17 +79,17 @@ def training_length(section: Any, images: int, held_out: int, with_truth: int) -
         with_truth: those of them that have a ground-truth mask.
     """
     validated = validated_images(section, held_out, with_truth)
-    if hasattr(section, "iterations"):
+    if isinstance(section, SegmenterConfig):
         count = -(-section.iterations // section.validate_every)
         return section.iterations * section.batch_size, count * validated
-    steps = section.epochs * max(1, images // section.batch_size)
+    steps = section.steps(max(1, images // section.batch_size))
     return steps * section.batch_size, section.epochs * validated
 
 
 def validated_images(section: Any, held_out: int, with_truth: int) -> int:
     """Images of one validation; 0 where the training has none."""
     wanted = getattr(section, "validation_images", 0)
-    if not hasattr(section, "iterations"):
+    if not isinstance(section, SegmenterConfig):
         return min(held_out, wanted)
     if section.validate_every >= section.iterations:
         return 0  # it would be the only one, and is left out

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pmm_ray.config import CamsConfig, ClassifierConfig, RunConfig
+from pmm_ray.config import AnyClassifierConfig, CamsConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import train_classifier, train_multicrop
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.stages.sweep_masks import SAMPLE_IMAGES, WALK, grid, sample
 
-_Section = TypeVar("_Section", bound=ClassifierConfig)
+_Section = TypeVar("_Section", bound=AnyClassifierConfig)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ from pmm_ray.runtime.cluster.connect import one_thread
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
 from pmm_ray.runtime.rows.images import read_image
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.sampling import BatchPlan, StepSampler, sample_seed
 
 # so many substitutes in a row that cannot be read mean that the data set is broken
@@ -87,34 +87,27 @@ def training_rows(
     return table.select(["image_id", "uri", "labels"]).sort_by("image_id").combine_chunks()
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """Where the rows' images are and how they are read."""
-
-    root: str
-    """Folder that relative uris begin at."""
-    apply_exif: bool
-    max_pixels: int
-    num_foreground: int
-    """Labels are 1..num_foreground."""
-
-
 class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
     """Samples by key (epoch, index): a pure function of the key, the rows and the seed.
 
     Args:
         rows: from `training_rows`.
-        source: how images are found and decoded.
+        photographs: how images are found and decoded, and which labels there are.
         sample: makes the input and the target of one image.
         seed: of the run.
         stage: named in error rows.
     """
 
     def __init__(
-        self, rows: pa.Table, source: ImageSource, sample: SampleFunction, seed: int, stage: str
+        self,
+        rows: pa.Table,
+        photographs: Photographs,
+        sample: SampleFunction,
+        seed: int,
+        stage: str,
     ) -> None:
         self._rows = rows
-        self._source = source
+        self._photographs = photographs
         self._sample = sample
         self._seed = seed
         self._stage = stage
@@ -154,15 +147,14 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         )
 
     def _load(self, row: TrainingRow, seed: int) -> tuple[Tensor, Tensor]:
-        last = self._source.num_foreground
+        source = self._photographs
+        last = source.label_space.num_foreground
         outside = [i for i in row.labels if not 1 <= i <= last]
         if outside:
             raise RowError("label", f"labels {outside} lie outside 1..{last}")
         try:
-            uri = storage.anchor(row.uri, self._source.root)
-            image_HW3 = read_image(
-                uri, apply_exif=self._source.apply_exif, max_pixels=self._source.max_pixels
-            )
+            uri = storage.anchor(row.uri, source.root)
+            image_HW3 = read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)
             return self._sample(row, image_HW3, seed)
         except RowError:
             raise

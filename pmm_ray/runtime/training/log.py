@@ -55,7 +55,7 @@ class TrainLog:
         values = {
             "loss": sum(self._losses) / len(self._losses),
             "learning_rate": rate,
-            "images_per_second": len(self._losses) * self._job.batch_size / seconds,
+            "images_per_second": len(self._losses) * self._job.config.batch_size / seconds,
             "loader_wait": max(waited - self._waited, 0.0) / seconds,
             **{
                 name: sum(values[name] for values in self._watched) / len(self._watched)

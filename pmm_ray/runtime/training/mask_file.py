@@ -6,42 +6,49 @@ file: the operating system keeps the bytes once, whatever the number of processe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
+from filelock import FileLock
+from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
 from pmm_ray.runtime.rows.images import decode_mask
 
 _SCHEMA = pa.schema([("image_id", pa.string()), ("mask_png", pa.large_binary())])
 
 
-def mask_ids(masks_uri: str) -> list[str]:
-    """The ids of a masks table, sorted, each once.
+def mask_index(masks_uri: str) -> TableIndex:
+    """Where each mask of a table is; a folder that no stage finished is scanned.
 
     Raises:
-        CannotRunError: the folder holds no masks.
+        CannotRunError: the folder holds no masks, or a part of them cannot be read.
     """
-    ids: set[str] = set()
-    for part in _parts(masks_uri):
-        ids.update(tables.read_table(part, ["image_id"]).column("image_id").to_pylist())
-    return sorted(ids)
+    if storage.exists(storage.join(masks_uri, "index.parquet")):
+        return read_index(masks_uri)
+    index, damaged = scan_parts(masks_uri)
+    if damaged:
+        raise CannotRunError(f"{damaged[0]} cannot be read: make the masks again")
+    if not index.parts:
+        raise CannotRunError(f"{masks_uri} holds no masks (part-*.parquet)")
+    return index
 
 
-def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> Path:
+def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> MaskFile:
     """The memory-mappable file of a masks table on this node, written if it is not there yet.
 
-    Its name is made from the table's files, their sizes and times. One process of a node writes
-    it while the others wait; it appears whole or not at all.
+    Its name is made from the size and the time of the table's index, or of its parts where it has
+    none. One process of a node writes it while the others wait; it appears whole or not at all.
 
     Args:
         masks_uri: folder of `part-*.parquet` with the columns of `tables.MASKS`.
@@ -52,65 +59,92 @@ def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> P
         CannotRunError: no masks, or a mask that is damaged or holds another value; it is named
             with the value and the allowed ones.
     """
+    index = mask_index(masks_uri)
     folder = scratch / "masks"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{_key(masks_uri, label_space)}.arrow"
-    with _locked(target.with_suffix(".lock")):
+    target = folder / f"{_key(masks_uri, index, label_space)}.arrow"
+    # the lock of a process that died is free
+    with FileLock(target.with_suffix(".lock")):
         if not target.exists():
             temporary = target.with_suffix(f".{os.getpid()}.tmp")
             try:
-                _write(masks_uri, label_space, temporary)
+                _write(index, label_space, temporary)
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-    return target
+    return MaskFile(target)
 
 
 class MaskFile:
-    """Mask bytes by image id, memory-mapped."""
+    """Masks by image id, memory-mapped on first use by each process; pickled as a path."""
 
     def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._rows: dict[str, tuple[int, int]] = {}
-        for batch in range(self._reader.num_record_batches):
-            ids = self._reader.get_batch(batch).column("image_id").to_pylist()
-            self._rows.update({image_id: (batch, row) for row, image_id in enumerate(ids)})
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MaskFile, (self.path,)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places)
 
     def png(self, image_id: str) -> bytes:
         """The mask's PNG file. Raises KeyError if the table has none."""
-        batch, row = self._rows[image_id]
+        batch, row = self._places[image_id]
         data: bytes = self._reader.get_batch(batch).column("mask_png")[row].as_py()
         return data
 
+    def mask(self, image_id: str, size: tuple[int, int]) -> NDArray[Any]:
+        """The mask of an image, integer ids [H, W].
 
-def _parts(masks_uri: str) -> list[str]:
-    files = storage.list_files(masks_uri, ".parquet")
-    parts = [uri for uri in files if uri.rsplit("/", 1)[-1].startswith("part-")]
-    if not parts:
-        raise CannotRunError(f"{masks_uri} holds no masks (part-*.parquet)")
-    return parts
+        Args:
+            image_id: of the image.
+            size: (H, W) of the image, px.
+
+        Raises:
+            RowError: `label` when the mask has another size.
+        """
+        mask_HW = decode_mask(self.png(image_id))
+        if mask_HW.shape != size:
+            raise RowError("label", f"the mask is {mask_HW.shape}, the image {size} (h, w)")
+        return mask_HW
+
+    @cached_property
+    def _reader(self) -> Any:
+        return pa.ipc.open_file(pa.memory_map(str(self.path)))
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """(batch, row) of each image."""
+        return {
+            image_id: (batch, row)
+            for batch in range(self._reader.num_record_batches)
+            for row, image_id in enumerate(
+                self._reader.get_batch(batch).column("image_id").to_pylist()
+            )
+        }
 
 
-def _key(masks_uri: str, label_space: LabelSpace) -> str:
+def _key(masks_uri: str, index: TableIndex, label_space: LabelSpace) -> str:
     digest = hashlib.sha256(label_space.to_json().encode())
-    for part in _parts(masks_uri):
-        filesystem, path = storage.resolve(part)
+    # a stage writes its index last
+    own = storage.join(masks_uri, "index.parquet")
+    for uri in [own] if storage.exists(own) else index.parts:
+        filesystem, path = storage.resolve(uri)
         info = filesystem.get_file_info(path)
-        digest.update(f"\x00{part}\x00{info.size}\x00{info.mtime_ns}".encode())
+        digest.update(f"\x00{uri}\x00{info.size}\x00{info.mtime_ns}".encode())
     return digest.hexdigest()[:24]
 
 
-def _write(masks_uri: str, label_space: LabelSpace, target: Path) -> None:
+def _write(index: TableIndex, label_space: LabelSpace, target: Path) -> None:
     allowed = np.zeros(65536, bool)
     allowed[: label_space.num_classes] = True
     allowed[label_space.ignore] = True
     with open(target, "wb") as file:
         with pa.ipc.new_file(file, _SCHEMA) as writer:
-            for part in _parts(masks_uri):
+            for number, part in enumerate(index.parts):
                 table = tables.read_table(part, _SCHEMA.names).cast(_SCHEMA)
+                own = pc.equal(index.table.column("part"), number)
+                table = table.take(index.table.filter(own).column("row"))
                 for batch in table.to_batches():
                     for image_id, png in zip(*batch.to_pydict().values(), strict=True):
                         _check(image_id, png, allowed, label_space, part)
@@ -132,14 +166,3 @@ def _check(
             f"the mask of {image_id} in {part} holds {wrong}: allowed are "
             f"0..{label_space.num_foreground} and {label_space.ignore} (ignore)"
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of this node; a dead holder's lock is released."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -27,7 +27,7 @@ from pmm_ray.runtime.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from pmm_ray.runtime.training.job import TrainingJob, Validated
+from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
 from pmm_ray.runtime.training.log import TrainLog
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
@@ -67,12 +67,14 @@ class _Worker:
         self, job: TrainingJob, reporter: Any, rank: int, world: int, device: torch.device
     ) -> None:
         self.job = job
+        self.task = job.task
+        self.config = job.config
         self.rank = rank
         self.world = world
         self.device = device
         self.reporter = reporter
         self.problem: str | None = None
-        self.plan = BatchPlan(job.seed, job.images, job.batch_size, world)
+        self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
         self.waited = 0.0
@@ -85,7 +87,7 @@ class _Worker:
     def run(self) -> dict[str, Any]:
         one_thread()
         if self.device.type == "cpu":
-            torch.set_num_threads(self.job.threads)
+            torch.set_num_threads(self.config.threads_per_worker)
         try:
             self._prepare()
         except CannotRunError as error:
@@ -100,23 +102,18 @@ class _Worker:
         return {"stopped": reason} if reason is not None else result
 
     def _prepare(self) -> None:
-        self.job.task.prepare(self.job.scratch)
-        self.dataset = self.job.task.dataset()
+        self.task.prepare(self.job.scratch)
+        self.dataset = self.task.dataset()
         if len(self.dataset) != self.job.images:
             raise CannotRunError(
                 f"{self.job.stage}: {len(self.dataset)} training images instead of "
                 f"{self.job.images}: the manifest or the masks changed while it started"
             )
-        torch.manual_seed(self.job.seed)
-        self.module = self.job.task.build().to(self.device).train()
-        if self.job.channels_last:
+        torch.manual_seed(self.task.seed)
+        self.module = self.task.build().to(self.device).train()
+        if self.config.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        groups = self.job.task.parameter_groups(self.module.network)
-        self.optimizer: torch.optim.Optimizer
-        if self.job.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(groups, lr=0.0)
-        else:
-            self.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.job.momentum)
+        self.optimizer = self.task.optimizer(self.module.network)
 
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()
@@ -138,7 +135,7 @@ class _Worker:
             reason = self._shared_problem()
             if batch is None or reason is not None:
                 return {}, reason
-            rate = self.job.task.learning_rate(step, self.job.steps)
+            rate = self.task.learning_rate(step, self.job.steps)
             now_loss, watched = self._step(ranks, batch, step, rate)
             for name, value in watched.items():
                 self.watched[name] = self.watched.get(name, 0.0) + value
@@ -157,11 +154,11 @@ class _Worker:
             if self.log is not None:
                 self.log.step(step + 1, now_loss, rate, self.waited, watched)
                 self._report(step + 1, now_loss, now)
-            if self.job.validates(step + 1, self.plan.steps_per_epoch):
+            if self.task.validates(step + 1, self.job.steps, self.plan.steps_per_epoch):
                 timed_out += self._validate(step + 1)
             if self.log is not None:
                 # after the last step the network itself is written
-                due = time.monotonic() - saved >= self.job.checkpoint_seconds
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds
                 if due and step + 1 < self.job.steps:
                     self._save(step + 1)
                     saved = time.monotonic()
@@ -171,20 +168,20 @@ class _Worker:
             "steps": self.job.steps,
             "loss": self.log.recent_loss(loss) if self.log else loss,
             "seconds": time.monotonic() - started,
-            "images_per_second": steps_timed * self.job.batch_size / seconds if seconds else 0.0,
+            "images_per_second": steps_timed * self.config.batch_size / seconds if seconds else 0.0,
             "loader_wait": self.waited / seconds if seconds else 0.0,
             "skipped": self.skipped,
             **{name: value / self.job.steps for name, value in self.watched.items()},
             **self.validation,
         }
         chosen, score = self.best
-        if self.job.choose_by is not None and chosen:
-            training |= {self.job.choose_by: score, "chosen_step": chosen}
+        if self.task.choose_by is not None and chosen:
+            training |= {self.task.choose_by: score, "chosen_step": chosen}
         if self.log is not None:
             if 0 < chosen < self.job.steps:
                 state = load_best(self.job.checkpoints_uri, chosen)
                 self.module.network.load_state_dict(state)
-            self.job.task.save(self.job.model_uri, self.module.network, training)
+            self.task.save(self.job.model_uri, self.module.network, training)
         dist.barrier()
         return training, None
 
@@ -198,7 +195,7 @@ class _Worker:
             module = DistributedDataParallel(module, device_ids=[self.device])
         elif self.world > 1:
             module = DistributedDataParallel(module)
-        if self.job.compile:
+        if self.config.compile:
             module.compile()
         return module
 
@@ -212,14 +209,14 @@ class _Worker:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         # dropout depends on the position only: a resumed training draws what it would have drawn
-        torch.manual_seed(sample_seed(self.job.seed, step, str(self.rank)))
+        torch.manual_seed(sample_seed(self.task.seed, step, str(self.rank)))
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
-        if self.job.channels_last:
+        if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        amp = self.job.amp and self.device.type == "cuda"
-        passes = self.job.accumulate
+        amp = self.config.amp and self.device.type == "cuda"
+        passes = self.config.accumulate
         totals = {"loss": torch.zeros((), device=self.device)}
         for number, (part, aims) in enumerate(
             zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
@@ -236,26 +233,26 @@ class _Worker:
         watched = {name: value / self.world for name, value in zip(totals, sums, strict=True)}
         mean = watched.pop("loss")
         if math.isfinite(mean):
-            if self.job.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.module.parameters(), self.job.clip_norm)
+            if self.config.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
             self.optimizer.step()
         return mean, watched
 
     def _validate(self, step: int) -> float:
         """Score the network on held-out images, a share on every worker; returns the seconds."""
-        task, started = self.job.task, time.monotonic()
-        if not isinstance(task, Validated):
+        validation, started = self.task.validation, time.monotonic()
+        if validation is None:
             return 0.0
         for buffer in self.module.network.buffers():
             # plain norms have seen other images on every worker; the first one's are kept
             dist.broadcast(buffer, src=0)
         self.module.eval()
-        share = task.measure(self.module.network, self.device, self.rank, self.world)
+        share = validation.measure(self.module.network, self.device, self.rank, self.world)
         self.module.train()
         shares: list[Any] = [None] * self.world
         dist.all_gather_object(shares, share)
-        self.validation = task.metrics(shares)
-        score = self.validation.get(self.job.choose_by or "", -math.inf)
+        self.validation = validation.metrics(shares)
+        score = self.validation.get(self.task.choose_by or "", -math.inf)
         if score > self.best[1]:
             self.best = (step, score)
             if self.rank == 0:

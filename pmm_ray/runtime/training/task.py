@@ -1,0 +1,218 @@
+"""What a stage trains: the part that is the same for all trainings, and what each has to add."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pmm_ray.config import TrainingConfig
+from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.training.loader import SampleFunction, TrainingSet, training_rows
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_index
+
+if TYPE_CHECKING:
+    from pmm_ray.runtime.core.stage import RunContext, StageFolder
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class LossModule(nn.Module):
+    """A network with its loss: the unit that workers train together."""
+
+    network: nn.Module
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar loss of one worker's share of a batch, a mean over its images."""
+        raise NotImplementedError
+
+    def watched(self) -> dict[str, Tensor]:
+        """What is worth watching beside the loss: scalars of the last pass, means over its images.
+
+        The same names after every pass, on every worker.
+        """
+        return {}
+
+
+class Validation(Protocol):
+    """Scores a network on held-out images while it is trained."""
+
+    def measure(self, network: Any, device: torch.device, rank: int, world: int) -> Any:
+        """One worker's share of the measurement; small, it is sent to the first worker."""
+
+    def metrics(self, shares: list[Any]) -> dict[str, float]:
+        """The numbers by name, from every worker's share; may be empty."""
+
+
+@dataclass(kw_only=True)
+class TrainingTask(ABC, Generic[Config]):
+    """What a stage trains. Pickled to the workers: plain values only, files opened there."""
+
+    config: Config
+    """The stage's section."""
+    stage: str
+    """Name with its round, for events and error rows."""
+    seed: int
+    split: str
+    manifest_uri: str
+    photographs: Photographs
+    """How images are read, and their label space."""
+    masks_uri: str | None = None
+    """Folder of the masks table that is learnt from; None: image-level labels alone."""
+    validation: Validation | None = None
+    masks: MaskFile | None = field(default=None, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        context: RunContext,
+        folder: StageFolder,
+        *,
+        masks_uri: str | None = None,
+        **own: Any,
+    ) -> Self:
+        """The task of a stage.
+
+        Args:
+            config: the stage's section.
+            context, folder: of the stage.
+            masks_uri: folder of the masks that are learnt from, if any.
+            own: the other fields.
+        """
+        return cls(
+            config=config,
+            stage=folder.stage,
+            seed=context.config.seed,
+            split=context.config.data.train_split,
+            manifest_uri=context.manifest.uri,
+            photographs=Photographs.of(context),
+            masks_uri=None if masks_uri is None else storage.absolute(masks_uri),
+            **own,
+        )
+
+    @property
+    def space(self) -> LabelSpace:
+        return self.photographs.label_space
+
+    def rows(self) -> pa.Table:
+        """The images to train on, see `training_rows`.
+
+        Raises:
+            CannotRunError: the folder of masks holds none.
+        """
+        if self.masks_uri is None:
+            return training_rows(self.manifest_uri, self.split, labelled=True)
+        among = mask_index(self.masks_uri).image_ids
+        return training_rows(self.manifest_uri, self.split, among=among)
+
+    def check(self, images: int) -> None:
+        """Find out on the driver, before workers are asked for, what cannot be trained.
+
+        Args:
+            images: of one worker's pass.
+
+        Raises:
+            CannotRunError: with the reason.
+        """
+
+    @property
+    def notice(self) -> str | None:
+        """What the user is told when the training begins."""
+        return None
+
+    def prepare(self, scratch: Path) -> None:
+        """Make what this node's loader needs, once for all its workers.
+
+        Raises:
+            CannotRunError: the data cannot be trained on.
+        """
+        if self.masks_uri is not None:
+            self.masks = build_mask_file(self.masks_uri, self.space, scratch)
+
+    def dataset(self) -> TrainingSet:
+        """The samples, after `prepare`."""
+        return TrainingSet(self.rows(), self.photographs, self.sample(), self.seed, self.stage)
+
+    @abstractmethod
+    def sample(self) -> SampleFunction:
+        """What makes the training sample of an image, after `prepare`."""
+
+    @abstractmethod
+    def build(self) -> LossModule:
+        """The network and its loss; torch's generator is seeded alike on every worker."""
+
+    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Groups of the optimiser: `params`, `rate` (times the learning rate), `weight_decay`."""
+        return head_groups(
+            network,
+            cast("Sequence[str]", network.head_layers),
+            weight_decay=self.config.weight_decay,
+            multiplier=self.config.head_multiplier,
+        )
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of these groups; the learning rate is set at every step."""
+        groups = self.parameter_groups(network)
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, 0-based."""
+        return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)
+
+    def validates(self, step: int, steps: int, steps_per_epoch: int) -> bool:
+        """Whether held-out images are scored after a step, 1-based."""
+        return step % steps_per_epoch == 0
+
+    @property
+    def choose_by(self) -> str | None:
+        """The weights with this metric's greatest value are kept; None, or not measured: the
+        last."""
+        return None
+
+    @abstractmethod
+    def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
+        """Write the trained network, and what is known of its training."""
+
+    @abstractmethod
+    def trained(self, uri: str) -> dict[str, float]:
+        """What `save` was told of the training."""
+
+
+def head_groups(
+    network: nn.Module, heads: Sequence[str], *, weight_decay: float, multiplier: float
+) -> list[dict[str, Any]]:
+    """SGD groups: backbone x 1, heads x `multiplier`; weight decay on weights, not on norms.
+
+    Args:
+        network: only what requires a gradient is trained.
+        heads: names of the layers that start from random values.
+        weight_decay: L2 penalty.
+        multiplier: the heads' learning rate over the backbone's.
+
+    Source: released code (its two further groups, for biases, are empty).
+    """
+    names = tuple(f"{layer}." for layer in heads)
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    head = {n: p for n, p in trained.items() if n.startswith(names)}
+    weights = [p for n, p in trained.items() if n not in head and p.ndim > 1]
+    others = [p for n, p in trained.items() if n not in head and p.ndim <= 1]
+    groups = [
+        {"params": weights, "rate": 1.0, "weight_decay": weight_decay},
+        {"params": others, "rate": 1.0, "weight_decay": 0.0},
+        {"params": list(head.values()), "rate": multiplier, "weight_decay": weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def poly(step: int, steps: int, first: float, last: float, power: float) -> float:
+    """`(first - last) * (1 - step / steps) ** power + last` (released code; mmsegmentation)."""
+    return (first - last) * (1 - step / steps) ** power + last

@@ -1,0 +1,129 @@
+"""A stage's training from its task to its summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pmm_ray.runtime.cluster.connect import scratch_folder
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, error_budget
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.stage import Summary
+from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.launch import run_training
+from pmm_ray.runtime.training.sampling import BatchPlan, split_workers
+
+if TYPE_CHECKING:
+    from pmm_ray.config import TrainingConfig
+    from pmm_ray.runtime.core.stage import RunContext, StageFolder
+    from pmm_ray.runtime.training.task import TrainingTask
+
+UNDERFITTING = "underfitting_share"
+"""Name of the share of a training's images whose loss was limited (Eq. 10-13), over all steps."""
+_METRICS = (
+    *("loss", "mean_average_precision", "cam_miou", "cam_threshold", "validation_miou"),
+    UNDERFITTING,
+)
+_FROM_PIXEL_LABELS = {"cam_miou", "validation_miou"}
+_MOST_LOADER_PROCESSES = 8
+
+
+def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> Summary:
+    """Train a stage's network and say what came out.
+
+    Args:
+        task: what is trained.
+        context: of the run.
+        folder: of the stage: `model.pt` is written here, and error rows of images that had to be
+            substituted.
+
+    Raises:
+        CannotRunError: see `training_job` and `run_training`.
+        BudgetExceededError: too many images cannot be used.
+    """
+    job = training_job(task, context, folder)
+    task.check(job.config.batch_size // job.workers // job.config.accumulate)
+    if task.notice is not None:
+        context.progress.message(f"{folder.stage}: {task.notice}")
+    run_training(job, context)
+    training = task.trained(job.model_uri)
+    details = {
+        "checkpoint": job.model_uri,
+        "workers": job.workers,
+        "steps": job.steps,
+        "batch_size": job.config.batch_size,
+        "training_seconds": training["seconds"],
+        "updates_skipped": training["skipped"],
+        "loader_wait": training["loader_wait"],
+    }
+    more = ("chosen_step", "validation_images")
+    return Summary(
+        stage=folder.stage,
+        hash=folder.hash,
+        images=job.images,
+        errors=len(tables.read_errors(job.errors_uri)),
+        images_per_second=training["images_per_second"],
+        metrics={name: training[name] for name in _METRICS if name in training},
+        # scored against the held-out split's masks; a chosen step was also decided by that
+        pixel_labels_used=bool(_FROM_PIXEL_LABELS & training.keys()),
+        details=details | {name: int(training[name]) for name in more if name in training},
+    )
+
+
+def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> TrainingJob:
+    """The job of a task: what its workers need to know.
+
+    Args:
+        task: what is trained.
+        context, folder: of the stage.
+
+    Raises:
+        CannotRunError: no images, or the batch cannot be split evenly over the workers.
+    """
+    config: TrainingConfig = task.config
+    images = task.rows().num_rows
+    if images < 1:
+        known = context.manifest.splits
+        there = ", ".join(f"{name} ({count})" for name, count in known.items())
+        raise CannotRunError(
+            f"{folder.stage}: no image of split {task.split!r} (data.train_split) has a label or "
+            f"mask to learn from; the data set has {there or 'no images'}. Labels of a folder of "
+            "photographs are in its labels.csv"
+        )
+    workers = split_workers(
+        config.workers, context.cluster.default_train_workers(), config.batch_size
+    )
+    plan = BatchPlan(task.seed, images, config.batch_size, workers)
+    share = config.batch_size // workers
+    if share % config.accumulate:
+        raise CannotRunError(
+            f"{folder.stage}: a worker's {share} images cannot be split evenly over "
+            f"{config.accumulate} passes: change accumulate, batch_size or workers"
+        )
+    return TrainingJob(
+        task=task,
+        run_dir=storage.absolute(context.run_dir),
+        model_uri=storage.absolute(folder.path("model.pt")),
+        checkpoints_uri=storage.absolute(folder.path("train")),
+        errors_uri=storage.absolute(folder.errors_uri),
+        error_budget=error_budget(context.config.errors.budget, images),
+        fingerprint=f"{folder.hash}-{images}-{workers}",
+        images=images,
+        steps=config.steps(plan.steps_per_epoch),
+        workers=workers,
+        loader_processes=loader_processes(config, context.cluster, workers),
+        scratch=scratch_folder(context.config.runtime),
+    )
+
+
+def loader_processes(config: TrainingConfig, cluster: ClusterResources, workers: int) -> int:
+    """Decoding processes of each worker: as asked, or enough that a GPU need not wait.
+
+    A CPU worker decodes itself: a process more would take the CPU that it computes on.
+    """
+    if config.loader_processes != "auto":
+        return config.loader_processes
+    if cluster.gpus < 1:
+        return 0
+    spare = int(cluster.cpus / workers) - config.threads_per_worker
+    return max(0, min(_MOST_LOADER_PROCESSES, spare))
