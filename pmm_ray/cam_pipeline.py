@@ -229,7 +229,7 @@ class CamPipeline:
         return [i for i, of, truth in zip(*columns, strict=True) if of == split and truth]
 
 
-def weights_hash(weights: str, backbone: str = "efficientnet_lite0") -> str:
+def weights_hash(weights: str, backbone: str) -> str:
     """A name of packaged weights stands for itself; a file is known by its content."""
     from pmm_ray.nets.weight_files import weights_identity
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe, section_hash
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, error_budget
@@ -92,6 +91,7 @@ def _chosen(run_dir: str, stages: list[dict[str, str]], trained: list[dict[str, 
 def _predict(session: Session, checkpoint: str, images: str) -> None:
     from pmm_ray.labels import LabelSpace
     from pmm_ray.nets.checkpoints import load_model
+    from pmm_ray.nets.weight_files import file_identity
     from pmm_ray.runtime.core.manifest import manifest_hash
     from pmm_ray.sources.folder import import_folder
     from pmm_ray.stages import predict_masks
@@ -113,7 +113,7 @@ def _predict(session: Session, checkpoint: str, images: str) -> None:
     masks = storage.join(session.run_dir, "masks")
     stage_hash = section_hash(
         config.predict,
-        weights_hash(checkpoint),
+        file_identity(checkpoint),
         manifest_hash(report.manifest.uri),
         predict_masks.CODE_VERSION,
     )

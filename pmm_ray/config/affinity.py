@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, Natural, Positive, Section, execution
-from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import BaseCrfConfig
 
 
@@ -33,7 +33,7 @@ class AffinityConfig(Section):
 
     enabled: bool = False
     """Make masks from the refined CAMs. The paper's pipeline does not: it lost by them."""
-    backbone: Backbone = "efficientnet_lite0"
+    backbone: BackboneName = "efficientnet_lite0"
     """Network, at output stride 8."""
     weights: str = "imagenet"
     """As `classifier.weights`."""

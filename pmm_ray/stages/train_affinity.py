@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig
+from pmm_ray.config.backbones import backbone_row
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
-from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
@@ -67,8 +67,8 @@ class PairSample:
             image_HW3, label_HW = image_HW3[:, ::-1], label_HW[:, ::-1]
         rows, top = window(label_HW.shape[0], size, rng)
         columns, left = window(label_HW.shape[1], size, rng)
-        network = BACKBONES[self._config.backbone].network
-        mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
+        backbone = backbone_row(self._config.backbone)
+        mean, std = (np.array(v, np.float32) for v in (backbone.input_mean, backbone.input_std))
         crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
         crop = (jitter(crop / np.float32(255), rng, self._config.color_jitter) - mean) / std
         place = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
