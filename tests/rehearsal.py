@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.config import RunConfig
+from pmm_ray.config.backbones import BACKBONES
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
-from pmm_ray.nets.weight_files import PUBLIC_FILES
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
@@ -83,7 +83,8 @@ def rehearse(
         weights: an empty folder, for files that stand for public weights.
         details: more details of every summary.
     """
-    for file in PUBLIC_FILES.values():
+    files = {file for row in BACKBONES.values() for file in row.files.values()}
+    for file in (file for file in files if ":" not in file):
         (weights / file).write_bytes(file.encode())
     monkeypatch.setenv("PMM_WEIGHTS", str(weights))
     monkeypatch.setattr("pmm_ray.commands.ablate.build_report", lambda run_dir: run_dir)

@@ -5,7 +5,7 @@ Imports no torch, ray or stage, so that a typing mistake is answered at once.
 
 from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig, WalkConfig
-from pmm_ray.config.base import Section, section_hash
+from pmm_ray.config.base import ConfigError, Section, section_hash
 from pmm_ray.config.classifier import (
     AnyClassifierConfig,
     CamsConfig,
@@ -15,7 +15,7 @@ from pmm_ray.config.classifier import (
     PcmConfig,
 )
 from pmm_ray.config.data import DataConfig
-from pmm_ray.config.load import ConfigError, load_recipe, to_yaml
+from pmm_ray.config.load import load_recipe, to_yaml
 from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
     ErrorsConfig,

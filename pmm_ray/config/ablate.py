@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Scale, Section
-from pmm_ray.config.classifier import Backbone
 
 
 class AblateConfig(Section):
     """What the paper's tables are made with, beside the recipe's own sections."""
 
-    backbones: tuple[Backbone, ...] = ()
+    backbones: tuple[BackboneName, ...] = ()
     """Tab. 1: its networks (paper: resnet38, res2net101, scalenet101); empty: the recipe's."""
-    weights: dict[Backbone, str] = Field(default_factory=dict)
+    weights: dict[BackboneName, str] = Field(default_factory=dict)
     """Tab. 1: weights of networks, as `classifier.weights`; else the recipe's, else `imagenet`."""
     alphas: tuple[Scale, ...] = Field((1, 2, 3, 4, 5, 6, 8, 11, 14, 17, 20), min_length=1)
     """Background exponents that every row is scored with; the best one counts (paper: a grid

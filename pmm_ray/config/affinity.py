@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, Positive, Section, execution
-from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import BaseCrfConfig
 from pmm_ray.config.training import EpochTrainingConfig
 
@@ -37,7 +37,7 @@ class AffinityConfig(EpochTrainingConfig):
 
     enabled: bool = False
     """Make masks from the refined CAMs. The paper's pipeline does not: it lost by them."""
-    backbone: Backbone = "efficientnet_lite0"
+    backbone: BackboneName = "efficientnet_lite0"
     """Network, at output stride 8."""
     weights: str = "imagenet"
     """As `classifier.weights`."""

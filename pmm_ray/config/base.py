@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+
+class ConfigError(ValueError):
+    """The recipe or a `--set` cannot be used; the message names the key and the fix."""
+
+
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]

@@ -6,12 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pmm_ray.config.backbones import BackboneName, Triple, backbone_row
 from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, execution
 from pmm_ray.config.training import EpochTrainingConfig
-
-Backbone = Literal[
-    "efficientnet_lite0", "scalenet50", "scalenet101", "scalenet152", "resnet38", "res2net101"
-]
 
 
 class PcmConfig(Section):
@@ -41,8 +38,8 @@ class CropsConfig(Section):
 class AnyClassifierConfig(EpochTrainingConfig):
     """What the first and the second classifier share (paper 3.5, 4.1)."""
 
-    backbone: Backbone = "efficientnet_lite0"
-    """Network; `efficientnet_lite0` is the small one for CPUs."""
+    backbone: BackboneName = "efficientnet_lite0"
+    """Network; `efficientnet_lite0` is the small one for CPUs. `module:ROW`: a row of yours."""
     weights: str = "imagenet"
     """`imagenet`, `seam`, `none`, or a path to a state dict. Names stand for public files below
     `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package."""
@@ -60,6 +57,12 @@ class AnyClassifierConfig(EpochTrainingConfig):
     validation_images: int = execution(100, ge=0)
     """Held-out images that are scored after every epoch (mean average precision, and CAM mIoU of
     those with ground truth); 0: none. They never decide anything."""
+
+    @property
+    def input_statistics(self) -> tuple[Triple, Triple]:
+        """(mean, standard deviation) of the network's input, RGB in 0..1."""
+        row = backbone_row(self.backbone)
+        return row.input_mean, row.input_std
 
 
 class ClassifierConfig(AnyClassifierConfig):

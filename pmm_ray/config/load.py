@@ -10,12 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pmm_ray.config.base import Section
+from pmm_ray.config.base import ConfigError, Section
 from pmm_ray.config.sections import RunConfig
-
-
-class ConfigError(ValueError):
-    """The recipe or a `--set` cannot be used; the message names the key and the fix."""
 
 
 def known_keys(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:

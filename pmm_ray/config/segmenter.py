@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from latticecrf import CrfParameters
+from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, FloatRange, Positive, Scale, Section, execution
-from pmm_ray.config.classifier import Backbone
 from pmm_ray.config.masks import CrfConfig
 from pmm_ray.config.training import TrainingConfig
 
@@ -36,7 +36,7 @@ class SegmenterConfig(TrainingConfig):
     """An mmsegmentation config whose `model` replaces PSPNet, and with it backbone, output_stride,
     channels, pool_scales, dropout, auxiliary_weight and freeze_norm. Its content decides the
     result, not its path."""
-    backbone: Backbone = "efficientnet_lite0"
+    backbone: BackboneName = "efficientnet_lite0"
     """Backbone of PSPNet, registered with mmsegmentation (paper: resnet38, scalenet101,
     res2net101)."""
     weights: str = "imagenet"

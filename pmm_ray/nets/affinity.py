@@ -12,16 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig
-from pmm_ray.nets.backbone import Backbone, freeze, norms
+from pmm_ray.config.backbones import backbone_row
+from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, freeze, norms
 from pmm_ray.nets.checkpoints import load_model, stored_section
-from pmm_ray.nets.registry import BACKBONES, build_backbone
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import Loaded, load_pretrained, load_strict, read_state
 
 KIND = "affinity"
-HEADS = {"resnet38": (64, 128, 256)}
-"""Channels that the three taps are projected to (released code); other backbones: 64 each."""
-_OTHER_HEADS = (64, 64, 64)
 
 
 class AffinityNetwork(nn.Module):
@@ -132,16 +129,12 @@ def load_affinity(checkpoint_uri: str) -> tuple[AffinityNetwork, dict[str, Any]]
 
 
 def _build(config: AffinityConfig, state: dict[str, Tensor] | None) -> AffinityNetwork:
-    backbone = build_backbone(
-        config.backbone,
-        output_stride=8,
-        last_dilation=config.resnet38_dilation,
-        state=state,
-    )
+    row = backbone_row(config.backbone)
+    shape = Shape(last_dilation=config.resnet38_dilation, state=state)
     return AffinityNetwork(
-        backbone,
-        taps=BACKBONES[config.backbone].taps,
-        channels=HEADS.get(config.backbone, _OTHER_HEADS),
+        build_backbone(config.backbone, shape),
+        taps=row.taps,
+        channels=row.affinity_channels,
         freeze_norm=config.freeze_norm,
         freeze_first=config.freeze_first,
     )

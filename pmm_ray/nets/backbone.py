@@ -1,15 +1,60 @@
-"""What every backbone offers: feature taps, the input it expects, layers that may be frozen."""
+"""What every backbone offers: feature taps, the input it expects, layers that may be frozen.
+
+Which there are: `config.backbones`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-# of the public ImageNet weights, RGB in 0..1
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from pmm_ray.config.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Triple,
+    backbone_row,
+    imported,
+)
+from pmm_ray.config.base import ConfigError
+
+_STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
+_DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
+_NO_DILATION = (1, 1, 1, 1)
+
+Row = tuple[int, int, int, int]
+"""Channels of the four branches of a ScaleNet's block; 0: no branch."""
+Allocation = Sequence[Sequence[Row]]
+"""Rows per stage and block."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a backbone can be chosen."""
+
+    output_stride: int = 8
+    """Input px per px of the last feature."""
+    dilate: bool = False
+    """For segmentation: put dilation where strides were taken away (released code). CAMs have
+    none. EfficientNet-lite0 is dilated either way, and then has no 1x1 head."""
+    last_dilation: Literal[2, 4] = 4
+    """Of the last block of the wide ResNet-38."""
+    state: Mapping[str, Tensor] | None = None
+    """The weights to come, see `read_state`: ScaleNet-50 and -152 need them, or `allocation`."""
+    allocation: Allocation | None = None
+    """Channel table of a ScaleNet, where it is known without a state."""
+
+    @property
+    def strides(self) -> Row:
+        """Of the four stages of a ResNet."""
+        return _STRIDES[self.output_stride]
+
+    @property
+    def dilations(self) -> Row:
+        """Of the four stages of a ResNet: 1, 1, 2, 4 at output stride 8 where it is dilated."""
+        return _DILATIONS[self.output_stride] if self.dilate else _NO_DILATION
 
 
 @dataclass(frozen=True)
@@ -28,8 +73,9 @@ class Backbone(nn.Module):
     Input: float32 [B, 3, H, W], RGB, normalised with `input_mean` and `input_std`.
     """
 
-    input_mean: tuple[float, float, float] = IMAGENET_MEAN
-    input_std: tuple[float, float, float] = IMAGENET_STD
+    input_mean: Triple = IMAGENET_MEAN
+    input_std: Triple = IMAGENET_STD
+    """Its row's, see `build_backbone`."""
     first_layers: tuple[str, ...] = ()
     """Names of the layers that the released code keeps at their pretrained values."""
     heads: tuple[str, ...] = ()
@@ -38,6 +84,8 @@ class Backbone(nn.Module):
     """Name of the norm that ends each block's residual branch, where blocks have one."""
     features: tuple[FeatureInfo, ...] = ()
     """What `forward_features` returns, in order."""
+    kept: Mapping[str, Any] = {}
+    """Fields of `Shape` that a trained network is built again with."""
 
     def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
         """The taps, each [B, C, h, w], as `features` lists them."""
@@ -46,6 +94,27 @@ class Backbone(nn.Module):
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """The last tap."""
         return self.forward_features(images_B3HW)[-1]
+
+
+def build_backbone(name: str, shape: Shape | None = None) -> Backbone:
+    """A backbone without pretrained weights; its taps are `features`.
+
+    Args:
+        name: see `config.backbones`.
+        shape: what of it is chosen.
+
+    Raises:
+        ConfigError: an unknown name or output stride.
+        CannotRunError: a ScaleNet without its checkpoint.
+    """
+    row = backbone_row(name)
+    shape = shape or Shape()
+    if shape.output_stride not in row.output_strides:
+        raise ConfigError(f"{name} has {row.strides_text}, not {shape.output_stride}")
+    network = imported(row.make, f"backbone {name}")(shape)
+    assert isinstance(network, Backbone)
+    network.input_mean, network.input_std = row.input_mean, row.input_std
+    return network
 
 
 def norms(module: nn.Module) -> Iterator[nn.BatchNorm2d]:

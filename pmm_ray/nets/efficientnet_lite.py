@@ -14,11 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FeatureInfo
-
-# what the public weights were trained with: (x / 255 - 0.5) / 0.5, RGB
-INPUT_MEAN = (0.5, 0.5, 0.5)
-INPUT_STD = (0.5, 0.5, 0.5)
+from pmm_ray.nets.backbone import Backbone, FeatureInfo, Shape
 
 _STEM = 32
 _HEAD = 1280
@@ -103,11 +99,9 @@ class EfficientNetLite0(Backbone):
     Raises:
         ValueError: another output stride, or classes without the head.
 
-    Input: float32 [B, 3, H, W], RGB, normalised with `INPUT_MEAN` and `INPUT_STD`; any H, W >= 1.
+    Input of any size.
     """
 
-    input_mean = INPUT_MEAN
-    input_std = INPUT_STD
     heads = ("fc", "conv_head", "bn1")
 
     def __init__(
@@ -162,3 +156,8 @@ class EfficientNetLite0(Backbone):
         """The last feature [B, C, h, w]; with `num_classes`, logits [B, num_classes]."""
         last = self.forward_features(images_B3HW)[-1]
         return last if self.fc is None else self.fc(torch.mean(last, dim=(2, 3)))
+
+
+def efficientnet_lite0(shape: Shape) -> Backbone:
+    """See `Shape`; always dilated: at smaller strides its strided form has no public weights."""
+    return EfficientNetLite0(shape.output_stride, with_head=not shape.dilate)

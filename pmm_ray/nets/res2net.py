@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FeatureInfo, initialise
+from pmm_ray.nets.backbone import Backbone, FeatureInfo, Shape, initialise
 
 BLOCKS = (3, 4, 23, 3)
 PLANES = (64, 128, 256, 512)
@@ -133,3 +133,8 @@ class Res2Net101(Backbone):
         """The last tap [B, 2048, h, w]; with `num_classes`, logits [B, num_classes]."""
         last = super().forward(images_B3HW)
         return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
+
+
+def res2net101(shape: Shape) -> Backbone:
+    """See `Shape`."""
+    return Res2Net101(strides=shape.strides, dilations=shape.dilations)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FeatureInfo, initialise
+from pmm_ray.nets.backbone import Backbone, FeatureInfo, Shape, initialise
 
 # name, input, middle and output channels, stride, dilation of the first and second convolution
 _BLOCKS = (
@@ -126,3 +126,8 @@ class ResNet38(Backbone):
             if name in self._tapped:
                 taps.append(active)
         return [*taps, F.relu(self.bn7(x))]
+
+
+def resnet38(shape: Shape) -> Backbone:
+    """See `Shape`."""
+    return ResNet38(shape.last_dilation)

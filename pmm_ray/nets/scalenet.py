@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FeatureInfo, initialise
+from pmm_ray.nets.backbone import Allocation, Backbone, FeatureInfo, Row, Shape, initialise
+from pmm_ray.runtime.core.errors import CannotRunError
 
 POOLS = (1, 2, 4, 7)
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -25,11 +26,6 @@ EXPANSION = 4
 PLANES = (64, 128, 256, 512)
 # side of the maps of each stage for an input of 224 px
 _NOMINAL_SIDES = (56, 28, 14, 7)
-
-Row = tuple[int, int, int, int]
-"""Channels of a block's four branches; 0: no branch."""
-Allocation = Sequence[Sequence[Row]]
-"""Rows per stage and block."""
 
 SCALENET101: Allocation = (
     ((61, 11, 7, 7), (56, 23, 4, 3), (59, 24, 3, 0)),
@@ -216,6 +212,40 @@ class ScaleNet(Backbone):
         """The last tap [B, 2048, h, w]; with `num_classes`, logits [B, num_classes]."""
         last = super().forward(images_B3HW)
         return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
+
+
+def scalenet101(shape: Shape) -> Backbone:
+    """See `Shape`."""
+    return _scalenet(shape.allocation or SCALENET101, shape)
+
+
+def scalenet50(shape: Shape) -> Backbone:
+    """See `Shape`; its channels are the weights'."""
+    return _from_weights(50, shape)
+
+
+def scalenet152(shape: Shape) -> Backbone:
+    """See `Shape`; its channels are the weights'."""
+    return _from_weights(152, shape)
+
+
+def _from_weights(depth: int, shape: Shape) -> ScaleNet:
+    if shape.allocation is None and shape.state is None:
+        raise CannotRunError(
+            f"scalenet{depth} has no built-in channel table: it is read from a checkpoint, "
+            "so `weights` must be one"
+        )
+    try:
+        allocation = shape.allocation or read_allocation(shape.state or {}, depth)
+    except ValueError as error:
+        raise CannotRunError(f"the weights of scalenet{depth}: {error}") from error
+    network = _scalenet(allocation, shape)
+    network.kept = {"allocation": [[list(row) for row in stage] for stage in allocation]}
+    return network
+
+
+def _scalenet(allocation: Allocation, shape: Shape) -> ScaleNet:
+    return ScaleNet(allocation, strides=shape.strides, dilations=shape.dilations)
 
 
 def pooled(maps_BChw: Tensor, stride: int) -> Tensor:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from pmm_ray.config import SegmenterConfig, UnderfittingConfig
+from pmm_ray.config.backbones import Triple
 from pmm_ray.nets.checkpoints import load_model, stored_section
-from pmm_ray.nets.scalenet import read_allocation
-from pmm_ray.nets.segmenter_config import Triple, input_statistics, segmenter_model
+from pmm_ray.nets.segmenter_config import input_statistics, segmenter_model
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss, SegmentationBackbone
 from pmm_ray.nets.segmenter_source import (
     ModelSource,
     backbone_weights,
     check_types,
-    is_ours,
+    our_backbone,
     quiet,
 )
 from pmm_ray.nets.segmenter_transform import Transform, training_transform
@@ -117,10 +117,10 @@ def build_segmenter(
         model["backbone"]["weights"] = config.weights
         return _build(model, (), "PSPNet", outputs)
     uri = backbone_weights(config, source)
-    if uri is not None and is_ours(model):
+    if uri is not None and our_backbone(model):
         model["backbone"]["weights"] = uri
     network = _build(model, source.imports, source.uri, outputs)
-    if uri is not None and not is_ours(model):
+    if uri is not None and not our_backbone(model):
         load_pretrained(network.get_submodule("backbone"), read_state(uri), uri)
     return network
 
@@ -262,10 +262,7 @@ def _build(
     backbone = network.get_submodule("backbone")
     if isinstance(backbone, SegmentationBackbone):
         kept["backbone"].pop("weights", None)
-        if backbone.name in ("scalenet50", "scalenet152"):
-            depth = int(backbone.name.removeprefix("scalenet"))
-            table = read_allocation(backbone.net.state_dict(), depth)
-            kept["backbone"]["allocation"] = [[list(row) for row in stage] for stage in table]
+        kept["backbone"].update(backbone.net.kept)
     taken = None if outputs is None else tuple(outputs)
     network.description = Description(kept, tuple(imports), taken, mean, std)  # type: ignore[assignment]
     return network

@@ -11,22 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pmm_ray.config import SegmenterConfig, UnderfittingConfig
-from pmm_ray.nets.backbone import IMAGENET_MEAN, IMAGENET_STD
-from pmm_ray.nets.efficientnet_lite import INPUT_MEAN as LITE_MEAN
-from pmm_ray.nets.efficientnet_lite import INPUT_STD as LITE_STD
-from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, ModelSource, dicts_in, listed
+from pmm_ray.config.backbones import (
+    GENERIC_TYPE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Triple,
+    backbone_row,
+)
+from pmm_ray.nets.segmenter_source import ModelSource, dicts_in, listed
 from pmm_ray.runtime.core.errors import CannotRunError
 
-CHANNELS = {
-    "efficientnet_lite0": (24, 40, 112, 320),
-    "scalenet50": (256, 512, 1024, 2048),
-    "scalenet101": (256, 512, 1024, 2048),
-    "scalenet152": (256, 512, 1024, 2048),
-    "resnet38": (256, 512, 1024, 4096),
-    "res2net101": (256, 512, 1024, 2048),
-}
-"""Channels of the four features that heads are given."""
-Triple = tuple[float, float, float]
 LOSS = "PretendedUnderfittingLoss"
 
 _AUXILIARY_CHANNELS = 256
@@ -109,17 +103,23 @@ def normalisation(config: SegmenterConfig, source: ModelSource | None) -> tuple[
     """(mean, standard deviation) of the network's input before it is built."""
     if source is not None:
         return input_statistics(source.model, source.uri)
-    lite = config.backbone == "efficientnet_lite0"
-    return (LITE_MEAN, LITE_STD) if lite else (IMAGENET_MEAN, IMAGENET_STD)
+    row = backbone_row(config.backbone)
+    return row.input_mean, row.input_std
 
 
 def _pspnet(config: SegmenterConfig) -> dict[str, Any]:
     """The paper's network (4.1), with the channels that the backbone has."""
-    if config.backbone == "resnet38" and config.output_stride != 8:
+    name = config.backbone
+    row = backbone_row(name)
+    if not row.features:
         raise CannotRunError(
-            f"segmenter.output_stride {config.output_stride}: resnet38 has output stride 8 only"
+            f"segmenter.backbone: {name} serves classifiers only: give its row `features`"
         )
-    channels = CHANNELS[config.backbone]
+    if config.output_stride not in row.output_strides:
+        raise CannotRunError(
+            f"segmenter.output_stride {config.output_stride}: {name} has {row.strides_text}"
+        )
+    channels = tuple(row.features.values())
     mean, std = normalisation(config, None)
 
     def head(kind: str, index: int, width: int, weight: float, **extra: Any) -> dict[str, Any]:
@@ -143,9 +143,10 @@ def _pspnet(config: SegmenterConfig) -> dict[str, Any]:
             "bgr_to_rgb": True,
         },
         "backbone": {
-            "type": BACKBONE_TYPES[config.backbone],
+            "type": row.mmseg_type,
             "output_stride": config.output_stride,
             "freeze_norm": config.freeze_norm,
+            **({"name": name} if row.mmseg_type == GENERIC_TYPE else {}),
         },
         "decode_head": head(
             "PSPHead", 3, config.channels, 1.0, pool_scales=list(config.pool_scales)

@@ -20,15 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pmm_ray.config.backbones import GENERIC_TYPE, backbone_row
 from pmm_ray.method.underfitting import (
     UnderfittingKind,
     UnderfittingScope,
     pretended_underfitting,
 )
-from pmm_ray.nets.backbone import norms
-from pmm_ray.nets.registry import build_backbone
-from pmm_ray.nets.scalenet import Allocation
-from pmm_ray.nets.segmenter_source import BACKBONE_TYPES, quiet
+from pmm_ray.nets.backbone import Allocation, Shape, build_backbone, norms
+from pmm_ray.nets.segmenter_source import OUR_TYPES, quiet
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, read_state
 
@@ -39,12 +38,13 @@ with quiet():
 class SegmentationBackbone(nn.Module):
     """A backbone as mmsegmentation has them: a tuple of four features, dilated.
 
-    Registered once per network, see `BACKBONE_TYPES`. At output stride 8 the stages of ScaleNet and
+    Registered once per row, see `config.backbones`. At output stride 8 the stages of ScaleNet and
     Res2Net have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4, and the last block of the wide
     ResNet-38 has dilation 4; its features are the activated inputs of b4, b5 and b6, and the
     activated output (released code).
 
     Args:
+        name: of the backbone, for `PmmBackbone`; `module:ROW` is a row of yours.
         output_stride: input px per px of the last feature: 8, 16 or 32 (ResNet-38: 8).
         freeze_norm: keep BatchNorm at its pretrained statistics.
         weights: `none`, `imagenet`, or a path, see `find_weights`.
@@ -60,24 +60,22 @@ class SegmentationBackbone(nn.Module):
         freeze_norm: bool = False,
         weights: str = "none",
         allocation: Allocation | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
+        self.name = name or self.name
         uri = find_weights(weights, self.name)
         state = None if uri is None else read_state(uri)
-        self.net = build_backbone(
-            self.name, output_stride=output_stride, dilate=True, state=state, allocation=allocation
-        )
+        shape = Shape(output_stride, dilate=True, state=state, allocation=allocation)
+        self.net = build_backbone(self.name, shape)
         if uri is not None and state is not None:
             load_pretrained(self.net, state, uri, heads=self.net.heads)
         self._freeze_norm = freeze_norm
         if freeze_norm:
             for norm in norms(self.net):
                 norm.requires_grad_(False)
-        # EfficientNet-lite0 has more features than the four of a ResNet
-        wanted = {"stage2", "stage3", "stage5", "stage7"} if len(self.net.features) > 4 else None
-        self._indices = [
-            i for i, info in enumerate(self.net.features) if wanted is None or info.name in wanted
-        ]
+        names = [info.name for info in self.net.features]
+        self._indices = [names.index(feature) for feature in backbone_row(self.name).features]
         self.channels = [self.net.features[i].channels for i in self._indices]
 
     def train(self, mode: bool = True) -> SegmentationBackbone:
@@ -94,7 +92,8 @@ class SegmentationBackbone(nn.Module):
         return tuple(taps[i] for i in self._indices)
 
 
-for _name, _type in BACKBONE_TYPES.items():
+MODELS.register_module(name=GENERIC_TYPE, module=SegmentationBackbone, force=True)
+for _type, _name in OUR_TYPES.items():
     MODELS.register_module(
         name=_type, module=type(_type, (SegmentationBackbone,), {"name": _name}), force=True
     )

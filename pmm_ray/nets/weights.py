@@ -13,19 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pmm_ray.nets import mxnet_params
-from pmm_ray.nets.backbone import Backbone
-from pmm_ray.nets.weight_files import find_weights, imagenet_file, read_weights_file
+from pmm_ray.nets.weight_files import read_weights_file
 from pmm_ray.runtime.core.errors import CannotRunError
-
-__all__ = [
-    "Loaded",
-    "imagenet_file",
-    "load_backbone_weights",
-    "load_pretrained",
-    "load_strict",
-    "load_torch",
-    "read_state",
-]
 
 _log = logging.getLogger("ray.pmm.weights")
 
@@ -95,26 +84,6 @@ def read_state(uri: str) -> dict[str, Tensor]:
     if len(bare) != len(state):
         raise CannotRunError(f"{uri} holds the same names twice, with and without `backbone.`")
     return bare
-
-
-def load_backbone_weights(
-    backbone: nn.Module, weights: str, name: str = "efficientnet_lite0"
-) -> Loaded | None:
-    """Load pretrained weights into a backbone.
-
-    Args:
-        backbone: see the registry.
-        weights: `none` (leaves the initialisation), a name or a path, see `find_weights`.
-        name: the backbone's.
-
-    Raises:
-        CannotRunError: unreadable file, or a missing, unexpected or misshaped tensor; all named.
-    """
-    uri = find_weights(weights, name)
-    if uri is None:
-        return None
-    heads = backbone.heads if isinstance(backbone, Backbone) else ()
-    return load_pretrained(backbone, read_state(uri), uri, heads=heads)
 
 
 def load_pretrained(

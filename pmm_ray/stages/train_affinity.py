@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig, RunConfig, WalkConfig
+from pmm_ray.config.backbones import backbone_row
 from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
-from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
@@ -60,7 +60,7 @@ class PairSample:
             image_HW3, label_HW = image_HW3[:, ::-1], label_HW[:, ::-1]
         rows, top = window(height, size, rng)
         columns, left = window(width, size, rng)
-        network = BACKBONES[self.config.backbone].network
+        network = backbone_row(self.config.backbone)
         mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
         crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
         crop = (jitter(crop / np.float32(255), rng, self.config.color_jitter) - mean) / std

@@ -18,7 +18,7 @@ from pmm_ray.method.seam_losses import seam_losses, small_view
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.classifier_validation import ClassifierValidation
-from pmm_ray.nets.registry import BACKBONES, build_classifier
+from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -45,15 +45,15 @@ class ClassifierSample:
     def __call__(
         self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
     ) -> tuple[Tensor, Tensor]:
-        network = BACKBONES[self.config.backbone].network
+        mean, std = self.config.input_statistics
         view_3SS = augment(
             image_HW3,
             np.random.default_rng(seed),
             resize_long=self.config.resize_long,
             crop_size=self.config.crop_size,
             color_jitter=self.config.color_jitter,
-            mean=network.input_mean,
-            std=network.input_std,
+            mean=mean,
+            std=std,
         )
         return torch.from_numpy(view_3SS), target_vector(row.labels, self.num_foreground)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.method.multicrop import draw_window, windows
-from pmm_ray.nets.registry import BACKBONES
 from pmm_ray.nets.views import cut_windows
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.index import read_index
@@ -54,14 +53,14 @@ class WindowSample:
         window, labels = draw_window(choices, base_HW, rng, config.relabel_share)
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1)[None]
         (piece,) = cut_windows(image_13HW, [window], crops.geometry, crops.size)
-        network = BACKBONES[config.backbone].network
+        mean, std = config.input_statistics
         view_3SS = crop_view(
             piece[0].permute(1, 2, 0).numpy(),
             rng,
             crop_size=crops.size,
             color_jitter=config.color_jitter,
-            mean=network.input_mean,
-            std=network.input_std,
+            mean=mean,
+            std=std,
         )
         return torch.from_numpy(view_3SS), target_vector(labels, self.num_foreground)
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import RunConfig, SegmenterConfig, UnderfittingConfig
+from pmm_ray.config.backbones import Triple
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import load_model, save_model
-from pmm_ray.nets.segmenter_config import Triple, normalisation, segmenter_model
+from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity

@@ -9,11 +9,10 @@ import torch
 
 from pmm_ray.config import AffinityConfig
 from pmm_ray.nets.affinity import AffinityNetwork, build_affinity, load_affinity
-from pmm_ray.nets.backbone import norms
+from pmm_ray.nets.backbone import Shape, build_backbone, norms
 from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.registry import build_backbone
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.training.job import head_groups
+from pmm_ray.runtime.training.task import head_groups
 
 from .golden import shapes, unfilled
 
@@ -33,7 +32,7 @@ def test_heads_have_the_sizes_of_the_reference(
     config = AffinityConfig.model_validate({"backbone": backbone, "weights": "none"})
     net = unfilled(lambda: build_affinity(config))
     own = dict(shapes(net))
-    bare = dict(shapes(unfilled(lambda: build_backbone(backbone, output_stride=8))))
+    bare = dict(shapes(unfilled(lambda: build_backbone(backbone))))
     heads = {name: shape for name, shape in own.items() if name not in bare}
     assert {name: shape for name, shape in own.items() if name in bare} == bare
     names = ("f8_3.weight", "f8_4.weight", "f8_5.weight")
@@ -95,6 +94,6 @@ def test_another_file_is_refused(small: AffinityNetwork, tmp_path: Path) -> None
 
 
 def test_taps_of_different_strides_are_refused() -> None:
-    backbone = build_backbone("efficientnet_lite0", output_stride=16)
+    backbone = build_backbone("efficientnet_lite0", Shape(16))
     with pytest.raises(ValueError, match="different strides"):
         AffinityNetwork(backbone, taps=("stage3", "stage5"), channels=(4, 4, 4))

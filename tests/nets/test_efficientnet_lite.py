@@ -9,18 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD, EfficientNetLite0
-from pmm_ray.nets.weights import load_backbone_weights
+from pmm_ray.config.backbones import BACKBONES
+from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
+from pmm_ray.nets.weight_files import find_weights
+from pmm_ray.nets.weights import load_pretrained, read_state
 
+ROW = BACKBONES["efficientnet_lite0"]
 # ImageNet classes of all dog breeds
 DOGS = range(151, 269)
 VOC_DOG = 11
 
 
+def load_public(net: EfficientNetLite0) -> None:
+    file = str(find_weights("imagenet", "efficientnet_lite0"))
+    load_pretrained(net, read_state(file), file, heads=net.heads)
+
+
 @pytest.fixture(scope="module")
 def pretrained() -> EfficientNetLite0:
     net = EfficientNetLite0(32, num_classes=1000)
-    load_backbone_weights(net, "imagenet")
+    load_public(net)
     return net.eval()
 
 
@@ -29,7 +37,7 @@ def test_a_dilated_network_computes_the_strided_one(
     pretrained: EfficientNetLite0, stride: int, factor: int
 ) -> None:
     dilated = EfficientNetLite0(stride)
-    load_backbone_weights(dilated, "imagenet")
+    load_public(dilated)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = pretrained.forward_features(images)[-1]
@@ -72,7 +80,7 @@ def test_the_pretrained_network_knows_dogs(shared: Path, pretrained: EfficientNe
         crop = cv2.resize(
             image[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA
         )
-        values = (crop / 255 - np.array(INPUT_MEAN)) / np.array(INPUT_STD)
+        values = (crop / 255 - np.array(ROW.input_mean)) / np.array(ROW.input_std)
         with torch.no_grad():
             logits = pretrained(torch.from_numpy(values.transpose(2, 0, 1)[None]).float())
         hits += int(logits.argmax()) in DOGS

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.nets.mxnet_params import is_params, read_params, resnet38_state
 from pmm_ray.nets.resnet38 import ResNet38
-from pmm_ray.nets.weights import load_backbone_weights
+from pmm_ray.nets.weights import load_pretrained, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
 from .golden import Golden, filled, unfilled
@@ -141,8 +141,7 @@ def test_the_wide_resnet_loads_from_such_a_file(golden: Golden, tmp_path: Path) 
     path = tmp_path / "net.params"
     path.write_bytes(params(arrays, "legacy"))
     net = ResNet38()
-    loaded = load_backbone_weights(net, str(path), "resnet38")
-    assert loaded is not None
+    loaded = load_pretrained(net, read_state(str(path)), "net.params", heads=net.heads)
     assert loaded.left_over == ("linear1000.weight",)
     want = filled(ResNet38, state)
     for name, tensor in net.state_dict().items():
@@ -150,7 +149,7 @@ def test_the_wide_resnet_loads_from_such_a_file(golden: Golden, tmp_path: Path) 
     del arrays["arg:bn7_gamma"]
     path.write_bytes(params(arrays))
     with pytest.raises(CannotRunError, match=r"1 missing: bn7\.weight"):
-        load_backbone_weights(net, str(path), "resnet38")
+        load_pretrained(net, read_state(str(path)), "net.params", heads=net.heads)
     path.write_bytes(params(arrays)[:-1])
     with pytest.raises(CannotRunError, match=r"not a readable \.params file"):
-        load_backbone_weights(net, str(path), "resnet38")
+        read_state(str(path))

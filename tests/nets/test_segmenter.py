@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from pmm_ray.config import SegmenterConfig
 from pmm_ray.config.segmenter import UnderfittingConfig
 from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD
 from pmm_ray.nets.segmenter import (
     build_segmenter,
     describe,
@@ -22,7 +21,7 @@ from pmm_ray.nets.segmenter import (
     training_transform,
 )
 
-STATISTICS = (INPUT_MEAN, INPUT_STD)
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CONFIG = SegmenterConfig(
     weights="none", channels=16, dropout=0.0, crop_size=64, resize_base=(128, 64)
 )

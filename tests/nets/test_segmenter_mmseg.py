@@ -20,7 +20,6 @@ from pmm_ray.method.underfitting import (
     pretended_underfitting,
 )
 from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.efficientnet_lite import INPUT_MEAN, INPUT_STD
 from pmm_ray.nets.segmenter import (
     build_segmenter,
     describe,
@@ -32,7 +31,7 @@ from pmm_ray.nets.segmenter import (
 )
 from pmm_ray.runtime.core.errors import CannotRunError
 
-STATISTICS = (INPUT_MEAN, INPUT_STD)
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL: dict[str, Any] = {"weights": "none", "channels": 8, "crop_size": 32}
 CONFIG = SegmenterConfig(**SMALL, resize_base=(64, 32), output_stride=16)
 

@@ -16,16 +16,19 @@ from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
 from pmm_ray.nets.registry import build_classifier, load_classifier
 from pmm_ray.nets.weight_files import find_weights, weights_identity
-from pmm_ray.nets.weights import (
-    imagenet_file,
-    load_backbone_weights,
-    load_torch,
-)
+from pmm_ray.nets.weights import load_pretrained, load_torch, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
+
+LITE = "efficientnet_lite0"
+PUBLIC = str(find_weights("imagenet", LITE))
+
+
+def load(net: EfficientNetLite0, file: str) -> None:
+    load_pretrained(net, read_state(file), file, heads=net.heads)
 
 
 def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
-    state = torch.load(imagenet_file(), weights_only=True)
+    state = torch.load(PUBLIC, weights_only=True)
     del state["_blocks.3._bn1.weight"]
     state["_conv_stem.weight"] = state["_conv_stem.weight"][:, :1]
     state["extra"] = torch.zeros(1)
@@ -33,7 +36,7 @@ def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
     net = EfficientNetLite0(16)
     before = net.conv_stem.weight.clone()
     with pytest.raises(CannotRunError) as error:
-        load_backbone_weights(net, str(tmp_path / "w.pth"))
+        load(net, str(tmp_path / "w.pth"))
     for part in ("blocks.3.bn1.weight", "conv_stem.weight [32, 1, 3, 3]", "extra"):
         assert part in str(error.value)
     assert torch.equal(before, net.conv_stem.weight)
@@ -46,28 +49,25 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(CannotRunError, match="plain tensors"):
-        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "evil.pth"))
+        load(EfficientNetLite0(16), str(tmp_path / "evil.pth"))
     with pytest.raises(CannotRunError, match="cannot read"):
-        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "absent.pth"))
+        load(EfficientNetLite0(16), str(tmp_path / "absent.pth"))
 
 
 def test_the_public_weights_fit_whole(tmp_path: Path) -> None:
-    public = torch.load(imagenet_file(), weights_only=True)
+    public = torch.load(PUBLIC, weights_only=True)
     net = EfficientNetLite0(32, num_classes=1000)
-    load_backbone_weights(net, "imagenet")
+    load(net, PUBLIC)
     loaded = net.state_dict()
     renamed = {".".join(p.lstrip("_") for p in name.split(".")): t for name, t in public.items()}
     assert renamed.keys() == loaded.keys()
     assert all(torch.equal(renamed[name], tensor) for name, tensor in loaded.items())
 
 
-def test_a_path_loads_what_was_saved_and_none_leaves_the_network_alone(tmp_path: Path) -> None:
+def test_a_path_loads_what_was_saved(tmp_path: Path) -> None:
     saved, net = EfficientNetLite0(16), EfficientNetLite0(16)
     torch.save(saved.state_dict(), tmp_path / "w.pth")
-    before = net.conv_stem.weight.clone()
-    load_backbone_weights(net, "none")
-    assert torch.equal(net.conv_stem.weight, before)
-    load_backbone_weights(net, str(tmp_path / "w.pth"))
+    load(net, str(tmp_path / "w.pth"))
     assert torch.equal(net.conv_stem.weight, saved.conv_stem.weight)
 
 
@@ -75,7 +75,7 @@ def test_a_path_loads_what_was_saved_and_none_leaves_the_network_alone(tmp_path:
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CannotRunError, match="not a state dict"):
-        load_backbone_weights(EfficientNetLite0(16), str(tmp_path / "w.pth"))
+        load(EfficientNetLite0(16), str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -98,11 +98,11 @@ def test_identity_follows_the_content(tmp_path: Path) -> None:
     one.write_bytes(b"weights")
     copy.write_bytes(b"weights")
     other.write_bytes(b"other weights")
-    assert weights_identity(str(copy)) == weights_identity(str(one))
-    assert weights_identity(str(other)) != weights_identity(str(one))
-    assert [weights_identity(name) for name in ("none", "imagenet")] == ["none", "imagenet"]
+    assert weights_identity(str(copy), LITE) == weights_identity(str(one), LITE)
+    assert weights_identity(str(other), LITE) != weights_identity(str(one), LITE)
+    assert [weights_identity(name, LITE) for name in ("none", "imagenet")] == ["none", "imagenet"]
     with pytest.raises(CannotRunError, match=r"absent\.pth"):
-        weights_identity(str(tmp_path / "absent.pth"))
+        weights_identity(str(tmp_path / "absent.pth"), LITE)
 
 
 def test_logits_are_the_mean_of_the_scores_and_norms_stay_frozen() -> None:
@@ -227,8 +227,8 @@ def test_names_stand_for_the_authors_files(tmp_path: Path, monkeypatch: pytest.M
     assert find_weights("imagenet", "scalenet101") == str(tmp_path / "scalenet101.pth")
     same = tmp_path / "same.pth"
     same.write_bytes(b"weights")
-    assert weights_identity("imagenet", "scalenet101") == weights_identity(str(same))
+    assert weights_identity("imagenet", "scalenet101") == weights_identity(str(same), LITE)
     with pytest.raises(CannotRunError, match="'seam' are published for scalenet101"):
         find_weights("seam", "scalenet101")
     assert find_weights("none", "scalenet101") is None
-    assert find_weights("imagenet") == str(imagenet_file())
+    assert find_weights("imagenet", LITE) == PUBLIC

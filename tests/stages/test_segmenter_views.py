@@ -11,7 +11,7 @@ from mmengine import ConfigDict
 from torch import nn
 
 from pmm_ray.config import PredictConfig, SegmenterConfig
-from pmm_ray.nets.backbone import IMAGENET_MEAN, IMAGENET_STD
+from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.nets.segmenter import Description, build_segmenter
 from pmm_ray.nets.segmenter_views import (
     mean_probabilities,

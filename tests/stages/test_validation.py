@@ -13,7 +13,7 @@ from PIL import Image
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.nets.classifier_validation import BACKGROUND_SCORES, Validation
+from pmm_ray.nets.classifier_validation import BACKGROUND_SCORES, ClassifierValidation
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -39,7 +39,7 @@ class Colours(CamNetwork):
 
 
 @pytest.fixture
-def validation(tmp_path: Path) -> Validation:
+def validation(tmp_path: Path) -> ClassifierValidation:
     """Nine held-out images, one class each, one more without a file; two of training."""
     rows = []
     for number in range(12):
@@ -57,22 +57,26 @@ def validation(tmp_path: Path) -> Validation:
     uri = str(tmp_path / "manifest.parquet")
     manifest = write_manifest(uri, rows, SPACE, source="test", exif="ignore")
     photographs = Photographs(manifest.root, False, 10**6, SPACE)
-    return Validation(uri, "val", photographs, images=100, long_side=48, seed=0)
+    return ClassifierValidation(uri, "val", photographs, images=100, long_side=48, seed=0)
 
 
-def metrics(validation: Validation, network: CamNetwork, world: int = 1) -> dict[str, float]:
+def metrics(
+    validation: ClassifierValidation, network: CamNetwork, world: int = 1
+) -> dict[str, float]:
     shares = [validation.measure(network, CPU, rank, world) for rank in range(world)]
     return validation.metrics(shares)
 
 
-def test_a_network_that_knows_all_scores_all(validation: Validation) -> None:
+def test_a_network_that_knows_all_scores_all(validation: ClassifierValidation) -> None:
     found = metrics(validation, Colours())
     assert found["mean_average_precision"] == 1.0
     assert found["cam_miou"] > 0.99
     assert found["cam_threshold"] in BACKGROUND_SCORES
 
 
-def test_truth_with_another_value_is_left_out(validation: Validation, tmp_path: Path) -> None:
+def test_truth_with_another_value_is_left_out(
+    validation: ClassifierValidation, tmp_path: Path
+) -> None:
     whole = validation.measure(Colours(), CPU, 0, 1)
     assert len(whole.labels) == 9
     Image.fromarray(np.full((32, 48), 9, np.uint8)).save(tmp_path / "0-mask.png")
@@ -81,19 +85,19 @@ def test_truth_with_another_value_is_left_out(validation: Validation, tmp_path: 
     assert validation.metrics([share])["cam_miou"] > 0.99
 
 
-def test_a_network_that_mistakes_classes_scores_little(validation: Validation) -> None:
+def test_a_network_that_mistakes_classes_scores_little(validation: ClassifierValidation) -> None:
     found = metrics(validation, Colours((1, 2, 0)))
     # each class's three images rank last among nine: precisions 1/7 (all tie at no score)
     assert found["mean_average_precision"] < 0.5
     assert found["cam_miou"] < 0.3
 
 
-def test_shares_of_any_number_of_workers_add_up(validation: Validation) -> None:
+def test_shares_of_any_number_of_workers_add_up(validation: ClassifierValidation) -> None:
     assert metrics(validation, Colours(), 4) == metrics(validation, Colours())
 
 
 def test_the_sample_is_the_same_every_epoch_and_holds_held_out_images_only(
-    validation: Validation,
+    validation: ClassifierValidation,
 ) -> None:
     few = dataclasses.replace(validation, images=4)
     assert [row["image_id"] for row in few.rows()] == [row["image_id"] for row in few.rows()]
@@ -104,7 +108,7 @@ def test_the_sample_is_the_same_every_epoch_and_holds_held_out_images_only(
     assert len(validation.measure(Colours(), CPU, 0, 1).scores) == 9
 
 
-def test_without_truth_only_the_ranking_is_measured(validation: Validation) -> None:
+def test_without_truth_only_the_ranking_is_measured(validation: ClassifierValidation) -> None:
     share = validation.measure(Colours(), CPU, 0, 1)
     share.confusions.clear()
     assert set(validation.metrics([share])) == {"mean_average_precision"}

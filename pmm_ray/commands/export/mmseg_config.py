@@ -9,7 +9,7 @@ from typing import Any
 
 from pmm_ray.config import RunConfig, UnderfittingConfig
 from pmm_ray.nets.segmenter_config import segmenter_model
-from pmm_ray.nets.segmenter_source import backbone_weights, dicts_in, is_ours, read_model
+from pmm_ray.nets.segmenter_source import backbone_weights, dicts_in, our_backbone, read_model
 from pmm_ray.runtime.core.manifest import Manifest
 
 _HEAD = '''"""{name}: exported by PMM-Ray for mmsegmentation 1.x; needs pmm_ray to be installed.
@@ -111,7 +111,7 @@ def _model(config: RunConfig, manifest: Manifest, cyclic: bool) -> tuple[dict[st
         source=source,
     )
     weights = section.weights if source is None else backbone_weights(section, source)
-    if weights is not None and is_ours(model):
+    if weights is not None and our_backbone(model):
         model["backbone"]["weights"] = weights
     elif weights is not None:
         model["backbone"]["init_cfg"] = {"type": "Pretrained", "checkpoint": weights}

