@@ -20,8 +20,9 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
 from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
-from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
 from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.names import safe_image_id
 
 _ONE_FILE = "annotations.json"
 

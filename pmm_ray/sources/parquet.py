@@ -28,8 +28,9 @@ from pmm_ray.labels import BACKGROUND, LabelSpace, normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
 from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.names import safe_image_id
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("labels", "label", "classes", "class")
