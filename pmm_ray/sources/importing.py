@@ -127,7 +127,8 @@ class Importer:
             split: its split.
             labels: gives the contiguous ids in any order; its ValueError is a `label` error.
             ground_truth_uri: absolute uri of its mask, if it has one.
-            stated_size: (height, width) that an annotation file says, px; another size is a
+            stated_size: (height, width) that an annotation file says, px, (0, 0) if it states
+                none; another size is a
                 `label` error. Its mask is yet to be drawn, and not opened.
         """
         try:
@@ -253,7 +254,7 @@ class Importer:
         if image_id in self.rows:
             raise ValueError(f"the image id occurs twice; the first is {self.rows[image_id].uri}")
         size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
-        if stated_size is not None and stated_size != size:
+        if stated_size is not None and stated_size not in (size, (0, 0)):
             raise ValueError(
                 f"the annotations are for {stated_size[1]} x {stated_size[0]} pixels, the "
                 f"photograph has {size[1]} x {size[0]}"

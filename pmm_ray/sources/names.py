@@ -104,10 +104,14 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 @dataclass(frozen=True)
 class Found:
-    """A file that a written name means; `how` says by what rule, empty where it is written so."""
+    """A file that a written name means.
+
+    `how` says by what rule, empty where it is written so; rules of a higher `rank` are weaker.
+    """
 
     name: str
     how: str = ""
+    rank: int = 0
 
 
 class NameIndex:
@@ -143,7 +147,7 @@ class NameIndex:
             # a whole name counts before another file's name without its ending
             whole = [name for name in names if key(name) == key(written)] or names
             if len(whole) == 1:
-                return Found(whole[0], how)
+                return Found(whole[0], how, rule)
             if whole:
                 listed = ", ".join(sorted(whole)[:3])
                 raise ValueError(

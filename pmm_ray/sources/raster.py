@@ -5,6 +5,7 @@ Legend: H, W = height, width in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.sources.coco_json import is_outlined
 
 Object = Mapping[str, Any]
 
@@ -50,7 +52,8 @@ def draw_objects(
             where no object covers them, `background` nothing.
 
     Returns:
-        [H, W], `space.mask_dtype`: 0 background, 1..C, or `space.ignore`.
+        [H, W], `space.mask_dtype`: 0 background, 1..C, or `space.ignore`; that, too, in the box of
+        an object without an outline where no other object is.
 
     Raises:
         RowError: `label`, run lengths that do not fit the image.
@@ -59,6 +62,11 @@ def draw_objects(
     painted: list[tuple[int, NDArray[np.bool_]]] = []
     for item in objects:
         if item["crowd"] and crowd == "background":
+            continue
+        if not is_outlined(item):
+            # which pixels of its box are the object's is not known
+            if item["box"]:
+                mask[_box_area(item["box"])] = space.ignore
             continue
         area = object_area(item, height, width)
         if item["crowd"] and crowd == "ignore":
@@ -79,6 +87,12 @@ def draw_objects(
         mask[contested] = space.ignore
         taken |= area
     return mask
+
+
+def _box_area(box: Sequence[float]) -> tuple[slice, slice]:
+    x, y, width, height = (max(-1e6, min(1e6, number)) for number in box)
+    rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + height)))
+    return rows, slice(max(0, math.floor(x)), max(0, math.ceil(x + width)))
 
 
 def object_area(item: Object, height: int, width: int) -> NDArray[np.bool_]:

@@ -51,7 +51,7 @@ def read_text(uri: str, what: str = "file") -> str:
     if len(data) > MOST_BYTES:
         raise CannotRunError(f"the {what} {uri} has more than {MOST_BYTES >> 20} MB: is it text?")
     try:
-        text = data.decode(encoding_of(data[:4]))
+        text = data.decode(encoding_of(data[:4])).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise CannotRunError(
             f"{uri} is not UTF-8 text: save it as UTF-8 (in a spreadsheet: CSV UTF-8)"

@@ -83,7 +83,14 @@ def test_the_objects_of_an_image_keep_the_order_of_the_file(
     assert [item["label"] for item in objects[name(9)]] == [80, 12, 80]
     assert objects[name(9)][1]["polygons"] == [box(0, 0, 20, 20), box(2, 2, 3, 3)]
     assert objects[name(2)] == [
-        {"label": 1, "crowd": True, "polygons": None, "counts": [0, 600], "rle": None}
+        {
+            "label": 1,
+            "crowd": True,
+            "counts": [0, 600],
+            "polygons": None,
+            "rle": None,
+            "box": None,
+        }
     ]
     assert set(objects) == {name(9), name(2), name(7, "val")}
 
@@ -137,7 +144,8 @@ def test_what_is_wrong_with_one_image_is_one_error_row(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ('{"images": [{"id": 1, "file_na', "not valid JSON"),
+        ('{"images": [{"id": 1, "file_na', "is cut off"),
+        ('{"images": [{"id" 1}]}', "not valid JSON"),
         ("[]", "no list `categories`"),
         ('{"categories": [{"id": 1, "name": "chair"}]}', "not COCO's categories"),
         ('{"categories": [{"id": 1, "name": "person"}]}', "no list `images`"),

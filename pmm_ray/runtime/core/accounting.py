@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.storage import printable
 
 # reasons and names that a closing line quotes of each kind
@@ -106,6 +106,22 @@ def account(
         if names
     }
     return Accounting(what, found, made, _by_kind(errors), passed)
+
+
+def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> None:
+    """Say the closing lines.
+
+    Raises:
+        CannotRunError: nothing was made; the first reason is named.
+    """
+    for line in accounting.lines(where):
+        say(line)
+    if accounting.nothing_made:
+        groups = (*accounting.errors.values(), *accounting.left_out.values())
+        reason = next((text for group in groups for text in group.first), "nothing was found")
+        raise CannotRunError(
+            f"0 of {accounting.found} {accounting.what}, the first reason: {reason}"
+        )
 
 
 def _by_kind(errors: Iterable[ErrorRow]) -> dict[str, Group]:
