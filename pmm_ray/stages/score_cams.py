@@ -184,4 +184,5 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[float]
                 for cell, number in zip(cells, counts, strict=True):
                     total[cell] = total.get(cell, 0) + number
     space = context.manifest.label_space
-    return [scores(list(t), list(t.values()), space)[0]["mean_iou"] for t in totals]
+    found = (scores(list(t), list(t.values()), space)[0] for t in totals)
+    return [metrics.get("mean_iou", float("nan")) for metrics in found]
