@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError, error_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.session import Selection, Session
+from pmm_ray.runtime.core.tables import read_errors
 
 STAGE = "make_masks"
 # says which settings the PNG files beside it were made with
@@ -60,7 +62,8 @@ def _make(
 ) -> None:
     from pmm_ray.runtime.core.manifest import manifest_hash
     from pmm_ray.sources.cam_files import CamReader, find_cams
-    from pmm_ray.sources.cam_import import WITHOUT_CAM, import_photographs
+    from pmm_ray.sources.cam_import import import_photographs
+    from pmm_ray.sources.understood import console
     from pmm_ray.stages import make_masks
 
     config = session.config
@@ -77,6 +80,7 @@ def _make(
     budget = error_budget(config.errors.budget, report.total)
     if len(report.errors) > budget:
         raise BudgetExceededError("import", len(report.errors), budget, report.errors)
+    session.progress.message(console(report))
     session.manifest_uri = report.manifest.uri
     photographs = index_file(report.manifest.uri)
     reader = CamReader(
@@ -90,7 +94,7 @@ def _make(
     )
     masks = storage.join(session.run_dir, "masks")
     _clear_other_masks(session, masks, stage_hash)
-    session.stage(
+    folder = session.stage(
         STAGE,
         stage_hash,
         lambda folder: make_masks.run(
@@ -105,9 +109,8 @@ def _make(
         input_rows=len(photographs),
     )
     session.write_record(finished=True)
-    if unused := report.counts.get(WITHOUT_CAM):
-        session.progress.message(f"{WITHOUT_CAM}: {unused}")
-    session.progress.message(f"{len(photographs)} CAMs, {len(report.errors)} not used -> {masks}")
+    total = report.accounting.after(read_errors(folder.errors_uri))
+    close(total, f"{masks}, {session.run_dir}/errors", session.progress.message)
 
 
 def _clear_other_masks(session: Session, masks: str, stage_hash: str) -> None:

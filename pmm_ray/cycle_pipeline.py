@@ -94,7 +94,7 @@ class CyclePipeline(CamPipeline):
     def held_out_score(self, stage: str) -> float | None:
         """mIoU 0..1 of the masks that a stage made of the held-out split; None: not scored."""
         scored = self._evaluations.get(stage)
-        return None if scored is None else _summary(scored).metrics["mean_iou"]
+        return None if scored is None else _summary(scored).metrics.get("mean_iou")
 
     def agreement(self, number: int, variant: Variant) -> float | None:
         """Share of pixels whose class a round's masks kept, 0..1; None: not compared."""

@@ -10,12 +10,14 @@ from pathlib import Path
 from pmm_ray.cam_pipeline import weights_hash
 from pmm_ray.config import RunConfig, load_recipe, section_hash
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, error_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.session import Selection, Session
 from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.core.tables import read_errors
 
 STAGE = "predict_masks"
 
@@ -94,6 +96,7 @@ def _predict(session: Session, checkpoint: str, images: str) -> None:
     from pmm_ray.nets.checkpoints import load_model
     from pmm_ray.runtime.core.manifest import manifest_hash
     from pmm_ray.sources.folder import import_folder
+    from pmm_ray.sources.understood import console
     from pmm_ray.stages import predict_masks
 
     config = session.config
@@ -108,6 +111,7 @@ def _predict(session: Session, checkpoint: str, images: str) -> None:
     budget = error_budget(config.errors.budget, report.total)
     if len(report.errors) > budget:
         raise BudgetExceededError("import", len(report.errors), budget, report.errors)
+    session.progress.message(console(report))
     session.manifest_uri = report.manifest.uri
     index = index_file(report.manifest.uri)
     masks = storage.join(session.run_dir, "masks")
@@ -117,7 +121,7 @@ def _predict(session: Session, checkpoint: str, images: str) -> None:
         manifest_hash(report.manifest.uri),
         predict_masks.CODE_VERSION,
     )
-    session.stage(
+    folder = session.stage(
         STAGE,
         stage_hash,
         lambda folder: predict_masks.run(
@@ -131,4 +135,5 @@ def _predict(session: Session, checkpoint: str, images: str) -> None:
         ),
         input_rows=len(index),
     )
-    session.progress.message(f"{len(index)} photographs, {len(report.errors)} not read -> {masks}")
+    total = report.accounting.after(read_errors(folder.errors_uri))
+    close(total, f"{masks}, {session.run_dir}/errors", session.progress.message)
