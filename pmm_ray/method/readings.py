@@ -76,11 +76,11 @@ def _candidates(counts: Counts, side: str, space: LabelSpace, wanted: str) -> li
 
 def _check_marks(counts: Counts, space: LabelSpace) -> None:
     """Masks of one class are often saved as 0 and 255, and 255 means that nothing is known."""
-    for side, what in zip(SIDES, ("ground truth", "masks"), strict=True):
+    for side, what in zip(SIDES, ("the ground truth", "every mask"), strict=True):
         values = set(np.unique(counts.side(side)).tolist())
         if values and space.ignore in values and values <= {0, space.ignore}:
             raise ValueError(
-                f"the {what} hold only 0 and {space.ignore}, and {space.ignore} means 'not "
+                f"{what} holds only 0 and {space.ignore}, and {space.ignore} means 'not "
                 "labelled': save the class as 1 (its id)"
             )
 

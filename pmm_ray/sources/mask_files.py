@@ -154,7 +154,8 @@ def match_masks(
         if name in kept and name not in paired and name not in rivals:
             lacking[safe_image_id(name)] = f"no mask of that name in {masks.place}"
     unsure = {
-        safe_image_id(name): f"{name} fits {', '.join(names)}: make the paths of both sides alike"
+        safe_image_id(name): f"{name} may go with {', '.join(names)}, and more than one fits: "
+        "make the paths of both sides alike"
         for name, names in pairs.several.items()
         if name in kept
     }
