@@ -14,7 +14,7 @@ from pmm_ray.sources.coco_json import (
     read_annotations,
     read_images,
 )
-from pmm_ray.sources.names import join_key
+from pmm_ray.sources.names import lookup
 
 MASKS = "masks"
 OBJECTS_FOLDER = "objects"
@@ -90,7 +90,7 @@ def read_annotated(
     """
     images = read_images(uri)
     found = AnnotatedImages(images, [set() for _ in images])
-    position_of = _positions(images, found.faults)
+    position_of, find_label = lookup(_positions(images, found.faults)), lookup(label_of)
     ids = image_ids(images)
     # sorted as the manifest is: neighbours there are neighbours in the objects table
     order = sorted(range(len(ids)), key=ids.__getitem__)
@@ -100,17 +100,13 @@ def read_annotated(
     boxed: set[int] = set()
     for annotation in read_annotations(uri):
         found.annotations += 1
-        try:
-            position = position_of.get(join_key(annotation["image_id"]))
-        except (KeyError, TypeError, ValueError):
-            position = None
+        position = position_of(annotation.get("image_id")) if type(annotation) is dict else None
         if position is None:
             found.strangers += 1
             continue
         category = annotation.get("category_id")
-        try:
-            label = label_of[join_key(category)]
-        except (KeyError, ValueError):
+        label = find_label(category)
+        if label is None:
             found.faults.setdefault(position, f"category {category} is none of the file's")
             continue
         if label == 0:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ from urllib.parse import unquote
 from pmm_ray.runtime.core import tables
 
 _DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
+_NUMBER = re.compile(r"-?[0-9]{1,30}")
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 _SAME = ""
 
@@ -36,8 +37,26 @@ def join_key(value: Any) -> str:
         return str(int(value))
     if isinstance(value, str) and value.strip():
         text = unicodedata.normalize("NFC", value.strip())
-        return str(int(text)) if text.isascii() and text.isdecimal() else text
+        return str(int(text)) if _NUMBER.fullmatch(text) else text
     raise ValueError(f"{value!r} is no id")
+
+
+def lookup(table: Mapping[str, int]) -> Callable[[Any], int | None]:
+    """Finds the entry of an id among keys of `join_key`; None for what is no id or not there.
+
+    Whole numbers, of which a file may hold a million, are found without making a key of each.
+    """
+    numbers = {int(key): value for key, value in table.items() if _NUMBER.fullmatch(key)}
+
+    def find(value: Any) -> int | None:
+        if type(value) is int:
+            return numbers.get(value)
+        try:
+            return table.get(join_key(value))
+        except ValueError:
+            return None
+
+    return find
 
 
 def clean_path(name: str) -> str:
