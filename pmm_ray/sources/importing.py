@@ -18,7 +18,13 @@ import pyarrow as pa
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import Accounting, account
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
+from pmm_ray.runtime.core.errors import (
+    CannotRunError,
+    ErrorKind,
+    ErrorRow,
+    RowError,
+    full_disk,
+)
 from pmm_ray.runtime.core.manifest import (
     FILE_NAME,
     ExifRule,
@@ -79,8 +85,12 @@ def reads_source(
             return function(*args, **kwargs)
         # numbers out of bounds, text that is none, JSON nested without end: all of the data's
         except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
-            place = args[0] if args else ""
-            raise CannotRunError(f"{place}: {error}") from error
+            raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
+        except OSError as error:
+            if full_disk(error) or storage.store_failure(error):
+                raise  # not the data's fault, and said by the command
+            place = error.filename or (args[0] if args else "data")
+            raise CannotRunError(f"{place} cannot be read: {error}") from error
 
     return guarded
 

@@ -7,7 +7,8 @@ by these, and by names alone only where they are unique.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -69,7 +70,8 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         raise CannotRunError(f"nothing is at {place}")
     if has_ending(place, ".parquet"):
         _check_table([place])
-        index = index_file(place)
+        with _readable(place):
+            index = index_file(place)
         if len(set(index.image_ids)) < len(index):
             raise CannotRunError(f"{place} holds several masks of one image id: which one counts?")
         return MaskFiles(place, True, index, _fingerprint([place]), space=_space(place))
@@ -218,13 +220,22 @@ def write_listing(uri: str, by_id: Mapping[str, str]) -> TableIndex:
     return index_file(uri)
 
 
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turns damage of a Parquet file into a sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and not tables.is_damage(error):
+            raise
+        raise CannotRunError(f"{uri} is not a readable Parquet file: {error}") from error
+
+
 def _check_table(parts: Sequence[str]) -> None:
     for uri in parts:
         filesystem, path = storage.resolve(uri)
-        try:
+        with _readable(uri):
             names = pq.read_schema(path, filesystem=filesystem).names
-        except pa.ArrowInvalid as error:
-            raise CannotRunError(f"{uri} is not a readable Parquet file: {error}") from error
         if not {"image_id", _COLUMN} <= set(names):
             raise CannotRunError(f"{uri} holds no masks: it has the columns {', '.join(names)}")
 

@@ -54,9 +54,7 @@ def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float]
         np.asarray(cells, np.int32), np.asarray(counts, np.int64), space.num_classes
     )
     if not total[1:].any():
-        reason = "not one image could be scored, see errors/"
-        if total.any():
-            reason = "the truth holds no class, only background and the ignore value"
+        reason = "the truth holds no class, only background or the ignore value"
         return {}, {"not_scored": reason, "class_iou": {}, "excluded": list(space.names)}
     mean, excluded = mean_iou(total)
     accuracy = float(np.trace(total) / total.sum()) if total.sum() else float("nan")
@@ -110,6 +108,8 @@ def run(
     metrics, details = scores(
         _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
     )
+    if not table.num_rows:
+        details["not_scored"] = "not one image could be scored, see errors/"
     if "not_scored" in details:
         context.progress.message(f"{folder.stage}: no score: {details['not_scored']}")
     about = {"title": title, "split": split, "masks_stage": masks_stage}
