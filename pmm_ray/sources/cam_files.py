@@ -31,6 +31,14 @@ from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 
+LAYOUTS = {
+    "part-*.parquet": "our cams table",
+    ".npz, `keys`, `cam`, optionally `size`": "any program; no pickle",
+    ".npy, class -> map": "SEAM, PSA, PMM, EPS, MCTformer",
+    ".npy, `keys`, `high_res` or `cam`": "IRN and its family",
+    ".npy, `keys`, `attn_highres`": "CLIP-ES",
+}
+"""What a folder of CAMs may hold, and who writes it."""
 SUFFIXES = (".npz", ".npy")
 FILES = pa.schema([("image_id", pa.string()), ("cam_uri", pa.string())])
 

@@ -24,6 +24,7 @@ from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_classes import read_classes
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
 from pmm_ray.sources.coco_json import CocoImage, index_objects
+from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.names import Found, NameIndex, clean_path, has_ending, safe_image_id, stem_path
@@ -109,6 +110,8 @@ def import_coco(
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """(split, uri) of the annotation files; the split of a single one is empty."""
     if has_ending(root, ".json"):
+        if storage.exists(root) and (foreign := foreign_export(root)):
+            raise CannotRunError(foreign)
         return [("", root)]
     files = []
     tried = []
@@ -120,7 +123,8 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
     if not files:
         files = [("", uri) for uri in single if storage.exists(uri)][:1]
     if not files:
-        raise CannotRunError(f"no annotation file; looked for {[*tried, *single]}")
+        foreign = foreign_export(root)
+        raise CannotRunError(foreign or f"no annotation file; looked for {[*tried, *single]}")
     return files
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.sources.coco_json import (
+    NO_OUTLINE,
     CocoImage,
     ObjectSpill,
-    is_outlined,
     parse_object,
     read_annotations,
     read_images,
@@ -111,19 +111,18 @@ def read_annotated(
             continue
         if label == 0:
             continue
-        image = images[position]
         try:
-            item = parse_object(annotation, label, image.size)
+            item = parse_object(annotation, label, images[position])
         except ValueError as error:
             found.faults.setdefault(position, f"annotation {annotation.get('id')}: {error}")
             continue
         found.labels[position].add(label)
-        if is_outlined(item):
+        if item["label"] != NO_OUTLINE:
             outlined.add(position)
         else:
             found.boxes += 1
             boxed.add(position)
-            if item["box"] is None:
+            if not item["polygons"]:
                 found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)

@@ -43,11 +43,11 @@ _OBJECT_FIELDS = [
     ("polygons", pa.list_(pa.list_(pa.float64()))),
     ("counts", pa.list_(pa.int64())),
     ("rle", pa.string()),
-    ("box", pa.list_(pa.float64())),
 ]
 OBJECT = pa.struct(_OBJECT_FIELDS)
-"""One annotated object: polygons (x, y, x, y, ... in px), or run lengths, or COCO's packed ones, or
-where it has no outline its box (x, y, width, height)."""
+"""One annotated object: polygons (x, y, x, y, ... in px), or run lengths, or COCO's packed ones.
+Of an object without an outline the polygon is its box, and the label `NO_OUTLINE`."""
+NO_OUTLINE = 0
 
 OBJECTS = pa.schema([("image_id", pa.string()), ("objects", pa.list_(OBJECT))])
 """One row per image: its objects in the order of the file."""
@@ -217,17 +217,16 @@ def _one_line(error: Exception) -> str:
 
 
 def parse_object(
-    annotation: Mapping[str, Any], label: int, size: tuple[int, int] = (0, 0)
+    annotation: Mapping[str, Any], label: int, image: CocoImage | None = None
 ) -> dict[str, Any]:
     """A row of `OBJECT` from an annotation.
 
-    Polygons of fewer than three points cover nothing and are dropped. An object without an outline
-    has its box, if it has one; its label stands.
+    Polygons of fewer than three points cover nothing and are dropped.
 
     Args:
         annotation: as it stands in the file.
         label: contiguous id.
-        size: (height, width) of the image, px; 0 where it is not known.
+        image: whose size run lengths must have.
 
     Raises:
         ValueError: a segmentation that is none or of another size, or coordinates that are not
@@ -239,15 +238,13 @@ def parse_object(
         "polygons": None,
         "counts": None,
         "rle": None,
-        "box": None,
     }
     segmentation = annotation.get("segmentation") or []
     if isinstance(segmentation, Mapping):
         stated = segmentation.get("size")
-        if stated is not None and all(size) and list(stated) != list(size):
-            raise ValueError(
-                f"run lengths for {stated} (height, width), of an image of {list(size)} px"
-            )
+        size = list(image.size) if image is not None else [0, 0]
+        if stated is not None and all(size) and list(stated) != size:
+            raise ValueError(f"run lengths for {stated} (height, width), of an image of {size} px")
         counts = segmentation.get("counts")
         if isinstance(counts, str):
             out["rle"] = counts
@@ -270,25 +267,23 @@ def parse_object(
             raise ValueError("a polygon holds a number that is not finite")
         if len(polygon) >= 6:
             polygons.append(polygon)
-    out["polygons"] = polygons
     if not polygons:
-        out["box"] = _box(annotation.get("bbox"))
+        out["label"] = NO_OUTLINE
+        polygons = _box(annotation.get("bbox"))
+    out["polygons"] = polygons
     return out
 
 
-def _box(value: Any) -> list[float] | None:
-    """x, y, width, height of a box that covers something."""
+def _box(value: Any) -> list[list[float]]:
+    """The polygon of a box x, y, width, height; none where it covers nothing."""
     try:
-        box = [float(number) for number in value]
+        x, y, width, height = map(float, value)
     except (TypeError, ValueError):
-        return None
-    sound = len(box) == 4 and all(map(math.isfinite, box)) and min(box[2:]) > 0
-    return box if sound else None
-
-
-def is_outlined(item: Mapping[str, Any]) -> bool:
-    """Whether a row of `OBJECT` says which pixels are the object's."""
-    return bool(item["polygons"]) or item["counts"] is not None or item["rle"] is not None
+        return []
+    right, low = x + width, y + height
+    if not math.isfinite(x + y + right + low) or width <= 0 or height <= 0:
+        return []
+    return [[x, y, right, y, right, low, x, low]]
 
 
 @dataclass

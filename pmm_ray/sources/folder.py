@@ -19,6 +19,7 @@ from functools import partial
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
+from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.label_files import ClassList, class_list, read_class_list
 from pmm_ray.sources.label_lines import (
@@ -92,6 +93,8 @@ def import_folder(
     images.background = classes.background
     images.labels_from = f"{csv_uri}" if lines else "none, all images are unlabelled"
     photographs.report(images)
+    if read_labels and not csv_uri and (foreign := foreign_export(root)):
+        images.notes.append(foreign)
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}

@@ -21,6 +21,15 @@ LABEL_FILES = ("labels.csv",)
 CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
 """Lists of class names: ours, LabelMe's, CVAT's."""
 
+LEFT_OUT = {
+    "hidden": "hidden",
+    "results": "results of an earlier command",
+    "masks": "in the folder of masks",
+    "labels": "labels and class names",
+    "other": "no ending of a photograph",
+}
+"""Why a file of a folder is passed over; one beside the folder of photographs is `not in` it."""
+
 # what a folder of our own results holds
 _OURS = (FILE_NAME, "run.json", "summary.json")
 
@@ -113,16 +122,16 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     path = uri.removeprefix(root.rstrip("/") + "/")
     parts = path.split("/")
     if any(part.startswith(".") for part in parts):
-        return "hidden"
+        return LEFT_OUT["hidden"]
     # what the root itself holds beside older results is still the user's
     if any(place != root for place in _parents(uri, root) if place in results):
-        return "results of an earlier command"
+        return LEFT_OUT["results"]
     if len(parts) > 1 and parts[0] in MASK_FOLDERS:
-        return "in the folder of masks"
+        return LEFT_OUT["masks"]
     if path in (*LABEL_FILES, *CLASS_FILES):
-        return "labels and class names"
+        return LEFT_OUT["labels"]
     if not has_ending(path, IMAGE_SUFFIXES):
-        return "no ending of a photograph"
+        return LEFT_OUT["other"]
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
 
 

@@ -5,7 +5,6 @@ Legend: H, W = height, width in pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.coco_json import is_outlined
+from pmm_ray.sources.coco_json import NO_OUTLINE
 
 Object = Mapping[str, Any]
 
@@ -63,13 +62,9 @@ def draw_objects(
     for item in objects:
         if item["crowd"] and crowd == "background":
             continue
-        if not is_outlined(item):
-            # which pixels of its box are the object's is not known
-            if item["box"]:
-                mask[_box_area(item["box"])] = space.ignore
-            continue
         area = object_area(item, height, width)
-        if item["crowd"] and crowd == "ignore":
+        # which pixels of a box are the object's is not known
+        if item["label"] == NO_OUTLINE or (item["crowd"] and crowd == "ignore"):
             mask[area] = space.ignore
         else:
             painted.append((int(item["label"]), area))
@@ -87,12 +82,6 @@ def draw_objects(
         mask[contested] = space.ignore
         taken |= area
     return mask
-
-
-def _box_area(box: Sequence[float]) -> tuple[slice, slice]:
-    x, y, width, height = (max(-1e6, min(1e6, number)) for number in box)
-    rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + height)))
-    return rows, slice(max(0, math.floor(x)), max(0, math.ceil(x + width)))
 
 
 def object_area(item: Object, height: int, width: int) -> NDArray[np.bool_]:

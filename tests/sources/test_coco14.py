@@ -83,14 +83,7 @@ def test_the_objects_of_an_image_keep_the_order_of_the_file(
     assert [item["label"] for item in objects[name(9)]] == [80, 12, 80]
     assert objects[name(9)][1]["polygons"] == [box(0, 0, 20, 20), box(2, 2, 3, 3)]
     assert objects[name(2)] == [
-        {
-            "label": 1,
-            "crowd": True,
-            "counts": [0, 600],
-            "polygons": None,
-            "rle": None,
-            "box": None,
-        }
+        {"label": 1, "crowd": True, "polygons": None, "counts": [0, 600], "rle": None}
     ]
     assert set(objects) == {name(9), name(2), name(7, "val")}
 

@@ -16,6 +16,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
+from pmm_ray.sources.coco_json import parse_object
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import draw_objects
 from pmm_ray.sources.understood import console
@@ -125,8 +126,7 @@ def test_boxes_are_no_background(tmp_path: Path) -> None:
     assert [bool(row["ground_truth_uri"]) for row in found.values()] == [True, False, False]
     assert "boxes only: 3" in console(report)
     space = report.manifest.label_space
-    item = {"label": 1, "crowd": False, "polygons": [], "counts": None, "rle": None}
-    mask = draw_objects([item | {"box": boxed["bbox"]}], HEIGHT, WIDTH, space)
+    mask = draw_objects([parse_object(boxed, 1)], HEIGHT, WIDTH, space)
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[2:5, 10:14] = 255
     np.testing.assert_array_equal(mask, expected)
