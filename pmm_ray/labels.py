@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,16 @@ MAX_FOREGROUND = 1000
 LAST_8BIT_CLASS = 254
 IGNORE_8BIT = 255
 IGNORE_16BIT = 65535
+
+
+# its spellings without what is no letter: background, _background_ (LabelMe), __background__
+# (torchvision), BG (Mask R-CNN), bkg, each in any case
+_BACKGROUNDS = frozenset({"background", "bg", "bkg", "bkgd", "backgroundclass"})
+
+
+def is_background(name: str) -> bool:
+    """Whether a name is one of the field's spellings of the background, in any case."""
+    return re.sub(r"[\W_]+", "", name).casefold() in _BACKGROUNDS
 
 
 def normalize_name(name: str) -> str:
@@ -92,8 +103,18 @@ class LabelSpace:
 
     @classmethod
     def from_names(cls, names: Sequence[str], name: str = "custom") -> LabelSpace:
-        """A space whose dataset ids are the contiguous ids; a leading "background" is optional."""
-        foreground = list(names[1:] if names and names[0] == BACKGROUND else names)
+        """A space whose dataset ids are the contiguous ids; a leading background is optional.
+
+        Raises:
+            ValueError: no label space; or a background that is not first: mask values would be one
+                off.
+        """
+        foreground = list(names[1:] if names and is_background(names[0]) else names)
+        for place, text in enumerate(foreground, 1):
+            if is_background(text):
+                raise ValueError(
+                    f"{text!r} is class {place} of the list: the background is 0, name it first"
+                )
         return cls(name, (BACKGROUND, *foreground), tuple(range(len(foreground) + 1)))
 
     @property
@@ -124,7 +145,7 @@ class LabelSpace:
     def id_of(self, name: str) -> int:
         """The contiguous id of a class name. Raises ValueError with the nearest known name."""
         wanted = normalize_name(name)
-        found = self._ids.get(wanted)
+        found = self._ids.get(wanted, 0 if is_background(wanted) else None)
         if found is None:
             folded = {known.casefold(): known for known in self.names}
             near = difflib.get_close_matches(wanted.casefold(), folded, n=1, cutoff=0.0)

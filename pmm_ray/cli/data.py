@@ -111,6 +111,7 @@ def data_download(
 
 def _print_import(make: object) -> None:
     from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
+    from pmm_ray.sources.understood import console
 
     assert callable(make)
     try:
@@ -120,6 +121,6 @@ def _print_import(make: object) -> None:
         raise typer.Exit(EXIT_CANNOT_RUN) from error
     for name, count in result.counts.items():
         typer.echo(f"{name}: {count}")
-    typer.echo(f"{result.rows} images -> {result.manifest.uri}")
-    if result.errors:
-        typer.echo(f"{len(result.errors)} images skipped, see errors/ beside the manifest")
+    typer.echo(console(result))
+    for line in result.accounting.lines(f"{result.manifest.uri}, errors/ beside it"):
+        typer.echo(line)

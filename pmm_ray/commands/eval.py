@@ -18,10 +18,16 @@ from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, Summary
-from pmm_ray.sources.folder import file_stem, safe_image_id
 from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.lists import read_words
-from pmm_ray.sources.mask_files import MaskFiles, find_masks, write_listing
+from pmm_ray.sources.mask_files import (
+    MaskFiles,
+    Matched,
+    find_masks,
+    match_masks,
+    write_listing,
+)
+from pmm_ray.sources.names import safe_image_id, stem_path
+from pmm_ray.sources.text import read_lines
 from pmm_ray.stages import score_masks
 
 
@@ -61,15 +67,15 @@ def score(
         config = load_recipe(None, settings)
 
         def make(run: Run) -> Stage:
-            return score_masks.stage(found, truth, pairs, space, readings, unmatched)
+            return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
 
         with open_run(place, config, [Step(score_masks.STAGE, make)], progress, address) as run:
             found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
             truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
             space = _label_space(label_space, found, truth)
-            listed = None if images is None else _read_ids(str(images))
+            listed = None if images is None else read_lines(storage.absolute(str(images)), "list")
             readings = (_reading(truth_ids, truth), _reading(mask_ids, found))
-            pairs, unmatched = _match(run.session, found, truth, listed)
+            matched, pairs, unmatched = _match(run.session, found, truth, listed)
             run.say(
                 f"{score_masks.STAGE}: pixel labels used ({len(pairs)} images of {truth.place})"
             )
@@ -101,53 +107,42 @@ def _reading(wanted: str, files: MaskFiles) -> str:
     return "contiguous" if wanted == "auto" and files.is_table else wanted
 
 
-def _read_ids(uri: str) -> list[str]:
-    """The ids of a list: the first words of its lines, of which a path counts by its name."""
-    first = [words[0] for words in read_words(storage.absolute(uri))]
-    suffixes = (".jpg", ".jpeg", ".png")
-    stems = [file_stem(word) if word.lower().endswith(suffixes) else word for word in first]
-    return list(dict.fromkeys(safe_image_id(stem) for stem in stems))
-
-
 def _match(
     session: Session, masks: MaskFiles, truth: MaskFiles, listed: Sequence[str] | None
-) -> tuple[TableIndex, list[ErrorRow]]:
+) -> tuple[Matched, TableIndex, list[ErrorRow]]:
     """The images to score, as a table of ids and places, and those that lack one side."""
-    with_mask, with_truth = set(masks.index.image_ids), set(truth.index.image_ids)
-    wanted = set(listed) if listed is not None else with_mask | with_truth
-    errors = []
-    for image_id in sorted(wanted - (with_mask & with_truth)):
-        lacking = [
-            f"no {what} of that name in {place}"
-            for what, ids, place in (
-                ("mask", with_mask, masks.place),
-                ("ground truth", with_truth, truth.place),
-            )
-            if image_id not in ids
-        ]
-        errors.append(ErrorRow(image_id, score_masks.STAGE, "missing", "; ".join(lacking)))
+    listings = ("mask-pairs.parquet", "truth-pairs.parquet")
+    places = tuple(storage.join(session.run_dir, name) for name in listings)
+    found = match_masks(masks, truth, (places[0], places[1]), listed)
+    stage = score_masks.STAGE
+    errors = [ErrorRow(i, stage, "missing", text) for i, text in sorted(found.lacking.items())]
+    errors += [ErrorRow(i, stage, "label", text) for i, text in sorted(found.unsure.items())]
     for side, what in ((masks, "mask"), (truth, "ground truth")):
         for uri in side.repeated:
-            image_id = safe_image_id(file_stem(uri))
-            if image_id in wanted:
+            image_id = safe_image_id(stem_path(uri, side.place))
+            if listed is None or image_id in found.image_ids:
                 text = f"a second {what} of that name; the first one counts"
-                errors.append(ErrorRow(image_id, score_masks.STAGE, "label", text, uri))
+                errors.append(ErrorRow(image_id, stage, "label", text, uri))
     tables.write_errors(storage.join(session.run_dir, "errors"), "matching", errors)
-    both = sorted(wanted & with_mask & with_truth)
-    budget = error_budget(session.config.errors.budget, len(wanted))
-    if not both:
+    for note in found.notes:
+        session.progress.message(note)
+    total = len(found.image_ids) + len(errors)
+    budget = error_budget(session.config.errors.budget, total)
+    if not found.image_ids:
+        reasons = "".join(f"\n  {row.image_id}: {row.message}" for row in errors[:10])
         raise CannotRunError(
             f"no mask in {masks.place} has ground truth of its name in {truth.place}: there are "
-            f"masks such as {sorted(with_mask)[:3]} and truth such as {sorted(with_truth)[:3]}"
+            f"masks such as {sorted(masks.names)[:3]} and truth such as {sorted(truth.names)[:3]}"
+            f"{reasons}"
         )
     if len(errors) > budget:
         session.progress.message(
-            f"{len(with_mask)} masks, {len(with_truth)} with ground truth: to score only some of "
-            "them, give a list of their ids with --list"
+            f"{len(masks.index)} masks, {len(truth.index)} with ground truth: to score only some "
+            "of them, give a list of their ids with --list"
         )
-        raise BudgetExceededError(score_masks.STAGE, len(errors), budget, errors)
+        raise BudgetExceededError(stage, len(errors), budget, errors)
     pairs = storage.join(session.run_dir, "pairs.parquet")
-    return write_listing(pairs, {image_id: image_id for image_id in both}), errors
+    return found, write_listing(pairs, {i: i for i in found.image_ids}), errors
 
 
 def _show(summary: Summary, place: str) -> None:

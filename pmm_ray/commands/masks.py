@@ -8,10 +8,12 @@ from pathlib import Path
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import require_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.dataset import DataSet
 
@@ -47,7 +49,8 @@ def make_masks_of(
     place = storage.absolute(str(out))
 
     from pmm_ray.sources.cam_files import CamReader, find_cams
-    from pmm_ray.sources.cam_import import WITHOUT_CAM, import_photographs
+    from pmm_ray.sources.cam_import import import_photographs
+    from pmm_ray.sources.understood import console
     from pmm_ray.stages import make_masks
 
     def body(progress: Progress) -> None:
@@ -78,12 +81,12 @@ def make_masks_of(
                 max_pixels=max_pixels,
             )
             require_budget("import", report.errors, config.errors.budget, report.total)
+            run.say(console(report))
             run.data = DataSet(report.manifest)
             run.follow()
             run.session.write_record(finished=True)
-            if unused := report.counts.get(WITHOUT_CAM):
-                run.say(f"{WITHOUT_CAM}: {unused}")
-            run.say(f"{report.rows} CAMs, {len(report.errors)} not used -> {masks}")
+            total = report.accounting.after(read_errors(run["make_masks"].errors_uri))
+            close(total, f"{masks}, {place}/errors", run.say)
 
     return guarded(body)
 

@@ -9,11 +9,13 @@ from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.record import FILE_NAME as RECORD
 from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.importing import ImportReport
 
@@ -47,7 +49,8 @@ def predict_folder(
             report = _import(run, model, str(images))
             run.data = DataSet(report.manifest)
             run.follow()
-            run.say(f"{report.rows} photographs, {len(report.errors)} not read -> {masks}")
+            total = report.accounting.after(read_errors(run["predict_masks"].errors_uri))
+            close(total, f"{masks}, {place}/errors", run.say)
 
     return guarded(body)
 
@@ -74,6 +77,7 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
     from pmm_ray.labels import LabelSpace
     from pmm_ray.nets.checkpoints import load_model
     from pmm_ray.sources.folder import import_folder
+    from pmm_ray.sources.understood import console
 
     config = run.config
     space = LabelSpace.from_json(load_model(model, "segmenter")[1]["label_space"])
@@ -85,6 +89,7 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
         max_pixels=config.data.max_pixels,
     )
     require_budget("import", report.errors, config.errors.budget, report.total)
+    run.say(console(report))
     return report
 
 

@@ -74,6 +74,17 @@ def _candidates(counts: Counts, side: str, space: LabelSpace, wanted: str) -> li
     return [reading for reading in READINGS if faulty[reading] == min(faulty.values())]
 
 
+def _check_marks(counts: Counts, space: LabelSpace) -> None:
+    """Masks of one class are often saved as 0 and 255, and 255 means that nothing is known."""
+    for side, what in zip(SIDES, ("the ground truth", "every mask"), strict=True):
+        values = set(np.unique(counts.side(side)).tolist())
+        if values and space.ignore in values and values <= {0, space.ignore}:
+            raise ValueError(
+                f"{what} holds only 0 and {space.ignore}, and {space.ignore} means 'not "
+                "labelled': save the class as 1 (its id)"
+            )
+
+
 def add_up(
     counts: Counts, space: LabelSpace, readings: Sequence[str]
 ) -> tuple[Confusion, dict[int, str]]:
@@ -120,8 +131,10 @@ def choose_readings(
         The readings of truth and masks; a remark, empty where there was only one possibility.
 
     Raises:
-        ValueError: the values fit several readings, which score alike.
+        ValueError: the values fit several readings, which score alike; or one side holds nothing
+            but 0 and the ignore value.
     """
+    _check_marks(counts, space)
     choices = [_candidates(counts, side, space, of) for side, of in zip(SIDES, wanted, strict=True)]
     combinations = list(product(*choices))
     if len(combinations) == 1:

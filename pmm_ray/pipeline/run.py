@@ -107,7 +107,7 @@ class Run:
     def score(self, masks: str) -> float | None:
         """mIoU 0..1 of the held-out masks that a step made; None: they were not scored."""
         scored = self.evaluation(masks)
-        return None if scored is None else scored.finished().metrics["mean_iou"]
+        return None if scored is None else scored.finished().metrics.get("mean_iou")
 
     def follow(self) -> None:
         """Do every selected step that is not done.

@@ -88,6 +88,7 @@ def render(run: RunData) -> str:
         facts=[(name, _facts(run.record.get(name))) for name in ("machine", "cluster", "versions")],
         rows=rows,
         scores={row.stage: format_scores(row.mean_iou, run.held_out_split) for row in rows},
+        understood=_understood(run),
         longest=max((row.seconds for row in rows), default=0.0) or 1.0,
         ladders=[(split, [e for e in run.evaluations if e.split == split]) for split in splits],
         class_tables=[class_table(run.evaluations, split) for split in splits],
@@ -117,6 +118,13 @@ def class_table(evaluations: Sequence[Evaluation], split: str) -> ClassTable:
         means=tuple(e.mean_iou for e in chosen),
         excluded=tuple(dict.fromkeys(name for e in chosen for name in e.excluded)),
     )
+
+
+def _understood(run: RunData) -> list[str]:
+    """What the import understood of the data set, a line each."""
+    record = run.last_stage("import_data")
+    details = record.summary.details if record is not None and record.summary is not None else {}
+    return [str(line) for line in details.get("understood", ())]
 
 
 def group_errors(errors: Iterable[ErrorRow]) -> list[ErrorGroup]:

@@ -3,6 +3,7 @@
     ID.npz   keys [K], cam [K, h, w], optionally size [H, W]
     ID.npy   SEAM, PMM: a dictionary class -> [H, W]
     ID.npy   IRN: a dictionary with keys [K], high_res [K, H, W] and cam [K, h, w]
+    ID.npy   CLIP-ES: the same with attn_highres [K, H, W]
 
 Classes count from 0 in these files (0 is the first foreground class); mask values and the table's
 labels from 1. Scores lie within 0..1.
@@ -27,15 +28,27 @@ from numpy.typing import NDArray
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
-from pmm_ray.sources.folder import file_stem, safe_image_id
+from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 
+LAYOUTS = {
+    "part-*.parquet": "our cams table",
+    ".npz, `keys`, `cam`, optionally `size`": "any program; no pickle",
+    ".npy, class -> map": "SEAM, PSA, PMM, EPS, MCTformer",
+    ".npy, `keys`, `high_res` or `cam`": "IRN and its family",
+    ".npy, `keys`, `attn_highres`": "CLIP-ES",
+}
+"""What a folder of CAMs may hold, and who writes it."""
 SUFFIXES = (".npz", ".npy")
 FILES = pa.schema([("image_id", pa.string()), ("cam_uri", pa.string())])
 
 # Resizing by cubic interpolation overshoots a little, which is clipped; a map that exceeds this was
 # never normalized.
 _HIGHEST = 1.5
+# what a dictionary with `keys` calls its maps, the largest first
+_MAPS = ("high_res", "attn_highres", "cam")
+# planes whose sum differs from one by no more at nearly all pixels are shares of one
+_SHARE_TOLERANCE, _SHARE_PIXELS = 0.01, 0.99
 # Values of one file for each pixel that a photograph may have: what a file may ask memory for.
 _MOST_VALUES_PER_PIXEL = 8
 
@@ -46,13 +59,17 @@ class CamFolder:
 
     `index` says where each image's CAM is: a row of the table, or a row that names a file.
     `fingerprint` changes when a file is added, removed or written again (sizes and times).
-    `repeated` are files whose image has another file already.
+    `names` gives the path of each image's file without its ending; of a table, the id itself.
+    `repeated` are files whose image has another file already, `left_out` are those that are no
+    CAMs.
     """
 
     is_table: bool
     index: TableIndex
     fingerprint: str
+    names: Mapping[str, str]
     repeated: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def find_cams(folder: str, listing: str, *, trust_pickle: bool) -> CamFolder:
@@ -68,31 +85,44 @@ def find_cams(folder: str, listing: str, *, trust_pickle: bool) -> CamFolder:
             that nobody vouched for.
     """
     folder = storage.absolute(folder)
-    files = storage.list_files(folder)
+    entries = storage.list_entries(folder, recursive=True)
+    files = [entry.uri for entry in entries if not entry.fault]
     parts = [
         uri
         for uri in files
-        if uri.endswith(".parquet") and uri.rsplit("/", 1)[-1].startswith("part-")
+        if storage.parent(uri) == folder
+        and uri.endswith(".parquet")
+        and uri.rsplit("/", 1)[-1].startswith("part-")
     ]
     if parts:
-        return CamFolder(True, _index_table(folder, parts), _fingerprint(parts))
-    files = [uri for uri in files if uri.endswith(SUFFIXES)]
-    if not files:
+        index = _index_table(folder, parts)
+        return CamFolder(True, index, _fingerprint(parts), {i: i for i in index.image_ids})
+    found = [uri for uri in files if has_ending(uri, SUFFIXES) and not _is_hidden(uri, folder)]
+    if not found:
         raise CannotRunError(
             f"no CAMs in {folder}: part-*.parquet (a cams table), .npz or .npy files are expected"
         )
-    pickles = [uri for uri in files if uri.endswith(".npy")]
+    pickles = [uri for uri in found if ending_of(uri) == ".npy"]
     if pickles and not trust_pickle:
         raise CannotRunError(refusal(pickles[0]))
     by_id: dict[str, str] = {}
     repeated = []
-    for uri in files:
-        image_id = safe_image_id(file_stem(uri))
+    for uri in found:
+        image_id = safe_image_id(stem_path(uri, folder))
         if by_id.setdefault(image_id, uri) != uri:
             repeated.append(uri)
     rows = [{"image_id": image_id, "cam_uri": uri} for image_id, uri in sorted(by_id.items())]
     tables.write_rows(listing, rows, FILES)
-    return CamFolder(False, index_file(listing), _fingerprint(files), tuple(repeated))
+    names = {image_id: stem_path(uri, folder) for image_id, uri in by_id.items()}
+    used = set(found)
+    left_out = [entry.uri for entry in entries if entry.uri not in used]
+    return CamFolder(
+        False, index_file(listing), _fingerprint(found), names, tuple(repeated), tuple(left_out)
+    )
+
+
+def _is_hidden(uri: str, folder: str) -> bool:
+    return any(part.startswith(".") for part in uri.removeprefix(folder + "/").split("/"))
 
 
 def _index_table(folder: str, parts: list[str]) -> TableIndex:
@@ -187,6 +217,13 @@ class CamReader:
             raise RowError("label", "the CAM names a class below the first")
         if not np.isfinite(scores).all():
             raise RowError("nonfinite", "the CAM holds NaN or infinity")
+        if _are_shares(scores) and (len(cam.labels) > 1 or cam.labels == [1]):
+            raise RowError(
+                "label",
+                f"the planes of classes {[label - 1 for label in cam.labels]} add up to one: they "
+                "are scores with a background plane (SEAM, PSA and EPS write such after the CRF), "
+                "not CAMs; give the CAMs from before it",
+            )
         if scores.size and float(scores.max()) > _HIGHEST:
             raise ValueError(f"scores reach {float(scores.max()):g}: normalize each map to 0..1")
 
@@ -207,6 +244,14 @@ class CamReader:
                 "name all classes (docs/guides/bring-your-own-cams.md)",
             )
         return labels, cam.scores[kept]
+
+
+def _are_shares(scores: NDArray[Any]) -> bool:
+    """Whether the planes, [K, h, w], add up to one: no CAM does, each has a maximum of its own."""
+    if len(scores) == 0 or scores[0].size < 2:
+        return False
+    total = scores.sum(axis=0, dtype=np.float32)
+    return bool((np.abs(total - 1) < _SHARE_TOLERANCE).mean() >= _SHARE_PIXELS)
 
 
 @contextmanager
@@ -234,7 +279,7 @@ def _read_row(row: Mapping[str, Any]) -> Cam:
 
 def _read_file(uri: str, trust_pickle: bool, most_values: int) -> Cam:
     try:
-        if uri.endswith(".npz"):
+        if has_ending(uri, ".npz"):
             return _read_npz(storage.read_bytes(uri), most_values)
         content = load_pickled_dict(uri, trust_pickle=trust_pickle)
     except FileNotFoundError as error:
@@ -244,9 +289,9 @@ def _read_file(uri: str, trust_pickle: bool, most_values: int) -> Cam:
     except CannotRunError as error:
         raise RowError("decode", str(error), uri) from error
     if "keys" in content:
-        scores = content.get("high_res", content.get("cam"))
+        scores = next((content[name] for name in _MAPS if content.get(name) is not None), None)
         if scores is None:
-            raise ValueError("the dictionary has keys, but neither high_res nor cam")
+            raise ValueError(f"the dictionary has keys, but none of {', '.join(_MAPS)}")
         return Cam(_labels(content["keys"]), _array(scores))
     if not all(key.isdecimal() for key in content):
         raise ValueError(

@@ -13,8 +13,6 @@ file are taken in alphabetical order, or in VOC's or COCO's where just that fits
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,23 +24,27 @@ from pmm_ray.labels import (
     MAX_FOREGROUND,
     VOC12,
     LabelSpace,
-    normalize_name,
+    is_background,
 )
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.cam_files import CamFolder, CamReader
-from pmm_ray.sources.folder import (
-    IMAGE_SUFFIXES,
+from pmm_ray.sources.folder import read_folder_classes
+from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.label_files import has_id_names, read_class_pairs
+from pmm_ray.sources.label_lines import (
+    JoinedLines,
     LabelLine,
-    file_name,
-    file_stem,
-    read_class_names,
-    read_labels_csv,
-    safe_image_id,
+    join_lines,
+    label_lines,
+    names_of,
+    separator_in,
 )
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.names import NameIndex, pair, stem_path
+from pmm_ray.sources.photographs import Photographs, find_photographs
+from pmm_ray.sources.text import read_table_text
 
 WITHOUT_CAM = "photographs without a CAM"
 """Key of `ImportReport.counts`."""
@@ -50,6 +52,7 @@ WITHOUT_CAM = "photographs without a CAM"
 _LOOKED_INTO = 20
 
 
+@reads_source
 def import_photographs(
     images: str,
     cams: CamFolder,
@@ -76,45 +79,67 @@ def import_photographs(
     Raises:
         CannotRunError: no photographs, a CSV that cannot be read, or no CAM with a photograph.
     """
-    root = storage.absolute(images)
-    below = storage.join(root, "images")
-    folder = below if storage.exists(below) else root
-    photographs: dict[str, list[str]] = {}
-    for uri in storage.list_files(folder):
-        if uri.lower().endswith(IMAGE_SUFFIXES):
-            photographs.setdefault(safe_image_id(file_stem(uri)), []).append(uri)
-    if not photographs:
-        raise CannotRunError(f"no photographs ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
+    photographs = find_photographs(images, out)
     names, lines = _read_csv(labels_csv) if labels_csv else (None, None)
-    space, exif = _known_classes(cams, root, names)
-    by_name = None if lines is None else {line.name: line for line in reversed(lines)}
+    space, exif = _known_classes(cams, photographs.root, names)
+    joined = None
+    if lines is not None:
+        joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
+    matched = _match(photographs, cams)
     if space is None:
-        space = _space_of(by_name, photographs, cams, trust_pickle, max_pixels)
+        space = _space_of(joined, matched, cams, trust_pickle, max_pixels)
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
+    importer.labels_from = labels_csv or "the CAMs: every class of one counts"
+    importer.notes += joined.notes if joined else ()
     for image_id in cams.index.image_ids:
-        uris = photographs.pop(image_id, [])
-        if not uris:
-            importer.fail(image_id, "missing", f"no photograph of that name in {folder}")
+        files = matched.get(image_id, ())
+        if not files:
+            text = f"no photograph of that name in {photographs.folder}"
+            importer.fail(image_id, "missing", text)
             continue
-        labels = partial(_label_ids, _line_of(uris[0], by_name), space, by_name is not None)
-        importer.add(image_id, uris[0], "train", labels)
-        for uri in uris[1:]:
-            importer.fail(image_id, "label", f"a second photograph of that name: {uri}", uri)
+        uri = photographs.files[files[0]]
+        labels = partial(_label_ids, files[0], joined, space)
+        importer.add(image_id, uri, "train", labels)
+        for other in map(photographs.files.__getitem__, files[1:]):
+            importer.fail(image_id, "label", f"a second photograph of that name: {other}", other)
     for uri in cams.repeated:
-        importer.fail(file_stem(uri), "label", "a second CAM of that name", uri)
-    return importer.finish({WITHOUT_CAM: len(photographs)} if photographs else None)
+        importer.fail(stem_path(uri), "label", "a second CAM of that name", uri)
+    for uri in cams.left_out:
+        importer.leave_out("no CAM", uri)
+    with_cam = {name for files in matched.values() for name in files}
+    lone = [name for name in photographs.files if name not in with_cam]
+    for name in lone:
+        importer.leave_out(WITHOUT_CAM, name)
+    photographs.report(importer)
+    # a photograph and its CAM are one thing that was found
+    others = len(with_cam) - sum(1 for files in matched.values() if files)
+    cam_files = len(cams.index) + len(cams.repeated) + len(cams.left_out)
+    return importer.finish(
+        {WITHOUT_CAM: len(lone)} if lone else None,
+        found=cam_files + others + photographs.found - len(with_cam),
+    )
 
 
-def _line_of(uri: str, by_name: Mapping[str, LabelLine] | None) -> LabelLine | None:
-    if by_name is None:
-        return None
-    return by_name.get(file_name(uri)) or by_name.get(file_stem(uri))
+def _match(photographs: Photographs, cams: CamFolder) -> dict[str, list[str]]:
+    """The photographs of each CAM: of its id, else paired by their paths."""
+    by_id: dict[str, list[str]] = {}
+    for name in photographs.files:
+        by_id.setdefault(photographs.image_id(name), []).append(name)
+    matched = {i: by_id.pop(i) for i in cams.index.image_ids if i in by_id}
+    stems: dict[str, list[str]] = {}
+    for names in by_id.values():
+        for name in names:
+            stems.setdefault(stem_path(name), []).append(name)
+    open_cams = {name: image_id for image_id, name in cams.names.items() if image_id not in matched}
+    pairs = pair(list(open_cams), list(stems))
+    return matched | {open_cams[name]: stems[stem] for name, stem in pairs.of.items()}
 
 
-def _label_ids(line: LabelLine | None, space: LabelSpace, needed: bool) -> list[int]:
-    """The contiguous ids of a CSV line; none where every class counts."""
-    if not needed:
+def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list[int]:
+    """The contiguous ids of a photograph's CSV line; none where there is no CSV."""
+    if joined is None:
         return []
+    line = joined.of.get(name)
     if line is None:
         raise ValueError("the CSV does not name this photograph")
     if line.fault:
@@ -129,26 +154,13 @@ def _label_ids(line: LabelLine | None, space: LabelSpace, needed: bool) -> list[
 
 def _read_csv(uri: str) -> tuple[list[str] | None, list[LabelLine] | None]:
     """(class names in the order of their ids, None) or (None, a line per photograph)."""
+    table = read_table_text(uri, "labels file")
+    if not has_id_names(table.columns):
+        return None, label_lines(uri, table)
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CannotRunError(f"no labels file at {uri}") from error
-    except UnicodeDecodeError as error:
-        raise CannotRunError(f"{uri} is not UTF-8 text: save it as CSV UTF-8") from error
-    try:
-        records = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
-    except csv.Error as error:
-        raise CannotRunError(f"{uri} is not a CSV file: {error}") from error
-    columns = [column.strip() for column in records[0]] if records else []
-    if not {"id", "name"} <= set(columns):
-        return None, read_labels_csv(uri)
-    named: dict[int, str] = {}
-    for record in filter(None, records[1:]):
-        cells = dict(zip(columns, (cell.strip() for cell in record), strict=False))
-        if not cells.get("id", "").isdecimal() or not cells.get("name"):
-            raise CannotRunError(f"{uri}: {record} is no line of an id (a mask value) and a name")
-        named[int(cells["id"])] = cells["name"]
-    named.pop(0, None)  # the background
+        named = dict(read_class_pairs(uri))
+    except ValueError as error:
+        raise CannotRunError(f"{uri}: {error}") from error
     last = max(named, default=0)
     if not 1 <= last <= MAX_FOREGROUND:
         raise CannotRunError(f"{uri}: ids must lie in 1..{MAX_FOREGROUND}, the last is {last}")
@@ -162,8 +174,10 @@ def _known_classes(
     if cams.is_table and (manifest := _manifest_of_run(cams)) is not None:
         return manifest.label_space, "apply" if manifest.apply_exif else "ignore"
     try:
-        names = names or read_class_names(root)
-        return (LabelSpace.from_names(list(names), "cams") if names else None), "ignore"
+        if names:
+            return LabelSpace.from_names(list(names), "cams"), "ignore"
+        listed = read_folder_classes(root, "cams")
+        return (listed.space if listed else None), "ignore"
     except ValueError as error:
         raise CannotRunError(f"the class names make no label space: {error}") from error
 
@@ -177,27 +191,27 @@ def _manifest_of_run(cams: CamFolder) -> Manifest | None:
 
 
 def _space_of(
-    by_name: Mapping[str, LabelLine] | None,
-    photographs: Mapping[str, Sequence[str]],
+    joined: JoinedLines | None,
+    matched: Mapping[str, Sequence[str]],
     cams: CamFolder,
     trust_pickle: bool,
     max_pixels: int,
 ) -> LabelSpace:
     """The label space where only the labels of photographs are known, or nothing at all."""
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)], "cams")
-    words = {word for line in (by_name or {}).values() for word in line.labels}
-    names = {word for word in words if not word.isdecimal()} - {BACKGROUND}
+    lines = joined.of if joined else {}
+    names = [word for word in names_of(lines.values()) if not word.isdecimal()]
     if not names:
         return nameless
     try:
-        candidates = [LabelSpace.from_names(sorted(names), "cams")]
+        candidates = [LabelSpace.from_names(names, "cams")]
     except ValueError as error:
         raise CannotRunError(f"the labels make no label space: {error}") from error
-    candidates += [known for known in (VOC12, COCO14) if names <= set(known.names)]
+    candidates += [known for known in (VOC12, COCO14) if set(names) <= set(known.names)]
     if len(candidates) == 1:
         return candidates[0]
     reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels)
-    looked_into = _look_into(cams, reader, photographs, by_name or {})
+    looked_into = _look_into(cams, reader, matched, lines)
     fitting = [
         space
         for space in candidates
@@ -209,21 +223,21 @@ def _space_of(
 def _look_into(
     cams: CamFolder,
     reader: CamReader,
-    photographs: Mapping[str, Sequence[str]],
-    by_name: Mapping[str, LabelLine],
+    matched: Mapping[str, Sequence[str]],
+    lines: Mapping[str, LabelLine],
 ) -> list[tuple[set[str], set[int]]]:
     """(names in the CSV, classes in the CAM) of the first images that have both."""
     found: list[tuple[set[str], set[int]]] = []
     for image_id, (uri, row) in sorted(cams.index.locations().items()):
-        line = _line_of(photographs[image_id][0], by_name) if image_id in photographs else None
-        if line is None or line.fault:
+        line = lines.get(matched[image_id][0]) if image_id in matched else None
+        if line is None or line.fault or separator_in(line.labels):
             continue
-        names = {normalize_name(word) for word in line.labels if not word.isdecimal()}
+        names = {word for word in line.labels if not word.isdecimal() and not is_background(word)}
         try:
             labels = set(reader.labels(tables.read_rows(uri, [row])[0]))
         except RowError:
             continue
-        found.append((names - {BACKGROUND}, labels))
+        found.append((names, labels))
         if len(found) == _LOOKED_INTO:
             break
     return found

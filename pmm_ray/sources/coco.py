@@ -2,7 +2,9 @@
 
     ROOT.json, photographs beside it or in images/
     ROOT/annotations/instances_SPLIT.json   or   ROOT/annotations/SPLIT.json   or   ROOT/SPLIT.json
+    ROOT/SPLIT/_annotations.coco.json       as Roboflow exports it, photographs beside it
     ROOT/annotations.json                   its images may name their "split"; else all are `train`
+    ROOT/annotations/instances_default.json the same, as CVAT exports it
 
 Photographs are looked for in `images/SPLIT`, `SPLIT`, `images` and beside the JSON file; a
 `file_name` may name a folder below these. EXIF orientation is applied, as annotation tools show
@@ -11,21 +13,32 @@ photographs; one whose size differs from the stated one is an error row.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from functools import cached_property
 
-from pmm_ray.labels import BACKGROUND, IGNORE_8BIT, IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES as ENDINGS
 from pmm_ray.runtime.rows.images import MAX_PIXELS
+from pmm_ray.sources.coco_classes import read_classes
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
-from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
-from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.coco_json import CocoImage, index_objects
+from pmm_ray.sources.foreign import foreign_export
+from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.names import Found, NameIndex, clean_path, has_ending, safe_image_id, stem_path
 
-_ONE_FILE = "annotations.json"
+FILES = (
+    *("annotations/instances_{}.json", "annotations/{}.json", "{}.json"),
+    "{}/_annotations.coco.json",
+)
+"""Where the annotations of a split are looked for."""
+SINGLE_FILES = ("annotations.json", "annotations/instances_default.json", "_annotations.coco.json")
+"""Where those of all splits are, if a folder has none of the former."""
 
 
+@reads_source
 def import_coco(
     root: str,
     out: str,
@@ -36,8 +49,9 @@ def import_coco(
 ) -> ImportReport:
     """Write the manifest of COCO-style JSON and the table of its objects.
 
-    The classes are the categories of all files in the order of their ids; a category called
-    "background" is none. Images without annotations are unlabelled.
+    The classes are the categories of all files in the order of their ids; a background among them
+    is none, nor is a root category that no annotation has (Roboflow). Images without annotations
+    are unlabelled. Where an image's objects have boxes and no outlines it has no ground truth.
 
     Args:
         root: a JSON file or a folder, see above.
@@ -47,28 +61,36 @@ def import_coco(
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
-        CannotRunError: no annotation file, or one that cannot be read.
-        ValueError: categories that make no label space.
+        CannotRunError: no annotation file, one that cannot be read, or categories that make no
+            label space.
     """
     root, out = storage.absolute(root), storage.absolute(out)
     files = _annotation_files(root, splits)
-    space, label_of = _label_space([uri for _, uri in files])
-    importer = Importer(out, space, source="coco", exif="apply", max_pixels=max_pixels)
-    objects = storage.join(out, OBJECTS_FOLDER)
-    storage.delete_folder(objects)
-    annotations = 0
+    classes = read_classes([uri for _, uri in files])
+    importer = Importer(out, classes.space, source="coco", exif="apply", max_pixels=max_pixels)
+    importer.labels_from, importer.background = "the annotations", classes.background
+    importer.notes += classes.notes
+    objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
+    storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
+    counts: dict[str, int] = {"annotations": 0}
     for number, (split, uri) in enumerate(files):
-        found = read_annotated(uri, label_of, _image_ids, objects, f"{number:02d}")
-        annotations += found.annotations
-        places = _places(uri, split, storage.parent(uri) if root.endswith(".json") else root)
+        found = read_annotated(uri, classes.label_of, _image_ids, objects, f"{number:02d}")
+        found.add_counts(counts)
+        importer.notes += found.notes()
+        base = storage.parent(uri) if has_ending(root, ".json") else root
+        places = Places(_places(uri, split, base))
         for position, image in enumerate(found.images):
             image_id = _image_id(image)
             own = image.split or split or DEFAULT_SPLIT
-            drawn = bool(found.labels[position]) and own in truth_splits
+            drawn = own in truth_splits and position not in found.without_truth
+            drawn = drawn and bool(found.labels[position])
             try:
-                photograph = _find(image.file_name, places)
-            except ValueError as error:
-                importer.fail(image_id, "missing", str(error))
+                if image.fault:
+                    raise RowError("label", image.fault, uri)
+                photograph = places.find(image.file_name)
+            except (RowError, ValueError) as error:
+                kind = error.kind if isinstance(error, RowError) else "missing"
+                importer.fail(image_id, kind, str(error))
                 continue
             importer.add(
                 image_id,
@@ -76,49 +98,34 @@ def import_coco(
                 own,
                 found.labels_of(position),
                 mask_uri(out, image_id) if drawn else None,
-                stated_size=(image.height, image.width),
+                stated_size=image.size,
             )
-    metadata = {OBJECTS_KEY: index_objects(objects)} if storage.exists(objects) else {}
-    return importer.finish({"annotations": annotations}, metadata)
+        importer.notes += places.notes()
+    metadata = {}
+    if objects and storage.exists(objects):
+        metadata = {OBJECTS_KEY: index_objects(objects)}
+    return importer.finish(counts, metadata)
 
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """(split, uri) of the annotation files; the split of a single one is empty."""
-    if root.endswith(".json"):
+    if has_ending(root, ".json"):
+        if storage.exists(root) and (foreign := foreign_export(root)):
+            raise CannotRunError(foreign)
         return [("", root)]
     files = []
     tried = []
     for split in splits:
-        names = (f"annotations/instances_{split}.json", f"annotations/{split}.json")
-        places = [storage.join(root, name) for name in (*names, f"{split}.json")]
+        places = [storage.join(root, pattern.format(split)) for pattern in FILES]
         tried += places
         files += [(split, uri) for uri in places if storage.exists(uri)][:1]
+    single = [storage.join(root, name) for name in SINGLE_FILES]
     if not files:
-        single = storage.join(root, _ONE_FILE)
-        if not storage.exists(single):
-            raise CannotRunError(f"no annotation file; looked for {[*tried, single]}")
-        files = [("", single)]
+        files = [("", uri) for uri in single if storage.exists(uri)][:1]
+    if not files:
+        foreign = foreign_export(root)
+        raise CannotRunError(foreign or f"no annotation file; looked for {[*tried, *single]}")
     return files
-
-
-def _label_space(uris: Sequence[str]) -> tuple[LabelSpace, dict[int, int]]:
-    """The classes of all files, and the contiguous id of each category id."""
-    categories: dict[int, str] = {}
-    for uri in uris:
-        for number, name in read_categories(uri).items():
-            if categories.setdefault(number, name) != name:
-                raise CannotRunError(
-                    f"category {number} is {categories[number]!r} in one file and {name!r} in {uri}"
-                )
-    classes = {n: categories[n] for n in sorted(categories) if categories[n] != BACKGROUND}
-    label_of = {number: i for i, number in enumerate(classes, 1)} | {
-        number: 0 for number, name in categories.items() if name == BACKGROUND
-    }
-    names = (BACKGROUND, *classes.values())
-    ignore = {IGNORE_8BIT, IGNORE_16BIT}
-    usable = all(0 < number < IGNORE_16BIT for number in classes) and not ignore & set(classes)
-    dataset_ids = (0, *classes) if usable else tuple(range(len(names)))
-    return LabelSpace("coco-style", names, dataset_ids), label_of
 
 
 def _image_ids(images: Sequence[CocoImage]) -> list[str]:
@@ -127,7 +134,7 @@ def _image_ids(images: Sequence[CocoImage]) -> list[str]:
 
 def _image_id(image: CocoImage) -> str:
     """The file's name without its ending; with its folders where it names some."""
-    return safe_image_id(str(PurePosixPath(image.file_name).with_suffix("")))
+    return safe_image_id(stem_path(clean_path(image.file_name)))
 
 
 def _places(uri: str, split: str, root: str) -> list[str]:
@@ -135,10 +142,52 @@ def _places(uri: str, split: str, root: str) -> list[str]:
     return [storage.join(root, name) for name in names] + [root, storage.parent(uri)]
 
 
-def _find(file_name: str, places: Sequence[str]) -> str:
-    """Raises ValueError for a name that leaves its folder, or that is in none of them."""
-    candidates = [storage.join(place, file_name) for place in places]
-    found = next((uri for uri in candidates if storage.exists(uri)), None)
-    if found is None:
-        raise ValueError(f"{file_name} is in none of {[*dict.fromkeys(places)]}")
-    return found
+class Places:
+    """Folders in which photographs are looked for, the likeliest first.
+
+    Args:
+        folders: uris; they are listed only if a file does not stand where its name says.
+    """
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = list(dict.fromkeys(folders))
+        self._how: dict[str, list[str]] = {}
+
+    @cached_property
+    def _listed(self) -> list[tuple[str, NameIndex]]:
+        out = []
+        for folder in self._folders:
+            entries = storage.list_entries(folder, recursive=True)
+            names = [e.uri.removeprefix(f"{folder}/") for e in entries if not e.fault]
+            out.append((folder, NameIndex(name for name in names if has_ending(name, ENDINGS))))
+        return out
+
+    def find(self, file_name: str) -> str:
+        """The uri of a file. Raises ValueError where it is in none, or may be one of several."""
+        for folder in self._folders:
+            with contextlib.suppress(ValueError):  # a name that leaves its folder
+                uri = storage.join(folder, file_name)
+                if storage.exists(uri):
+                    return uri
+        hits: list[tuple[str, Found]] = []
+        unsure: ValueError | None = None
+        for folder, index in self._listed:
+            try:
+                found = index.find(file_name)
+            except ValueError as error:
+                unsure = unsure or error
+            else:
+                hits += [(folder, found)] if found else []
+        if not hits:
+            raise unsure or ValueError(f"{file_name} is in none of {self._folders}")
+        folder, best = min(hits, key=lambda hit: hit[1].rank)
+        self._how.setdefault(best.how, []).append(file_name)
+        return storage.join(folder, best.name)
+
+    def notes(self) -> list[str]:
+        """How many files were found by another rule than their very name."""
+        return [
+            f"photographs found {how}: {len(names)}, such as {names[0]!r}"
+            for how, names in self._how.items()
+            if how
+        ]

@@ -28,7 +28,7 @@ from pmm_ray.sources.coco_files import (
     read_annotated,
 )
 from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.lists import (
     DIFFERENCES,
     Labels,
@@ -39,9 +39,10 @@ from pmm_ray.sources.lists import (
 )
 
 YEAR = "2014"
-LABEL_OF = {dataset_id: i for i, dataset_id in enumerate(COCO14.dataset_ids) if i}
+LABEL_OF = {str(dataset_id): i for i, dataset_id in enumerate(COCO14.dataset_ids) if i}
 
 
+@reads_source
 def import_coco14(
     root: str,
     out: str,
@@ -70,7 +71,8 @@ def import_coco14(
         Its counts tell the annotations and how many images differ from the lists.
 
     Raises:
-        CannotRunError: no such file, not COCO's categories, lists that are needed and not there.
+        CannotRunError: none of the files, not COCO's categories, lists that are needed and not
+            there.
     """
     root, out = storage.absolute(root), storage.absolute(out)
     bases = {split: _base(split) for split in splits}
@@ -83,17 +85,20 @@ def import_coco14(
     storage.delete_folder(objects)
     counts = {"annotations": 0, "images without annotation": 0}
     listed_labels: dict[str, Labels] = {}
+    files = {base: _annotations(root, base) for base in bases.values()}
+    there = [base for base, uri in files.items() if storage.exists(uri)]
     for split, base in bases.items():
-        uri = storage.join(root, "annotations", f"instances_{base}{YEAR}.json")
+        uri = files[base]
+        if there and base not in there:
+            importer.notes.append(f"split {split} is left out: there is no {uri}")
+            continue
         _check_categories(uri)
         listed = _read_list(lists, base)
         listed_labels |= listed
         truth = split in truth_splits
         found = read_annotated(uri, LABEL_OF, _image_ids, objects if truth else None, base)
-        if found.strangers:
-            key = "annotations of images that are not listed"
-            counts[key] = counts.get(key, 0) + found.strangers
-        counts["annotations"] += found.annotations
+        importer.notes += found.notes()
+        found.add_counts(counts)
         counts["images without annotation"] += sum(not x for x in found.labels) - len(found.faults)
         missing = _add_all(
             importer,
@@ -112,7 +117,12 @@ def import_coco14(
         write_differences(storage.join(out, DIFFERENCES), differences, COCO14)
         counts |= count_differences(differences)
     used = "lists" if labels_from == "lists" else "annotations"
+    importer.labels_from = used
     return importer.finish(counts, metadata={"pmm.labels_from": used, **metadata})
+
+
+def _annotations(root: str, base: str) -> str:
+    return storage.join(root, "annotations", f"instances_{base}{YEAR}.json")
 
 
 def _base(split: str) -> str:
@@ -126,8 +136,8 @@ def _base(split: str) -> str:
 
 
 def _check_categories(uri: str) -> None:
-    names = {COCO14.dataset_ids[i]: COCO14.names[i] for i in range(1, COCO14.num_classes)}
-    found = read_categories(uri)
+    names = {str(COCO14.dataset_ids[i]): COCO14.names[i] for i in range(1, COCO14.num_classes)}
+    found = {category.key: category.name for category in read_categories(uri)}
     wrong = sorted(found.items() - names.items())
     if wrong:
         raise CannotRunError(
@@ -180,6 +190,7 @@ def _add_all(
         labels: Callable[[], set[int]] = found.labels_of(position)
         if listed is not None:
             labels = partial(_from_list, listed, image_id, labels)
+        drawn = position not in found.without_truth
         row = ManifestRow(
             image_id=image_id,
             uri=place,
@@ -187,7 +198,7 @@ def _add_all(
             height=image.height,
             width=image.width,
             split=split,
-            ground_truth_uri=truth_uri(image_id) if truth_uri else None,
+            ground_truth_uri=truth_uri(image_id) if truth_uri and drawn else None,
         )
         missing = "" if there else f"{image.file_name} is not in {folder}"
         added = importer.add_known(row, labels, missing=missing)

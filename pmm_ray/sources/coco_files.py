@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco_json import (
+    NO_OUTLINE,
     CocoImage,
     ObjectSpill,
     parse_object,
     read_annotations,
     read_images,
 )
+from pmm_ray.sources.names import lookup
 
 MASKS = "masks"
 OBJECTS_FOLDER = "objects"
 OBJECTS_KEY = "pmm.objects"
 """Metadata of a manifest whose masks are drawn from the objects beside it: their fingerprint."""
+
+STRANGERS = "annotations of images that are not listed"
+"""Key of `ImportReport.counts`."""
 
 
 @dataclass
@@ -26,13 +30,16 @@ class AnnotatedImages:
     """One annotation file, read: its images and the labels of each.
 
     `labels[i]` are the contiguous ids of `images[i]`, with crowd regions; `faults` says by
-    position what is wrong with an image's annotations; `strangers` counts annotations of images
-    that the file does not list.
+    position what is wrong with an image's entry or annotations; `without_truth` are the positions
+    of images whose objects have no outlines to draw; `boxes` counts objects of which only a box is
+    known, `strangers` annotations of images that the file does not list.
     """
 
     images: list[CocoImage]
     labels: list[set[int]]
     faults: dict[int, str] = field(default_factory=dict)
+    without_truth: set[int] = field(default_factory=set)
+    boxes: int = 0
     strangers: int = 0
     annotations: int = 0
 
@@ -46,10 +53,25 @@ class AnnotatedImages:
 
         return read
 
+    def notes(self) -> list[str]:
+        """What the file leaves open, for people."""
+        if not self.boxes:
+            return []
+        return [
+            f"objects without an outline, boxes only: {self.boxes}; where an image has others, "
+            f"their boxes are not scored; {len(self.without_truth)} images have no ground truth"
+        ]
+
+    def add_counts(self, counts: dict[str, int]) -> None:
+        """Add what there is of annotations."""
+        counts["annotations"] = counts.get("annotations", 0) + self.annotations
+        if self.strangers:
+            counts[STRANGERS] = counts.get(STRANGERS, 0) + self.strangers
+
 
 def read_annotated(
     uri: str,
-    label_of: Mapping[int, int],
+    label_of: Mapping[str, int],
     image_ids: Callable[[Sequence[CocoImage]], Sequence[str]],
     objects: str | None,
     name: str,
@@ -58,7 +80,7 @@ def read_annotated(
 
     Args:
         uri: of the JSON file.
-        label_of: contiguous id by category id; 0 is no class and its annotations are left out.
+        label_of: contiguous id by category key; 0 is no class and its annotations are left out.
         image_ids: gives the ids of the images.
         objects: folder of the objects table, None: none is needed.
         name: of its parts.
@@ -68,41 +90,62 @@ def read_annotated(
     """
     images = read_images(uri)
     found = AnnotatedImages(images, [set() for _ in images])
-    position_of = {image.number: i for i, image in reversed(list(enumerate(images)))}
+    position_of, find_label = lookup(_positions(images, found.faults)), lookup(label_of)
     ids = image_ids(images)
     # sorted as the manifest is: neighbours there are neighbours in the objects table
     order = sorted(range(len(ids)), key=ids.__getitem__)
     rank = {position: row for row, position in enumerate(order)}
     spill = ObjectSpill(objects, [ids[i] for i in order], name) if objects else None
+    outlined: set[int] = set()
+    boxed: set[int] = set()
     for annotation in read_annotations(uri):
         found.annotations += 1
-        try:
-            position = position_of.get(annotation["image_id"])
-            category = annotation["category_id"]
-        except (KeyError, TypeError) as error:
-            raise CannotRunError(
-                f"{uri}: entry {found.annotations - 1} of `annotations` lacks {error}"
-            ) from error
+        position = position_of(annotation.get("image_id")) if type(annotation) is dict else None
         if position is None:
             found.strangers += 1
             continue
-        if category not in label_of:
+        category = annotation.get("category_id")
+        label = find_label(category)
+        if label is None:
             found.faults.setdefault(position, f"category {category} is none of the file's")
             continue
-        label = label_of[category]
         if label == 0:
             continue
         try:
-            item = parse_object(annotation, label)
+            item = parse_object(annotation, label, images[position])
         except ValueError as error:
             found.faults.setdefault(position, f"annotation {annotation.get('id')}: {error}")
             continue
         found.labels[position].add(label)
+        if item["label"] != NO_OUTLINE:
+            outlined.add(position)
+        else:
+            found.boxes += 1
+            boxed.add(position)
+            if not item["polygons"]:
+                found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)
+    found.without_truth |= boxed - outlined
     if spill is not None:
         spill.finish()
     return found
+
+
+def _positions(images: Sequence[CocoImage], faults: dict[int, str]) -> dict[str, int]:
+    """The position of each image by its key; entries that share one are faults, all of them."""
+    position_of: dict[str, int] = {}
+    for position, image in enumerate(images):
+        if image.fault:
+            faults[position] = image.fault
+            continue
+        first = position_of.setdefault(image.key, position)
+        if first != position:
+            for place in (first, position):
+                faults[place] = (
+                    f"the id {image.key} of `images` occurs twice: whose labels are they?"
+                )
+    return position_of
 
 
 def mask_uri(out: str, image_id: str) -> str:

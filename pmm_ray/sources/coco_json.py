@@ -6,8 +6,11 @@ image through files on disk, so that memory does not grow with their number.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import hashlib
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +25,13 @@ from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import scan_parts, write_index
+from pmm_ray.sources.names import join_key
+from pmm_ray.sources.text import encoding_of
 
 _BUFFER_BYTES = 1 << 20
+# what stands where a value may; `-Infinity` is the longest
+_NO_NUMBER = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
+_MOST_HELD_BACK = 8 << 20
 # annotations kept in memory before they are spilled
 _SPILL_ROWS = 20_000
 # images in a part of the objects table, and the most parts: each is an open file while reading
@@ -37,7 +45,9 @@ _OBJECT_FIELDS = [
     ("rle", pa.string()),
 ]
 OBJECT = pa.struct(_OBJECT_FIELDS)
-"""One annotated object: polygons (x, y, x, y, ... in px), or run lengths, or COCO's packed ones."""
+"""One annotated object: polygons (x, y, x, y, ... in px), or run lengths, or COCO's packed ones.
+Of an object without an outline the polygon is its box, and the label `NO_OUTLINE`."""
+NO_OUTLINE = 0
 
 OBJECTS = pa.schema([("image_id", pa.string()), ("objects", pa.list_(OBJECT))])
 """One row per image: its objects in the order of the file."""
@@ -45,61 +55,129 @@ OBJECTS = pa.schema([("image_id", pa.string()), ("objects", pa.list_(OBJECT))])
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An entry of `images`."""
+    """An entry of `images`; `fault` says what it lacks. Sizes are 0 where it states none."""
 
-    number: int
+    key: str
     file_name: str
     height: int
     width: int
     split: str = ""
     """Not in the official files; own ones may name a split for each image."""
+    fault: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), px; (0, 0) where the entry does not state both."""
+        return (self.height, self.width) if self.height and self.width else (0, 0)
+
+
+@dataclass(frozen=True)
+class Category:
+    """An entry of `categories`; `key` is its id as `join_key` gives it."""
+
+    key: str
+    name: str
+    parent: str = ""
+
+    @property
+    def number(self) -> int | None:
+        return int(self.key) if self.key.isdecimal() else None
 
 
 def read_images(uri: str) -> list[CocoImage]:
     """The entries of `images`, in the order of the file.
 
     Raises:
-        CannotRunError: no such file, not JSON, or an entry without id, file_name, height or width.
+        CannotRunError: no such file, not JSON, or none with an id and a file_name.
     """
-    images = []
-    for position, entry in enumerate(_items(uri, "images.item")):
-        try:
-            image = CocoImage(
-                number=int(entry["id"]),
-                file_name=str(entry["file_name"]),
-                height=int(entry["height"]),
-                width=int(entry["width"]),
-                split=str(entry.get("split") or ""),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CannotRunError(
-                f"{uri}: entry {position} of `images` needs id, file_name, height and width: "
-                f"{type(error).__name__} {error}"
-            ) from error
-        images.append(image)
+    images = [_image(entry, position) for position, entry in enumerate(_items(uri, "images.item"))]
     if not images:
         raise CannotRunError(f"{uri} has no list `images`: it is not a COCO annotation file")
+    if all(image.fault for image in images):
+        raise CannotRunError(f"{uri}: {images[0].fault}")
     return images
 
 
-def read_categories(uri: str) -> dict[int, str]:
-    """id -> name of `categories`. Raises CannotRunError if there are none, or an id twice."""
-    found: dict[int, str] = {}
+def _image(entry: Any, position: int) -> CocoImage:
+    try:
+        height, width = (int(entry.get(side) or 0) for side in ("height", "width"))
+        name = entry["file_name"]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"file_name {name!r}")
+        split = str(entry.get("split") or "")
+        return CocoImage(join_key(entry["id"]), name, height, width, split)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        fault = (
+            f"entry {position} of `images` needs id and file_name: {type(error).__name__} {error}"
+        )
+        return CocoImage("", f"entry-{position}", 0, 0, fault=fault)
+
+
+def read_categories(uri: str) -> list[Category]:
+    """The entries of `categories`. Raises CannotRunError if there are none, or an id twice."""
+    found: dict[str, Category] = {}
     for entry in _items(uri, "categories.item"):
         try:
-            number, name = int(entry["id"]), normalize_name(str(entry["name"]))
-        except (KeyError, TypeError, ValueError) as error:
+            key, name = join_key(entry["id"]), normalize_name(str(entry["name"]))
+            parent = normalize_name(str(entry.get("supercategory") or ""))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CannotRunError(f"{uri}: an entry of `categories` lacks id or name") from error
-        if found.setdefault(number, name) != name:
-            raise CannotRunError(f"{uri}: the category id {number} occurs twice")
+        if found.setdefault(key, Category(key, name, parent)).name != name:
+            raise CannotRunError(f"{uri}: the category id {key} occurs twice")
     if not found:
         raise CannotRunError(f"{uri} has no list `categories`: it is not a COCO annotation file")
-    return found
+    return list(found.values())
 
 
-def read_annotations(uri: str) -> Iterator[dict[str, Any]]:
+def used_categories(uri: str) -> set[str]:
+    """The keys of the categories that an annotation has."""
+    used = set()
+    for value in _items(uri, "annotations.item.category_id"):
+        with contextlib.suppress(ValueError):
+            used.add(join_key(value))
+    return used
+
+
+def read_annotations(uri: str) -> Iterator[Any]:
     """The entries of `annotations` as they stand, one after another."""
     yield from _items(uri, "annotations.item")
+
+
+class _Cleaned:
+    """A stream of JSON without what other programs put in: byte order marks, NaN, Infinity.
+
+    JSON knows no such numbers and Python writes them; they become null.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._rest = b""
+        self._begun = False
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:
+            return b""  # ijson asks for nothing to learn the type
+        while True:
+            data: bytes = self._stream.read(size)
+            whole = self._rest + self._recoded(data)
+            if b"NaN" in whole or b"Infinity" in whole:
+                whole = _NO_NUMBER.sub(rb"\1null", whole)
+            # from the last comma on, a word may go on in the next piece
+            cut = whole.rfind(b",") if data and len(whole) < _MOST_HELD_BACK else len(whole)
+            chunk, self._rest = whole[:cut], whole[cut:]
+            if chunk or not data:
+                return chunk
+
+    def _recoded(self, data: bytes) -> bytes:
+        if not self._begun and data:
+            self._begun = True
+            encoding = encoding_of(data[:4])
+            if encoding != "utf-8":
+                self._decoder = codecs.getincrementaldecoder(encoding)()
+        if self._decoder is None:
+            return data
+        return self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
 
 
 def _items(uri: str, prefix: str) -> Iterator[Any]:
@@ -109,23 +187,50 @@ def _items(uri: str, prefix: str) -> Iterator[Any]:
     try:
         with filesystem.open_input_stream(path, compression="detect") as stream:
             # floats, not decimals: COCO's coordinates have two places
-            yield from ijson.items(stream, prefix, buf_size=_BUFFER_BYTES, use_float=True)
+            cleaned = _Cleaned(stream)
+            yield from ijson.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
     except FileNotFoundError as error:
         raise CannotRunError(f"no annotation file at {uri}") from error
-    except ijson.JSONError as error:
-        # yajl quotes the place with an arrow over several lines
-        text = " ".join(str(error).split())[:200]
-        raise CannotRunError(f"{uri} is not valid JSON (cut off?): {text}") from error
+    except ijson.IncompleteJSONError as error:
+        raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
+    except (ijson.JSONError, UnicodeError) as error:
+        raise CannotRunError(f"{uri} is not valid JSON: {_one_line(error)}") from error
+    except OSError as error:
+        raise CannotRunError(f"{uri} cannot be read: {_one_line(error)}") from error
 
 
-def parse_object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
+def _json_fault(uri: str, error: Exception) -> str:
+    """What is wrong with text at which the parser gave up: no JSON at all, cut off, or a fault."""
+    head = storage.read_bytes(uri, 64)
+    if not head:
+        return "the file is empty (0 bytes)"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file: run `git lfs pull`"
+    text = _one_line(error)
+    at_end = any(word in text for word in ("premature EOF", "incomplete", "Incomplete"))
+    return "the JSON is cut off: load the file again" if at_end else f"not valid JSON: {text}"
+
+
+def _one_line(error: Exception) -> str:
+    # yajl quotes the place with an arrow over several lines
+    return " ".join(str(error).split())[:200]
+
+
+def parse_object(
+    annotation: Mapping[str, Any], label: int, image: CocoImage | None = None
+) -> dict[str, Any]:
     """A row of `OBJECT` from an annotation.
 
-    Polygons of fewer than three points cover nothing and are dropped, as is a missing
-    segmentation; its label stands.
+    Polygons of fewer than three points cover nothing and are dropped.
+
+    Args:
+        annotation: as it stands in the file.
+        label: contiguous id.
+        image: whose size run lengths must have.
 
     Raises:
-        ValueError: a segmentation that is none, or coordinates that are not finite numbers.
+        ValueError: a segmentation that is none or of another size, or coordinates that are not
+            finite numbers.
     """
     out: dict[str, Any] = {
         "label": label,
@@ -136,6 +241,10 @@ def parse_object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
     }
     segmentation = annotation.get("segmentation") or []
     if isinstance(segmentation, Mapping):
+        stated = segmentation.get("size")
+        size = list(image.size) if image is not None else [0, 0]
+        if stated is not None and all(size) and list(stated) != size:
+            raise ValueError(f"run lengths for {stated} (height, width), of an image of {size} px")
         counts = segmentation.get("counts")
         if isinstance(counts, str):
             out["rle"] = counts
@@ -158,8 +267,23 @@ def parse_object(annotation: Mapping[str, Any], label: int) -> dict[str, Any]:
             raise ValueError("a polygon holds a number that is not finite")
         if len(polygon) >= 6:
             polygons.append(polygon)
+    if not polygons:
+        out["label"] = NO_OUTLINE
+        polygons = _box(annotation.get("bbox"))
     out["polygons"] = polygons
     return out
+
+
+def _box(value: Any) -> list[list[float]]:
+    """The polygon of a box x, y, width, height; none where it covers nothing."""
+    try:
+        x, y, width, height = map(float, value)
+    except (TypeError, ValueError):
+        return []
+    right, low = x + width, y + height
+    if not math.isfinite(x + y + right + low) or width <= 0 or height <= 0:
+        return []
+    return [[x, y, right, y, right, low, x, low]]
 
 
 @dataclass

@@ -1,16 +1,30 @@
 """What every importer does with every photograph: check it, and lose none of them.
 
-An image becomes a manifest row or an error row; `ImportReport.total` counts both.
+An image becomes a manifest row or an error row, and any other file is left out with its reason:
+`ImportReport.accounting` is the sum.
 """
 
 from __future__ import annotations
 
+import csv
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ParamSpec
+
+import pyarrow as pa
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
+from pmm_ray.runtime.core.accounting import Accounting, account
+from pmm_ray.runtime.core.errors import (
+    CannotRunError,
+    ErrorKind,
+    ErrorRow,
+    RowError,
+    full_disk,
+)
 from pmm_ray.runtime.core.manifest import (
     FILE_NAME,
     ExifRule,
@@ -26,7 +40,7 @@ STAGE = "import"
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an importer made.
+    """What an importer made, and what it understood.
 
     `rows` images are in `manifest`, `errors` are those that are not, and `counts` are worth
     printing: images of each split, unlabelled images, differences between label sources.
@@ -36,11 +50,49 @@ class ImportReport:
     rows: int
     errors: tuple[ErrorRow, ...]
     counts: dict[str, int]
+    accounting: Accounting
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Images of each class by split; every class is there."""
+    labels_from: str = ""
+    """Where the image-level labels come from, for people."""
+    background: str = ""
+    """How the source spells the background, where it lists it as a class."""
+    notes: tuple[str, ...] = ()
+    """What else was understood or given up: joins that missed, names found by another rule."""
+    asked: tuple[str, ...] = ()
+    """The splits that stages will use."""
 
     @property
     def total(self) -> int:
         """Images that came in."""
         return self.rows + len(self.errors)
+
+
+_P = ParamSpec("_P")
+
+
+def reads_source(
+    function: Callable[_P, ImportReport],
+) -> Callable[_P, ImportReport]:
+    """Turns whatever a user's file makes an importer raise into a sentence, for every command.
+
+    Its first argument is the place that the sentence names.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> ImportReport:
+        try:
+            return function(*args, **kwargs)
+        # numbers out of bounds, text that is none, JSON nested without end: all of the data's
+        except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
+            raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
+        except OSError as error:
+            if full_disk(error) or storage.store_failure(error):
+                raise  # not the data's fault, and said by the command
+            place = error.filename or (args[0] if args else "data")
+            raise CannotRunError(f"{place} cannot be read: {error}") from error
+
+    return guarded
 
 
 @dataclass
@@ -60,8 +112,12 @@ class Importer:
     source: str
     exif: ExifRule
     max_pixels: int = MAX_PIXELS
+    labels_from: str = ""
+    background: str = ""
     rows: dict[str, ManifestRow] = field(default_factory=dict)
     errors: list[ErrorRow] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(
         self,
@@ -81,7 +137,8 @@ class Importer:
             split: its split.
             labels: gives the contiguous ids in any order; its ValueError is a `label` error.
             ground_truth_uri: absolute uri of its mask, if it has one.
-            stated_size: (height, width) that an annotation file says, px; another size is a
+            stated_size: (height, width) that an annotation file says, px, (0, 0) if it states
+                none; another size is a
                 `label` error. Its mask is yet to be drawn, and not opened.
         """
         try:
@@ -127,20 +184,40 @@ class Importer:
 
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One photograph that cannot be used."""
-        self.errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
+        texts = (storage.printable(text) for text in (message, uri))
+        self.errors.append(ErrorRow(storage.printable(image_id), STAGE, kind, *texts))
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """One file that is no photograph, or that nobody asked for."""
+        self.left_out.setdefault(reason, []).append(name)
 
     def finish(
         self,
         counts: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
+        *,
+        found: int | None = None,
     ) -> ImportReport:
         """Write the errors table and the manifest.
+
+        Args:
+            counts: worth printing.
+            metadata: of the manifest.
+            found: everything that was met, counted where it was listed; default: what was added.
 
         Raises:
             CannotRunError: not one image is sound; the first reasons are named.
         """
         out = storage.absolute(self.out)
         tables.write_errors(storage.join(out, "errors"), STAGE, self.errors)
+        known = len(self.rows) + len(self.errors) + sum(map(len, self.left_out.values()))
+        accounting = account(
+            "images",
+            found=known if found is None else found,
+            made=len(self.rows),
+            errors=self.errors,
+            left_out=self.left_out,
+        )
         if not self.rows:
             reasons = "".join(f"\n  {e.image_id}: {e.kind}: {e.message}" for e in self.errors[:10])
             raise CannotRunError(f"{self.source}: no image could be imported{reasons}")
@@ -152,12 +229,27 @@ class Importer:
             exif=self.exif,
             metadata=metadata,
         )
-        found = {f"split {name}": count for name, count in manifest.splits.items()}
-        found["with ground truth"] = sum(manifest.ground_truth.values())
-        found["unlabelled"] = sum(not row.labels for row in self.rows.values())
+        split_counts = {f"split {name}": count for name, count in manifest.splits.items()}
+        split_counts["with ground truth"] = sum(manifest.ground_truth.values())
+        split_counts["unlabelled"] = sum(not row.labels for row in self.rows.values())
         return ImportReport(
-            manifest, len(self.rows), tuple(self.errors), {**found, **(counts or {})}
+            manifest,
+            len(self.rows),
+            tuple(self.errors),
+            {**split_counts, **(counts or {})},
+            accounting,
+            self._classes(),
+            self.labels_from,
+            self.background,
+            tuple(self.notes),
         )
+
+    def _classes(self) -> dict[str, dict[str, int]]:
+        cells = Counter((label, row.split) for row in self.rows.values() for label in row.labels)
+        found: dict[str, dict[str, int]] = {name: {} for name in self.label_space.names[1:]}
+        for (label, split), count in sorted(cells.items()):
+            found[self.label_space.names[label]][split] = count
+        return found
 
     def _checked(
         self,
@@ -172,7 +264,7 @@ class Importer:
         if image_id in self.rows:
             raise ValueError(f"the image id occurs twice; the first is {self.rows[image_id].uri}")
         size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
-        if stated_size is not None and stated_size != size:
+        if stated_size is not None and stated_size not in (size, (0, 0)):
             raise ValueError(
                 f"the annotations are for {stated_size[1]} x {stated_size[0]} pixels, the "
                 f"photograph has {size[1]} x {size[0]}"

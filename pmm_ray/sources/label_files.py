@@ -1,68 +1,170 @@
-"""A label space by its name or from a file: what `--label-space` takes."""
+"""A label space by its name or from a file: what `--label-space` and a folder's class list take."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from pmm_ray.labels import BACKGROUND, COCO14, VOC12, LabelSpace
+import yaml
+
+from pmm_ray.labels import BACKGROUND, COCO14, VOC12, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.text import read_lines, read_table_text, read_text
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
+FILES = {
+    "a name a line": "in the order of their ids; `#` begins a comment",
+    "labelmap.txt": "CVAT: `name:r,g,b:parts:actions`",
+    "class_names.txt": "LabelMe: `__ignore__` and `_background_` first",
+    ".csv": "columns `id,name`, or Roboflow's `Pixel Value, Class`",
+    ".json": "a label space of ours, or COCO-style `categories`",
+    ".yaml": "`names`, a list or a mapping from ids (YOLO's data.yaml)",
+    ".parquet": "a manifest",
+}
+"""What a class list may be."""
+
+# CVAT writes the colour of each class behind its name
+_LABELMAP = re.compile(r"^(?P<name>.+?):(?:\d+,\d+,\d+)?:[^:]*:[^:]*$")
+# LabelMe's mark of what is not labelled, its value -1
+_IGNORE = "__ignore__"
+_CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """A list of classes; `background` is how it spells the background, empty where it has none."""
+
+    space: LabelSpace
+    background: str = ""
 
 
 def read_label_space(word: str) -> LabelSpace:
     """The label space that a word or file names.
 
     Args:
-        word: `voc12`, `coco14`, or a file: a manifest (`.parquet`), a label space or COCO-style
-            `categories` (`.json`), a table `id,name` of mask values (`.csv`), or the class names,
-            one a line in the order of their ids.
+        word: `voc12`, `coco14`, or a file, see `FILES`.
 
     Raises:
         CannotRunError: no such name or file, or one that makes no label space.
     """
     if word in KNOWN:
         return KNOWN[word]
-    uri = storage.absolute(word)
-    if not storage.exists(uri):
+    if not storage.exists(storage.absolute(word)):
         raise CannotRunError(
             f"no label space {word!r}: it is one of {', '.join(KNOWN)}, or a file with the names"
         )
-    if uri.endswith(".parquet"):
-        return open_manifest(uri).label_space
+    return read_class_list(storage.absolute(word)).space
+
+
+def read_class_list(uri: str, name: str = "custom") -> ClassList:
+    """The classes that a file lists.
+
+    Args:
+        uri: see `FILES`.
+        name: of the label space.
+
+    Raises:
+        CannotRunError: no such file, or one that makes no label space.
+    """
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-        if uri.endswith(".json"):
-            return _from_json(text)
-        if uri.endswith(".csv"):
-            return _from_csv(text)
-        return LabelSpace.from_names([line.strip() for line in text.splitlines() if line.strip()])
-    except UnicodeDecodeError as error:
-        raise CannotRunError(f"{uri} is not UTF-8 text") from error
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        if has_ending(uri, ".parquet"):
+            return ClassList(open_manifest(uri).label_space)
+        if has_ending(uri, ".json"):
+            return _from_json(read_text(uri), name)
+        if has_ending(uri, (".yaml", ".yml")):
+            return _from_yaml(read_text(uri), name)
+        if has_ending(uri, ".csv"):
+            return _of(read_id_names(uri), name)
+        return _from_lines(read_lines(uri), name)
+    except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise CannotRunError(f"{uri} makes no label space: {error}") from error
 
 
-def _from_json(text: str) -> LabelSpace:
+def class_list(names: Iterable[str], name: str) -> ClassList:
+    """Of names in the order of their ids. Raises ValueError if they make no label space."""
+    names = list(names)
+    first = names[0] if names and is_background(names[0]) else ""
+    return ClassList(LabelSpace.from_names(names, name), first)
+
+
+def _from_lines(lines: list[str], name: str) -> ClassList:
+    mapped = [_LABELMAP.match(line) for line in lines]
+    names = [m["name"] for m in mapped if m] if lines and all(mapped) else lines
+    if names and names[0] == _IGNORE:
+        names = names[1:]
+    return class_list(names, name)
+
+
+def _from_json(text: str, name: str) -> ClassList:
     content = json.loads(text)
     if isinstance(content, dict) and "categories" in content:
-        return _of({int(c["id"]): str(c["name"]) for c in content["categories"]})
-    return LabelSpace.from_json(text)
+        return _of([(int(c["id"]), str(c["name"])) for c in content["categories"]], name)
+    return ClassList(LabelSpace.from_json(text))
 
 
-def _from_csv(text: str) -> LabelSpace:
-    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    if not {"id", "name"} <= set(rows.fieldnames or ()):
+def _from_yaml(text: str, name: str) -> ClassList:
+    content: Any = yaml.safe_load(text)
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list):
+        raise ValueError("there is no list `names`")
+    return class_list([str(word) for word in names], name)
+
+
+def has_id_names(columns: Iterable[str]) -> bool:
+    """Whether a CSV file with these columns lists ids and names."""
+    columns = set(columns)
+    return any(columns >= set(pair) for pair in _CSV_COLUMNS)
+
+
+def read_id_names(uri: str) -> list[tuple[int, str]]:
+    """(mask value, name) of each line of a CSV file.
+
+    Raises:
+        CannotRunError: no such file.
+        ValueError: other columns, or a line without either.
+    """
+    table = read_table_text(uri, "file of class names")
+    pair = next((pair for pair in _CSV_COLUMNS if set(pair) <= set(table.columns)), None)
+    if pair is None:
         raise ValueError("the first line must name the columns id and name")
-    return _of({int(row["id"]): row["name"].strip() for row in rows})
+    found = []
+    for line in table.lines:
+        number, text = (line.cells[column] for column in pair)
+        if not number.isdecimal() or not text:
+            raise ValueError(f"line {line.number} is no id (a mask value) and a name")
+        found.append((int(number), text))
+    return found
 
 
-def _of(name_of: dict[int, str]) -> LabelSpace:
-    """From mask values and names; the background may stand among them as 0."""
-    classes = {number: name_of[number] for number in sorted(name_of) if number}
-    names = (BACKGROUND, *classes.values())
-    return LabelSpace("custom", names, (0, *classes))
+def read_class_pairs(uri: str) -> dict[int, str]:
+    """Name by mask value, without the background. Raises as `read_id_names`."""
+    return _without_background(read_id_names(uri))[0]
+
+
+def _without_background(pairs: list[tuple[int, str]]) -> tuple[dict[int, str], str]:
+    """(classes by mask value, how the background is spelt, which may stand among them as 0)."""
+    name_of: dict[int, str] = {}
+    for number, text in pairs:
+        known = name_of.setdefault(number, normalize_name(text))
+        if known != normalize_name(text):
+            raise ValueError(f"the id {number} is {known!r} and {text!r}")
+    for number, text in name_of.items():
+        if number and is_background(text):
+            raise ValueError(f"{text!r} has the id {number}: the background must be 0")
+    background = name_of.pop(0, "")
+    if background and not is_background(background):
+        raise ValueError(f"the id 0 is {background!r}: it must be the background")
+    return {number: name_of[number] for number in sorted(name_of)}, background
+
+
+def _of(pairs: list[tuple[int, str]], name: str) -> ClassList:
+    classes, background = _without_background(pairs)
+    return ClassList(LabelSpace(name, (BACKGROUND, *classes.values()), (0, *classes)), background)

@@ -15,6 +15,7 @@ from typing import Literal
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.text import read_lines
 
 Labels = tuple[int, ...]
 DIFFERENCES = "differences.csv"
@@ -31,12 +32,8 @@ class Difference:
 
 
 def read_words(uri: str) -> Iterator[list[str]]:
-    """The words of each line that has some. Raises CannotRunError if there is no such file."""
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CannotRunError(f"no list at {uri}") from error
-    yield from (line.split() for line in text.splitlines() if line.strip())
+    """The words of each line that has some. Raises CannotRunError, see `read_text`."""
+    yield from (line.split() for line in read_lines(uri, "list"))
 
 
 def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
@@ -55,7 +52,8 @@ def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
             raise CannotRunError(
                 f"{uri}: {image_id}: classes must be 0..{space.num_foreground - 1}: {words}"
             )
-        found[image_id] = labels
+        if found.setdefault(image_id, labels) != labels:
+            raise CannotRunError(f"{uri}: {image_id} stands in it twice, with different classes")
     return found
 
 

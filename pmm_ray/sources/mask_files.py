@@ -1,13 +1,15 @@
 """Masks that somebody made: a masks table of ours, or a tree of PNG files; nothing is opened here.
 
-A tree's masks are found by name: `ANY/FOLDER/ID.png` is the mask of image ID.
+A tree's masks are known by their paths below it, without the ending. `match_masks` pairs two sides
+by these, and by names alone only where they are unique.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,7 +20,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
-from pmm_ray.sources.folder import file_stem, safe_image_id
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.names import NameIndex, Pairs, has_ending, pair, safe_image_id, stem_path
 
 FILES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
 _COLUMN = "mask_png"
@@ -30,16 +33,24 @@ class MaskFiles:
 
     `index` says where each image's mask is: a row of a masks table, or a row that names a file.
     `fingerprint` changes when a mask is added, removed or written again (sizes and times).
-    `repeated` are files whose image has another file already. `space` is the label space of the
-    manifest beside them, if there is one.
+    `files` gives the uri of each path without its ending, empty for a table. `repeated` are files
+    whose path another file has already, `left_out` those that are no PNG. `space` is the label
+    space of the manifest beside them, if there is one.
     """
 
     place: str
     is_table: bool
     index: TableIndex
     fingerprint: str
+    files: Mapping[str, str] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     space: LabelSpace | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the masks are known by: ids of a table, paths of a tree."""
+        return list(self.files) if not self.is_table else self.index.image_ids
 
 
 def find_masks(place: str, listing: str) -> MaskFiles:
@@ -57,30 +68,148 @@ def find_masks(place: str, listing: str) -> MaskFiles:
     place = storage.absolute(place)
     if not storage.exists(place):
         raise CannotRunError(f"nothing is at {place}")
-    if place.endswith(".parquet"):
+    if has_ending(place, ".parquet"):
         _check_table([place])
-        return MaskFiles(place, True, index_file(place), _fingerprint([place]), (), _space(place))
+        with _readable(place):
+            index = index_file(place)
+        if len(set(index.image_ids)) < len(index):
+            raise CannotRunError(f"{place} holds several masks of one image id: which one counts?")
+        return MaskFiles(place, True, index, _fingerprint([place]), space=_space(place))
     parts = [uri for uri in storage.list_files(place, ".parquet") if "/part-" in uri]
     if parts:
         _check_table(parts)
         index, broken = scan_parts(place)
         if broken:
             raise CannotRunError(f"{broken[0]} cannot be read: run the stage that made it again")
-        return MaskFiles(place, True, index, _fingerprint(parts), (), _space(place))
+        return MaskFiles(place, True, index, _fingerprint(parts), space=_space(place))
     if storage.exists(storage.join(place, "run.json")):
         raise CannotRunError(_which(place))
-    files = storage.list_files(place, ".png", recursive=True)
-    if not files:
+    entries = storage.list_entries(place, recursive=True)
+    found = [entry.uri for entry in entries if not entry.fault and _is_mask(entry.uri, place)]
+    if not found:
         raise CannotRunError(
             f"no masks in {place}: a masks table (part-*.parquet) or PNG files are expected"
         )
-    by_id: dict[str, str] = {}
+    files: dict[str, str] = {}
     repeated = []
-    for uri in files:
-        if by_id.setdefault(safe_image_id(file_stem(uri)), uri) != uri:
+    for uri in found:
+        if files.setdefault(stem_path(uri, place), uri) != uri:
             repeated.append(uri)
-    index = write_listing(listing, by_id)
-    return MaskFiles(place, False, index, _fingerprint(files), tuple(repeated), _space(place))
+    used = set(found)
+    left_out = tuple(entry.uri for entry in entries if entry.uri not in used)
+    index = write_listing(listing, {safe_image_id(name): uri for name, uri in files.items()})
+    fingerprint = _fingerprint(found)
+    space = _space(place)
+    return MaskFiles(place, False, index, fingerprint, files, tuple(repeated), left_out, space)
+
+
+def _is_mask(uri: str, place: str) -> bool:
+    path = uri.removeprefix(place.rstrip("/") + "/")
+    return has_ending(uri, ".png") and not any(p.startswith(".") for p in path.split("/"))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two sides, paired.
+
+    `masks` and `truth` are indices of the pairs' common ids; `lacking` says by id what one side
+    lacks, `unsure` by id which masks may be meant; `notes` count pairs found by another rule.
+    """
+
+    masks: TableIndex
+    truth: TableIndex
+    image_ids: tuple[str, ...]
+    lacking: dict[str, str]
+    unsure: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def match_masks(
+    masks: MaskFiles, truth: MaskFiles, listings: tuple[str, str], wanted: Sequence[str] | None
+) -> Matched:
+    """Pair masks with their ground truth.
+
+    Args:
+        masks, truth: the two sides.
+        listings: Parquet files to write the pairs' files to, of masks and truth.
+        wanted: lines of a list of images that count: a name, or VOC's `ID ...` and `PATH PATH`;
+            None: all.
+
+    Raises:
+        CannotRunError: a line that may mean several masks.
+    """
+    pairs = _pair_sides(masks, truth)
+    lacking: dict[str, str] = {}
+    kept = {*masks.names, *truth.names}
+    if wanted is not None:
+        kept, nowhere = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
+        lacking |= {safe_image_id(x): f"the list names {x!r}: neither side has it" for x in nowhere}
+    # a table's ids are fixed, a tree's are ours to give
+    ids = {m: safe_image_id(t if truth.is_table else m) for m, t in pairs.of.items()}
+    of = {m: t for m, t in pairs.of.items() if m in kept or t in kept}
+    for name in masks.names:
+        if name in kept and name not in of and name not in pairs.several:
+            lacking[safe_image_id(name)] = f"no ground truth of that name in {truth.place}"
+    paired = set(of.values())
+    rivals = {t for several in pairs.several.values() for t in several}
+    for name in truth.names:
+        if name in kept and name not in paired and name not in rivals:
+            lacking[safe_image_id(name)] = f"no mask of that name in {masks.place}"
+    unsure = {
+        safe_image_id(name): f"{name} may go with {', '.join(names)}, and more than one fits: "
+        "make the paths of both sides alike"
+        for name, names in pairs.several.items()
+        if name in kept
+    }
+    indices = [
+        side.index.select([ids[m] for m in of])
+        if side.is_table
+        else write_listing(listing, {ids[m]: side.files[(m, t)[number]] for m, t in of.items()})
+        for number, (side, listing) in enumerate(zip((masks, truth), listings, strict=True))
+    ]
+    notes = tuple(f"pairs found {rule}: {count}" for rule, count in pairs.how.items())
+    image_ids = tuple(sorted(ids[m] for m in of))
+    return Matched(indices[0], indices[1], image_ids, lacking, unsure, notes)
+
+
+def _pair_sides(masks: MaskFiles, truth: MaskFiles) -> Pairs:
+    """The pairs of two sides; where one is a table, first by the ids made of the other's paths."""
+    of: dict[str, str] = {}
+    if masks.is_table != truth.is_table:
+        tree, table = (truth, set(masks.names)) if masks.is_table else (masks, set(truth.names))
+        made = {safe_image_id(name): name for name in tree.names}
+        both = {image_id: name for image_id, name in made.items() if image_id in table}
+        of = both if masks.is_table else {name: image_id for image_id, name in both.items()}
+    taken = set(of.values())
+    rest = pair([n for n in masks.names if n not in of], [n for n in truth.names if n not in taken])
+    return Pairs(of | rest.of, rest.how, rest.several)
+
+
+def _select(wanted: Sequence[str], sides: Sequence[NameIndex]) -> tuple[set[str], list[str]]:
+    """The names that the lines of a list mean, and the lines that mean none."""
+    kept: set[str] = set()
+    nowhere = []
+    for line in wanted:
+        names = set()
+        for index in sides:
+            try:
+                hits = (index.find(way) for way in _spellings(line))
+                names |= {hit.name for hit in [next(filter(None, hits), None)] if hit}
+            except ValueError as error:
+                raise CannotRunError(f"the list: {error}") from error
+        kept |= names
+        if not names:
+            nowhere.append(line)
+    return kept, nowhere
+
+
+def _spellings(line: str) -> list[str]:
+    """A line as a whole, then by its first word; without an ending, and as an image id."""
+    ways = []
+    for text in (line, line.split()[0]):
+        stem = stem_path(text) if has_ending(text, IMAGE_SUFFIXES) else text
+        ways += [text, stem, safe_image_id(stem)]
+    return list(dict.fromkeys(ways))
 
 
 def write_listing(uri: str, by_id: Mapping[str, str]) -> TableIndex:
@@ -91,13 +220,22 @@ def write_listing(uri: str, by_id: Mapping[str, str]) -> TableIndex:
     return index_file(uri)
 
 
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Turns damage of a Parquet file into a sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and not tables.is_damage(error):
+            raise
+        raise CannotRunError(f"{uri} is not a readable Parquet file: {error}") from error
+
+
 def _check_table(parts: Sequence[str]) -> None:
     for uri in parts:
         filesystem, path = storage.resolve(uri)
-        try:
+        with _readable(uri):
             names = pq.read_schema(path, filesystem=filesystem).names
-        except pa.ArrowInvalid as error:
-            raise CannotRunError(f"{uri} is not a readable Parquet file: {error}") from error
         if not {"image_id", _COLUMN} <= set(names):
             raise CannotRunError(f"{uri} holds no masks: it has the columns {', '.join(names)}")
 

@@ -2,7 +2,7 @@
 
     ROOT/train-00000-of-00002.parquet    also ROOT/data/..., ROOT/SPLIT/*.parquet, or one file
         image: struct<bytes: binary, path: string>     or plain bytes
-        label or labels: an integer, a string, or a list of either
+        label or labels: an integer, a string, a list of either, or a list of 0 and 1 a class
 
 Integers are positions in the names that the file's `huggingface` metadata gives (ClassLabel), else
 0, 1, 2, ... The bytes of each image become a file `images/ID.ext` beside the manifest; its id is
@@ -15,8 +15,8 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,12 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pmm_ray.labels import BACKGROUND, LabelSpace, normalize_name
+from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.folder import DEFAULT_SPLIT, safe_image_id
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.label_columns import ColumnLabels, read_column
+from pmm_ray.sources.label_files import class_list
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.names import has_ending, safe_image_id
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("labels", "label", "classes", "class")
@@ -49,6 +52,7 @@ class _File:
     ids: bool
 
 
+@reads_source
 def import_parquet(
     root: str,
     out: str,
@@ -76,21 +80,26 @@ def import_parquet(
     """
     root, out = storage.absolute(root), storage.absolute(out)
     files = [_open(uri, split, image_column, label_column) for uri, split in _find(root)]
-    names = list(map(normalize_name, class_names or _class_names(files)))
-    space = LabelSpace.from_names(names, name="parquet")
-    importer = Importer(out, space, source="parquet", exif="apply", max_pixels=max_pixels)
-    # a leading "background" is class 0, no label
-    id_of = {name: i for i, name in enumerate(names, 0 if names[0] == BACKGROUND else 1)}
+    read = _read_labels(files)
+    if class_names is not None:
+        read = replace(read, names=tuple(map(normalize_name, class_names)))
+    classes = class_list(read.names, "parquet")
+    importer = Importer(out, classes.space, source="parquet", exif="apply", max_pixels=max_pixels)
+    columns = sorted({file.label for file in files if file.label is not None})
+    importer.labels_from = f"column {', '.join(columns)}, {read.form}" if columns else "none"
+    importer.background = classes.background
     seen: set[str] = set()
+    found = 0
     for file in files:
         for number, row in enumerate(_rows(file)):
-            _add(importer, file, number, row, id_of, root, seen)
-    return importer.finish()
+            found += 1
+            _add(importer, file, number, row, read, root, seen)
+    return importer.finish(found=found)
 
 
 def _find(root: str) -> list[tuple[str, str]]:
     """(uri, split) of the files."""
-    if root.endswith(".parquet"):
+    if has_ending(root, ".parquet"):
         return [(root, _split(root) or DEFAULT_SPLIT)]
     found = []
     for uri in storage.list_files(root, ".parquet", recursive=True):
@@ -151,31 +160,26 @@ def _rows(file: _File) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _class_names(files: Sequence[_File]) -> list[str]:
-    """The names of all files' metadata, else of the labels found."""
+def _read_labels(files: Sequence[_File]) -> ColumnLabels:
+    """How the label columns of all files are to be read, from all their values.
+
+    Raises:
+        CannotRunError: files that contradict one another, see `read_column`.
+    """
     named = {file.names for file in files if file.names is not None}
     if len(named) > 1:
         raise CannotRunError("the files name different classes in their metadata")
-    if named:
-        return list(named.pop())
-    words: set[str] = set()
-    highest = -1
+    return read_column(_values(files), named.pop() if named else None)
+
+
+def _values(files: Sequence[_File]) -> Iterator[Any]:
     for file in files:
         if file.label is None:
             continue
         filesystem, path = storage.resolve(file.uri)
         with pq.ParquetFile(path, filesystem=filesystem) as parquet:
             for batch in parquet.iter_batches(10_000, columns=[file.label]):
-                for value in batch.column(0).to_pylist():
-                    for label in value if isinstance(value, list) else [value]:
-                        if isinstance(label, str) and normalize_name(label):
-                            words.add(normalize_name(label))
-                        elif isinstance(label, int):
-                            highest = max(highest, label)
-    if words and highest >= 0:
-        raise CannotRunError("some labels are numbers and some are names: use one or the other")
-    names = sorted(words - {BACKGROUND}) or [str(i) for i in range(highest + 1)]
-    return names or ["object"]
+                yield from batch.column(0).to_pylist()
 
 
 def _add(
@@ -183,11 +187,14 @@ def _add(
     file: _File,
     number: int,
     row: dict[str, Any],
-    id_of: Mapping[str, int],
+    read: ColumnLabels,
     root: str,
     seen: set[str],
 ) -> None:
     """One row of one file: its image as a file, and a row of the manifest."""
+    if all(value in (None, "", b"", []) for value in row.values()):
+        importer.leave_out("empty rows", f"{posixpath.basename(file.uri)} row {number}")
+        return
     image = row[file.image]
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, "")
     shard = posixpath.basename(file.uri).removesuffix(".parquet")
@@ -200,7 +207,7 @@ def _add(
         importer.fail(image_id, "label", "the image id occurs twice; the first one stays")
         return
     seen.add(image_id)
-    labels = partial(_labels, row.get(file.label) if file.label else None, id_of)
+    labels = partial(read.ids, row.get(file.label) if file.label else None)
     try:
         uri = _photograph(data, path, importer.out, image_id, root)
     except ValueError as error:
@@ -232,20 +239,3 @@ def _suffix(data: bytes) -> str:
     except Exception:
         return ".bin"
     return {"jpeg": ".jpg", "mpo": ".jpg", "tiff": ".tif"}.get(kind, f".{kind}")
-
-
-def _labels(value: Any, id_of: Mapping[str, int]) -> list[int]:
-    """Contiguous ids. Raises ValueError for a name or a number that is no class."""
-    by_number = [*id_of.values()]
-    ids = []
-    for label in value if isinstance(value, list) else [value]:
-        # -1 is Hugging Face's mark of an unlabelled row
-        if label in (None, "", -1):
-            continue
-        if isinstance(label, str) and normalize_name(label) in id_of:
-            ids.append(id_of[normalize_name(label)])
-        elif isinstance(label, int) and 0 <= label < len(by_number):
-            ids.append(by_number[label])
-        else:
-            raise ValueError(f"label {label!r} is none of the {len(id_of)} classes")
-    return [label for label in ids if label]

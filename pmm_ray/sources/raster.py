@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.sources.coco_json import NO_OUTLINE
 
 Object = Mapping[str, Any]
 
@@ -50,7 +51,8 @@ def draw_objects(
             where no object covers them, `background` nothing.
 
     Returns:
-        [H, W], `space.mask_dtype`: 0 background, 1..C, or `space.ignore`.
+        [H, W], `space.mask_dtype`: 0 background, 1..C, or `space.ignore`; that, too, in the box of
+        an object without an outline where no other object is.
 
     Raises:
         RowError: `label`, run lengths that do not fit the image.
@@ -61,7 +63,8 @@ def draw_objects(
         if item["crowd"] and crowd == "background":
             continue
         area = object_area(item, height, width)
-        if item["crowd"] and crowd == "ignore":
+        # which pixels of a box are the object's is not known
+        if item["label"] == NO_OUTLINE or (item["crowd"] and crowd == "ignore"):
             mask[area] = space.ignore
         else:
             painted.append((int(item["label"]), area))

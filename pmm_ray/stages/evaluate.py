@@ -47,10 +47,16 @@ def evaluation_worker(photographs: Photographs, stage: str) -> Worker:
 
 
 def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
-    """(metrics, details) of summed confusion cells: mIoU over the classes that have truth."""
+    """(metrics, details) of summed confusion cells: mIoU over the classes that have truth.
+
+    Where no class but the background has truth there is no score, and `not_scored` says why.
+    """
     total = from_sparse(
         np.asarray(cells, np.int32), np.asarray(counts, np.int64), space.num_classes
     )
+    if not total[1:].any():
+        reason = "the truth holds no class, only background or the ignore value"
+        return {}, {"not_scored": reason, "class_iou": {}, "excluded": list(space.names)}
     mean, excluded = mean_iou(total)
     accuracy = float(np.trace(total) / total.sum()) if total.sum() else float("nan")
     per_class = {
@@ -100,6 +106,10 @@ def run(
     metrics, details = scores(
         _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
     )
+    if not table.num_rows:
+        details["not_scored"] = "not one image could be scored, see errors/"
+    if "not_scored" in details:
+        context.progress.message(f"{folder.stage}: no score: {details['not_scored']}")
     about = {"title": title, "split": split, "masks_stage": masks_stage}
     return summary.model_copy(
         update={

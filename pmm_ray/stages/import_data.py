@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from pmm_ray.sources.importing import ImportReport
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import require_pycocotools
 from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.understood import console, understood
 from pmm_ray.sources.voc12 import import_voc12
 
 STAGE = "import_data"
@@ -38,11 +40,15 @@ def import_source(
     Raises:
         CannotRunError: `data.root` is missing.
     """
+    splits = splits or [data.train_split, data.held_out_split]
+    return replace(_import(data, out, seed, splits), asked=tuple(splits))
+
+
+def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> ImportReport:
     if data.source == "shapes":
         return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
     if not data.root:
         raise CannotRunError(f"data.source = {data.source} needs --set data.root=FOLDER")
-    splits = splits or [data.train_split, data.held_out_split]
     if data.source == "voc12":
         return import_voc12(
             data.root,
@@ -94,6 +100,7 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
     report = import_source(data, folder.uri, config.seed)
     seconds = time.monotonic() - started
     progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
+    progress.message(console(report))
     require_budget(STAGE, report.errors, config.errors.budget, report.total)
     labels_from = tables.table_metadata(report.manifest.uri).get("pmm.labels_from", data.source)
     if labels_from == "masks":
@@ -104,7 +111,11 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
         images=report.rows,
         errors=len(report.errors),
         images_per_second=round(report.total / max(seconds, 1e-9), 1),
-        details={"counts": report.counts, "labels_from": labels_from},
+        details={
+            "counts": report.counts,
+            "labels_from": labels_from,
+            "understood": understood(report),
+        },
         pixel_labels_used=labels_from == "masks",
     )
 

@@ -29,7 +29,7 @@ from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.mask_files import MaskFiles
+from pmm_ray.sources.mask_files import MaskFiles, Matched
 
 STAGE = "score_masks"
 CODE_VERSION = 1
@@ -152,8 +152,8 @@ def run(
 
 
 def stage(
-    masks: MaskFiles,
-    truth: MaskFiles,
+    sides: tuple[MaskFiles, MaskFiles],
+    matched: Matched,
     pairs: TableIndex,
     space: LabelSpace,
     readings: tuple[str, str],
@@ -162,15 +162,15 @@ def stage(
     """The scores of any masks.
 
     Args:
-        masks, truth: what was found.
+        sides: masks and ground truth, as they were found.
+        matched: which of them belong together.
         pairs: the images that have both.
         space: what the classes are.
         readings: how truth and masks are to be read, see `choose_readings`.
         unmatched: see `run`.
     """
     identity = (
-        masks.fingerprint,
-        truth.fingerprint,
+        *(side.fingerprint for side in sides),
         space.to_json(),
         pairs.image_ids,
         readings,
@@ -178,8 +178,8 @@ def stage(
     )
     body = partial(
         run,
-        masks=masks.index,
-        truth=truth.index,
+        masks=matched.masks,
+        truth=matched.truth,
         pairs=pairs,
         space=space,
         wanted=readings,

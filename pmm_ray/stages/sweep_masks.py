@@ -211,7 +211,14 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
                 for cell, number in zip(cells, counts, strict=True):
                     total[cell] = total.get(cell, 0) + number
     space = context.manifest.label_space
-    return [scores(list(t), list(t.values()), space)[0] for t in totals]
+    found = [scores(list(t), list(t.values()), space) for t in totals]
+    for _, details in found:
+        if "not_scored" in details:
+            raise CannotRunError(
+                f"{folder.stage}: no combination can be chosen: {details['not_scored']}; "
+                "set masks.alpha to a number"
+            )
+    return [metrics for metrics, _ in found]
 
 
 def stage(

@@ -108,6 +108,16 @@ def test_the_page_needs_nothing_else_and_escapes_what_users_wrote(full_run: RunF
     assert "<img src=x>" not in html
 
 
+def test_what_the_import_understood_is_shown_and_escaped(full_run: RunFolder) -> None:
+    lines = ["classes with their images (train + val): <b>cat</b> 3 + 1", "labels: labels.csv"]
+    full_run.stage("import_data", details={"understood": lines})
+    full_run.write_record()
+    html, page = read_page(full_run)
+    assert "Data" in page.words
+    assert "&lt;b&gt;cat&lt;/b&gt; 3 + 1" in html
+    assert "labels: labels.csv" in page.words
+
+
 def test_the_gallery_shows_the_best_and_the_worst_with_a_legend(full_run: RunFolder) -> None:
     html, page = read_page(full_run)
     shown = re.findall(r"<h4><span>([^<]+)</span>", html)

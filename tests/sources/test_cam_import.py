@@ -102,8 +102,8 @@ def test_names_by_mask_value(folder: Path) -> None:
     [
         ("", "image_id and labels"),
         ("photo,class\na,cat\n", "image_id and labels"),
-        ("id,name\n1\n", "no line of an id"),
-        ("id,name\none,cat\n", "no line of an id"),
+        ("id,name\n1\n", "is no id"),
+        ("id,name\none,cat\n", "is no id"),
         ("id,name\n1,cat\n2,cat\n", "no label space"),
         ("id,name\n70000,cat\n", "ids must lie in"),
     ],

@@ -28,10 +28,11 @@ def test_one_file_with_splits_folders_and_other_scripts(tmp_path: Path) -> None:
     photo(tmp_path / "images/a.jpg")
     photo(tmp_path / "images/деревня/b 1.png")
     photo(tmp_path / "c.jpg")
+    corner = box(1, 1, 5, 5)
     write(
         tmp_path / "annotations.json",
         [entry(1, "a.jpg"), entry(2, "деревня/b 1.png", split="val"), entry(3, "c.jpg")],
-        [annotation(1, 40, [box(1, 1, 5, 5)]), annotation(2, 3, []), annotation(1, 7, [])],
+        [annotation(1, 40, [corner]), annotation(2, 3, [corner]), annotation(1, 7, [corner])],
         KINDS,
     )
     report = import_coco(str(tmp_path), str(tmp_path / "out"))

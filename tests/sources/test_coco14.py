@@ -137,7 +137,8 @@ def test_what_is_wrong_with_one_image_is_one_error_row(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ('{"images": [{"id": 1, "file_na', "not valid JSON"),
+        ('{"images": [{"id": 1, "file_na', "is cut off"),
+        ('{"images": [{"id" 1}]}', "not valid JSON"),
         ("[]", "no list `categories`"),
         ('{"categories": [{"id": 1, "name": "chair"}]}', "not COCO's categories"),
         ('{"categories": [{"id": 1, "name": "person"}]}', "no list `images`"),

@@ -11,8 +11,9 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.folder import import_folder, safe_image_id
+from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.names import safe_image_id
 
 HEIGHT, WIDTH = 12, 16
 ANY_SPACE = LabelSpace.from_names(["a", "b"])
@@ -128,6 +129,7 @@ def test_every_fault_is_an_error_row_and_nothing_is_lost(folder: Folder) -> None
     folder.photo("a.png")
     folder.photo("many.jpg")
     folder.photo("behind.jpg")
+    folder.photo("sound.jpg")
     folder.photo("large.jpg", (WIDTH + 1, HEIGHT))
     folder.csv(
         "image_id,labels",
@@ -139,9 +141,11 @@ def test_every_fault_is_an_error_row_and_nothing_is_lost(folder: Folder) -> None
         "many,cat,dog",
         "behind,background",
         "broken,cat",
+        "sound,dog",
     )
     report = folder.import_(class_names=["cat", "dog"], max_pixels=WIDTH * HEIGHT)
     assert kinds(report) == [
+        ("a", "label"),
         ("a", "label"),
         ("b", "label"),
         ("behind", "label"),
@@ -153,15 +157,17 @@ def test_every_fault_is_an_error_row_and_nothing_is_lost(folder: Folder) -> None
         ("many", "label"),
     ]
     messages = {error.image_id: error.message for error in report.errors}
-    assert "the first is" in messages["a"]
+    assert "'a' may be any of 2 files (a.jpg, a.png)" in messages["a"]
     assert "nearest known one is 'dog'" in messages["b"]
     assert "twice" in messages["c"]
     assert "separate the classes of an image by ';'" in messages["many"]
-    assert set(rows(report)) == {"a", "c"}
-    assert rows(report)["c"]["labels"] == [1]
-    # nine files, one line without a file, one line too many
-    assert report.total == 9 + 1 + 1
-    assert len(tables.read_errors(str(folder.out / "errors"))) == 9
+    assert rows(report)["sound"]["labels"] == [2]
+    # ten files, one line without a file
+    assert report.total == 10 + 1
+    assert len(tables.read_errors(str(folder.out / "errors"))) == 10
+    # and the CSV itself
+    assert report.accounting.found == 12
+    assert report.accounting.left_out["labels and class names"].first == ("labels.csv",)
 
 
 def test_a_second_import_leaves_no_old_errors(folder: Folder) -> None:
@@ -198,7 +204,7 @@ def test_safe_ids_are_allowed_stable_and_distinct() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"image_id;labels\na;cat\n", "separated by ','"),
+        (b"image_id labels\na cat\n", "separated by ','"),
         (b"id,labels\na,cat\n", "the first line must name"),
         (b"", "the first line must name"),
         ("image_id,labels\na,chat caf\xe9\n".encode("latin-1"), "not UTF-8"),

@@ -52,10 +52,10 @@ def test_files(tmp_path: Path, name: str, text: str, dataset_ids: tuple[int, ...
     [
         ("a.txt", "cat\ncat\n", "occur twice"),
         ("a.csv", "name\ncat\n", "columns id and name"),
-        ("a.csv", "id,name\nx,cat\n", "invalid literal"),
+        ("a.csv", "id,name\nx,cat\n", "line 2 is no id"),
         ("a.json", "[1", "Expecting"),
         ("a.json", "[1]", "a label space is"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\xff\xff", "not UTF-8"),
     ],
 )
 def test_files_that_make_none(tmp_path: Path, name: str, text: str | bytes, reason: str) -> None:

@@ -58,10 +58,11 @@ def test_scores_agree_with_torchmetrics_and_name_what_has_no_truth(
 
 
 def test_classes_without_truth_are_left_out_of_the_mean(shapes: Manifest) -> None:
-    # two pixels of background, one of them called class 1; class 2 and 3 appear nowhere
-    metrics, details = evaluate.scores(np.array([0, 1]), np.array([1, 1]), shapes.label_space)
+    # two pixels of class 1, one of them called background; class 2 and 3 appear nowhere
+    metrics, details = evaluate.scores(np.array([5, 4]), np.array([1, 1]), shapes.label_space)
+    names = shapes.label_space.names
     assert metrics["mean_iou"] == 0.5
-    assert details["excluded"] == list(shapes.label_space.names[1:])
+    assert details["excluded"] == [names[0], *names[2:]]
     assert set(details["class_iou"].values()) == {0.5, None}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.placement import largest_memory, place
+from pmm_ray.runtime.cluster.startup import check_start
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -57,6 +58,7 @@ def connect(
         yield _resources(config, local=False)
         return
     local = address == "local" or (address == "auto" and not wants_cluster(address))
+    check_start(local, address)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -79,8 +81,11 @@ def connect(
     with _native_stderr_to(run_dir):
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise CannotRunError(f"cannot connect to Ray at {address!r}: {error}") from error
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            what = "start Ray on this machine" if local else f"connect to Ray at {address!r}"
+            raise CannotRunError(
+                f"cannot {what}: {error} (`pmm doctor` looks for the cause)"
+            ) from error
         import ray.data
         import ray.train
 

@@ -71,6 +71,7 @@ def examine() -> list[Check]:
         check_gpus(),
         check_memory(),
         check_shared_memory(),
+        *check_start(),
         check_disk("disk, working folder", Path.cwd()),
         check_disk("disk, temporary folder", Path(tempfile.gettempdir())),
     ]
@@ -236,6 +237,38 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
     if free >= _LOW_SHARED:
         return Check("shared memory", value)
     return Check("shared memory", value, False, "in a container: docker run --shm-size=2g")
+
+
+def check_start() -> list[Check]:
+    """What would keep Ray from starting here, or from reaching the cluster of `RAY_ADDRESS`."""
+    from pmm_ray.runtime.cluster import startup
+
+    folder = startup.temporary_folder()
+    findings = (
+        (
+            "Ray's cluster",
+            os.environ.get("RAY_ADDRESS", "none named"),
+            startup.address_fault("auto"),
+        ),
+        ("Ray's temporary folder", folder, startup.temporary_folder_fault()),
+        ("Ray's ports", "free ones on 127.0.0.1", startup.ports_fault()),
+    )
+    checks = [_finding(*finding, fatal=True) for finding in findings]
+    home = os.environ.get("HOME", "")
+    sent = "small enough to be sent"
+    checks.append(_finding("home folder", home, startup.home_fault(), fatal=False))
+    checks.append(
+        _finding("working folder", sent, startup.working_dir_fault(str(Path.cwd())), fatal=False)
+    )
+    return checks
+
+
+def _finding(name: str, value: str, fault: str, *, fatal: bool) -> Check:
+    """A check from a sentence `what is wrong: what to do`; an empty one is no fault."""
+    if not fault:
+        return Check(name, value)
+    wrong, _, advice = fault.rpartition(": ")
+    return Check(name, wrong, False, advice, fatal=fatal)
 
 
 def check_disk(name: str, folder: Path) -> Check:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pmm_ray.runtime.cluster.startup import working_dir_fault
 from pmm_ray.runtime.core.errors import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
@@ -96,7 +97,8 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
                     )
                 time.sleep(_RETRY_SECONDS)
                 continue
-            raise CannotRunError(f"the cluster did not take the job: {error}") from error
+            large = working_dir_fault(str(runtime_env["working_dir"]))
+            raise CannotRunError(f"the cluster did not take the job: {large or error}") from error
         return
 
 

@@ -6,9 +6,10 @@ import errno
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 ErrorKind = Literal["decode", "missing", "label", "nonfinite", "too_large", "internal"]
+ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
 
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 1

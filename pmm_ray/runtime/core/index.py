@@ -6,6 +6,7 @@ folder or reads bytes it does not need. A manifest is a single file and its own 
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from pmm_ray.runtime.core import storage, tables
 
 _INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.int32())])
+_PARTS_KEY, _SCHEMA_KEY = b"pmm.parts", b"pmm.schema"
 # parts read at once: a bucket answers each in tens of milliseconds, and Arrow frees the lock
 _READERS = 16
 
@@ -142,27 +144,47 @@ def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
     return TableIndex(tuple(uri for uri, _ in parts), table), broken
 
 
-def write_index(folder: str, index: TableIndex) -> None:
-    """Write `folder/index.parquet`; parts are named relative to the folder."""
+def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None) -> None:
+    """Write `folder/index.parquet`; parts are named relative to the folder.
+
+    Args:
+        folder: of the table.
+        index: of its rows.
+        schema: of the table, which no part tells where every image became an error row.
+    """
     names = [uri.rsplit("/", 1)[-1] for uri in index.parts]
-    table = index.table.replace_schema_metadata({"pmm.parts": json.dumps(names)})
+    metadata = {_PARTS_KEY: json.dumps(names).encode()}
+    if schema is not None:
+        metadata[_SCHEMA_KEY] = base64.b64encode(schema.serialize().to_pybytes())
+    table = index.table.replace_schema_metadata(metadata)
     storage.write_bytes(storage.join(folder, "index.parquet"), tables.to_bytes(table))
 
 
 def read_index(folder: str) -> TableIndex:
     """The index of a finished table folder."""
-    uri = storage.join(folder, "index.parquet")
-    table = tables.read_table(uri)
-    names = json.loads(table.schema.metadata[b"pmm.parts"])
-    return TableIndex(tuple(storage.join(folder, name) for name in names), table)
+    return _read_index(folder)[0]
+
+
+def _read_index(folder: str) -> tuple[TableIndex, pa.Schema | None]:
+    table = tables.read_table(storage.join(folder, "index.parquet"))
+    metadata = table.schema.metadata
+    names = json.loads(metadata[_PARTS_KEY])
+    packed = metadata.get(_SCHEMA_KEY)
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(packed))) if packed else None
+    return TableIndex(tuple(storage.join(folder, name) for name in names), table), schema
 
 
 def read_all(folder: str) -> pa.Table:
-    """Every row of a finished table folder, in memory: for small tables and for tests."""
-    index = read_index(folder)
+    """Every row of a finished table folder, in memory: for small tables and for tests.
+
+    A table without rows has its columns all the same.
+    """
+    index, schema = _read_index(folder)
     parts = [tables.read_table(uri) for uri in index.parts]
     wanted: list[pa.Table] = []
     for number, part in enumerate(parts):
         rows = index.table.filter(pc.equal(index.table.column("part"), number)).column("row")
         wanted.append(part.take(rows))
-    return pa.concat_tables(wanted) if wanted else pa.table({"image_id": pa.array([], pa.string())})
+    if wanted:
+        return pa.concat_tables(wanted)
+    return (schema or pa.schema([("image_id", pa.string())])).empty_table()

@@ -10,7 +10,8 @@ import contextlib
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -195,20 +196,86 @@ def write_bytes(uri: str, data: bytes) -> None:
             temporary.unlink()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a listing found: a file, or something that cannot be read as one."""
+
+    uri: str
+    fault: str = ""
+    """Why there is nothing to read; empty for a file."""
+
+
+def printable(text: str) -> str:
+    """The text, where bytes of another encoding than UTF-8 are written as `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
+    """All that is in a folder but folders, sorted, hidden ones too; empty if there is none.
+
+    Links are followed, each folder is visited once: a link to a folder above does no harm.
+    """
+    if is_remote(folder):
+        return [Entry(uri) for uri in _list_store(folder, recursive)]
+    found: list[Entry] = []
+    folders, links = [absolute(folder)], list[str]()
+    seen: set[str] = set()
+    while folders or links:
+        # folders before links to them: what both lead to is known by its own path
+        place = folders.pop() if folders else links.pop()
+        real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if _is(entry.is_dir):
+                        if recursive:
+                            (links if entry.is_symlink() else folders).append(entry.path)
+                    else:
+                        found.append(_entry(entry))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            found.append(Entry(place, f"the folder cannot be listed: {error.strerror}"))
+    return sorted(found, key=lambda entry: entry.uri)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _entry(entry: os.DirEntry[str]) -> Entry:
+    if not _is(entry.is_file):
+        fault = "a link to nothing" if entry.is_symlink() else "no regular file"
+        return Entry(entry.path, fault)
+    if printable(entry.path) != entry.path:
+        return Entry(entry.path, "its name is not UTF-8: rename it")
+    return Entry(entry.path)
+
+
 def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> list[str]:
     """Sorted uris of the files in a folder, hidden ones left out; empty if there is no folder."""
+    return [
+        entry.uri
+        for entry in list_entries(folder, recursive=recursive)
+        if not entry.fault
+        and entry.uri.endswith(suffix)
+        and not posixpath.basename(entry.uri).startswith(".")
+    ]
+
+
+def _list_store(folder: str, recursive: bool) -> list[str]:
     filesystem, path = resolve(folder)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    prefix = folder.split("://", 1)[0] + "://" if is_remote(folder) else ""
     with reaching(folder):
         found = filesystem.get_file_info(selector)
-    return sorted(
-        prefix + info.path
-        for info in found
-        if info.type == pafs.FileType.File
-        and info.path.endswith(suffix)
-        and not posixpath.basename(info.path).startswith(".")
-    )
+    scheme = folder.split("://", 1)[0]
+    return sorted(f"{scheme}://{info.path}" for info in found if info.type == pafs.FileType.File)
 
 
 def delete_file(uri: str) -> None:

@@ -150,7 +150,8 @@ def run_table_stage(
             progress.advance(len(todo), len(todo))
         rate = progress.rate
     _check_budget(folder, len(ledger.failed.intersection(expected)), budget)
-    summary = _finalize(context, folder, expected, ledger, time.monotonic() - started, rate)
+    seconds = time.monotonic() - started
+    summary = _finalize(context, folder, expected, ledger, schema, seconds, rate)
     if not sent or not mapped:
         return summary
     details = summary.details | {"sent_bytes_per_image": round(sent / mapped)}
@@ -193,6 +194,7 @@ def _finalize(
     folder: StageFolder,
     expected: Sequence[str],
     ledger: Ledger,
+    schema: pa.Schema,
     seconds: float,
     rate: float,
 ) -> Summary:
@@ -205,7 +207,7 @@ def _finalize(
     got, bad = set(index.image_ids), ledger.failed.intersection(expected)
     assert got | bad == set(expected), f"{folder.stage}: rows are missing"
     assert not got & bad, f"{folder.stage}: an image has both a row and an error row"
-    write_index(folder.uri, index)
+    write_index(folder.uri, index, schema)
     if bad:
         context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(

@@ -9,6 +9,7 @@ nothing.
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import warnings
@@ -28,6 +29,40 @@ from pmm_ray.runtime.core.errors import RowError
 MAX_PIXELS = 178_956_970
 # the headers of nearly all photographs lie in their first bytes; the rest need not be read
 HEAD_BYTES = 256 * 1024
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (),  # several JPEGs in one file, the first counts; phones write them as .jpg
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
+}
+"""Formats that are read, by Pillow's names, and their endings; the first frame counts. No other
+format is tried, whatever an ending says: Pillow hands PostScript to another program."""
+
+EXTRAS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
+"""Formats that need a package of the optional extra `photos`."""
+
+UNREAD = (
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw"),
+    *(".psd", ".svg", ".eps", ".pdf", ".tga", ".exr", ".hdr", ".ico", ".dcm"),
+)
+"""Endings of pictures that are not read: such a file is an error row, never passed over."""
+
+IMAGE_SUFFIXES = (*(e for endings in FORMATS.values() for e in endings), *UNREAD)
+"""Endings, in any case, by which a file of a folder counts as a photograph."""
+
+CONVERT = "convert it to JPEG or PNG, for example `magick mogrify -format jpg FILE`"
+
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+_JXL_SIGNATURES = (b"\xff\n", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
 _ORIENTATION = ExifTags.Base.Orientation
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -214,7 +249,8 @@ def _reading(uri: str) -> Iterator[None]:
     except RowError:
         raise
     except UnidentifiedImageError as error:
-        raise RowError("decode", "not an image, or of an unknown format", uri) from error
+        text = f"not an image, or of a format that is not read: {CONVERT}"
+        raise RowError("decode", text, uri) from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise RowError("too_large", f"too large to decode: {error}", uri) from error
     # Pillow's parsers raise nearly any type on a damaged file: struct.error, SyntaxError, ...
@@ -226,13 +262,37 @@ def _open(data: bytes, max_pixels: int, uri: str) -> Image.Image:
     """The image with its header read and its declared size checked."""
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)
-    image = Image.open(io.BytesIO(data))
+    kind = _sniff(data)
+    if kind is not None and kind not in Image.OPEN:
+        _load_opener(kind, uri)
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     width, height = image.size
     if width * height > max_pixels:
         image.close()
         message = f"declares {width} x {height} pixels, more than the {max_pixels} allowed"
         raise RowError("too_large", message, uri)
     return image
+
+
+def _sniff(data: bytes) -> str | None:
+    """`HEIF` or `JXL` if the content is that, whatever the file is called."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
+        return "HEIF"
+    return "JXL" if data.startswith(_JXL_SIGNATURES) else None
+
+
+def _load_opener(kind: str, uri: str) -> None:
+    """Make Pillow know a format of the extra. Raises RowError where its package is missing."""
+    module = EXTRAS[kind]
+    try:
+        package = importlib.import_module(module)
+    except ImportError as error:
+        name = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
+        text = f"a {name} photograph: pip install 'pmm-ray[photos]' on every node, or {CONVERT}"
+        raise RowError("decode", text, uri) from error
+    if kind == "HEIF":
+        package.register_heif_opener()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,0 +1,136 @@
+"""What became of everything a command was given: found = made + failed + left out on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.storage import printable
+
+# reasons and names that a closing line quotes of each kind
+_MOST_QUOTED = 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many of one kind there are, and the first of them as they are quoted."""
+
+    count: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """The sum of one command.
+
+    Args:
+        what: what was found, in the plural: `photographs`, `CAMs`.
+        found: everything that was met.
+        made: what became a result.
+        errors: what failed, by kind of `ErrorRow`.
+        left_out: what was passed over on purpose, by reason.
+    """
+
+    what: str
+    found: int
+    made: int
+    errors: Mapping[str, Group]
+    left_out: Mapping[str, Group]
+
+    def __post_init__(self) -> None:
+        parts = self.made + self.failed + self.passed_over
+        assert self.found == parts, f"{self.found} {self.what} found, {parts} accounted for"
+
+    @property
+    def failed(self) -> int:
+        return sum(group.count for group in self.errors.values())
+
+    @property
+    def passed_over(self) -> int:
+        return sum(group.count for group in self.left_out.values())
+
+    @property
+    def nothing_made(self) -> bool:
+        """Whether the command did nothing of what it was asked for: exit code 1."""
+        return self.made == 0
+
+    def after(self, errors: Iterable[ErrorRow]) -> Accounting:
+        """The sum after one more stage, which failed on some of what was made so far."""
+        errors = list(errors)
+        added = _by_kind(errors)
+        merged = dict(self.errors)
+        for kind, group in added.items():
+            old = merged.get(kind, Group(0, ()))
+            first = (*old.first, *group.first)[:_MOST_QUOTED]
+            merged[kind] = Group(old.count + group.count, first)
+        return Accounting(self.what, self.found, self.made - len(errors), merged, self.left_out)
+
+    def lines(self, where: str) -> tuple[str, str, str]:
+        """The three closing lines of a command: how many, what not and why, where the rest stands.
+
+        Args:
+            where: the place of the results.
+        """
+        done = f"{self.made} of {self.found} {self.what}"
+        parts = [
+            f"{group.count} {kind} ({_quote(group)})" for kind, group in sorted(self.errors.items())
+        ]
+        parts += [
+            f"{group.count} left out: {reason} ({_quote(group)})"
+            for reason, group in sorted(self.left_out.items())
+        ]
+        return done, "not: " + ("; ".join(parts) or "none"), f"-> {where}"
+
+
+def account(
+    what: str,
+    *,
+    found: int,
+    made: int,
+    errors: Sequence[ErrorRow] = (),
+    left_out: Mapping[str, Sequence[str]] | None = None,
+) -> Accounting:
+    """The sum of a command or an import.
+
+    Args:
+        what: what was found, in the plural.
+        found: everything that was met, counted where it was listed.
+        made: what became a result.
+        errors: what failed.
+        left_out: names of what was passed over, by reason.
+    """
+    passed = {
+        reason: Group(len(names), tuple(printable(name) for name in names[:_MOST_QUOTED]))
+        for reason, names in (left_out or {}).items()
+        if names
+    }
+    return Accounting(what, found, made, _by_kind(errors), passed)
+
+
+def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> None:
+    """Say the closing lines.
+
+    Raises:
+        CannotRunError: nothing was made; the first reason is named.
+    """
+    for line in accounting.lines(where):
+        say(line)
+    if accounting.nothing_made:
+        groups = (*accounting.errors.values(), *accounting.left_out.values())
+        reason = next((text for group in groups for text in group.first), "nothing was found")
+        raise CannotRunError(
+            f"0 of {accounting.found} {accounting.what}, the first reason: {reason}"
+        )
+
+
+def _by_kind(errors: Iterable[ErrorRow]) -> dict[str, Group]:
+    rows: dict[str, list[str]] = {}
+    for row in errors:
+        rows.setdefault(row.kind, []).append(f"{row.image_id}: {row.message}")
+    return {kind: Group(len(texts), tuple(texts[:_MOST_QUOTED])) for kind, texts in rows.items()}
+
+
+def _quote(group: Group) -> str:
+    more = ", ..." if group.count > len(group.first) else ""
+    return ", ".join(group.first) + more

@@ -1,0 +1,113 @@
+"""The page of what is read, refused and left out, from the tables of the code itself.
+
+python -m pmm_ray.sources.describe > docs/reference/inputs.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pmm_ray.labels import is_background
+from pmm_ray.runtime.core.errors import ERROR_KINDS
+from pmm_ray.runtime.rows.images import EXTRAS, FORMATS, UNREAD
+from pmm_ray.sources import cam_files, coco, folder, foreign, label_files, names, photographs
+
+_SPELLINGS = ("background", "_background_", "__background__", "BG", "bkg")
+
+
+def page() -> str:
+    """The page as Markdown."""
+    assert all(map(is_background, _SPELLINGS))
+    return "\n".join(_sections()) + "\n"
+
+
+def _sections() -> Iterable[str]:
+    yield from (
+        "# What is read, what is refused, what is left out",
+        "",
+        "*Written by `python -m pmm_ray.sources.describe`; a test holds it to the code.*",
+        "",
+        "Everything that a command meets becomes a result, an error row or is left out with its "
+        "reason; the three closing lines are the sum. After an import the classes with their "
+        "images, the splits that nothing uses and the names that did not match are printed, and "
+        'stand in the report under "Data".',
+        "",
+        "## Photographs",
+        "",
+        *_table(("format", "endings, in any case", "needs"), _formats()),
+        "",
+        f"Not read, and an error row that says how to convert: {_code(UNREAD)}. The content "
+        "counts, not the ending: a HEIC file called `.jpg` is HEIC. Of several frames the first "
+        "is taken.",
+        "",
+        f"They are looked for in {_code(photographs.IMAGE_FOLDERS)}, else in the folder itself, "
+        "with sub-folders and through links. Left out, by name: "
+        + ", ".join(photographs.LEFT_OUT.values())
+        + f". Error rows are of the kinds {_code(ERROR_KINDS)}.",
+        "",
+        "## Names",
+        "",
+        _paragraph(names.__doc__),
+        "",
+        "## Text",
+        "",
+        "UTF-8, and UTF-16 or UTF-32 with a byte order mark; anything else is refused. Tables are "
+        "separated by `,`, `;` or tabs; lines of which every cell is empty are left out.",
+        "",
+        "## Class lists",
+        "",
+        *_table(("file", "content"), label_files.FILES.items()),
+        "",
+        f"In a folder: {_code(photographs.CLASS_FILES)}. The background may come first, in any "
+        f"case: {_code(_SPELLINGS)}; anywhere else it is refused, as mask values would be one off.",
+        "",
+        "## Sources",
+        "",
+        *_doc("folder", folder.__doc__),
+        *_doc("coco", coco.__doc__),
+        f"Looked for, in this order: {_code(coco.FILES)} (`{{}}` is the split), then "
+        f"{_code(coco.SINGLE_FILES)}.",
+        "",
+        "## Refused, with what to choose instead",
+        "",
+        *_table(("export", "instead"), foreign.FOREIGN.items()),
+        "",
+        "## CAMs (`pmm masks`)",
+        "",
+        *_table(("file", "written by"), cam_files.LAYOUTS.items()),
+        "",
+        "Planes that add up to one are scores with a background (SEAM, PSA and EPS after the "
+        "CRF): such a file is a `label` error.",
+    )
+
+
+def _formats() -> Iterable[tuple[str, str, str]]:
+    for name, endings in FORMATS.items():
+        needs = "`pip install 'pmm-ray[photos]'`" if name in EXTRAS else ""
+        yield name, _code(endings) or "as `.jpg`", needs
+
+
+def _doc(source: str, text: str | None) -> Iterable[str]:
+    """A source by its module's own words."""
+    assert text is not None
+    yield from (f"### {source}", "", text.strip(), "")
+
+
+def _paragraph(text: str | None) -> str:
+    assert text is not None
+    return text.split("\n\n", 1)[1].strip()
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _code(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,126 @@
+"""What a column of labels means: numbers, names, lists of them, or a 0 or 1 for each class.
+
+Nothing in a file says which, so it is decided from all values at once, and said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pmm_ray.labels import MAX_FOREGROUND, is_background, normalize_name
+from pmm_ray.runtime.core.errors import CannotRunError
+
+Form = Literal["class numbers", "class names", "0 or 1 for each class"]
+UNNAMED_CLASS = "object"
+_JOINTS = (",", ";", "|")
+
+
+@dataclass(frozen=True)
+class ColumnLabels:
+    """How to read the labels of a row.
+
+    Args:
+        names: of the classes in the order of their numbers; the background may come first.
+        form: what the values are.
+    """
+
+    names: tuple[str, ...]
+    form: Form
+
+    @property
+    def _first(self) -> int:
+        return 0 if self.names and is_background(self.names[0]) else 1
+
+    def ids(self, value: Any) -> list[int]:
+        """Contiguous ids of a row. Raises ValueError for what is no class, or no such list."""
+        values = value if isinstance(value, list) else [value]
+        # -1 is Hugging Face's mark of an unlabelled row
+        values = [label for label in values if label not in (None, "", -1)]
+        if self.form == "0 or 1 for each class":
+            if values and len(values) != len(self.names):
+                raise ValueError(f"{len(values)} values of 0 or 1 for {len(self.names)} classes")
+            values = [place for place, label in enumerate(values) if label]
+        elif len(set(map(str, values))) < len(values):
+            raise ValueError(
+                f"the list {values[:12]} repeats a class: neither class numbers, nor 0 or 1 for "
+                f"each of the {len(self.names)} classes"
+            )
+        return [label for label in map(self._id, values) if label]
+
+    def _id(self, label: Any) -> int:
+        if isinstance(label, str):
+            name = normalize_name(label)
+            if name in self.names:
+                return self.names.index(name) + self._first
+            if is_background(name):
+                return 0
+            parts = {part.strip() for joint in _JOINTS for part in name.split(joint)}
+            hint = ": write a list of names" if parts & set(self.names) else ""
+            raise ValueError(f"label {label!r} is none of the {len(self.names)} classes{hint}")
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return int(label) + self._first
+        raise ValueError(f"label {label!r} is none of the {len(self.names)} classes")
+
+
+def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLabels:
+    """Decide what the values of a column are.
+
+    Lists are a 0 or 1 for each class if all are of one length, which is that of the names where
+    there are any, hold nothing else, and one cannot be class numbers: it repeats or descends.
+
+    Args:
+        values: of all rows.
+        names: of the classes, where the data set tells them.
+
+    Raises:
+        CannotRunError: numbers and names in one column.
+    """
+    words: set[str] = set()
+    highest = -1
+    lengths: set[int] = set()
+    binary, unlike_numbers = True, False
+    for value in values:
+        labels = value if isinstance(value, list) else [value]
+        labels = [label for label in labels if label not in (None, "")]
+        words |= {normalize_name(label) for label in labels if isinstance(label, str)}
+        numbers = [label for label in labels if isinstance(label, (int, float))]
+        highest = max(
+            [highest, *(int(number) for number in numbers if 0 <= number < MAX_FOREGROUND * 2)]
+        )
+        if isinstance(value, list) and numbers:
+            lengths.add(len(numbers))
+            binary &= all(number in (0, 1) for number in numbers)
+            bools = any(isinstance(number, bool) for number in numbers)
+            unlike_numbers |= bools or any(a >= b for a, b in itertools.pairwise(numbers))
+        elif numbers:
+            binary = False
+    words.discard("")
+    if words and highest >= 0:
+        raise CannotRunError("some labels are numbers and some are names: use one or the other")
+    length = next(iter(lengths), 0)
+    fits = len(lengths) == 1 and (names is None or len(names) == length)
+    if binary and unlike_numbers and fits:
+        return ColumnLabels(tuple(names or map(str, range(length))), "0 or 1 for each class")
+    if names is not None:
+        named = tuple(map(normalize_name, names))
+        return ColumnLabels(named, "class names" if words else "class numbers")
+    if words:
+        classes = sorted(word for word in words if not is_background(word))
+        return ColumnLabels(tuple(_unjoined(classes) or [UNNAMED_CLASS]), "class names")
+    numbers_found = tuple(str(i) for i in range(highest + 1))
+    return ColumnLabels(numbers_found or (UNNAMED_CLASS,), "class numbers")
+
+
+def _unjoined(words: list[str]) -> list[str]:
+    """The words without those that are others of them, joined: `dog, cat` beside `dog`."""
+    known = set(words)
+    return [
+        word
+        for word in words
+        if not any(
+            joint in word and {p.strip() for p in word.split(joint)} & known for joint in _JOINTS
+        )
+    ]

@@ -1,0 +1,225 @@
+"""How names that people and other programs wrote are compared: one rule for every join.
+
+A file is known by its path below the folder that was given, without its ending. Where two sides
+name it differently, it is found in this order: the same path; the same in Unicode's composed form,
+with `/` for `\\`, and an ending in any case; the same with `%20` and its like decoded; the same in
+any case of letters; and last by its name alone, where only one file has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from pmm_ray.runtime.core import tables
+
+_DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
+_NUMBER = re.compile(r"-?[0-9]{1,30}")
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+_SAME = ""
+
+
+def join_key(value: Any) -> str:
+    """The key of an id that one file holds as a number and another as text: `7`, `"7"`, `7.0`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str) and value.strip():
+        text = unicodedata.normalize("NFC", value.strip())
+        return str(int(text)) if _NUMBER.fullmatch(text) else text
+    raise ValueError(f"{value!r} is no id")
+
+
+def lookup(table: Mapping[str, int]) -> Callable[[Any], int | None]:
+    """Finds the entry of an id among keys of `join_key`; None for what is no id or not there.
+
+    Whole numbers, of which a file may hold a million, are found without making a key of each.
+    """
+    numbers = {int(key): value for key, value in table.items() if _NUMBER.fullmatch(key)}
+
+    def find(value: Any) -> int | None:
+        if type(value) is int:
+            return numbers.get(value)
+        try:
+            return table.get(join_key(value))
+        except ValueError:
+            return None
+
+    return find
+
+
+def clean_path(name: str) -> str:
+    """A path as we write it: composed, with `/`, without `./`, a drive or a leading `/`."""
+    path = _DRIVE.sub("", unicodedata.normalize("NFC", name.strip()).replace("\\", "/"))
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def has_ending(name: str, endings: str | tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, in any case; `endings` are lower."""
+    return name.lower().endswith(endings)
+
+
+def ending_of(name: str) -> str:
+    """`.jpg` of `a/b.JPG`; empty where a name has none."""
+    found = _ENDING.search(name.rsplit("/", 1)[-1])
+    return found.group().lower() if found else ""
+
+
+def file_name(uri: str) -> str:
+    """The last part of a uri, composed (Unicode NFC)."""
+    # a Mac stores file names decomposed, a list is mostly written composed
+    return unicodedata.normalize("NFC", uri.rsplit("/", 1)[-1])
+
+
+def file_stem(uri: str) -> str:
+    """The file's name without its ending."""
+    return file_name(uri).rsplit(".", 1)[0]
+
+
+def stem_path(uri: str, root: str = "") -> str:
+    """The path of a file below `root` without its ending: what it is known by."""
+    path = unicodedata.normalize("NFC", uri.removeprefix(root.rstrip("/") + "/") if root else uri)
+    folder, _, name = path.rpartition("/")
+    stem = name.rsplit(".", 1)[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def safe_image_id(name: str) -> str:
+    """The name itself if it is an allowed image id, else a safe id that only it gets."""
+    if tables.IMAGE_ID_PATTERN.fullmatch(name):
+        return name
+    name = unicodedata.normalize("NFC", name)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:100]
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{readable or 'image'}-{digest}"
+
+
+def _lower_ending(name: str) -> str:
+    path = clean_path(name)
+    ending = ending_of(path)
+    return path[: len(path) - len(ending)] + ending
+
+
+# what is said of a name found by each rule, and the key by which it compares
+_RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    (_SAME, lambda name: unicodedata.normalize("NFC", name)),
+    ("written on another system", _lower_ending),
+    ("written on another system", lambda name: _lower_ending(unquote(name))),
+    ("in another case of letters", lambda name: _lower_ending(unquote(name)).casefold()),
+    ("by the file's name alone", lambda name: _lower_ending(unquote(name)).rsplit("/", 1)[-1]),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a written name means.
+
+    `how` says by what rule, empty where it is written so; rules of a higher `rank` are weaker.
+    """
+
+    name: str
+    how: str = ""
+    rank: int = 0
+
+
+class NameIndex:
+    """Finds files by the names that others wrote for them.
+
+    Args:
+        names: of the files, paths below one folder; a name without its ending finds a file, too.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._tables: dict[int, dict[str, list[str]]] = {}
+
+    def _table(self, rule: int) -> dict[str, list[str]]:
+        """Names by the keys of one rule, made when it is first needed."""
+        if rule not in self._tables:
+            key = _RULES[rule][1]
+            table: dict[str, list[str]] = {}
+            for name in self._names:
+                for way in {key(name), key(_without_ending(name))}:
+                    table.setdefault(way, []).append(name)
+            self._tables[rule] = table
+        return self._tables[rule]
+
+    def find(self, written: str) -> Found | None:
+        """The file that a name means, None where there is none.
+
+        Raises:
+            ValueError: it may mean several.
+        """
+        for rule, (how, key) in enumerate(_RULES):
+            names = self._table(rule).get(key(written), [])
+            # a whole name counts before another file's name without its ending
+            whole = [name for name in names if key(name) == key(written)] or names
+            if len(whole) == 1:
+                return Found(whole[0], how, rule)
+            if whole:
+                listed = ", ".join(sorted(whole)[:3])
+                raise ValueError(
+                    f"{written!r} may be any of {len(whole)} files ({listed}): name its folder "
+                    "and its ending"
+                )
+        return None
+
+
+def _without_ending(name: str) -> str:
+    ending = ending_of(name)
+    return name[: len(name) - len(ending)] if ending else name
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What belongs together of two sides.
+
+    `of` gives the right name of a left one, `how` counts those found by another rule than the same
+    path, `several` are left names that more than one right name fits.
+    """
+
+    of: dict[str, str]
+    how: dict[str, int]
+    several: dict[str, tuple[str, ...]]
+
+
+def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
+    """Pair names without endings, each at most once: by path first, by name alone where unique.
+
+    Args:
+        left, right: `stem_path`s, unique on either side.
+    """
+    of: dict[str, str] = {}
+    how: dict[str, int] = {}
+    several: dict[str, tuple[str, ...]] = {}
+    open_left, open_right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
+    for said, key in _RULES:
+        by_key: dict[str, list[str]] = {}
+        for name in open_right:
+            by_key.setdefault(key(name), []).append(name)
+        rivals: dict[str, int] = {}
+        for name in open_left:
+            rivals[key(name)] = rivals.get(key(name), 0) + 1
+        for name in open_left:
+            found = by_key.get(key(name), [])
+            if len(found) == 1 and rivals[key(name)] == 1:
+                of[name] = found[0]
+                if said:
+                    how[said] = how.get(said, 0) + 1
+            elif found:
+                several[name] = tuple(found)
+        taken = set(of.values())
+        open_left = [name for name in open_left if name not in of]
+        open_right = [name for name in open_right if name not in taken]
+    return Pairs(of, how, {name: names for name, names in several.items() if name not in of})

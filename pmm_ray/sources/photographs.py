@@ -1,0 +1,142 @@
+"""The photographs of a folder, and what else lies there: nothing of it goes unmentioned."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
+from pmm_ray.runtime.core.manifest import FILE_NAME
+from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
+from pmm_ray.sources.importing import Importer
+from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
+
+IMAGE_FOLDERS = ("images", "JPEGImages")
+"""Where photographs are looked for below a root; else they lie in the root itself."""
+MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
+"""Where the ground truth of a folder is looked for."""
+LABEL_FILES = ("labels.csv",)
+CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
+"""Lists of class names: ours, LabelMe's, CVAT's."""
+
+LEFT_OUT = {
+    "hidden": "hidden",
+    "results": "results of an earlier command",
+    "masks": "in the folder of masks",
+    "labels": "labels and class names",
+    "other": "no ending of a photograph",
+}
+"""Why a file of a folder is passed over; one beside the folder of photographs is `not in` it."""
+
+# what a folder of our own results holds
+_OURS = (FILE_NAME, "run.json", "summary.json")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A photograph that cannot even be opened."""
+
+    name: str
+    uri: str
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What lies in a folder.
+
+    `files` are the uris of photographs by their paths below `folder`, with their endings; `broken`
+    those that cannot be opened; `left_out` the names of all other files by reason.
+    """
+
+    root: str
+    folder: str
+    files: dict[str, str]
+    broken: tuple[Broken, ...]
+    left_out: dict[str, list[str]]
+
+    @property
+    def found(self) -> int:
+        """Files that were met."""
+        return len(self.files) + len(self.broken) + sum(map(len, self.left_out.values()))
+
+    def image_id(self, name: str) -> str:
+        """The image id of a photograph."""
+        return safe_image_id(stem_path(name))
+
+    def report(self, importer: Importer) -> None:
+        """Hand over what is no photograph that can be used."""
+        for item in self.broken:
+            importer.fail(stem_path(item.name), item.kind, item.message, item.uri)
+        for reason, names in self.left_out.items():
+            for name in names:
+                importer.leave_out(reason, name)
+
+
+def find_photographs(root: str, out: str = "") -> Photographs:
+    """All photographs below a folder, sub-folders too.
+
+    Args:
+        root: holds `images/` or `JPEGImages/`, or the photographs themselves.
+        out: where results go: what lies there is left out, as are older results below `root`.
+
+    Raises:
+        CannotRunError: there are none; what is there instead is named.
+    """
+    root = storage.absolute(root)
+    candidates = [storage.join(root, name) for name in IMAGE_FOLDERS]
+    folder = next((place for place in candidates if storage.exists(place)), root)
+    entries = storage.list_entries(root, recursive=True)
+    results = {storage.parent(e.uri) for e in entries if posixpath.basename(e.uri) in _OURS}
+    results = {place for place in (*results, storage.absolute(out) if out else "") if place}
+    files: dict[str, str] = {}
+    broken: list[Broken] = []
+    left_out: dict[str, list[str]] = {}
+    for entry in entries:
+        name = entry.uri.removeprefix(folder.rstrip("/") + "/")
+        reason = _left_out(entry.uri, root, folder, results)
+        if reason:
+            left_out.setdefault(reason, []).append(entry.uri.removeprefix(root.rstrip("/") + "/"))
+        elif entry.fault:
+            broken.append(Broken(name, entry.uri, "missing", entry.fault))
+        elif has_ending(name, UNREAD):
+            text = f"{ending_of(name)} is not read: {CONVERT}"
+            broken.append(Broken(name, entry.uri, "decode", text))
+        else:
+            files[name] = entry.uri
+    if not files and not broken:
+        there = "".join(
+            f"\n  {len(names)} left out: {reason} ({storage.printable(', '.join(names[:3]))})"
+            for reason, names in sorted(left_out.items())
+        )
+        endings = ", ".join(IMAGE_SUFFIXES[:8])
+        raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
+    return Photographs(root, folder, files, tuple(broken), left_out)
+
+
+def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
+    """Why a file is passed over; empty for a photograph."""
+    path = uri.removeprefix(root.rstrip("/") + "/")
+    parts = path.split("/")
+    if any(part.startswith(".") for part in parts):
+        return LEFT_OUT["hidden"]
+    # what the root itself holds beside older results is still the user's
+    if any(place != root for place in _parents(uri, root) if place in results):
+        return LEFT_OUT["results"]
+    if len(parts) > 1 and parts[0] in MASK_FOLDERS:
+        return LEFT_OUT["masks"]
+    if path in (*LABEL_FILES, *CLASS_FILES):
+        return LEFT_OUT["labels"]
+    if not has_ending(path, IMAGE_SUFFIXES):
+        return LEFT_OUT["other"]
+    return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
+
+
+def _parents(uri: str, root: str) -> Iterator[str]:
+    place = storage.parent(uri)
+    while len(place) > len(root):
+        yield place
+        place = storage.parent(place)

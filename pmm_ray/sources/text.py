@@ -1,0 +1,120 @@
+"""The one reader of text that people and other programs wrote: its encoding, its lines, its table.
+
+UTF-8 and UTF-16 or UTF-32 with their byte order marks are read; anything else is refused by a
+sentence that names the file. A guessed encoding would turn names into other names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from dataclasses import dataclass
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+
+# the marks of UTF-32 begin like those of UTF-16
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Lists, tables and annotations of one image stay far below; COCO's JSON is streamed, not read here.
+MOST_BYTES = 512 << 20
+_DELIMITERS = ",;\t"
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding that a file's first bytes declare, else `utf-8`."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+
+
+def read_text(uri: str, what: str = "file") -> str:
+    """The text of a file.
+
+    Args:
+        uri: of the file.
+        what: it is called where there is none.
+
+    Raises:
+        CannotRunError: no such file, one that cannot be read, is too large, or is no such text.
+    """
+    try:
+        data = storage.read_bytes(uri, MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise CannotRunError(f"no {what} at {uri}") from error
+    except OSError as error:
+        raise CannotRunError(f"the {what} {uri} cannot be read: {error}") from error
+    if len(data) > MOST_BYTES:
+        raise CannotRunError(f"the {what} {uri} has more than {MOST_BYTES >> 20} MB: is it text?")
+    try:
+        text = data.decode(encoding_of(data[:4])).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        raise CannotRunError(
+            f"{uri} is not UTF-8 text: save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        ) from error
+    if "\0" in text:
+        raise CannotRunError(f"{uri} is not text: it holds bytes of zero; save it as UTF-8")
+    return text
+
+
+def read_lines(uri: str, what: str = "file") -> list[str]:
+    """The lines of a file that hold something, without the space around them; `#` begins a comment.
+
+    Raises:
+        CannotRunError: see `read_text`.
+    """
+    lines = (line.strip() for line in read_text(uri, what).splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A line of a table: its cells by column, its number, and what stands beyond the columns."""
+
+    cells: dict[str, str]
+    number: int
+    surplus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A CSV file. Lines of which every cell is empty are left out, and counted in `empty`."""
+
+    columns: tuple[str, ...]
+    lines: tuple[TableLine, ...]
+    empty: int = 0
+
+
+def read_table_text(uri: str, what: str = "file") -> TextTable:
+    """A CSV file whose first line names the columns, separated by `,`, `;` or tabs.
+
+    Raises:
+        CannotRunError: see `read_text`; or quotes that never end.
+    """
+    text = read_text(uri, what)
+    first = text.lstrip().split("\n", 1)[0]
+    # spreadsheets of half of Europe separate by ';': what the first line holds most of
+    delimiter = max(_DELIMITERS, key=first.count)
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        columns: tuple[str, ...] = ()
+        lines, empty = [], 0
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if not any(cells):
+                empty += bool(columns)
+            elif not columns:
+                columns = tuple(cells)
+            else:
+                # a shorter line lacks its last cells, as spreadsheets write it
+                filled = cells + [""] * (len(columns) - len(cells))
+                known = dict(zip(reversed(columns), reversed(filled[: len(columns)]), strict=True))
+                surplus = tuple(cell for cell in cells[len(columns) :] if cell)
+                lines.append(TableLine(known, rows.line_num, surplus))
+    except csv.Error as error:
+        raise CannotRunError(f"{uri} is not a CSV file: {error}") from error
+    return TextTable(columns, tuple(lines), empty)
