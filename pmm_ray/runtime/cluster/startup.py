@@ -130,7 +130,9 @@ def working_dir_fault(folder: str) -> str:
             top = path.relative_to(root).parts[0]
             sizes[top] = sizes.get(top, 0) + path.stat().st_size
 
-    _dir_travel(root, [], count, include_gitignore=True, logger=logging.getLogger("ray"))
+    quiet = logging.getLogger("pmm_ray.working_dir")  # Ray would name every file it leaves out
+    quiet.setLevel(logging.ERROR)
+    _dir_travel(root, [], count, include_gitignore=True, logger=quiet)
     total = sum(sizes.values())
     if total <= MOST_WORKING_DIR:
         return ""
