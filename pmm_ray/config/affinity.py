@@ -75,7 +75,7 @@ class AffinityConfig(EpochTrainingConfig):
     def _in_order(self) -> AffinityConfig:
         if self.alpha_low >= self.alpha_high:
             raise ValueError(
-                f"affinity.alpha_low {self.alpha_low:g} must lie below affinity.alpha_high "
+                f"affinity.alpha_low {self.alpha_low:g} must be below affinity.alpha_high "
                 f"{self.alpha_high:g}"
             )
         return self

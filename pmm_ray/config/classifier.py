@@ -69,8 +69,8 @@ class ClassifierConfig(AnyClassifierConfig):
     """The image classifier whose activation maps become masks (paper 3.5, 4.1)."""
 
     resize_long: IntRange = (256, 416)
-    """The long side is drawn from this range, px (released code: 448..768). The middle of it is
-    that of the held-out images."""
+    """The long side is a random number of this range, px (released code: 448..768). Held-out
+    images have the middle of it."""
     crop_size: Positive = 320
     """Square training crop, px (paper: 448); smaller images are padded with the mean."""
 
@@ -81,7 +81,7 @@ class MulticropConfig(AnyClassifierConfig):
     enabled: bool = False
     """Train it; else the maps come from the first classifier."""
     crops: CropsConfig = CropsConfig()
-    """The windows; one is drawn per image and epoch."""
+    """The windows; each epoch takes a random one of each image."""
     relabel_share: float = Field(0.1, ge=0, le=1)
     """A window keeps a class if it holds more than this share of the class's base mask, or if the
     class covers more than this share of the window (paper 3.5: 10 %)."""

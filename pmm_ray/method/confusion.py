@@ -35,7 +35,7 @@ def confusion_matrix(
         int64 [C, C], row = truth, column = prediction.
 
     Raises:
-        ValueError: Shapes differ, or a counted id lies outside 0..C-1.
+        ValueError: Shapes differ, or a counted id is outside 0..C-1.
     """
     return confusion_matrices(truth, [prediction], num_classes, ignore)[0]
 

@@ -1,4 +1,4 @@
-"""How well a classifier ranks held-out images, and how well its maps lie on the objects.
+"""How well a classifier ranks held-out images, and how well its maps cover the objects.
 
 Watched after every epoch of its training; nothing is decided by it.
 """
@@ -27,7 +27,7 @@ from pmm_ray.runtime.training.augment import resize_to_long
 from pmm_ray.runtime.training.sampling import sample_seed
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
-"""A px whose scores all lie below one of these is background; the best of them is reported."""
+"""A px whose scores are all below one of these is background; the best of them is reported."""
 
 
 @dataclass

@@ -69,7 +69,7 @@ def build_classifier(config: AnyClassifierConfig, num_foreground: int) -> CamNet
     """The classifier that a configuration names, pretrained weights loaded.
 
     A file may hold SEAM's heads too: they are loaded where they fit the classes. The rest of the
-    heads is drawn from torch's global generator: seed it for a reproducible network.
+    heads gets random values of torch's global generator: seed it for a reproducible network.
 
     Returns:
         `CamClassifier` or `SeamNetwork`, by `config.kind`; its `loaded` tells what the file gave.

@@ -1,6 +1,6 @@
 """How well a segmenter does on held-out images while it is trained.
 
-Its mIoU may choose the weights that are kept: that uses pixel labels, and is said in the report.
+Its mIoU may choose the weights that are kept: that uses pixel labels, and the report says so.
 """
 
 # C: classes with the background; H, W: image.

@@ -1,4 +1,4 @@
-"""Pretrained weights, loaded whole or not at all; only heads may be missing, and that is said."""
+"""Pretrained weights, loaded whole or not at all; only heads may be missing, and are named."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     ID.npy   CLIP-ES: the same with attn_highres [K, H, W]
 
 Classes count from 0 in these files (0 is the first foreground class); mask values and the table's
-labels from 1. Scores lie within 0..1.
+labels from 1. Scores are within 0..1.
 """
 
 # K: classes of one file; H, W: photograph; h, w: a CAM of any size.

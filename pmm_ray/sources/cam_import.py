@@ -6,7 +6,7 @@ The CSV (UTF-8) is one of two kinds, told apart by its first line:
                          Names, or mask values (1 is the first class)
     id,name              the name of each class by its mask value
 
-What the numbers of the CAMs are called: the run whose folder the cams table lies in says it, else
+What the numbers of the CAMs are called: the run whose folder the cams table is in names them, else
 `classes.txt` among the photographs, else the CSV. Names that only stand in an `image_id,labels`
 file are taken in alphabetical order, or in VOC's or COCO's where just that fits the CAMs.
 """
@@ -163,7 +163,7 @@ def _read_csv(uri: str) -> tuple[list[str] | None, list[LabelLine] | None]:
         raise CannotRunError(f"{uri}: {error}") from error
     last = max(named, default=0)
     if not 1 <= last <= MAX_FOREGROUND:
-        raise CannotRunError(f"{uri}: ids must lie in 1..{MAX_FOREGROUND}, the last is {last}")
+        raise CannotRunError(f"{uri}: ids must be in 1..{MAX_FOREGROUND}, the last is {last}")
     return [named.get(i, f"class {i}") for i in range(1, last + 1)], None
 
 
@@ -183,7 +183,7 @@ def _known_classes(
 
 
 def _manifest_of_run(cams: CamFolder) -> Manifest | None:
-    """The manifest of the run in whose folder the table lies, if it does and it is still there."""
+    """The manifest of the run in whose folder the table is, if it does and it is still there."""
     run_folder = storage.parent(storage.parent(cams.index.parts[0]))
     record = storage.join(run_folder, "run.json")
     uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None

@@ -209,7 +209,7 @@ def _add_all(
 def _from_list(
     listed: dict[str, Labels], image_id: str, annotated: Callable[[], set[int]]
 ) -> set[int]:
-    annotated()  # its annotations must be sound all the same: the mask is drawn from them
+    annotated()  # its annotations must be sound all the same: the mask is made of them
     if image_id not in listed:
         raise ValueError("the list names no labels for it")
     return set(listed[image_id])

@@ -19,7 +19,7 @@ from pmm_ray.sources.names import lookup
 MASKS = "masks"
 OBJECTS_FOLDER = "objects"
 OBJECTS_KEY = "pmm.objects"
-"""Metadata of a manifest whose masks are drawn from the objects beside it: their fingerprint."""
+"""Metadata of a manifest whose masks are made of the objects beside it: their fingerprint."""
 
 STRANGERS = "annotations of images that are not listed"
 """Key of `ImportReport.counts`."""

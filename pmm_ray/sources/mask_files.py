@@ -58,7 +58,7 @@ def find_masks(place: str, listing: str) -> MaskFiles:
 
     Args:
         place: a masks table (a stage's folder, or one Parquet file), or a folder of PNG files,
-            which may lie in subfolders.
+            which may be in subfolders.
         listing: Parquet file to write the list of PNG files to; not written for a table.
 
     Raises:

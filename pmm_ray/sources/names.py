@@ -111,7 +111,7 @@ def _lower_ending(name: str) -> str:
     return path[: len(path) - len(ending)] + ending
 
 
-# what is said of a name found by each rule, and the key by which it compares
+# what a message says of a name found by each rule, and the key by which it compares
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (_SAME, lambda name: unicodedata.normalize("NFC", name)),
     ("written on another system", _lower_ending),

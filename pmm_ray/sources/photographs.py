@@ -1,4 +1,4 @@
-"""The photographs of a folder, and what else lies there: nothing of it goes unmentioned."""
+"""The photographs of a folder, and what else is there: nothing of it goes unmentioned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
-"""Where photographs are looked for below a root; else they lie in the root itself."""
+"""Where photographs are looked for below a root; else they are in the root itself."""
 MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
 """Where the ground truth of a folder is looked for."""
 LABEL_FILES = ("labels.csv",)
@@ -46,7 +46,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Photographs:
-    """What lies in a folder.
+    """What is in a folder.
 
     `files` are the uris of photographs by their paths below `folder`, with their endings; `broken`
     those that cannot be opened; `left_out` the names of all other files by reason.
@@ -81,7 +81,7 @@ def find_photographs(root: str, out: str = "") -> Photographs:
 
     Args:
         root: holds `images/` or `JPEGImages/`, or the photographs themselves.
-        out: where results go: what lies there is left out, as are older results below `root`.
+        out: where results go: what is there is left out, as are older results below `root`.
 
     Raises:
         CannotRunError: there are none; what is there instead is named.

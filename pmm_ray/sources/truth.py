@@ -29,7 +29,7 @@ def check_truth_values(uris: Sequence[str], space: LabelSpace) -> None:
     for uri in uris[::step][:_LOOKED_INTO]:
         try:
             values |= set(np.unique(decode_mask(read_file(uri), uri=uri)).tolist())
-        # what is wrong with one mask is said of its image by the stage that reads it
+        # the stage that reads a mask makes an error row of what is wrong with it
         except (RowError, ValueError):
             continue
     if space.ignore in values and values <= {0, space.ignore}:

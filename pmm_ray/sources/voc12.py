@@ -54,7 +54,7 @@ def import_voc12(
 
     Args:
         root: the `VOCdevkit` folder, the `VOC2012` folder in it, or the folder around both. SBD's
-            `benchmark_RELEASE` may lie in any of them.
+            `benchmark_RELEASE` may be in any of them.
         out: folder that gets `manifest.parquet`, `errors/` and, from `.mat` files, `masks/`; with
             `lists` also `differences.csv`.
         splits: lists below `ImageSets/Segmentation`, else in `lists`, each of which becomes the

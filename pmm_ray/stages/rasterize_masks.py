@@ -60,7 +60,7 @@ def rasterize_worker(root: str, space: LabelSpace, overlap: str, crowd: str, sta
 
 
 def objects_fingerprint(manifest_uri: str) -> str | None:
-    """Of the objects that a manifest's masks are drawn from; None where there are none to draw."""
+    """Of the objects that a manifest's masks are made of; None where there are none."""
     return tables.table_metadata(manifest_uri).get(OBJECTS_KEY)
 
 

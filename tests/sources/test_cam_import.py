@@ -105,7 +105,7 @@ def test_names_by_mask_value(folder: Path) -> None:
         ("id,name\n1\n", "is no id"),
         ("id,name\none,cat\n", "is no id"),
         ("id,name\n1,cat\n2,cat\n", "no label space"),
-        ("id,name\n70000,cat\n", "ids must lie in"),
+        ("id,name\n70000,cat\n", "ids must be in"),
     ],
 )
 def test_a_csv_that_cannot_be_read_stops_the_run(folder: Path, csv: str, message: str) -> None:

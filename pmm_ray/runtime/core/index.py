@@ -76,7 +76,7 @@ def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> Tab
 
 
 def part_uri(folder: str, name: str) -> str:
-    """Where the part of this name (see `tables.chunk_name`) lies in a table folder."""
+    """Where the part of this name (see `tables.chunk_name`) is in a table folder."""
     return storage.join(folder, f"part-{name}.parquet")
 
 

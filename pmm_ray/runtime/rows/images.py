@@ -27,7 +27,7 @@ from pmm_ray.runtime.core.errors import RowError
 
 # Pillow's own limit of a decompression bomb; a larger `max_pixels` has no effect
 MAX_PIXELS = 178_956_970
-# the headers of nearly all photographs lie in their first bytes; the rest need not be read
+# the headers of nearly all photographs are in their first bytes; the rest need not be read
 HEAD_BYTES = 256 * 1024
 
 FORMATS = {
@@ -82,7 +82,7 @@ def decode_rgb(
     Args:
         data: the bytes of a JPEG, PNG, BMP, TIFF, WebP or another file that Pillow reads.
         apply_exif: rotate and flip as the EXIF orientation says (folders), or not (VOC, COCO:
-            their masks were drawn without).
+            their masks were made without).
         max_pixels: refuse images that declare more, before any pixel is decoded.
         uri: named in errors.
 
@@ -137,7 +137,7 @@ def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS)
     except RowError as error:
         if error.kind == "too_large" or len(head) < HEAD_BYTES:
             raise
-        # a long colour profile, or a TIFF whose directory lies at its end
+        # a long colour profile, or a TIFF whose directory is at its end
         return image_size(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
@@ -160,7 +160,7 @@ def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
     if not np.all(valid | (mask_HW == label_space.ignore)):
         outside = np.unique(mask_HW[~valid & (mask_HW != label_space.ignore)])[:10].tolist()
         raise ValueError(
-            f"mask values {outside} lie outside 0..{label_space.num_foreground} "
+            f"mask values {outside} are outside 0..{label_space.num_foreground} "
             f"and {label_space.ignore}"
         )
     image = Image.fromarray(np.ascontiguousarray(mask_HW, label_space.mask_dtype))

@@ -33,10 +33,10 @@ def augment(
     Args:
         image_HW3: uint8 RGB.
         rng: the only source of randomness.
-        resize_long: the long side is drawn from this closed range, px.
+        resize_long: the long side is a random number of this closed range, px.
         crop_size: S, px. Where the resized image is smaller, it is pasted at a random place into
             zeros, which stand for the mean colour.
-        color_jitter: brightness, contrast and saturation factors are drawn from 1 +- this, the
+        color_jitter: brightness, contrast and saturation factors are random in 1 +- this, the
             hue shift from +- a third of it (1 = the whole circle).
         mean, std: normalisation of RGB in 0..1.
 

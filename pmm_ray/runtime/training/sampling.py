@@ -83,7 +83,7 @@ class StepSampler:
     Args:
         plan: the global batches.
         rank: of this worker, 0..workers - 1.
-        first, last: steps `first` .. `last - 1` are drawn.
+        first, last: steps `first` .. `last - 1` are made.
     """
 
     def __init__(self, plan: BatchPlan, rank: int, first: int, last: int) -> None:
