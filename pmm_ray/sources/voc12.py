@@ -131,7 +131,8 @@ def import_voc12(
         differences = compare_labels(here, listed)
         write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
         counts |= count_differences(differences)
-    return importer.finish(counts, metadata={"pmm.labels_from": chosen or "none"})
+    found = sum(map(len, listed_splits.values()))
+    return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=found)
 
 
 def _find_voc(root: str) -> str:
