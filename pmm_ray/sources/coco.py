@@ -34,6 +34,7 @@ FILES = (
     "{}/_annotations.coco.json",
 )
 """Where the annotations of a split are looked for."""
+USUAL_SPLITS = ("train", "val", "valid", "validation", "test", "default")
 SINGLE_FILES = ("annotations.json", "annotations/instances_default.json", "_annotations.coco.json")
 """Where those of all splits are, if a folder has none of the former."""
 
@@ -70,12 +71,15 @@ def import_coco(
     importer = Importer(out, classes.space, source="coco", exif="apply", max_pixels=max_pixels)
     importer.labels_from, importer.background = "the annotations", classes.background
     importer.notes += classes.notes
+    importer.notes += _unasked(root, splits)
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
+    listed_images = 0
     for number, (split, uri) in enumerate(files):
         found = read_annotated(uri, classes.label_of, _image_ids, objects, f"{number:02d}")
         found.add_counts(counts)
+        listed_images += len(found.images)
         importer.notes += found.notes()
         base = storage.parent(uri) if has_ending(root, ".json") else root
         places = Places(_places(uri, split, base))
@@ -104,7 +108,7 @@ def import_coco(
     metadata = {}
     if objects and storage.exists(objects):
         metadata = {OBJECTS_KEY: index_objects(objects)}
-    return importer.finish(counts, metadata)
+    return importer.finish(counts, metadata, found=listed_images)
 
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
@@ -126,6 +130,20 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
         foreign = foreign_export(root)
         raise CannotRunError(foreign or f"no annotation file; looked for {[*tried, *single]}")
     return files
+
+
+def _unasked(root: str, splits: Sequence[str]) -> list[str]:
+    """A line for each annotation file of a usual split that nobody asked for."""
+    if has_ending(root, ".json"):
+        return []
+    others = [split for split in USUAL_SPLITS if split not in splits]
+    places = [storage.join(root, pattern.format(split)) for split in others for pattern in FILES]
+    return [
+        f"{uri} is not imported: it is of none of the splits {', '.join(splits)} (--split, or "
+        "data.train_split and data.held_out_split)"
+        for uri in places
+        if storage.exists(uri)
+    ]
 
 
 def _image_ids(images: Sequence[CocoImage]) -> list[str]:

@@ -39,6 +39,8 @@ from pmm_ray.sources.lists import (
 )
 
 YEAR = "2014"
+BARE = "images without annotation"
+"""Key of `ImportReport.counts`, and why such an image is left out."""
 LABEL_OF = {str(dataset_id): i for i, dataset_id in enumerate(COCO14.dataset_ids) if i}
 
 
@@ -83,7 +85,8 @@ def import_coco14(
     importer = Importer(out, COCO14, source="coco14", exif="ignore", max_pixels=max_pixels)
     objects = storage.join(out, OBJECTS_FOLDER)
     storage.delete_folder(objects)
-    counts = {"annotations": 0, "images without annotation": 0}
+    counts = {"annotations": 0}
+    listed_images = 0
     listed_labels: dict[str, Labels] = {}
     files = {base: _annotations(root, base) for base in bases.values()}
     there = [base for base, uri in files.items() if storage.exists(uri)]
@@ -99,7 +102,7 @@ def import_coco14(
         found = read_annotated(uri, LABEL_OF, _image_ids, objects if truth else None, base)
         importer.notes += found.notes()
         found.add_counts(counts)
-        counts["images without annotation"] += sum(not x for x in found.labels) - len(found.faults)
+        listed_images += len(found.images)
         missing = _add_all(
             importer,
             found,
@@ -118,7 +121,9 @@ def import_coco14(
         counts |= count_differences(differences)
     used = "lists" if labels_from == "lists" else "annotations"
     importer.labels_from = used
-    return importer.finish(counts, metadata={"pmm.labels_from": used, **metadata})
+    counts[BARE] = len(importer.left_out.get(BARE, ()))
+    metadata = {"pmm.labels_from": used, **metadata}
+    return importer.finish(counts, metadata, found=listed_images)
 
 
 def _annotations(root: str, base: str) -> str:
@@ -182,6 +187,7 @@ def _add_all(
     expected = 0
     for position, image in enumerate(found.images):
         if not found.labels[position] and position not in found.faults:
+            importer.leave_out(BARE, image.file_name)
             continue
         image_id = _image_id(image)
         # a name with a folder in it is never joined to a path, and is not in the listing

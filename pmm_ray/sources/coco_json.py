@@ -31,7 +31,9 @@ from pmm_ray.sources.text import encoding_of
 _BUFFER_BYTES = 1 << 20
 # what stands where a value may; `-Infinity` is the longest
 _NO_NUMBER = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
-_MOST_HELD_BACK = 8 << 20
+# the end of a piece of the file where such a word may go on in the next
+_UNFINISHED = re.compile(rb"[:\[,]\s*(?:-|-?[NI][A-Za-z]*\s*)?\Z")
+_LONGEST = 64
 # annotations kept in memory before they are spilled
 _SPILL_ROWS = 20_000
 # images in a part of the objects table, and the most parts: each is an open file while reading
@@ -160,14 +162,17 @@ class _Cleaned:
             return b""  # ijson asks for nothing to learn the type
         while True:
             data: bytes = self._stream.read(size)
-            whole = self._rest + self._recoded(data)
-            if b"NaN" in whole or b"Infinity" in whole:
+            more = self._recoded(data)
+            whole = self._rest + more if self._rest else more
+            self._rest = b""
+            # one byte is sought ten times as fast as a word
+            if (b"N" in whole or b"I" in whole) and (b"NaN" in whole or b"Infinity" in whole):
                 whole = _NO_NUMBER.sub(rb"\1null", whole)
-            # from the last comma on, a word may go on in the next piece
-            cut = whole.rfind(b",") if data and len(whole) < _MOST_HELD_BACK else len(whole)
-            chunk, self._rest = whole[:cut], whole[cut:]
-            if chunk or not data:
-                return chunk
+            unfinished = _UNFINISHED.search(whole, max(0, len(whole) - _LONGEST)) if data else None
+            if unfinished:
+                whole, self._rest = whole[: unfinished.start()], whole[unfinished.start() :]
+            if whole or not data:
+                return whole
 
     def _recoded(self, data: bytes) -> bytes:
         if not self._begun and data:

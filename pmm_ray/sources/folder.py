@@ -120,7 +120,9 @@ def import_folder(
         images.notes.append(f"photographs that the CSV does not name: {unnamed}")
     images.errors.sort(key=lambda error: error.image_id)
     labelled = [row for row in images.rows.values() if row.labels and row.ground_truth_uri]
-    check_truth_values([row.ground_truth_uri or "" for row in labelled], space)
+    images.notes += filter(
+        None, [check_truth_values([row.ground_truth_uri or "" for row in labelled], space)]
+    )
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
 

@@ -14,12 +14,15 @@ from pmm_ray.runtime.rows.images import decode_mask, read_file
 _LOOKED_INTO = 16
 
 
-def check_truth_values(uris: Sequence[str], space: LabelSpace) -> None:
+def check_truth_values(uris: Sequence[str], space: LabelSpace) -> str:
     """Refuse masks that say nothing but 0 and the ignore value, of images that have labels.
 
     Args:
         uris: masks of images with labels, any number: a few are opened.
         space: what their values mean.
+
+    Returns:
+        What to say of values that mean nothing; empty where there are none.
 
     Raises:
         CannotRunError: not one of them holds a class.
@@ -33,12 +36,14 @@ def check_truth_values(uris: Sequence[str], space: LabelSpace) -> None:
         except (RowError, ValueError):
             continue
     if space.ignore in values and values <= {0, space.ignore}:
-        raise CannotRunError(only_ignored(uris[0], space))
-
-
-def only_ignored(what: str, space: LabelSpace) -> str:
-    """What to say of truth that holds no value but 0 and the ignore value."""
+        raise CannotRunError(
+            f"{uris[0]} and its like hold only 0 and {space.ignore}, and {space.ignore} means 'not "
+            "labelled': save the class as 1 (its id), or leave the masks out"
+        )
+    strange = sorted(values - {*range(space.num_classes), space.ignore})
+    if not strange:
+        return ""
     return (
-        f"{what} and its like hold only 0 and {space.ignore}, and {space.ignore} means 'not "
-        f"labelled': save the class as 1 (its id), or leave the masks out"
+        f"masks hold {strange[:10]}, which are no classes: 0..{space.num_foreground} and "
+        f"{space.ignore} are; such an image is not scored"
     )

@@ -17,8 +17,8 @@ import numpy as np
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import MAX_PIXELS, decode_mask, encode_mask
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_mask, encode_mask
+from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.lists import (
     DIFFERENCES,
     compare_labels,
@@ -27,6 +27,7 @@ from pmm_ray.sources.lists import (
     read_words,
     write_differences,
 )
+from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
 
@@ -40,6 +41,7 @@ _MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
 _SPELLINGS = {"train_aug": "trainaug", "trainaug": "train_aug"}
 
 
+@reads_source
 def import_voc12(
     root: str,
     out: str,
@@ -106,8 +108,11 @@ def import_voc12(
                 differing[name] += labels != other
         return labels or ()
 
-    for split in splits:
-        for image_id in _read_list(voc, split, lists, sbd):
+    importer.labels_from = chosen or "none"
+    photographs = {_stem(uri): uri for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES)}
+    listed_splits = _read_lists(voc, splits, lists, sbd, importer)
+    for split, image_ids in listed_splits.items():
+        for image_id in image_ids:
             try:
                 truth = _as_png(masks.get(image_id), out, image_id)
             except (ValueError, OSError) as error:
@@ -115,7 +120,7 @@ def import_voc12(
                 continue
             importer.add(
                 image_id,
-                f"{voc}/JPEGImages/{image_id}.jpg",
+                photographs.get(image_id, f"{voc}/JPEGImages/{image_id}.jpg"),
                 split,
                 partial(labels_of, image_id),
                 truth,
@@ -126,7 +131,8 @@ def import_voc12(
         differences = compare_labels(here, listed)
         write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
         counts |= count_differences(differences)
-    return importer.finish(counts, metadata={"pmm.labels_from": chosen or "none"})
+    found = sum(map(len, listed_splits.values()))
+    return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=found)
 
 
 def _find_voc(root: str) -> str:
@@ -138,18 +144,22 @@ def _find_voc(root: str) -> str:
     )
 
 
+def _files(folder: str, ending: str | tuple[str, ...]) -> list[str]:
+    return [uri for uri in storage.list_files(folder) if has_ending(uri, ending)]
+
+
 def _find_masks(voc: str, sbd: str | None) -> dict[str, str]:
     """The uri of each image's mask by its id: a PNG file, or one of SBD's `.mat` files."""
     found = sbd_masks(sbd) if sbd else {}
     for folder in reversed(_MASK_FOLDERS):
-        for uri in storage.list_files(f"{voc}/{folder}", ".png"):
+        for uri in _files(f"{voc}/{folder}", ".png"):
             found[_stem(uri)] = uri
     return found
 
 
 def _as_png(uri: str | None, out: str, image_id: str) -> str | None:
     """The mask as an absolute uri of a PNG file, converted from a `.mat` file if it is one."""
-    if uri is None or not uri.endswith(".mat"):
+    if uri is None or not has_ending(uri, ".mat"):
         return uri
     tables.check_image_id(image_id)
     png = storage.join(storage.absolute(out), "masks", f"{image_id}.png")
@@ -169,22 +179,41 @@ def _read_label_lists(lists: str | None, splits: Sequence[str]) -> dict[str, tup
     return found
 
 
+def _read_lists(
+    voc: str, splits: Sequence[str], lists: str | None, sbd: str | None, importer: Importer
+) -> dict[str, list[str]]:
+    """The ids of each split that has a list; those that have none are noted.
+
+    Raises:
+        CannotRunError: not one has a list.
+    """
+    found: dict[str, list[str]] = {}
+    for number, split in enumerate(splits, 1):
+        try:
+            found[split] = _read_list(voc, split, lists, sbd)
+        except FileNotFoundError as error:
+            if number == len(splits) and not found:
+                raise CannotRunError(str(error)) from error
+            importer.notes.append(f"split {split} is left out: {error}")
+    return found
+
+
 def _stem(name: str) -> str:
     return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list[str]:
-    """The ids of a list, in its order."""
+    """The ids of a list, in its order. Raises FileNotFoundError if there is none."""
     available: dict[str, str] = {}
     for folder in (storage.absolute(lists) if lists else "", f"{voc}/{_LISTS}"):
         if folder:
-            available |= {_stem(uri): uri for uri in storage.list_files(folder, ".txt")}
+            available |= {_stem(uri): uri for uri in _files(folder, ".txt")}
     other = _SPELLINGS.get(split, "")
     uri = available.get(split) or available.get(other)
     if uri is None:
         if "train_aug" in (split, other) and sbd and {"train", "val"} <= available.keys():
             return train_aug_ids(sbd, *(_ids(available[name]) for name in ("train", "val")))
-        raise CannotRunError(
+        raise FileNotFoundError(
             f"no list {split}.txt in {voc}/{_LISTS}: there are {[*available]}. Give the folder "
             "of the field's lists with --lists (data.lists)"
         )
@@ -193,7 +222,7 @@ def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list
 
 def _ids(uri: str) -> list[str]:
     first = [words[0] for words in read_words(uri)]
-    return [_stem(word) if word.lower().endswith(".jpg") else word for word in first]
+    return [_stem(word) if has_ending(word, ".jpg") else word for word in first]
 
 
 def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[LabelSource, Reader]:
@@ -201,7 +230,7 @@ def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[La
     readers: dict[LabelSource, Reader] = {}
     if pickled is not None:
         readers["cls_labels"] = _cls_labels_reader(pickled)
-    annotations = {_stem(uri): uri for uri in storage.list_files(f"{voc}/Annotations", ".xml")}
+    annotations = {_stem(uri): uri for uri in _files(f"{voc}/Annotations", ".xml")}
     if annotations:
         readers["xml"] = lambda image_id: _xml_labels(annotations.get(image_id))
     if masks:
@@ -256,7 +285,7 @@ def _xml_labels(uri: str | None) -> tuple[int, ...] | None:
 def _mask_labels(uri: str | None) -> tuple[int, ...] | None:
     if uri is None:
         return None
-    if uri.endswith(".mat"):
+    if has_ending(uri, ".mat"):
         return tuple(int(v) for v in np.unique(read_sbd_mask(uri)) if v)
     values = VOC12.to_contiguous(decode_mask(storage.read_bytes(uri), uri=uri))
     return tuple(int(v) for v in np.unique(values) if v not in (0, VOC12.ignore))

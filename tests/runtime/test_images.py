@@ -295,3 +295,34 @@ def test_size_of_a_file_whose_header_is_not_at_its_start(
     path.write_bytes(b"x" * 1000)
     with pytest.raises(RowError, match="not an image"):
         read_image_size(str(path), apply_exif=True)
+
+
+@pytest.mark.parametrize(("kind", "module"), [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")])
+def test_formats_of_the_extra(kind: str, module: str) -> None:
+    package = pytest.importorskip(module, reason="pip install 'pmm-ray[photos]'")
+    if kind == "HEIF":
+        package.register_heif_opener()
+    data = encoded(Image.fromarray(photo()), kind, quality=95)
+    if kind == "HEIF":
+        Image.OPEN.pop(kind)  # as in a process that has seen none
+    decoded = decode(data)
+    assert decoded.shape == photo().shape
+    assert np.abs(decoded.astype(int) - photo()).mean() < 8
+
+
+def test_a_format_of_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(images.importlib, "import_module", missing)
+    for kind in images.EXTRAS:
+        monkeypatch.delitem(Image.OPEN, kind, raising=False)
+    for data in (b"\0\0\0\x1cftypheic" + bytes(40), b"\xff\n" + bytes(40)):
+        with pytest.raises(RowError, match=r"pip install 'pmm-ray\[photos\]'") as caught:
+            decode(data)
+        assert caught.value.kind == "decode"
+
+
+def test_postscript_is_never_handed_to_another_program() -> None:
+    with pytest.raises(RowError, match="of a format that is not read"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")

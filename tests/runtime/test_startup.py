@@ -33,6 +33,22 @@ def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "unset RAY_ADDRESS" in check.advice
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:8265", "is the address of a dashboard"),
+        ("ray://127.0.0.1:{}", "no Ray answers"),
+        ("[::1]:{}", "no Ray answers"),
+        ("127.0.0.1:99999", "no Ray answers"),
+    ],
+)
+def test_addresses_of_other_kinds(
+    address: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address.format(closed_port()))
+    assert reason in startup.address_fault("auto")
+
+
 def test_a_program_that_is_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -47,7 +63,7 @@ def test_a_head_is_known_by_its_answer(ray_session: ClusterResources) -> None:
     assert startup.address_fault(ray.get_runtime_context().gcs_address) == ""
 
 
-@pytest.mark.parametrize("address", ["auto", "ray://nowhere:10001", "local"])
+@pytest.mark.parametrize("address", ["auto", "anyscale://somewhere", "local"])
 def test_what_only_ray_can_tell_is_left_to_it(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,18 @@ def test_a_root_category_that_nothing_has_is_dropped(root: str, tmp_path: Path) 
     assert f"category '{root}' (0) is dropped" in console(report)
 
 
+def test_a_folder_of_a_split_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
+    kinds = [{"id": 1, "name": "cat"}]
+    for split in ("train", "valid"):
+        photo(tmp_path / f"{split}/{split}.jpg")
+        images = [entry(1, f"{split}.jpg")]
+        file = tmp_path / f"{split}/_annotations.coco.json"
+        write_coco(file, images, [annotation(1, 1, [box(1, 1, 5, 5)])], kinds)
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    assert report.manifest.splits == {"train": 1}
+    assert "valid/_annotations.coco.json is not imported" in " ".join(console(report).split())
+
+
 def test_two_categories_of_one_name_are_a_sentence_with_the_file(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     both = [annotation(1, n, [box(1, 1, 5, 5)]) for n in (1, 2)]

@@ -127,7 +127,10 @@ def test_lists_stand_in_for_those_the_tree_lacks(root: Path) -> None:
 def test_no_list_and_no_sbd_says_what_to_do(root: Path) -> None:
     (root / "benchmark_RELEASE/dataset/cls").rename(root / "gone")
     with pytest.raises(CannotRunError, match="--lists"):
-        import_voc12(str(root), str(root / "out"))
+        import_voc12(str(root), str(root / "out"), splits=["train_aug"])
+    report = import_voc12(str(root), str(root / "out"))
+    assert set(report.manifest.splits) == {"val"}
+    assert any("train_aug is left out" in note and "--lists" in note for note in report.notes)
 
 
 def test_official_lists(shared: Path, tmp_path: Path) -> None:

@@ -43,18 +43,24 @@ def address_fault(address: str) -> str:
     """Why no cluster answers at an address; empty where one does, or where only Ray can tell."""
     named = address == "auto"
     place = os.environ.get("RAY_ADDRESS", "") if named else address
-    host, _, port = place.rpartition(":")
-    if "://" in place or not host or not port.isdecimal():
-        return ""  # `auto`, Ray's client and its like
+    scheme, _, rest = place.rpartition("://")
+    host, _, port = rest.partition("/")[0].rpartition(":")
     origin = "RAY_ADDRESS" if named else "--address"
     fix = (
         "start the cluster, or "
         + ("unset RAY_ADDRESS" if named else "leave --address out")
         + " to run on this machine"
     )
+    if scheme in ("http", "https"):
+        return (
+            f"{origin}={place} is the address of a dashboard, which takes jobs: name it "
+            "RAY_API_SERVER_ADDRESS, and here the head itself, such as 10.0.0.1:6379"
+        )
+    if scheme not in ("", "ray") or not host or not port.isdecimal():
+        return ""  # `auto`, and what only Ray knows
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as link:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(link):
+            if scheme or os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(link):
                 return ""
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
