@@ -72,4 +72,4 @@ def test_data_shapes_and_import_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "images" / "broken.jpg").write_bytes(b"")
     done = pmm("data", "import", "folder", str(tmp_path / "a"), "--out", str(tmp_path / "b"))
     assert done.returncode == 0, done.stderr
-    assert "1 images skipped" in done.stdout
+    assert "1 decode (broken: the file is empty" in done.stdout

@@ -64,3 +64,16 @@ def test_every_stage_keeps_its_name_and_hash(
     if os.environ.get("PMM_WRITE_PINS"):
         pins.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(pins.read_text())
+
+
+@pytest.mark.parametrize(("last", "stored"), [("make_cams", True), ("make_masks", False)])
+def test_streamed_maps_are_stored_where_they_are_what_is_asked_for(
+    last: str, stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    seen = rehearse(monkeypatch, weights)
+    settings = ["masks.fused=true", "evaluate.ladder=[]"]
+    place = str(tmp_path / "run")
+    assert run_recipe(RECIPES / "shapes.yaml", run_dir=place, settings=settings, last=last) == 0
+    assert ("make_cams" in [name for name, _ in seen]) is stored

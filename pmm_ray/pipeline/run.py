@@ -128,7 +128,9 @@ class Run:
             stage = step.make(self)
             if stage is not None:
                 folder = stage.folder(self.session.run_dir)
-                stored = not step.streamed or folder.summary() is not None
+                # what is asked for by itself is stored all the same
+                stored = not step.streamed or selection.last_is(step.name)
+                stored |= folder.summary() is not None
                 self.folders[step.name] = self.session.do(stage) if stored else folder
             if step.after(self):
                 ended.add(step.cycle)

@@ -68,6 +68,10 @@ class Selection:
         """Whether a stage of the plan may run."""
         return self.plan.index(stage) in self.positions
 
+    def last_is(self, stage: str) -> bool:
+        """Whether a stage of the plan is the last one that may run."""
+        return self.plan.index(stage) == max(self.positions)
+
     def ended(self, stage: str) -> bool:
         """Whether a stage of the plan comes after all that may run."""
         return self.plan.index(stage) > max(self.positions)
