@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pmm_ray.report.cycles import print_cycles
 from pmm_ray.report.run_data import RunData, load_run
+from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core.progress import format_seconds
 
 
@@ -83,7 +84,7 @@ def print_stage_table(run_dir: str, console: Console) -> None:
             format_rate(row.images_per_second),
             format_scores(row.mean_iou, run.held_out_split),
         )
-    console.print(table)
+    print_whole(table, console)
     print_cycles(run, console)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pmm_ray.report.run_data import RunData, StageRecord
+from pmm_ray.report.whole import print_whole
 
 _MASKS_OF_ROUND_0 = "make_masks"
 
@@ -127,7 +128,7 @@ def print_cycles(run: RunData, console: Console) -> None:
         table.add_column(name, justify="left" if name == "cyclic masks" else "right")
     for r in cycles.rounds:
         table.add_row(f"round {r.number}", *map(_percent, (r.agreement, r.between, r.foreground)))
-    console.print(table)
+    print_whole(table, console)
     if cycles.compared:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("lost / gained %")
@@ -135,7 +136,7 @@ def print_cycles(run: RunData, console: Console) -> None:
             table.add_column(f"round {r.number}", justify="right")
         for name in cycles.classes:
             table.add_row(name, *(_change(r.churn.get(name)) for r in cycles.compared))
-        console.print(table)
+        print_whole(table, console)
     if cycles.ended:
         console.print(cycles.ended, soft_wrap=True)
 

@@ -227,6 +227,14 @@ def test_the_stage_table_puts_scores_beside_the_masks(full_run: RunFolder) -> No
     assert line.split() == ["make_masks", "6", "0", "12.5", "3.2", f"{score * 100:.1f}", "val"]
 
 
+def test_the_stage_table_is_whole_in_a_narrow_terminal(full_run: RunFolder) -> None:
+    out, wide = io.StringIO(), io.StringIO()
+    print_stage_table(full_run.uri, Console(file=out, width=30))
+    print_stage_table(full_run.uri, Console(file=wide, width=300))
+    assert "\u2026" not in out.getvalue()
+    assert out.getvalue().split() == wide.getvalue().split()
+
+
 def test_a_training_that_resumed_counts_each_step_once(make_run: Callable[..., RunFolder]) -> None:
     run = make_run()
     for attempt, loss in (("a", 5.0), ("b", 1.0)):
