@@ -140,7 +140,7 @@ def test_image_and_labels_are_cut_and_mirrored_together(tmp_path: Path) -> None:
 
 def test_labels_of_another_size_are_an_error_row(tmp_path: Path) -> None:
     sample = sample_of(tmp_path, np.zeros((8, 8), np.uint8), 16)
-    with pytest.raises(RowError, match=r"labels are \(8, 8\), the image \(9, 8\)"):
+    with pytest.raises(RowError, match=r"mask is \(8, 8\), the image \(9, 8\)"):
         sample(np.zeros((9, 8, 3), np.uint8), 0)
 
 

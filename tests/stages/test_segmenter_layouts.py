@@ -33,7 +33,8 @@ def test_both_layouts_train_and_score_alike(
     found = {}
     for layout in ("contiguous", "dataset"):
         this = job(shapes, masks_uri, tmp_path / layout, section(layout=layout))
-        task = dataclasses.replace(this.task, label_space=gaps.to_json())  # type: ignore[type-var]
+        photographs = dataclasses.replace(this.task.photographs, label_space=gaps)
+        task = dataclasses.replace(this.task, photographs=photographs)
         this = dataclasses.replace(this, task=task)
         original = task.build  # type: ignore[attr-defined]
 
@@ -107,7 +108,8 @@ def test_targets_are_the_data_sets_ids_only_where_the_layout_says_so(
     seen: dict[str, set[int]] = {}
     for layout in ("contiguous", "dataset"):
         this = job(shapes, masks_uri, tmp_path / layout, section(layout=layout))
-        task = dataclasses.replace(this.task, label_space=gaps.to_json())  # type: ignore[type-var]
+        photographs = dataclasses.replace(this.task.photographs, label_space=gaps)
+        task = dataclasses.replace(this.task, photographs=photographs)
         task.prepare(tmp_path)
         targets: list[Tensor] = [task.dataset()[0, i][1] for i in range(len(task.dataset()))]
         seen[layout] = set(torch.cat([t.flatten() for t in targets]).unique().tolist())
