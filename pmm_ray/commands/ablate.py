@@ -18,6 +18,7 @@ from pmm_ray.pipeline.steps import recipe_cams, steps_to_cams, walk_steps
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
+from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
@@ -121,7 +122,7 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
         swept = Step(sweep_masks.STAGE, make)
         with _open(request, config, [*steps_to_cams(config), *walk, swept], progress) as run:
             summary = run[swept.name].finished()
-            Console(highlight=False).print(sweep_table(summary.details))
+            print_whole(sweep_table(summary.details), Console(highlight=False))
             chosen = " ".join(
                 f"--set masks.{k}={v:g}" for k, v in summary.details["chosen"].items()
             )

@@ -13,8 +13,6 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress, format_seconds
 
-_WIDTH = 200  # a cell is never cut, in a narrow terminal or in a file
-
 
 def plan_recipe(
     recipe: str | Path,
@@ -50,6 +48,7 @@ def plan_recipe(
         from pmm_ray.commands.plan.estimate import estimate
         from pmm_ray.commands.plan.measure import measure
         from pmm_ray.commands.plan.table import notes, plan_table
+        from pmm_ray.report.whole import print_whole
 
         started = time.monotonic()
         config = load_recipe(recipe, settings)
@@ -63,7 +62,7 @@ def plan_recipe(
         gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
         costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
         table = plan_table(costs, here, gpus, cores, price)
-        Console(highlight=False, width=_WIDTH).print(table)
+        print_whole(table, Console(highlight=False))
         timed = len(measured.sample.group_of)
         for line in notes(costs, cores):
             print(line)
