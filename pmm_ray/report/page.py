@@ -142,11 +142,11 @@ def _splits(run: RunData) -> list[str]:
 
 
 def _sweeps(run: RunData) -> list[tuple[str, dict[str, Any]]]:
-    """(stage, details) of the finished parameter sweeps."""
+    """(stage, details) of the finished parameter sweeps; the cells of tables are in the tables."""
     return [
         (record.stage, record.summary.details)
         for record in run.stages
-        if record.stage.split("-", 1)[0] == "sweep" and record.summary is not None
+        if record.stage in ("sweep_masks", "sweep_masks-alpha") and record.summary is not None
     ]
 
 

@@ -245,3 +245,18 @@ def test_a_training_that_resumed_counts_each_step_once(make_run: Callable[..., R
     (curve,) = load_run(run.uri).curves
     assert curve.steps == (0, 1, 2)
     assert curve.losses == (1.0, 1.0, 1.0)
+
+
+def test_sweeps_are_shown_and_the_cells_of_tables_are_not(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    rows = [{"alpha": a, "mean_iou": a / 10, "pixel_accuracy": 0.5} for a in (3.0, 5.0)]
+    details = {"split": "val", "method": "ppmg", "fields": ["alpha"], "combinations": rows}
+    details["chosen"] = {"alpha": 5.0}
+    run = make_run()
+    for stage in ("sweep_masks", "sweep_masks-alpha", "sweep_masks-recipe-ppmg"):
+        run.stage(stage, details=details)
+    html, _ = read_page(run)
+    assert html.count("Parameter sweep") == 2
+    assert "Parameter sweep <small>sweep_masks, val" in html
+    assert "Parameter sweep <small>sweep_masks-alpha, val" in html
