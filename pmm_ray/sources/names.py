@@ -82,11 +82,6 @@ def file_name(uri: str) -> str:
     return unicodedata.normalize("NFC", uri.rsplit("/", 1)[-1])
 
 
-def file_stem(uri: str) -> str:
-    """The file's name without its ending."""
-    return file_name(uri).rsplit(".", 1)[0]
-
-
 def stem_path(uri: str, root: str = "") -> str:
     """The path of a file below `root` without its ending: what it is known by."""
     path = unicodedata.normalize("NFC", uri.removeprefix(root.rstrip("/") + "/") if root else uri)
