@@ -76,7 +76,7 @@ def test_a_class_named_twice(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("disc\nsquare\ndisc\n")
     settings = ("--set", "data.source=folder", "--set", f"data.root={tmp_path}")
     text = said("run", SHAPES, "--run-dir", str(tmp_path / "run"), *settings)
-    assert f"classes.txt or labels.csv of {tmp_path}: class names occur twice: ['disc']" in text
+    assert f"{tmp_path}/classes.txt makes no label space: class names occur twice: ['disc']" in text
 
 
 def test_a_recipe_that_is_no_utf8(tmp_path: Path) -> None:

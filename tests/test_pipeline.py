@@ -224,9 +224,13 @@ def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"the same")
-    assert weights_identity(str(tmp_path / "a")) == weights_identity(str(tmp_path / "b"))
+    assert weights_identity(str(tmp_path / "a"), "efficientnet_lite0") == weights_identity(
+        str(tmp_path / "b"), "efficientnet_lite0"
+    )
     (tmp_path / "b").write_bytes(b"another")
-    assert weights_identity(str(tmp_path / "a")) != weights_identity(str(tmp_path / "b"))
-    assert weights_identity("imagenet") == "imagenet"
+    assert weights_identity(str(tmp_path / "a"), "efficientnet_lite0") != weights_identity(
+        str(tmp_path / "b"), "efficientnet_lite0"
+    )
+    assert weights_identity("imagenet", "efficientnet_lite0") == "imagenet"
     with pytest.raises(CannotRunError, match="cannot read the weights"):
-        weights_identity(str(tmp_path / "absent"))
+        weights_identity(str(tmp_path / "absent"), "efficientnet_lite0")

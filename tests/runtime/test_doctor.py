@@ -144,7 +144,7 @@ def test_a_numba_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    break_import(monkeypatch, "pmm_ray.nets.weights", ImportError("no weights"))
+    break_import(monkeypatch, "pmm_ray.nets.weight_files", ImportError("no weights"))
     assert fails(doctor.check_weights())
 
 
