@@ -6,6 +6,7 @@ Legend: B = batch, C = channels, H, W = input px, h, w = feature px.
 from __future__ import annotations
 
 import copy
+import math
 import re
 
 import torch
@@ -58,13 +59,9 @@ class RegistryBackbone(Backbone):
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
         if not below and not right:
             return maps
+        shares = height / (height + below), width / (width + right)
         return [
-            one[
-                :,
-                :,
-                : -(-one.shape[2] * height // (height + below)),
-                : -(-one.shape[3] * width // (width + right)),
-            ]
+            one[:, :, : math.ceil(one.shape[2] * shares[0]), : math.ceil(one.shape[3] * shares[1])]
             for one in maps
         ]
 
@@ -85,7 +82,7 @@ class RegistryBackbone(Backbone):
                 "other options of it"
             )
         if maps[-1].requires_grad:
-            maps[-1].sum().backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(maps[-1], torch.ones_like(maps[-1]))
         for parameter in self.net.parameters():
             if parameter.grad is None:
                 parameter.requires_grad_(False)
