@@ -59,11 +59,12 @@ class RegistryBackbone(Backbone):
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
         if not below and not right:
             return maps
-        shares = height / (height + below), width / (width + right)
-        return [
-            one[:, :, : math.ceil(one.shape[2] * shares[0]), : math.ceil(one.shape[3] * shares[1])]
-            for one in maps
-        ]
+        cut = []
+        for one in maps:
+            rows = math.ceil(one.shape[2] * height / (height + below))
+            columns = math.ceil(one.shape[3] * width / (width + right))
+            cut.append(one[:, :, :rows, :columns])
+        return cut
 
     def _probed(self, where: str) -> tuple[FeatureInfo, ...]:
         self.net.eval()
