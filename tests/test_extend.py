@@ -8,10 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pmm_ray.config import CamsConfig, ClassifierConfig
+from pmm_ray.nets.registry import load_classifier
 from pmm_ray.report.run_data import load_run
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import read_all
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.stages.make_cams import cam_worker
+from pmm_ray.stages.train_classifier import ClassifierTask
+
+from .training import task_fields, train, training_job
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guides" / "extend.md"
@@ -61,3 +72,23 @@ def test_a_stage_and_a_way_to_masks_from_outside(tmp_path: Path) -> None:
     made = {stage.stage: stage.folder.uri for stage in run.stages}
     shares = read_all(made["measure_masks"]).column("foreground").to_pylist()
     assert sorted(shares) == sorted(read_all(made["make_masks"]).column("foreground").to_pylist())
+
+
+def test_a_backbone_from_outside(
+    shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = files_of_the_guide()["my_backbone.py"]
+    (tmp_path / "my_backbone.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"backbone": "my_backbone:TINY", "weights": "none", "kind": "seam"}
+    config = ClassifierConfig.model_validate({**values, "resize_long": [48, 64], "crop_size": 48})
+    task = ClassifierTask(**task_fields(shapes, config))
+    job = training_job(task, tmp_path / "run", images=12, steps=2)
+    assert np.isfinite(train(job)["loss"])
+    network, _ = load_classifier(job.model_uri)
+    assert type(network.backbone).__name__ == "Tiny"
+    worker = cam_worker(job.model_uri, CamsConfig(scales=(1.0,)), task.photographs, False)
+    row = next(row for row in tables.read_table(shapes.uri).to_pylist() if row["labels"])
+    [made] = worker([{"manifest": row}])
+    assert not isinstance(made, ErrorRow)
+    assert decode_cam(made).max() == pytest.approx(1, abs=1e-2)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Literal
 
 from pydantic import Field
 
-from pmm_ray.config.backbones import BackboneName, Triple, backbone_row
+from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, execution
 from pmm_ray.config.training import EpochTrainingConfig
 
@@ -38,11 +39,15 @@ class CropsConfig(Section):
 class AnyClassifierConfig(EpochTrainingConfig):
     """What the first and the second classifier share (paper 3.5, 4.1)."""
 
+    model: str | None = execution(None)
+    """An mmsegmentation config whose `model` is a backbone, or has one, of its registry: it
+    replaces `backbone` and `output_stride`. Its content decides the result, not its path."""
     backbone: BackboneName = "efficientnet_lite0"
     """Network; `efficientnet_lite0` is the small one for CPUs. `module:ROW`: a row of yours."""
     weights: str = "imagenet"
     """`imagenet`, `seam`, `none`, or a path to a state dict. Names stand for public files below
-    `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package."""
+    `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package. With
+    `model`, `imagenet` is what that file names."""
     kind: Literal["plain", "seam"] = "plain"
     """`plain`: a class head and its loss. `seam`: the siamese network with pixel correlation and
     the losses of SEAM (reference: SEAM; the paper's baseline)."""
@@ -59,10 +64,9 @@ class AnyClassifierConfig(EpochTrainingConfig):
     those with ground truth); 0: none. They never decide anything."""
 
     @property
-    def input_statistics(self) -> tuple[Triple, Triple]:
-        """(mean, standard deviation) of the network's input, RGB in 0..1."""
-        row = backbone_row(self.backbone)
-        return row.input_mean, row.input_std
+    def network(self) -> str:
+        """Its name in tables: the backbone's, or that of the file of `model`."""
+        return self.backbone if self.model is None else PurePosixPath(self.model).stem
 
 
 class ClassifierConfig(AnyClassifierConfig):

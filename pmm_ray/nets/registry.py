@@ -17,8 +17,10 @@ from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, temper
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.seam import SeamNetwork
+from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, check_types
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
+from pmm_ray.runtime.core.errors import CannotRunError
 
 
 class CamClassifier(CamNetwork):
@@ -65,11 +67,18 @@ class CamClassifier(CamNetwork):
         return self.forward(images_B3HW)[1].float()
 
 
-def build_classifier(config: AnyClassifierConfig, num_foreground: int) -> CamNetwork:
+def build_classifier(
+    config: AnyClassifierConfig, num_foreground: int, source: ModelSource | None = None
+) -> CamNetwork:
     """The classifier that a configuration names, pretrained weights loaded.
 
     A file may hold SEAM's heads too: they are loaded where they fit the classes. The rest of the
     heads gets random values of torch's global generator: seed it for a reproducible network.
+
+    Args:
+        config: the section.
+        num_foreground: C.
+        source: of `config.model`, see `classifier_source`; None: `config.backbone`.
 
     Returns:
         `CamClassifier` or `SeamNetwork`, by `config.kind`; its `loaded` tells what the file gave.
@@ -77,6 +86,8 @@ def build_classifier(config: AnyClassifierConfig, num_foreground: int) -> CamNet
     Raises:
         CannotRunError: the weights are missing or do not fit.
     """
+    if source is not None:
+        return _build_registered(config, num_foreground, source, start=True)
     uri = find_weights(config.weights, config.backbone)
     state = None if uri is None else read_state(uri)
     network = _build(config, num_foreground, state)
@@ -97,17 +108,25 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
     """A trained classifier in evaluation mode on the CPU, and its description.
 
     Returns:
-        (module, meta); meta holds `config` (the section), `label_space` (JSON text) and
-        `training` (final loss, steps, images/s).
+        (module, meta); meta holds `config` (the section), `label_space` (JSON text),
+        `training` (final loss, steps, images/s), and of a network of mmsegmentation's registry
+        `model` and `imports`, see `ModelSource`: its file is not needed.
 
     Raises:
         CannotRunError: the file is not a trained classifier.
     """
     state, meta = load_model(checkpoint_uri, "classifier")
     config = stored_section(ClassifierConfig, meta, checkpoint_uri)
+    num_foreground = int(meta["num_foreground"])
     bare = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
     with torch.random.fork_rng(devices=[]):
-        module = _build(config, int(meta["num_foreground"]), bare)
+        if "model" in meta:
+            check_types(meta["model"], checkpoint_uri)
+            imports = tuple(meta["imports"])
+            source = ModelSource(checkpoint_uri, "classifier.model", meta["model"], imports, None)
+            module = _build_registered(config, num_foreground, source, start=False)
+        else:
+            module = _build(config, num_foreground, bare)
     load_strict(module, state, checkpoint_uri)
     return module.eval(), meta
 
@@ -119,6 +138,36 @@ def _build(
     stride = row.cam_stride or config.output_stride
     shape = Shape(stride, last_dilation=config.resnet38_dilation, state=state)
     backbone = build_backbone(config.backbone, shape)
+    return _with_head(config, num_foreground, backbone, row.taps, row.dropout)
+
+
+def _build_registered(
+    config: AnyClassifierConfig, num_foreground: int, source: ModelSource, *, start: bool
+) -> CamNetwork:
+    """On a backbone of mmsegmentation's registry, with the weights to start from or without."""
+    from pmm_ray.nets.segmenter_backbones import RegistryBackbone, load_backbone
+
+    backbone = RegistryBackbone(source)
+    taps = backbone.seam_taps
+    if config.kind == "seam" and taps is None:
+        raise CannotRunError(
+            f"{source.where}: SEAM needs two feature maps before the last, and this backbone gives "
+            f"{len(backbone.features)}: let its out_indices name more, or choose kind: plain"
+        )
+    network = _with_head(config, num_foreground, backbone, taps or ("", ""), 0.0)
+    uri = backbone_weights(config.weights, source) if start else None
+    if uri is not None:
+        network.loaded = load_backbone(backbone, uri)
+    return network
+
+
+def _with_head(
+    config: AnyClassifierConfig,
+    num_foreground: int,
+    backbone: Backbone,
+    taps: tuple[str, str],
+    dropout: float,
+) -> CamNetwork:
     if config.kind == "plain":
         return CamClassifier(
             backbone,
@@ -129,8 +178,8 @@ def _build(
     return SeamNetwork(
         backbone,
         num_foreground,
-        taps=row.taps,
-        dropout=row.dropout,
+        taps=taps,
+        dropout=dropout,
         gate_labels=config.pcm.gate_labels,
         freeze_norm=config.freeze_norm,
         freeze_first=config.freeze_first,

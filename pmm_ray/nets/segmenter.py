@@ -20,7 +20,11 @@ from pmm_ray.config import SegmenterConfig, UnderfittingConfig
 from pmm_ray.config.backbones import Triple
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.segmenter_config import input_statistics, segmenter_model
-from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss, SegmentationBackbone
+from pmm_ray.nets.segmenter_modules import (
+    PretendedUnderfittingLoss,
+    SegmentationBackbone,
+    build_registered,
+)
 from pmm_ray.nets.segmenter_source import (
     ModelSource,
     backbone_weights,
@@ -33,10 +37,7 @@ from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
 with quiet():
-    from mmengine.registry import DefaultScope
     from mmengine.structures import PixelData
-    from mmengine.utils import import_modules_from_strings
-    from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
 __all__ = [
@@ -116,7 +117,7 @@ def build_segmenter(
     if source is None:
         model["backbone"]["weights"] = config.weights
         return _build(model, (), "PSPNet", outputs)
-    uri = backbone_weights(config, source)
+    uri = backbone_weights(config.weights, source)
     if uri is not None and our_backbone(model):
         model["backbone"]["weights"] = uri
     network = _build(model, source.imports, source.uri, outputs)
@@ -244,19 +245,7 @@ def _build(
     outputs: Sequence[int] | None,
 ) -> nn.Module:
     """The network of a fitted model, randomly initialised, with its description."""
-    with quiet(), DefaultScope.overwrite_default_scope("mmseg"):
-        try:
-            import_modules_from_strings(list(imports))
-            # mmsegmentation takes what it is given apart
-            network: nn.Module = MODELS.build(copy.deepcopy(dict(model)))
-            network.init_weights()  # type: ignore[operator]
-        except CannotRunError:
-            raise
-        # whatever a config can be wrong in, from a name nobody knows to channels that do not fit
-        except Exception as error:
-            raise CannotRunError(
-                f"{where}: mmsegmentation cannot build this model: {type(error).__name__}: {error}"
-            ) from error
+    network = build_registered(model, imports, where)
     mean, std = input_statistics(model, where)
     kept = copy.deepcopy(dict(model))
     backbone = network.get_submodule("backbone")

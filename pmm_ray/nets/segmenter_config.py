@@ -18,14 +18,12 @@ from pmm_ray.config.backbones import (
     Triple,
     backbone_row,
 )
-from pmm_ray.nets.segmenter_source import ModelSource, dicts_in, listed
+from pmm_ray.nets.segmenter_source import ModelSource, dicts_in, listed, plain_norms
 from pmm_ray.runtime.core.errors import CannotRunError
 
 LOSS = "PretendedUnderfittingLoss"
 
 _AUXILIARY_CHANNELS = 256
-# made plain norms, which CPUs have too: the training loop synchronises them where there are GPUs
-_SYNC_NORMS = {"SyncBN", "MMSyncBN"}
 # its classes are edges and no edges, whatever the data set's are
 _OWN_CLASSES = {"STDCHead"}
 
@@ -92,18 +90,23 @@ def input_statistics(model: Mapping[str, Any], where: str = "the model") -> tupl
     given = model.get("data_preprocessor") or {}
     if given.get("mean") is None or given.get("std") is None:
         return IMAGENET_MEAN, IMAGENET_STD
-    if not given.get("bgr_to_rgb"):
+    if not (given.get("bgr_to_rgb") or given.get("to_rgb")):
         raise CannotRunError(
             f"{where}: data_preprocessor.bgr_to_rgb must be true: images are RGB here"
         )
     return _triple(given["mean"]), _triple(given["std"])
 
 
-def normalisation(config: SegmenterConfig, source: ModelSource | None) -> tuple[Triple, Triple]:
-    """(mean, standard deviation) of the network's input before it is built."""
+def normalisation(backbone: str, source: ModelSource | None) -> tuple[Triple, Triple]:
+    """(mean, standard deviation) of the input of a network that is not built yet.
+
+    Args:
+        backbone: the section's.
+        source: the user's model, which takes the backbone's place.
+    """
     if source is not None:
         return input_statistics(source.model, source.uri)
-    row = backbone_row(config.backbone)
+    row = backbone_row(backbone)
     return row.input_mean, row.input_std
 
 
@@ -120,7 +123,7 @@ def _pspnet(config: SegmenterConfig) -> dict[str, Any]:
             f"segmenter.output_stride {config.output_stride}: {name} has {row.strides_text}"
         )
     channels = tuple(row.features.values())
-    mean, std = normalisation(config, None)
+    mean, std = normalisation(name, None)
 
     def head(kind: str, index: int, width: int, weight: float, **extra: Any) -> dict[str, Any]:
         return {
@@ -167,9 +170,7 @@ def _fit(
 ) -> int:
     """Put classes, ignore value and our loss into the heads; returns how many losses were put."""
     limited = 0
-    for found in dicts_in(model):
-        if found.get("type") in _SYNC_NORMS:
-            found["type"] = "BN"
+    plain_norms(model)
     tops = [h for name in ("decode_head", "auxiliary_head") for h in listed(model.get(name))]
     for head in (found for top in tops for found in dicts_in(top)):
         is_top = any(head is top for top in tops)

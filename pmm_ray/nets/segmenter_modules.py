@@ -13,7 +13,8 @@ Legend: B = batch, C = classes with background, H, W = input px.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +31,11 @@ from pmm_ray.nets.backbone import Allocation, Shape, build_backbone, norms
 from pmm_ray.nets.segmenter_source import OUR_TYPES, quiet
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, read_state
+from pmm_ray.runtime.core.errors import CannotRunError
 
 with quiet():
+    from mmengine.registry import DefaultScope
+    from mmengine.utils import import_modules_from_strings
     from mmseg.registry import MODELS
 
 
@@ -186,3 +190,31 @@ class PretendedUnderfittingLoss(nn.Module):
         )
         self.limited = None if self._kind == "none" else limited
         return self._weight * loss
+
+
+def build_registered(model: Mapping[str, Any], imports: Sequence[str], where: str) -> nn.Module:
+    """What a config describes, randomly initialised.
+
+    Args:
+        model: in mmsegmentation's notation.
+        imports: modules that define what the model names.
+        where: names the model in the error.
+
+    Raises:
+        CannotRunError: it cannot be built.
+    """
+    with quiet(), DefaultScope.overwrite_default_scope("mmseg"):
+        try:
+            import_modules_from_strings(list(imports))
+            # mmsegmentation takes what it is given apart
+            network: nn.Module = MODELS.build(copy.deepcopy(dict(model)))
+            if hasattr(network, "init_weights"):
+                network.init_weights()  # type: ignore[operator]
+        except CannotRunError:
+            raise
+        # whatever a config can be wrong in, from a name nobody knows to channels that do not fit
+        except Exception as error:
+            raise CannotRunError(
+                f"{where}: mmsegmentation cannot build this model: {type(error).__name__}: {error}"
+            ) from error
+    return network

@@ -1,4 +1,7 @@
-"""A user's mmsegmentation config: its `model`, the modules it needs, the weights it starts from."""
+"""A user's mmsegmentation config: its `model`, the modules it needs, the weights it starts from.
+
+The segmenter takes the whole model, a classifier the backbone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pmm_ray.config import SegmenterConfig
+from pmm_ray.config import AnyClassifierConfig, MulticropConfig
 from pmm_ray.config.backbones import BACKBONES, GENERIC_TYPE
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -22,6 +25,10 @@ _OTHER_SCOPES = {"mmpretrain", "mmdet"}
 
 OUR_TYPES = {row.mmseg_type: name for name, row in BACKBONES.items()}
 """Our backbones' names in mmsegmentation's registry -> our names."""
+
+_SYNC_NORMS = {"SyncBN", "MMSyncBN"}
+# what of a `data_preprocessor` a classifier needs, in mmsegmentation's words and mmpretrain's
+_STATISTICS = ("mean", "std", "bgr_to_rgb", "to_rgb")
 
 # of mmcv's compiled operators, which the plain mmcv package does not have
 _COMPILED = {
@@ -36,11 +43,18 @@ class ModelSource:
     """The `model` of a user's mmsegmentation config, before it is fitted to a data set."""
 
     uri: str
+    key: str
+    """The recipe's key that names the file."""
     model: dict[str, Any]
     imports: tuple[str, ...]
     """Modules that the file's `custom_imports` names."""
     pretrained: str | None
     """Checkpoint of the backbone that the file names."""
+
+    @property
+    def where(self) -> str:
+        """The key and the file: how messages begin."""
+        return f"{self.key}: {self.uri}"
 
     def identity(self) -> str:
         """A hash of the content; comments, base files and paths do not enter it."""
@@ -57,33 +71,41 @@ def read_model(uri: str) -> ModelSource:
         CannotRunError: the file cannot be read, has no `model`, needs compiled operators, or names
             weights other than a backbone's.
     """
-    with quiet():
-        from mmengine.config import Config
-
-        try:
-            config = Config.fromfile(uri).to_dict()
-        # a config is a program: whatever it raises is the user's
-        except Exception as error:
-            raise CannotRunError(
-                f"segmenter.config: cannot read {uri}: {type(error).__name__}: {error}"
-            ) from error
+    key = "segmenter.config"
+    config = _read(uri, key)
     model = config.get("model")
     if not isinstance(model, dict) or "decode_head" not in model or "backbone" not in model:
-        raise CannotRunError(
-            f"segmenter.config: {uri} has no `model` with a `backbone` and a `decode_head`"
-        )
-    plain: dict[str, Any] = _plain(model, uri)
-    imports = (config.get("custom_imports") or {}).get("imports", ())
-    imports = (imports,) if isinstance(imports, str) else tuple(imports)
-    compiled = sorted({d["type"] for d in dicts_in(plain) if d.get("type") in _COMPILED})
-    if compiled:
-        raise CannotRunError(
-            f"segmenter.config: {uri}: {', '.join(compiled)} needs mmcv.ops, compiled operators "
-            "that the installed mmcv does not have: choose another head, loss or convolution"
-        )
-    pretrained = _take_pretrained(plain, uri)
-    check_types(plain, f"segmenter.config: {uri}")
-    return ModelSource(uri, plain, imports, pretrained)
+        raise CannotRunError(f"{key}: {uri} has no `model` with a `backbone` and a `decode_head`")
+    return _source(uri, key, model, config)
+
+
+def classifier_source(config: AnyClassifierConfig) -> ModelSource | None:
+    """What `config.model` names: a backbone, or that of a whole model; None where it is empty.
+
+    Its `model` holds `backbone`, and where the file has them `data_preprocessor` (mean, standard
+    deviation and order of the channels) and `seam_features`.
+
+    Raises:
+        CannotRunError: as `read_model`; also where the backbone is one of ours.
+    """
+    if config.model is None:
+        return None
+    key = "multicrop.model" if isinstance(config, MulticropConfig) else "classifier.model"
+    uri, content = config.model, _read(config.model, key)
+    model = content.get("model")
+    whole = model if isinstance(model, dict) and "backbone" in model else {"backbone": model}
+    if not isinstance(whole["backbone"], dict) or "type" not in whole["backbone"]:
+        raise CannotRunError(f"{key}: {uri} has no `model` that is a backbone or has a `backbone`")
+    kept = {name: whole[name] for name in ("backbone", "pretrained") if name in whole}
+    given = whole.get("data_preprocessor") or content.get("data_preprocessor") or {}
+    kept["data_preprocessor"] = {name: given[name] for name in _STATISTICS if name in given}
+    if "seam_features" in content:
+        kept["seam_features"] = content["seam_features"]
+    ours = our_backbone(kept)
+    if ours is not None:
+        section = key.partition(".")[0]
+        raise CannotRunError(f"{key}: {uri} has our own {ours}: set {section}.backbone to it")
+    return _source(uri, key, kept, content)
 
 
 def our_backbone(model: Mapping[str, Any]) -> str | None:
@@ -93,24 +115,44 @@ def our_backbone(model: Mapping[str, Any]) -> str | None:
     return OUR_TYPES.get(backbone.get("type"), name)
 
 
-def backbone_weights(config: SegmenterConfig, source: ModelSource) -> str | None:
+def backbone_weights(weights: str, source: ModelSource) -> str | None:
     """The file that the backbone of a user's model starts from; None: at random.
+
+    Args:
+        weights: as the section has them; `imagenet` is what the model's file names.
+        source: the model.
 
     Raises:
         CannotRunError: the config names an address in the net, or the file is missing.
     """
     name = our_backbone(source.model) or "efficientnet_lite0"
-    if config.weights != "imagenet":
-        return find_weights(config.weights, name)
+    if weights != "imagenet":
+        return find_weights(weights, name)
     named = source.pretrained
     if named is None:
         return None
     if "://" in named and not named.startswith(("s3://", "gs://", "file://")):
+        option = f"{source.key.partition('.')[0]}.weights"
         raise CannotRunError(
             f"{source.uri} starts from {named}, which is not fetched from the net: download it and "
-            "set segmenter.weights to the file, or set segmenter.weights: none"
+            f"set {option} to the file, or set {option}: none"
         )
     return find_weights(named, name)
+
+
+def starting_weights(section: Any) -> str | None:
+    """The file that a section's training starts from; None: at random.
+
+    Args:
+        section: of a classifier or of the affinity network.
+
+    Raises:
+        CannotRunError: see `find_weights` and `classifier_source`.
+    """
+    source = classifier_source(section) if isinstance(section, AnyClassifierConfig) else None
+    if source is None:
+        return find_weights(section.weights, section.backbone)
+    return backbone_weights(section.weights, source)
 
 
 @contextlib.contextmanager
@@ -121,15 +163,55 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _take_pretrained(model: dict[str, Any], uri: str) -> str | None:
+def plain_norms(model: dict[str, Any]) -> None:
+    """Make synchronised norms plain ones, which CPUs have too.
+
+    The training loop synchronises them where there are GPUs.
+    """
+    for found in dicts_in(model):
+        if found.get("type") in _SYNC_NORMS:
+            found["type"] = "BN"
+
+
+def _read(uri: str, key: str) -> dict[str, Any]:
+    with quiet():
+        from mmengine.config import Config
+
+        try:
+            content: dict[str, Any] = Config.fromfile(uri).to_dict()
+        # a config is a program: whatever it raises is the user's
+        except Exception as error:
+            raise CannotRunError(
+                f"{key}: cannot read {uri}: {type(error).__name__}: {error}"
+            ) from error
+    return content
+
+
+def _source(uri: str, key: str, model: Any, content: Mapping[str, Any]) -> ModelSource:
+    where = f"{key}: {uri}"
+    plain: dict[str, Any] = _plain(model, where)
+    imports = (content.get("custom_imports") or {}).get("imports", ())
+    imports = (imports,) if isinstance(imports, str) else tuple(imports)
+    compiled = sorted({d["type"] for d in dicts_in(plain) if d.get("type") in _COMPILED})
+    if compiled:
+        raise CannotRunError(
+            f"{where}: {', '.join(compiled)} needs mmcv.ops, compiled operators "
+            "that the installed mmcv does not have: choose another head, loss or convolution"
+        )
+    pretrained = _take_pretrained(plain, where)
+    check_types(plain, where)
+    return ModelSource(uri, key, plain, imports, pretrained)
+
+
+def _take_pretrained(model: dict[str, Any], where: str) -> str | None:
     """Remove the checkpoints that a model names; returns the backbone's."""
     backbone = model["backbone"]
     found = [part.pop("pretrained", None) for part in (model, backbone)]
     odd = next((name for name in found if not isinstance(name, str | None)), None)
     if odd is not None:
         raise CannotRunError(
-            f"segmenter.config: {uri} has pretrained={odd!r}, which is no file: download the "
-            "backbone's weights and set segmenter.weights to them, or to none"
+            f"{where} has pretrained={odd!r}, which is no file: download the backbone's weights "
+            f"and set {where.partition('.')[0]}.weights to them, or to none"
         )
     if our_backbone(model):
         found.append(backbone.pop("weights", None))
@@ -143,8 +225,8 @@ def _take_pretrained(model: dict[str, Any], uri: str) -> str | None:
                 found.append(one.get("checkpoint"))
             else:
                 raise CannotRunError(
-                    f"segmenter.config: {uri} starts from {one.get('checkpoint')}: only a backbone "
-                    "can start from pretrained weights here"
+                    f"{where} starts from {one.get('checkpoint')}: only a backbone can start from "
+                    "pretrained weights here"
                 )
         if len(kept) < len(listed(given)):
             part["init_cfg"] = kept or None
@@ -189,19 +271,17 @@ def check_types(model: Mapping[str, Any], where: str) -> None:
             raise CannotRunError(f"{where}: names another checkpoint, which is not opened")
 
 
-def _plain(value: Any, uri: str) -> Any:
+def _plain(value: Any, where: str) -> Any:
     """A copy that holds plain values only: it can be kept with the network and sent to workers."""
     if isinstance(value, dict):
-        plain = {str(name): _plain(inner, uri) for name, inner in value.items()}
+        plain = {str(name): _plain(inner, where) for name, inner in value.items()}
         scope, _, name = str(plain.get("type", "")).rpartition(".")
         if scope.split(".")[0] in _SCOPES:
             # configs in pure Python give the class itself, which becomes its path
             plain["type"] = name
         return plain
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(inner, uri) for inner in value)
+        return type(value)(_plain(inner, where) for inner in value)
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise CannotRunError(
-        f"segmenter.config: the model of {uri} holds {value!r}: only plain values can be kept"
-    )
+    raise CannotRunError(f"{where}: the model holds {value!r}: only plain values can be kept")

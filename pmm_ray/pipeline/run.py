@@ -245,11 +245,10 @@ def check_weights(section: str, config: RunConfig) -> None:
     """Find out now that the weights of a training are not where they should be.
 
     Raises:
-        CannotRunError: see `find_weights`.
+        CannotRunError: see `starting_weights`.
     """
-    from pmm_ray.nets.weight_files import find_weights
+    from pmm_ray.nets.segmenter_source import starting_weights
 
-    training = getattr(config, section)
-    uri = find_weights(training.weights, training.backbone)
+    uri = starting_weights(getattr(config, section))
     if uri is not None and not storage.exists(uri):
         raise CannotRunError(f"{section}.weights: there is no file {uri}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pmm_ray.config import AnyClassifierConfig, ClassifierConfig, RunConfig
+from pmm_ray.config.backbones import Triple
 from pmm_ray.method.seam_losses import seam_losses, small_view
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.classifier_validation import ClassifierValidation
 from pmm_ray.nets.registry import build_classifier
-from pmm_ray.nets.weight_files import weights_identity
+from pmm_ray.nets.segmenter_config import normalisation
+from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, classifier_source
+from pmm_ray.nets.weight_files import file_identity, weights_identity
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -41,11 +46,12 @@ class ClassifierSample:
 
     config: ClassifierConfig
     num_foreground: int
+    statistics: tuple[Triple, Triple]
 
     def __call__(
         self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
     ) -> tuple[Tensor, Tensor]:
-        mean, std = self.config.input_statistics
+        mean, std = self.statistics
         view_3SS = augment(
             image_HW3,
             np.random.default_rng(seed),
@@ -96,8 +102,41 @@ class SiameseLoss(LossModule):
 class AnyClassifierTask(TrainingTask[Classifier]):
     """What the trainings of both classifiers share."""
 
+    model: ModelSource | None = None
+    """The user's, instead of `config.backbone`."""
+
+    @property
+    def statistics(self) -> tuple[Triple, Triple]:
+        """(mean, standard deviation) of the network's input, RGB in 0..1."""
+        return normalisation(self.config.backbone, self.model)
+
+    @property
+    @abstractmethod
+    def crop_size(self) -> int:
+        """Side of what is trained on, px."""
+
+    def check(self, images: int) -> None:
+        """Refuse a user's network that cannot be trained, or cannot make maps of any image."""
+        if self.model is None:
+            return
+        side, classes = self.crop_size, self.space.num_foreground
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            module = self.build()
+            doing = f"train on crops of {side} px"
+            try:
+                module.train()(torch.zeros(2, 3, side, side), torch.ones(2, classes))
+                doing = f"make maps of an image of {side // 2 + 1} x {side - 1} px"
+                odd = torch.zeros(1, 3, side // 2 + 1, side - 1)
+                cast(CamNetwork, module.network.eval()).cam_scores(odd, torch.ones(1, classes))
+            # whatever a network of anyone's raises
+            except Exception as error:
+                raise CannotRunError(
+                    f"{self.model.where}: this backbone cannot {doing} ({type(error).__name__}: "
+                    f"{error}): choose another; docs/guides/mmseg-models.md says what works"
+                ) from error
+
     def build(self) -> LossModule:
-        network = build_classifier(self.config, self.space.num_foreground)
+        network = build_classifier(self.config, self.space.num_foreground, self.model)
         return SiameseLoss(network) if self.config.kind == "seam" else ClassifierLoss(network)
 
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
@@ -108,6 +147,8 @@ class AnyClassifierTask(TrainingTask[Classifier]):
             "label_space": self.space.to_json(),
             "training": training,
         }
+        if self.model is not None:
+            meta |= {"model": self.model.model, "imports": list(self.model.imports)}
         save_model(uri, "classifier", network, meta)
 
     def trained(self, uri: str) -> dict[str, float]:
@@ -120,7 +161,24 @@ class ClassifierTask(AnyClassifierTask[ClassifierConfig]):
     """The first classifier's part of a training."""
 
     def sample(self) -> ClassifierSample:
-        return ClassifierSample(self.config, self.space.num_foreground)
+        return ClassifierSample(self.config, self.space.num_foreground, self.statistics)
+
+    @property
+    def crop_size(self) -> int:
+        return self.config.crop_size
+
+
+def model_identity(config: AnyClassifierConfig) -> list[str]:
+    """What decides the result beside the section: the content of the files that it names.
+
+    Raises:
+        CannotRunError: a file cannot be read, or the model cannot be used.
+    """
+    source = classifier_source(config)
+    if source is None:
+        return [weights_identity(config.weights, config.backbone)]
+    uri = backbone_weights(config.weights, source)
+    return [source.identity(), "none" if uri is None else file_identity(uri)]
 
 
 def validation_of(
@@ -159,7 +217,10 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
     """
     # the middle of what the network is trained on
     validation = validation_of(config, context, sum(config.resize_long) // 2)
-    return train(ClassifierTask.of(config, context, folder, validation=validation), context, folder)
+    task = ClassifierTask.of(
+        config, context, folder, model=classifier_source(config), validation=validation
+    )
+    return train(task, context, folder)
 
 
 def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str = STAGE) -> Stage:
@@ -170,10 +231,13 @@ def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str 
         recipe: for the seed and the training split.
         data: of the run.
         name: of the stage.
+
+    Raises:
+        CannotRunError: see `model_identity`.
     """
     identity = (
         config,
-        weights_identity(config.weights, config.backbone),
+        *model_identity(config),
         recipe.seed,
         data.hash,
         recipe.data.train_split,

@@ -11,16 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
+from pmm_ray.config.backbones import Triple
 from pmm_ray.method.multicrop import draw_window, windows
+from pmm_ray.nets.segmenter_source import classifier_source
 from pmm_ray.nets.views import cut_windows
-from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.training.augment import crop_view
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.train import train
-from pmm_ray.stages.train_classifier import AnyClassifierTask, target_vector, validation_of
+from pmm_ray.stages.train_classifier import (
+    AnyClassifierTask,
+    model_identity,
+    target_vector,
+    validation_of,
+)
 
 STAGE = "train_multicrop"
 CODE_VERSION = 1
@@ -33,6 +39,7 @@ class WindowSample:
 
     config: MulticropConfig
     num_foreground: int
+    statistics: tuple[Triple, Triple]
     masks: MaskFile
 
     def __call__(
@@ -53,7 +60,7 @@ class WindowSample:
         window, labels = draw_window(choices, base_HW, rng, config.relabel_share)
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1)[None]
         (piece,) = cut_windows(image_13HW, [window], crops.geometry, crops.size)
-        mean, std = config.input_statistics
+        mean, std = self.statistics
         view_3SS = crop_view(
             piece[0].permute(1, 2, 0).numpy(),
             rng,
@@ -71,7 +78,11 @@ class MulticropTask(AnyClassifierTask[MulticropConfig]):
 
     def sample(self) -> WindowSample:
         assert self.masks is not None, "prepare comes first"
-        return WindowSample(self.config, self.space.num_foreground, self.masks)
+        return WindowSample(self.config, self.space.num_foreground, self.statistics, self.masks)
+
+    @property
+    def crop_size(self) -> int:
+        return self.config.crops.size
 
 
 def run(
@@ -90,7 +101,14 @@ def run(
             mask holds a value outside the label space.
     """
     validation = validation_of(config, context, config.validation_long)
-    task = MulticropTask.of(config, context, folder, masks_uri=masks_uri, validation=validation)
+    task = MulticropTask.of(
+        config,
+        context,
+        folder,
+        masks_uri=masks_uri,
+        model=classifier_source(config),
+        validation=validation,
+    )
     return train(task, context, folder)
 
 
@@ -104,10 +122,13 @@ def stage(
         recipe: for the seed and the training split.
         base_masks: which know the data set.
         name: of the stage.
+
+    Raises:
+        CannotRunError: see `model_identity`.
     """
     identity = (
         config,
-        weights_identity(config.weights, config.backbone),
+        *model_identity(config),
         recipe.seed,
         base_masks.hash,
         len(read_index(base_masks.uri)),

@@ -128,7 +128,7 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
 
     def sample(self) -> SegmenterSample:
         assert self.masks is not None, "prepare comes first"
-        statistics = normalisation(self.config, self.model)
+        statistics = normalisation(self.config.backbone, self.model)
         return SegmenterSample(self.config, self.space, statistics, self.masks)
 
     def build(self) -> SegmenterLoss:
@@ -214,7 +214,7 @@ def model_identity(config: SegmenterConfig, held_out_split: str) -> list[str]:
     if config.config is None:
         return [weights_identity(config.weights, config.backbone), *split]
     source = read_model(config.config)
-    uri = backbone_weights(config, source)
+    uri = backbone_weights(config.weights, source)
     return [source.identity(), "none" if uri is None else file_identity(uri), *split]
 
 

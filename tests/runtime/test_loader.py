@@ -15,6 +15,7 @@ import torch
 
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.labels import LabelSpace
+from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import scan_parts, write_index
@@ -40,7 +41,8 @@ SPACE = LabelSpace.from_names(["a", "b", "c"])
 def dataset(manifest: Manifest, rows: pa.Table | None = None) -> TrainingSet:
     if rows is None:
         rows = training_rows(manifest.uri, "train", labelled=True)
-    sample = ClassifierSample(CONFIG, manifest.label_space.num_foreground)
+    statistics = normalisation(CONFIG.backbone, None)
+    sample = ClassifierSample(CONFIG, manifest.label_space.num_foreground, statistics)
     return TrainingSet(rows, photographs_of(manifest), sample, 5, "stage")
 
 

@@ -16,6 +16,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import base_mask
 from pmm_ray.nets.registry import load_classifier
+from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.events import read_events
@@ -80,7 +81,7 @@ def sample_of(base_HW: NDArray[np.uint8], folder: Path, **values: Any) -> Window
     tables.write_rows(str(folder / "masks" / "part-0.parquet"), [row], tables.MASKS)
     masks = build_mask_file(str(folder / "masks"), SPACE, folder)
     config = MulticropConfig.model_validate({"crops": {**CROPS, **values}, "color_jitter": 0})
-    return WindowSample(config, 3, masks)
+    return WindowSample(config, 3, normalisation(config.backbone, None), masks)
 
 
 @pytest.mark.parametrize("geometry", ["paper", "released"])

@@ -110,7 +110,7 @@ def _model(config: RunConfig, manifest: Manifest, cyclic: bool) -> tuple[dict[st
         underfitting=UnderfittingConfig(kind="none") if cyclic else section.underfitting,
         source=source,
     )
-    weights = section.weights if source is None else backbone_weights(section, source)
+    weights = section.weights if source is None else backbone_weights(section.weights, source)
     if weights is not None and our_backbone(model):
         model["backbone"]["weights"] = weights
     elif weights is not None:

@@ -47,7 +47,7 @@ def window_cams(config: RunConfig) -> CamsConfig:
 
 def classifier(backbone: str, config: RunConfig) -> Step:
     """The recipe's first classifier on another backbone."""
-    if backbone == config.classifier.backbone:
+    if backbone == config.classifier.network:
         return train_classifier()
     name = f"train_classifier-{backbone}"
 
@@ -62,7 +62,7 @@ def classifier(backbone: str, config: RunConfig) -> Step:
 
 def multicrop(backbone: str, config: RunConfig) -> Step:
     """The recipe's second classifier on another backbone, trained on the recipe's windows."""
-    if backbone == config.multicrop.backbone:
+    if backbone == config.multicrop.network:
         return train_multicrop()
     name = f"train_multicrop-{backbone}"
 
@@ -140,7 +140,7 @@ def scored(run: Run, images: int | None) -> list[str]:
 
 def table_backbones(config: RunConfig) -> tuple[str, ...]:
     """The networks of Tab. 1."""
-    own = (config.classifier.backbone, config.multicrop.backbone)
+    own = (config.classifier.network, config.multicrop.network)
     return config.ablate.backbones or tuple(dict.fromkeys(own))
 
 
@@ -149,13 +149,14 @@ def with_backbone(section: _Section, backbone: str, config: RunConfig) -> _Secti
 
     They are those of `ablate.weights`, else the recipe's for this backbone, else `imagenet`.
     """
-    weights: dict[str, str] = {
-        part.backbone: part.weights for part in (config.multicrop, config.classifier)
+    own = {
+        part.network: {name: getattr(part, name) for name in ("model", "backbone", "weights")}
+        for part in (config.multicrop, config.classifier)
     }
-    weights |= {str(name): file for name, file in config.ablate.weights.items()}
-    return section.model_copy(
-        update={"backbone": backbone, "weights": weights.get(backbone, "imagenet")}
-    )
+    update = own.get(backbone, {"model": None, "backbone": backbone, "weights": "imagenet"})
+    if backbone in config.ablate.weights:
+        update["weights"] = config.ablate.weights[backbone]
+    return section.model_copy(update=update)
 
 
 def check_backbone(backbone: str, config: RunConfig) -> None:
@@ -164,11 +165,10 @@ def check_backbone(backbone: str, config: RunConfig) -> None:
     Raises:
         CannotRunError: they are not where they should be.
     """
-    from pmm_ray.nets.weight_files import find_weights
+    from pmm_ray.nets.segmenter_source import starting_weights
 
-    section = with_backbone(config.classifier, backbone, config)
     try:
-        find_weights(section.weights, backbone)
+        starting_weights(with_backbone(config.classifier, backbone, config))
     except CannotRunError as error:
         raise CannotRunError(
             f"{error}; table 1 takes them from ablate.weights.{backbone}, and its networks "

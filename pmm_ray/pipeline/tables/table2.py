@@ -39,12 +39,12 @@ WALKED = (("RW", WALK), ("RW & PPMG", "ppmg"))
 
 def baseline(config: RunConfig) -> str:
     """Name of the first column's CAMs; table 1 has the same."""
-    return f"{config.classifier.backbone}-{WHOLE}"
+    return f"{config.classifier.network}-{WHOLE}"
 
 
 def ours(config: RunConfig) -> str:
     """Name of the second column's CAMs: the recipe's, or table 1's of multi-crop training."""
-    return "recipe" if config.multicrop.enabled else f"{config.multicrop.backbone}-{MULTICROP}"
+    return "recipe" if config.multicrop.enabled else f"{config.multicrop.network}-{MULTICROP}"
 
 
 def steps(config: RunConfig, images: int | None) -> list[Step]:

@@ -61,7 +61,7 @@ def _table(run: Run) -> PaperTable:
         tuple(rows),
         note(
             config,
-            f"classifier {config.classifier.backbone}, segmenter {config.segmenter.backbone}; "
+            f"classifier {config.classifier.network}, segmenter {config.segmenter.backbone}; "
             "RW is not part of the steps below it; for the paper's last row (70.01) set "
             "segmenter.backbone: res2net101 with its segmenter.weights",
         ),
