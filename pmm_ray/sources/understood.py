@@ -14,14 +14,17 @@ _WIDTH = 100
 
 def understood(report: ImportReport) -> list[str]:
     """One line for each thing: labels, background, classes with counts, splits, what missed."""
-    splits = [split for split in report.asked if split in report.manifest.splits]
-    splits = splits or list(report.manifest.splits)
+    there = report.manifest.splits
+    splits = list(dict.fromkeys([*(s for s in report.asked if s in there), *there]))
     lines = [f"labels: {report.labels_from}"] if report.labels_from else []
     if report.background:
         lines.append(f"background: {report.background!r} of the source is value 0, no class")
-    of = " + ".join(splits)
-    lines.append(f"classes with their images ({of}): {_classes(report.classes, splits)}")
     empty = [name for name, counts in report.classes.items() if not counts]
+    if len(empty) == len(report.classes):
+        lines.append(f"no image has a label; the classes are {', '.join(empty)}")
+    else:
+        of = " + ".join(splits)
+        lines.append(f"classes with their images ({of}): {_classes(report.classes, splits)}")
     if empty and len(empty) < len(report.classes):
         lines.append(f"classes without an image: {', '.join(empty)}")
     lines += unused_splits(report.manifest.splits, report.asked)
