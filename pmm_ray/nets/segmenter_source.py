@@ -16,7 +16,7 @@ from typing import Any
 
 from pmm_ray.config import AnyClassifierConfig, MulticropConfig
 from pmm_ray.config.backbones import BACKBONES, GENERIC_TYPE
-from pmm_ray.nets.weight_files import find_weights
+from pmm_ray.nets.weight_files import PUBLIC_NAMES, find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
 
 _SCOPES = {"mmseg", "mmengine", "mmcv"}
@@ -125,7 +125,13 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
     Raises:
         CannotRunError: the config names an address in the net, or the file is missing.
     """
-    name = our_backbone(source.model) or "efficientnet_lite0"
+    ours = our_backbone(source.model)
+    if ours is None and weights in PUBLIC_NAMES - {"imagenet"}:
+        raise CannotRunError(
+            f"{source.where}: no weights called {weights!r} are published for its backbone: set "
+            f"{source.key.partition('.')[0]}.weights to a path, to imagenet or to none"
+        )
+    name = ours or "efficientnet_lite0"
     if weights != "imagenet":
         return find_weights(weights, name)
     named = source.pretrained

@@ -247,6 +247,8 @@ def test_the_training_keeps_the_model_and_normalises_as_it_asks(
 
 
 def test_messages_name_the_section(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match=r"'seam' are published .* set classifier\.weights"):
+        make(section(tmp_path, MIT, weights="seam"))
     gone = MulticropConfig(model=str(tmp_path / "gone.py"))
     with pytest.raises(CannotRunError, match=r"multicrop\.model: cannot read .*gone\.py"):
         classifier_source(gone)
