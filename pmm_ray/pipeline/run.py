@@ -163,6 +163,7 @@ def open_run(
         CannotRunError: another run is alive in the folder, or there is no stage of a name.
     """
     plan = tuple(step.name for step in steps)
+    assert len(set(plan)) == len(plan), "each step has a name of its own"
     measures = frozenset(step.name for step in steps if step.measures)
     selection = Selection(plan, measures=measures, **selected)
 
@@ -188,10 +189,12 @@ def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
     sections = {step.section for step in steps if step.section}
     files = {data.root, *(getattr(config, name).weights for name in sections)} - _NO_FILES
     needed = 0
-    # the first classifier learns from labels, each other training from a table of masks
-    tables = sum(step.section not in ("", "classifier") for step in steps)
+    # the first classifier learns from labels; the others from masks, which the variants of a round
+    # share
+    learn = [step for step in steps if step.section not in ("", "classifier")]
+    tables = {(step.section, step.name.rsplit("-", 1)[-1]) for step in learn}
     if session.data is not None:
-        needed = tables * training_scratch(session.data.uri, data.train_split)
+        needed = len(tables) * training_scratch(session.data.uri, data.train_split)
     inspect_cluster(
         session.run_dir,
         config.runtime,

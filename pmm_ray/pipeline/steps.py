@@ -33,10 +33,15 @@ def steps(config: RunConfig) -> list[Step]:
         make_cams(streamed=config.masks.fused and not automatic and not walked),
         *(walk_steps() if walked else []),
         *([choose_alpha(config)] if automatic else []),
-        *(step for method in config.evaluate.ladder for step in ladder_steps(config, method)),
+        *(step for method in ladder(config) for step in ladder_steps(config, method)),
         *mask_steps(config),
         *rounds(config),
     ]
+
+
+def ladder(config: RunConfig) -> list[str]:
+    """The ways to masks beside the recipe's own, whose masks are scored anyway."""
+    return [m for m in dict.fromkeys(config.evaluate.ladder) if m != config.masks.method]
 
 
 def steps_to_cams(config: RunConfig, needs_truth: str = "") -> list[Step]:
@@ -196,9 +201,10 @@ def mask_steps(config: RunConfig) -> list[Step]:
         return masks_of(run, recipe_cams(run), run.config.masks.method, "make_masks")
 
     found = [Step("make_masks", make, pool="masks.tasks")]
-    found += [evaluation("evaluate-ppmg", title, "make_masks", data.held_out_split)]
+    name = f"evaluate-{config.masks.method}"
+    found += [evaluation(name, title, "make_masks", data.held_out_split)]
     if config.evaluate.train_masks:
-        found += [evaluation("evaluate-ppmg-train", title, "make_masks", data.train_split)]
+        found += [evaluation(f"{name}-train", title, "make_masks", data.train_split)]
     return found
 
 

@@ -215,8 +215,7 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
     for _, details in found:
         if "not_scored" in details:
             raise CannotRunError(
-                f"{folder.stage}: no combination can be chosen: {details['not_scored']}; "
-                "set masks.alpha to a number"
+                f"{folder.stage}: no combination can be chosen: {details['not_scored']}"
             )
     return [metrics for metrics, _ in found]
 
@@ -228,6 +227,7 @@ def stage(
     combinations: Sequence[Combination],
     *,
     images: int = SAMPLE_IMAGES,
+    among: Sequence[str] | None = None,
     method: str = "ppmg",
     name: str = STAGE,
 ) -> Stage:
@@ -239,6 +239,7 @@ def stage(
         cams: finished.
         combinations: from `grid`; `WALK` has one without a field.
         images: so many are scored at most.
+        among: ids of which those with a CAM are scored; None: a sample of all with both.
         method: a name of `MASK_METHODS`, or `WALK`.
         name: of the stage.
 
@@ -247,7 +248,11 @@ def stage(
     """
     config, split = recipe.masks, recipe.data.held_out_split
     index = read_index(cams.uri).select(data.with_truth(split))
-    chosen = sample(index.image_ids, images, recipe.seed)
+    known = index.image_ids
+    if among is None:
+        chosen = sample(known, images, recipe.seed)
+    else:
+        chosen = sorted(set(among) & set(known))
     if not chosen:
         raise CannotRunError(
             f"{name}: no image of split {split!r} has a CAM and a ground-truth mask to score it by"

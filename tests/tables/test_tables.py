@@ -23,13 +23,11 @@ from pmm_ray.sources.shapes import make_shapes
 RECIPE = """
 name: tables
 data: {source: shapes, images: 16, classes: 2, size: 64}
-classifier: &training
-  {kind: seam, epochs: 1, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16,
-   validation_images: 0, workers: 1}
+classifier: {kind: seam, epochs: 1, batch_size: 6, resize_long: [48, 72], crop_size: 48,
+  output_stride: 16, validation_images: 0, workers: 1}
 base: {cams: {scales: [1.0], flip: false}}
-multicrop:
-  <<: *training
-  crops: {size: 48, stride: 32, scales: [1.0, 1.5]}
+multicrop: {kind: seam, epochs: 1, batch_size: 6, output_stride: 16, validation_images: 0,
+  workers: 1, crops: {size: 48, stride: 32, scales: [1.0, 1.5]}}
 cams: {scales: [1.0], flip: false}
 affinity: {epochs: 1, batch_size: 6, crop_size: 48, radius: 3, workers: 1}
 ablate: {alphas: [1, 4]}

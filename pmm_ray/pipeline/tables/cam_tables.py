@@ -108,7 +108,7 @@ def score(name: str, cams: str, method: str, images: int | None) -> Step:
             run.data,
             run[cams],
             combinations,
-            images=images or SAMPLE_IMAGES,
+            among=scored(run, images),
             method=method,
             name=stage_name,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pmm_ray.config import RunConfig
+from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.pipeline.rounds import Variant, rounds
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.tables.segmenter_tables import (
@@ -42,7 +43,7 @@ def steps(config: RunConfig, images: int | None) -> list[Step]:
 
 def _table(run: Run) -> PaperTable:
     config = run.config
-    pus = config.segmenter.underfitting
+    pus, ours = config.segmenter.underfitting, MASK_METHODS[config.masks.method].title
     rows: list[tuple[Cell, ...]] = []
     for kind, masks, paper in ROWS:
         score = run.score(_variant(kind, masks, config).held_out_masks(0, config))
@@ -55,7 +56,7 @@ def _table(run: Run) -> PaperTable:
         tuple(rows),
         note(
             config,
-            f"round 0, scope {pus.scope}; ours: PPMG; RW: argmax of the recipe's CAMs after a "
+            f"round 0, scope {pus.scope}; ours: {ours}; RW: argmax of the recipe's CAMs after a "
             "random walk",
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pmm_ray.config import RunConfig
+from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.pipeline.rounds import Variant, rounds
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import ladder_steps
@@ -43,7 +44,7 @@ def _table(run: Run) -> PaperTable:
     masks = {
         "CAM": "make_masks-cam_argmax",
         "CAM, RW": WALKED,
-        "CAM, PPMG": "make_masks",
+        f"CAM, {MASK_METHODS[config.masks.method].title}": "make_masks",
         "+ segmenter": plain.held_out_masks(0, config),
         "+ PUS": own.held_out_masks(0, config),
     }
