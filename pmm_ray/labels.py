@@ -97,7 +97,7 @@ class LabelSpace:
         if self.dataset_ids[0] != 0 or len(set(self.dataset_ids)) != len(names):
             raise ValueError("dataset ids must be unique and begin with 0 for the background")
         if min(self.dataset_ids) < 0 or max(self.dataset_ids) >= IGNORE_16BIT:
-            raise ValueError(f"dataset ids must lie in 0..{IGNORE_16BIT - 1}")
+            raise ValueError(f"dataset ids must be in 0..{IGNORE_16BIT - 1}")
         if self.ignore in self.dataset_ids:
             raise ValueError(f"dataset id {self.ignore} is the ignore value")
 

@@ -41,7 +41,7 @@ class AnyClassifierConfig(EpochTrainingConfig):
     backbone: BackboneName = "efficientnet_lite0"
     """Network; `efficientnet_lite0` is the small one for CPUs. `module:ROW`: a row of yours."""
     weights: str = "imagenet"
-    """`imagenet`, `seam`, `none`, or a path to a state dict. Names stand for public files below
+    """`imagenet`, `seam`, `none`, or a path to a state dict. Names mean public files below
     `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package."""
     kind: Literal["plain", "seam"] = "plain"
     """`plain`: a class head and its loss. `seam`: the siamese network with pixel correlation and
@@ -55,8 +55,8 @@ class AnyClassifierConfig(EpochTrainingConfig):
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum. The released code's effective value is 5e-4 (a swapped argument)."""
     validation_images: int = execution(100, ge=0)
-    """Held-out images that are scored after every epoch (mean average precision, and CAM mIoU of
-    those with ground truth); 0: none. They never decide anything."""
+    """Held-out images to score after every epoch (mean average precision, and CAM mIoU of those
+    with ground truth); 0: none. The scores decide nothing."""
 
     @property
     def input_statistics(self) -> tuple[Triple, Triple]:
@@ -69,8 +69,8 @@ class ClassifierConfig(AnyClassifierConfig):
     """The image classifier whose activation maps become masks (paper 3.5, 4.1)."""
 
     resize_long: IntRange = (256, 416)
-    """The long side is drawn from this range, px (released code: 448..768). The middle of it is
-    that of the held-out images."""
+    """Range of the random long side, px (released code: 448..768). Held-out images get its
+    middle."""
     crop_size: Positive = 320
     """Square training crop, px (paper: 448); smaller images are padded with the mean."""
 
@@ -81,7 +81,7 @@ class MulticropConfig(AnyClassifierConfig):
     enabled: bool = False
     """Train it; else the maps come from the first classifier."""
     crops: CropsConfig = CropsConfig()
-    """The windows; one is drawn per image and epoch."""
+    """The windows; a training takes a random one per image and epoch."""
     relabel_share: float = Field(0.1, ge=0, le=1)
     """A window keeps a class if it holds more than this share of the class's base mask, or if the
     class covers more than this share of the window (paper 3.5: 10 %)."""

@@ -1,4 +1,4 @@
-"""Windows of an image at many scales: where they lie, how their maps are merged, what they show.
+"""Windows of an image at many scales: where they are, how to merge their maps, what they show.
 
 A window is a piece of the image scaled by s. `paper` geometry resizes the image and cuts windows
 of one size, each `stride` after the last, so that they overlap. The `released` code cuts `stride`
@@ -214,7 +214,7 @@ def relabel(
         Class ids, ascending; empty where no class counts.
 
     Raises:
-        ValueError: the place lies outside the mask, or the share is out of range.
+        ValueError: the place is outside the mask, or the share is out of range.
 
     Source: paper 3.5 (10 %); released code (strictly more).
     """
@@ -223,7 +223,7 @@ def relabel(
     rows, columns = place.slices
     inside = base_HW[rows, columns]
     if inside.shape != (place.height, place.width) or inside.size == 0:
-        raise ValueError(f"{place} lies outside a mask of {base_HW.shape}")
+        raise ValueError(f"{place} is outside a mask of {base_HW.shape}")
     totals = class_sizes(base_HW) if totals is None else totals
     return [
         label

@@ -36,7 +36,7 @@ def transition_matrix(affinity_Dhw: FloatArray, radius: int, beta: float = 8.0) 
     affinity = check_array("affinity_Dhw", affinity_Dhw, "Dhw", (len(ways), None, None))
     check_number("beta", beta, 0.0, low_open=True)
     if affinity.size and (affinity.min() < 0 or affinity.max() > 1):
-        raise ValueError("affinity_Dhw must lie in 0..1")
+        raise ValueError("affinity_Dhw must be in 0..1")
     height, width = affinity.shape[1:]
     places_hw = np.arange(height * width).reshape(height, width)
     ones, others, weights = [places_hw.ravel()], [places_hw.ravel()], [np.ones(height * width)]

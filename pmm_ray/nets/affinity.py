@@ -99,7 +99,7 @@ class AffinityNetwork(nn.Module):
 def build_affinity(config: AffinityConfig) -> AffinityNetwork:
     """The network that a configuration names, its backbone's pretrained weights loaded.
 
-    The heads are drawn from torch's global generator: seed it for a reproducible network.
+    Torch's global generator initialises the heads: seed it for a reproducible network.
 
     Raises:
         CannotRunError: the weights are missing or do not fit.

@@ -1,6 +1,6 @@
-"""How well a classifier ranks held-out images, and how well its maps lie on the objects.
+"""How well a classifier ranks held-out images, and how well its maps cover the objects.
 
-Watched after every epoch of its training; nothing is decided by it.
+The training reports it after every epoch; it decides nothing.
 """
 
 # C: foreground classes; K: present ones; T: background scores tried.
@@ -27,7 +27,7 @@ from pmm_ray.runtime.training.augment import resize_to_long
 from pmm_ray.runtime.training.sampling import sample_seed
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
-"""A px whose scores all lie below one of these is background; the best of them is reported."""
+"""A px whose scores are all below one of these is background; the best of them is reported."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class ClassifierValidation:
         manifest_uri: the Parquet file.
         split: the held-out one.
         photographs: how images and truth are read.
-        images: how many are scored, drawn by the seed.
+        images: how many to score; the seed chooses them.
         long_side: of the resized images, px.
         seed: of the run.
     """

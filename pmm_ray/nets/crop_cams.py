@@ -145,9 +145,9 @@ class CropCams:
                     yield _View(subject, window, mirrored, pixels.flip(-1) if mirrored else pixels)
 
     def _padded(self, piece_3hw: Tensor) -> Tensor:
-        """[3, S, S]: an image smaller than a window lies amid zeros, the mean colour.
+        """[3, S, S]: an image smaller than a window is padded with zeros, the mean colour.
 
-        In training it lies at a random place of them.
+        In training its place in the window is random.
         """
         size = self._config.crops.size
         (top, bottom), (left, right) = (_margins(side, size) for side in piece_3hw.shape[1:])

@@ -86,7 +86,7 @@ def build_segmenter(
 ) -> nn.Module:
     """A fresh segmenter, its backbone's weights loaded.
 
-    The rest is drawn from torch's global generator: seed it for a reproducible network.
+    Torch's global generator initialises the rest: seed it for a reproducible network.
 
     Args:
         config: the section.

@@ -1,4 +1,4 @@
-"""Pretrained weights, loaded whole or not at all; only heads may be missing, and that is said."""
+"""Pretrained weights, loaded whole or not at all; only heads may be missing, with a message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CLASS_HEADS = {"fc8", "head"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of a weights file."""
+    """The result of loading a weights file."""
 
     source: str
     tensors: int

@@ -1,4 +1,4 @@
-"""The gallery: which images are shown, and how their maps and masks are drawn."""
+"""The gallery: which images to show, and how to draw their maps and masks."""
 
 # H, W: pixels. K: the image's classes. h, w: stored CAM size.
 

@@ -60,7 +60,7 @@ def rasterize_worker(root: str, space: LabelSpace, overlap: str, crowd: str, sta
 
 
 def objects_fingerprint(manifest_uri: str) -> str | None:
-    """Of the objects that a manifest's masks are drawn from; None where there are none to draw."""
+    """Of the objects that become a manifest's masks; None if there are none."""
     return tables.table_metadata(manifest_uri).get(OBJECTS_KEY)
 
 
@@ -73,7 +73,7 @@ def images_to_draw(manifest_uri: str) -> TableIndex:
 
 
 def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
-    """Draw the masks that the manifest names, from the objects beside it.
+    """Make the masks that the manifest names, from the objects beside it.
 
     Raises:
         CannotRunError: pycocotools is not installed.

@@ -38,7 +38,7 @@ class PairSample:
 
     Attributes:
         config: side of the crop, colour jitter, backbone.
-        ignore: label of unknown pixels, and of what lies outside the image.
+        ignore: label of unknown pixels, and of pixels outside the image.
         labels: of the images.
     """
 

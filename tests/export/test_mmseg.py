@@ -170,7 +170,7 @@ def test_images_that_cannot_be_exported_are_left_out_and_named(
     assert f"left out: {train[0]['image_id']}: " in said
     assert "the file does not exist" in said
     assert f"left out: {held_out[0]['image_id']}: " in said
-    assert "mask values [200] lie outside 0..3 and 255" in said
+    assert "mask values [200] are outside 0..3 and 255" in said
     for split, left_out, all_rows in (("train", train[0], train), ("val", held_out[0], held_out)):
         ids = sorted(row["image_id"] for row in all_rows if row is not left_out)
         assert (out / "splits" / f"{split}.txt").read_text().split() == ids

@@ -117,8 +117,8 @@ def test_damaged_masks_are_row_errors() -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.array([[21]]), r"\[21\] lie outside 0..20 and 255"),
-        (np.array([[-1]]), r"\[-1\] lie outside"),
+        (np.array([[21]]), r"\[21\] are outside 0..20 and 255"),
+        (np.array([[-1]]), r"\[-1\] are outside"),
         (np.zeros((0, 3), np.uint8), "integers"),
         (np.zeros((2, 3, 1), np.uint8), "integers"),
         (np.zeros((2, 3)), "integers"),

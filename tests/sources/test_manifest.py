@@ -90,8 +90,8 @@ def test_files_below_the_folder_are_named_relative_to_it(tmp_path: Path) -> None
     [
         ({"image_id": "../a"}, "not allowed"),
         ({"image_id": "img-1"}, "occur twice"),
-        ({"labels": (0, 1)}, r"labels \[0\] lie outside 1..20"),
-        ({"labels": (21,)}, r"labels \[21\] lie outside"),
+        ({"labels": (0, 1)}, r"labels \[0\] are outside 1..20"),
+        ({"labels": (21,)}, r"labels \[21\] are outside"),
         ({"labels": (3, 2)}, "not sorted"),
         ({"labels": (2, 2)}, "not sorted"),
         ({"height": 0}, "positive size"),

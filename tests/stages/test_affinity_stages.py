@@ -228,7 +228,7 @@ def test_from_cams_to_walked_cams(
 
 
 def test_the_alphas_must_be_in_order() -> None:
-    with pytest.raises(ValueError, match=r"alpha_low 24 must lie below affinity.alpha_high 4"):
+    with pytest.raises(ValueError, match=r"alpha_low 24 must be below affinity.alpha_high 4"):
         AffinityConfig(alpha_low=24, alpha_high=4)
 
 

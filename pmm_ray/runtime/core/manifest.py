@@ -1,8 +1,8 @@
 """The manifest: one Parquet file with a row per photograph, where every run begins.
 
-The label space, the EXIF rule and the source stand in the file's schema metadata, so a manifest
-explains itself. Files below the manifest's folder are named relative to it: the folder can be
-moved or uploaded as a whole.
+The file's schema metadata holds the label space, the EXIF rule and the source, so a manifest
+explains itself. Files below the manifest's folder are named relative to it: you can
+move or upload the folder as a whole.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def check_labels(labels: Sequence[int], label_space: LabelSpace) -> tuple[int, .
     outside = [i for i in labels if not 1 <= i <= label_space.num_foreground]
     if outside:
         raise ValueError(
-            f"labels {outside} lie outside 1..{label_space.num_foreground} "
+            f"labels {outside} are outside 1..{label_space.num_foreground} "
             f"of label space {label_space.name!r}"
         )
     if list(labels) != sorted(set(labels)):
@@ -213,7 +213,7 @@ def manifest_near(place: str) -> Manifest | None:
 
 
 def manifest_hash(uri: str) -> str:
-    """A hash of what decides results: equal wherever the data set lies and however it is ordered.
+    """A hash of what decides results: the same for every place and order of the data set.
 
     Ids, labels, sizes, splits, which images have a ground truth, the label space, the EXIF rule
     and, if the source made the pixels itself, their fingerprint. Not the uris, and not the bytes
@@ -245,6 +245,6 @@ def _check_ids(image_ids: Sequence[str]) -> None:
 
 
 def _relative(uri: str, root: str) -> str:
-    """The uri relative to `root` if it lies below, else absolute."""
+    """The uri relative to `root` if it is below, else absolute."""
     whole = storage.anchor(uri.removeprefix("file://"), root)
     return whole.removeprefix(root.rstrip("/") + "/")

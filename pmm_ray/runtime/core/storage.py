@@ -107,7 +107,7 @@ def anchor(uri: str, root: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder a uri lies in."""
+    """The folder of a uri."""
     return uri.rstrip("/").rsplit("/", 1)[0]
 
 
@@ -151,7 +151,7 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        CannotRunError: it lies in a store that does not answer.
+        CannotRunError: its store does not answer.
     """
     filesystem, path = resolve(uri)
     # not `open_input_stream`, which asks a bucket for 256 KB at a time

@@ -170,7 +170,7 @@ def _check_budget(folder: StageFolder, failed: int, budget: int) -> None:
 
 
 def _scan(context: RunContext, folder: StageFolder, ledger: Ledger) -> None:
-    """Read the folder; parts that are damaged are deleted, which is said."""
+    """Read the folder; delete damaged parts and say so."""
     for uri in ledger.scan():
         context.events.write("broken_part", stage=folder.stage, uri=uri)
         context.progress.message(f"{folder.stage}: {uri} is damaged; its images run again")

@@ -82,7 +82,7 @@ def decode_rgb(
     Args:
         data: the bytes of a JPEG, PNG, BMP, TIFF, WebP or another file that Pillow reads.
         apply_exif: rotate and flip as the EXIF orientation says (folders), or not (VOC, COCO:
-            their masks were drawn without).
+            their masks were made without it).
         max_pixels: refuse images that declare more, before any pixel is decoded.
         uri: named in errors.
 
@@ -160,7 +160,7 @@ def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
     if not np.all(valid | (mask_HW == label_space.ignore)):
         outside = np.unique(mask_HW[~valid & (mask_HW != label_space.ignore)])[:10].tolist()
         raise ValueError(
-            f"mask values {outside} lie outside 0..{label_space.num_foreground} "
+            f"mask values {outside} are outside 0..{label_space.num_foreground} "
             f"and {label_space.ignore}"
         )
     image = Image.fromarray(np.ascontiguousarray(mask_HW, label_space.mask_dtype))

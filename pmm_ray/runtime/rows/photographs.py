@@ -129,7 +129,7 @@ class Photographs:
         wrong = [x for x in labels if not 1 <= x <= self.label_space.num_foreground]
         if wrong:
             raise RowError(
-                "label", f"labels {wrong} lie outside 1..{self.label_space.num_foreground}"
+                "label", f"labels {wrong} are outside 1..{self.label_space.num_foreground}"
             )
         return labels
 

@@ -33,7 +33,7 @@ def augment(
     Args:
         image_HW3: uint8 RGB.
         rng: the only source of randomness.
-        resize_long: the long side is drawn from this closed range, px.
+        resize_long: closed range of the random long side, px.
         crop_size: S, px. Where the resized image is smaller, it is pasted at a random place into
             zeros, which stand for the mean colour.
         color_jitter: brightness, contrast and saturation factors are drawn from 1 +- this, the

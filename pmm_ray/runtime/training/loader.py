@@ -151,7 +151,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         last = source.label_space.num_foreground
         outside = [i for i in row.labels if not 1 <= i <= last]
         if outside:
-            raise RowError("label", f"labels {outside} lie outside 1..{last}")
+            raise RowError("label", f"labels {outside} are outside 1..{last}")
         try:
             uri = storage.anchor(row.uri, source.root)
             image_HW3 = read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)
