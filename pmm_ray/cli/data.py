@@ -18,7 +18,7 @@ def data_shapes(
     size: Annotated[int, typer.Option(min=48, help="Typical side, px.")] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw a synthetic, textured, multi-class data set with exact masks."""
+    """Make a synthetic, textured, multi-class data set with exact masks."""
     from pmm_ray.sources.shapes import make_shapes
 
     _print_import(
@@ -33,7 +33,7 @@ def data_import(
         typer.Argument(help="What ROOT is."),
     ],
     root: Annotated[str, typer.Argument(help="Folder or uri of the data set.")],
-    out: Annotated[str, typer.Option(help="Folder for manifest.parquet and drawn masks.")],
+    out: Annotated[str, typer.Option(help="Folder for manifest.parquet and masks.")],
     split: Annotated[
         list[str] | None,
         typer.Option(help="Repeatable; the last one is held out. voc12: train_aug, val."),
@@ -47,15 +47,15 @@ def data_import(
     ] = "",
     ground_truth: Annotated[
         Literal["all", "held_out", "none"],
-        typer.Option(help="coco14, coco: splits to draw masks of."),
+        typer.Option(help="coco14, coco: splits to make masks of."),
     ] = "all",
     overlap: Annotated[
         Literal["last", "smallest", "highest_id", "ignore"],
-        typer.Option(help="coco14, coco: whose pixel it is."),
+        typer.Option(help="coco14, coco: class of a pixel that several objects cover."),
     ] = "last",
     crowd: Annotated[
         Literal["class", "ignore", "background"],
-        typer.Option(help="coco14, coco: what crowd regions are."),
+        typer.Option(help="coco14, coco: value of crowd regions."),
     ] = "class",
     trust_pickle: Annotated[
         bool, typer.Option(help="voc12: allow cls_labels.npy, which is a pickle.")

@@ -1,4 +1,4 @@
-"""`pmm data import`: any source -> a manifest and, where truth is polygons, drawn masks."""
+"""`pmm data import`: any source -> a manifest and, where truth is polygons, masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmm_ray.stages import import_data, rasterize_masks
 
 
 def import_dataset(config: RunConfig, out: str, splits: Sequence[str]) -> ImportReport:
-    """Import what `config.data` names into the folder `out`; masks are not drawn yet.
+    """Import what `config.data` names into the folder `out`, without masks.
 
     Args:
         config: its section `data` counts.
@@ -30,10 +30,10 @@ def import_dataset(config: RunConfig, out: str, splits: Sequence[str]) -> Import
 
 
 def draw_masks(config: RunConfig, out: str, address: str = "auto") -> int:
-    """Draw the masks that the imported manifest of `out` names, on Ray; resumes.
+    """Make the masks that the imported manifest of `out` names, on Ray; resumes.
 
     Returns:
-        The exit code, as of `run_recipe`; 0 at once where nothing is to be drawn.
+        The exit code, as of `run_recipe`; 0 at once if there are no masks to make.
     """
     place = storage.absolute(out)
     uri = storage.join(place, "manifest.parquet")

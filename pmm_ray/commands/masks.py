@@ -1,4 +1,4 @@
-"""`pmm masks`: pseudo-masks from CAMs that others made, by the pipeline's own mask stage."""
+"""`pmm masks`: pseudo-masks from a user's CAMs, by the pipeline's own mask stage."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The configuration of a run: one frozen pydantic section per stage, YAML and `--set`.
 
-Imports no torch, ray or stage, so that a typing mistake is answered at once.
+Imports no torch, ray or stage, so a mistyped key fails at once.
 """
 
 from pmm_ray.config.ablate import AblateConfig

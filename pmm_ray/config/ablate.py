@@ -9,14 +9,14 @@ from pmm_ray.config.base import Scale, Section
 
 
 class AblateConfig(Section):
-    """What the paper's tables are made with, beside the recipe's own sections."""
+    """Settings of the paper's tables, beside the recipe's own sections."""
 
     backbones: tuple[BackboneName, ...] = ()
     """Tab. 1: its networks (paper: resnet38, res2net101, scalenet101); empty: the recipe's."""
     weights: dict[BackboneName, str] = Field(default_factory=dict)
     """Tab. 1: weights of networks, as `classifier.weights`; else the recipe's, else `imagenet`."""
     alphas: tuple[Scale, ...] = Field((1, 2, 3, 4, 5, 6, 8, 11, 14, 17, 20), min_length=1)
-    """Background exponents that every row is scored with; the best one counts (paper: a grid
+    """Background exponents to score every row with; the best one counts (paper: a grid
     search over 0..20)."""
 
     @model_validator(mode="after")

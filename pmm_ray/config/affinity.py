@@ -36,7 +36,7 @@ class AffinityConfig(EpochTrainingConfig):
     """Refine CAMs by an affinity network and a random walk (paper: an ablation; off)."""
 
     enabled: bool = False
-    """Make masks from the refined CAMs. The paper's pipeline does not: it lost by them."""
+    """Make masks from the refined CAMs. The paper's pipeline does not: they lowered its scores."""
     backbone: BackboneName = "efficientnet_lite0"
     """Network, at output stride 8."""
     weights: str = "imagenet"

@@ -1,7 +1,7 @@
-"""Every backbone, a row each: plain data, so that a mistyped name is answered at once.
+"""Every backbone, a row each: plain data, so a mistyped name fails at once.
 
-A row of your own stands in a module of yours; recipes then name `module:ROW`, and every process
-that needs the network imports it from there. `docs/guides/extend.md` shows one.
+Put a row of your own into a module of yours; recipes then name `module:ROW`, and every process that
+needs the network imports it from there. `docs/guides/extend.md` shows one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ BACKBONES = {
         mmseg_type="PmmRes2Net101",
     ),
 }
-"""Every backbone of the house."""
+"""Every backbone of this project."""
 
 
 def _checked(name: str) -> str:
@@ -135,7 +135,7 @@ BackboneName = Annotated[str, AfterValidator(_checked)]
 
 
 def backbone_row(name: str) -> BackboneRow:
-    """The row that a name stands for.
+    """The row of a name.
 
     Raises:
         ConfigError: an unknown name, or there is no such row in the module.

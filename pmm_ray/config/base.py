@@ -1,7 +1,7 @@
-"""What every section of a recipe is made of.
+"""The parts of every section of a recipe.
 
-Fields made with `execution(...)` say how the machine is used; they never enter a stage's hash, so
-changing them re-runs nothing. All others do.
+Fields made with `execution(...)` say how to use the machine. They are not in a stage's hash, so a
+change of them re-runs nothing. All other fields are in it.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class AnyClassifierConfig(EpochTrainingConfig):
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum. The released code's effective value is 5e-4 (a swapped argument)."""
     validation_images: int = execution(100, ge=0)
-    """Held-out images that are scored after every epoch (mean average precision, and CAM mIoU of
-    those with ground truth); 0: none. They never decide anything."""
+    """Held-out images to score after every epoch (mean average precision, and CAM mIoU of those
+    with ground truth); 0: none. The scores decide nothing."""
 
     @property
     def network(self) -> str:

@@ -20,10 +20,10 @@ class DataConfig(Section):
     root: str = ""
     """Folder or uri of the data set; give it with `--set data.root=...`."""
     train_split: str = "train"
-    """Split that the classifier and the segmenter are trained on. `voc12`: a list below
+    """Split that trains the classifier and the segmenter. `voc12`: a list below
     ImageSets/Segmentation (`train_aug`, `train`); `coco14`: `train` or `train2014`."""
     held_out_split: str = "val"
-    """Split that is never trained on: evaluation, selection. `coco14`: `val` or `val2014`."""
+    """Split for evaluation and selection, never for training. `coco14`: `val` or `val2014`."""
     labels_from: Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists"] = "auto"
     """Where image-level labels come from. `voc12`: cls_labels, xml, masks or lists; `coco14`:
     annotations (`auto`) or lists."""
@@ -33,22 +33,22 @@ class DataConfig(Section):
     ground_truth: Literal["all", "held_out", "none"] = "all"
     """`coco14`, `coco`: for which splits masks are made of the annotations, for evaluation."""
     overlap: Literal["last", "smallest", "highest_id", "ignore"] = "last"
-    """`coco14`, `coco`: what a drawn pixel gets that several objects cover: the later one of the
-    file, the smallest one, the highest class id, or the ignore value where classes differ. `last`
-    gives the labels of the field's COCO lists on all images tried."""
+    """`coco14`, `coco`: class of a mask pixel that several objects cover: the later one of the
+    file, the smallest one, the highest class id, or the ignore value where classes differ.
+    `last` gives the labels of the field's COCO lists on all images tried."""
     crowd: Literal["class", "ignore", "background"] = "class"
-    """`coco14`, `coco`: what a crowd region is in a drawn mask: its class like any object, the
-    ignore value where no object covers it, or nothing."""
+    """`coco14`, `coco`: value of a crowd region in a mask: its class like any object, the ignore
+    value where no object covers it, or background."""
     trust_pickle: bool = False
     """`voc12`: allow `cls_labels.npy`, which is a pickle. Only for files you trust."""
     images: int = Field(120, ge=4)
-    """`shapes`: number of images to draw, all splits together."""
+    """`shapes`: number of images to make, all splits together."""
     classes: int = Field(4, ge=2, le=6)
     """`shapes`: number of foreground classes."""
     size: int = Field(128, ge=48)
     """`shapes`: typical side, px."""
     max_pixels: Positive = execution(178_956_970)
-    """Largest image that is decoded, px; a larger one becomes an error row (`too_large`)."""
+    """Largest image to decode, px; a larger one becomes an error row (`too_large`)."""
 
     @model_validator(mode="after")
     def _needs_root(self) -> DataConfig:

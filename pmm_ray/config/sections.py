@@ -44,16 +44,16 @@ class RuntimeConfig(Section):
     object_store_bytes: int | None = execution(None, gt=0)
     """Object store of a Ray that the command starts itself, bytes; empty: Ray's default, capped."""
     stall_seconds: float = execution(900.0, gt=0)
-    """A stage in which no image finished for this long fails with what it waited for."""
+    """A stage fails, and says what it waits for, when no image finishes for this long, s."""
     heartbeat_seconds: float = execution(10.0, gt=0)
-    """A line of progress in log files this often."""
+    """Time between two progress lines in log files, s."""
     cpu_labels: dict[str, str] = execution({})
     """Labels of the nodes where stages without a GPU run, for example {pool: cpu}; empty: the nodes
     without a GPU, or all nodes where each has one."""
     autoscaled_cpus: int | None = execution(None, gt=0)
-    """CPUs that an autoscaler may give to stages without a GPU; empty: those that are there."""
+    """CPUs that an autoscaler may give to stages without a GPU; empty: the present ones."""
     autoscaled_gpus: int | None = execution(None, gt=0)
-    """GPUs that an autoscaler may bring the cluster to; empty: those that are there."""
+    """GPUs that the cluster may have after autoscaling; empty: the present ones."""
     preflight: bool = execution(True)
     """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)
@@ -66,7 +66,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; the default run folder is `runs/<name>`."""
     seed: int = Field(0, ge=0)
-    """Every random draw is seeded from this and the image's id."""
+    """Seeds every random choice, together with the image's id."""
     data: DataConfig = DataConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     base: BaseConfig = BaseConfig()

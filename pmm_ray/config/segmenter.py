@@ -61,8 +61,7 @@ class SegmenterConfig(TrainingConfig):
     iterations: Positive = 20_000
     """Optimiser steps of one round (paper: 20,000)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`adamw` is what transformers are trained with (SegFormer: learning rate 6e-5, weight decay
-    0.01)."""
+    """`adamw` suits transformers (SegFormer: learning rate 6e-5, weight decay 0.01)."""
     learning_rate: float = Field(0.005, gt=0)
     """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
@@ -78,18 +77,18 @@ class SegmenterConfig(TrainingConfig):
     crop_size: Positive = 512
     """Square training crop, px."""
     cat_max_ratio: float = Field(0.75, gt=0, le=1)
-    """A crop is redrawn (10 tries) while one class fills more than this share."""
+    """Take another random crop (10 tries) while one class fills more than this share."""
     underfitting: UnderfittingConfig = UnderfittingConfig()
     """Pretended under-fitting; used in round 0 only, as in the paper."""
     choose: Literal["best", "last"] = "best"
-    """Which weights are kept: those with the best mIoU on held-out images where these have ground
-    truth, as in the released code, which uses pixel labels; or the last ones."""
+    """Which weights to keep: `last`, or those with the best mIoU on held-out images, if these have
+    ground truth (released code: best). `best` uses pixel labels."""
     validate_every: Positive = execution(2000)
     """Iterations from one scoring of held-out images to the next (released code: VOC 2000, COCO
-    4000). The last iteration is scored too, and nothing is where it would be the only one."""
+    4000). The last iteration is scored too; if it would be the only one, nothing is scored."""
     validation_images: int | None = execution(500, ge=0)
-    """Held-out images with ground truth that are scored, single-scale and without CRF, drawn by the
-    seed; empty: all (released code); 0: none. No step is finished meanwhile: see
+    """Held-out images with ground truth to score, single-scale and without CRF; the seed chooses
+    them. Empty: all (released code); 0: none. No step finishes meanwhile: see
     `runtime.stall_seconds`."""
 
     def steps(self, steps_per_epoch: int) -> int:
@@ -151,7 +150,7 @@ class CyclesConfig(Section):
     """Cyclic pseudo-masks (paper 3.5)."""
 
     rounds: int = Field(1, ge=0)
-    """How often the training masks are replaced by predictions and a fresh segmenter trained."""
+    """How often to replace the training masks by predictions and train a fresh segmenter."""
     update: Literal["always", "if_better"] = "always"
     """When masks are replaced: in every round (released code), or only while the segmenter scores
     higher than its own supervision on the same held-out images, which uses their pixel labels (the

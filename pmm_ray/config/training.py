@@ -25,7 +25,7 @@ class TrainingConfig(Section):
     clip_norm: float | None = Field(None, gt=0)
     """Gradients are scaled down to this norm over all parameters; empty: never (released code)."""
     accumulate: Positive = 1
-    """Forward and backward passes per optimiser step: the batch is kept on fewer GPUs."""
+    """Forward and backward passes per optimiser step, for the same batch on fewer GPUs."""
     freeze_norm: bool = True
     """Keep BatchNorm at its pretrained statistics (released code: yes)."""
     amp: bool = True
@@ -42,9 +42,9 @@ class TrainingConfig(Section):
     """Decoding processes per worker, a CPU each; 0 decodes in the worker itself. `auto`: on GPUs
     as many as there are CPUs for, up to 8; on CPUs 0."""
     checkpoint_seconds: float = execution(60.0, gt=0)
-    """A checkpoint is written about this often, s."""
+    """Time between two checkpoints, about, s."""
     max_failures: int = execution(3, ge=0)
-    """How often a lost worker or node is replaced before the run gives up."""
+    """How often to replace a lost worker or node before the run gives up."""
 
     def steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole training."""

@@ -80,7 +80,7 @@ def _check_ids(name: str, ids: npt.NDArray[np.integer[Any]], num_classes: int) -
 def count_pairs(
     truth: npt.NDArray[np.integer[Any]], prediction: npt.NDArray[np.integer[Any]]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Confusion]:
-    """Count pixels by (true value, predicted value), whatever the values stand for.
+    """Count pixels by (true value, predicted value), whatever the values mean.
 
     Args:
         truth: Integers 0..65535, any shape.

@@ -2,8 +2,8 @@
 
 Legend: L = loss map, any shape: one cross-entropy value per pixel; B = images.
 
-While the network still under-fits (mean L >= beta) nothing is changed. Later, pixels that it still
-disagrees with are more likely to be noise of the pseudo-mask than hard examples, and four
+While the network still under-fits (mean L >= beta) the loss is unchanged. Later, pixels that it
+still disagrees with are more likely to be noise of the pseudo-mask than hard examples, and four
 operations limit what they contribute:
 
     clamp     min(L, kappa)                         gradient 1 below kappa, 0 above

@@ -1,6 +1,6 @@
 """How well a classifier ranks held-out images, and how well its maps cover the objects.
 
-Watched after every epoch of its training; nothing is decided by it.
+The training reports it after every epoch; it decides nothing.
 """
 
 # C: foreground classes; K: present ones; T: background scores tried.
@@ -49,7 +49,7 @@ class ClassifierValidation:
         manifest_uri: the Parquet file.
         split: the held-out one.
         photographs: how images and truth are read.
-        images: how many are scored, drawn by the seed.
+        images: how many to score; the seed chooses them.
         long_side: of the resized images, px.
         seed: of the run.
     """

@@ -50,7 +50,7 @@ class SegmenterValidation:
         manifest_uri: the Parquet file.
         split: the held-out one.
         photographs: how images and truth are read.
-        images: how many are scored, drawn by the seed; None: all.
+        images: how many to score, chosen by the seed; None: all.
         resize_base: (long, short) size of a view, px.
         seed: of the run.
     """

@@ -20,7 +20,7 @@ def find_weights(weights: str, backbone: str) -> str | None:
     """The file that a configuration's `weights` means; None for `none`.
 
     Args:
-        weights: `none`, a name in the backbone's row, or a path or uri. Names stand for the public
+        weights: `none`, a name in the backbone's row, or a path or uri. Names mean the public
             files, expected under their own names in the folder (or uri) `$PMM_WEIGHTS`, by default
             `~/.cache/pmm-ray/weights`; those of `efficientnet_lite0` come with a package.
         backbone: whose weights.

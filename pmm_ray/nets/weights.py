@@ -31,7 +31,7 @@ _CLASS_HEADS = {"fc8", "head"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of a weights file."""
+    """The result of loading a weights file."""
 
     source: str
     tensors: int

@@ -1,4 +1,4 @@
-"""Following the steps of a run: each is made into a stage when those before it are done."""
+"""Following the steps of a run: each becomes a stage when those before it are done."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def open_run(
 
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
-    """Refuse a cluster of several nodes of which one cannot do its part."""
+    """Refuse a cluster of several nodes if one of them cannot do its part."""
     from pmm_ray.runtime.cluster.preflight import inspect_cluster, training_scratch
 
     config, data = session.config, session.config.data

@@ -5,8 +5,8 @@
 
 The classifier may be two: base masks from the first one's CAMs relabel the windows that the second
 one is trained on (multi-crop training). Each arrow is a stage on Ray, each thing between two arrows
-a table. What is planned, selected, run and estimated is read off this list; the paper's tables are
-made of its parts.
+a table. The plan, the selection, the run and the estimate all use this list; the paper's tables
+use its parts.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class StageRow:
 
 
 def rows_of(run: RunData) -> list[StageRow]:
-    """The stages in pipeline order; evaluations stand in the row of the masks they scored."""
+    """The stages in pipeline order; evaluations are in the row of the masks they scored."""
     known = {record.stage for record in run.stages}
     scored = {e.folder.stage for e in run.evaluations if e.masks_stage in known}
     rows = []

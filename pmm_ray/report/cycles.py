@@ -1,4 +1,4 @@
-"""The cyclic rounds of a run: what its masks were replaced by, and what that changed."""
+"""The cyclic rounds of a run: what replaced its masks, and what that changed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Cycles:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Classes that stand in any round's churn, in the order of the data set."""
+        """Classes in any round's churn, in the order of the data set."""
         return list(dict.fromkeys(name for r in self.rounds for name in r.churn))
 
     @property

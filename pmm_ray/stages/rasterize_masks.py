@@ -73,7 +73,7 @@ def images_to_draw(manifest_uri: str) -> TableIndex:
 
 
 def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
-    """Draw the masks that the manifest names, from the objects beside it.
+    """Make the masks that the manifest names, from the objects beside it.
 
     Raises:
         CannotRunError: pycocotools is not installed.

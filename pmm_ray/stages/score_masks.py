@@ -1,6 +1,6 @@
 """Score any masks against any truth: pixels are counted per image, and given a meaning at the end.
 
-A task counts pairs of values as they stand in the files. What they mean is decided once, from the
+A task counts pairs of the files' raw values. Their meaning is decided once, from the
 values of the whole set, when all are counted: see `method.readings`.
 """
 

@@ -66,7 +66,7 @@ def grid(values: Mapping[str, Sequence[float]]) -> list[Combination]:
 
 
 def sample(image_ids: Sequence[str], images: int, seed: int) -> list[str]:
-    """At most so many of the ids, the same ones wherever and however often it is asked."""
+    """At most so many of the ids, the same ones in every call and on every machine."""
 
     def draw(image_id: str) -> bytes:
         return hashlib.sha256(f"{seed}-sweep-{image_id}".encode()).digest()

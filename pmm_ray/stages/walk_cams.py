@@ -1,8 +1,7 @@
 """CAMs + affinities -> CAMs after a random walk (AffinityNet): a cams table with two more columns.
 
 A walk has scores for the background too. They are kept, and so is the largest score of each class,
-which divides its map: the maps are 0..1 like all CAMs, and the scores as they walked can be told
-from them.
+which divides its map: the maps are 0..1 like all CAMs, and give back the walked scores.
 """
 
 # K: present classes; M: K and the background; h, w: feature px; D: directions.

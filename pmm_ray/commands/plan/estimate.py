@@ -50,7 +50,7 @@ class Cost:
     """CPUs that are taken during the fixed part."""
     held_gpus: float = 0.0
     timed: bool = True
-    """False: nothing is known of this stage."""
+    """False: the plan knows nothing about this stage."""
 
     @property
     def cpu_hours(self) -> float:

@@ -1,7 +1,6 @@
 """Run a recipe on a sample, with trainings of a few steps, and read off what each stage took.
 
-It is the pipeline itself that runs, so a stage that is added to it is timed without being named
-here.
+The pipeline itself runs, so the plan also times a stage that is not named here.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def spread(costs: Sequence[tuple[int, ...]], images: int) -> list[int]:
 
 
 def draw_sample(manifest_uri: str, folder: str, splits: Sequence[str], images: int) -> Sample:
-    """Draw images of a manifest and write them as one of their own.
+    """Choose images of a manifest and write a manifest of them.
 
     Args:
         manifest_uri: the whole data set.

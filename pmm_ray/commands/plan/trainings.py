@@ -1,4 +1,4 @@
-"""What a plan knows of trainings: how a short one is made of a long one, and how long the long is.
+"""What a plan knows of trainings: a short version of each, and the time of the long one.
 
 The stage of a training is `train_<section>`.
 """

@@ -1,4 +1,4 @@
-"""What Tab. 1-3 are made of: classifiers, their held-out CAMs, and scored ways to masks."""
+"""The parts of Tab. 1-3: classifiers, their held-out CAMs, and scored ways to masks."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def with_backbone(section: _Section, backbone: str, config: RunConfig) -> _Secti
 
 
 def check_backbone(backbone: str, config: RunConfig) -> None:
-    """Refuse a table of which some weights are missing, before anything is trained.
+    """Refuse a table if some of its weights are missing, before it trains anything.
 
     Raises:
         CannotRunError: they are not where they should be.

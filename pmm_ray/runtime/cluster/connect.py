@@ -1,4 +1,4 @@
-"""Ray: connect or start, ask what there is, refuse what can never be satisfied."""
+"""Ray: connect or start, ask what there is, refuse a demand that it can never meet."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Before a run on a cluster: does every node see the storage, run the same code, and have room?
 
-One small task on every node, all at once, seconds in all. What is wrong is told in a table with the
-node's name, before anything is computed.
+One small task on every node, all at once, seconds in all. A table names each fault and its node
+before the run computes anything.
 """
 
 from __future__ import annotations

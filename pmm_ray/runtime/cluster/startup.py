@@ -1,4 +1,4 @@
-"""What keeps Ray from starting or answering, found before it is asked: each a sentence, at once.
+"""What keeps Ray from starting or answering, found before the call: each a sentence, at once.
 
 Ray itself waits ten minutes for a cluster that is gone, and shows its own tracebacks for the rest.
 """

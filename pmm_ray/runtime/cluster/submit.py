@@ -1,7 +1,7 @@
 """Submit a command to a cluster over HTTP, follow its log, and end with its own exit code.
 
 `ray job submit` ends with 1 for every failure and with 0 for a job that was stopped; Ray's Jobs API
-knows both, so this asks it. A lost connection does not end the job: the log is taken up again.
+knows both, so this asks it. A lost connection does not end the job: this follows the log again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def submit(
         command: program and arguments; it is started on the head node, in the working folder.
         working_dir: folder that is sent to every node (what `.gitignore` and `.rayignore` name
             is left out), or a uri of an archive.
-        submission_id: name of the job. If the cluster knows it already nothing is submitted and
+        submission_id: name of the job. If the cluster already knows it, this submits nothing and
             that job is followed.
         env: environment variables of the job's processes on every node.
         wait: follow the job to its end.

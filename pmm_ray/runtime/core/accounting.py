@@ -1,4 +1,4 @@
-"""What became of everything a command was given: found = made + failed + left out on purpose."""
+"""The result of everything in a command's input: found = made + failed + left out on purpose."""
 
 from __future__ import annotations
 

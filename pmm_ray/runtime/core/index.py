@@ -1,6 +1,6 @@
 """Which row of which file holds an image: the small table that stages find each other's rows by.
 
-A finished table folder has an `index.parquet` (image_id, part, row), so nothing downstream lists a
+A finished table folder has an `index.parquet` (image_id, part, row), so no later stage lists a
 folder or reads bytes it does not need. A manifest is a single file and its own index.
 """
 
@@ -132,7 +132,7 @@ def read_parts(
 def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
     """Index a folder without an `index.parquet`, and the uris of parts that cannot be read.
 
-    An image that stands in two parts is kept once: parts are visited in order of name, so that
+    An image in two parts is kept once: parts are visited in order of name, so that
     every reader keeps the same one.
     """
     parts, broken = read_parts(folder)

@@ -1,9 +1,10 @@
 """One writer per run folder: a lease with a heartbeat.
 
-A dead process on the same host is taken over at once; a holder elsewhere after `STALE_SECONDS`
-without a heartbeat. A file system's lock lets two processes that start in the same instant take
-the folder one after the other. Object stores have none through pyarrow: there this is best effort,
-two such runs may both think they hold it, until the first of them is told otherwise by the lease.
+A new run takes over from a dead process on the same host at once, from a holder elsewhere after
+`STALE_SECONDS` without a heartbeat. A file system's lock lets two processes that start in the same
+instant take the folder one after the other. Object stores have none through pyarrow: there this is
+best effort, two such runs may both think they hold it, until the first of them reads the lease
+again.
 """
 
 from __future__ import annotations

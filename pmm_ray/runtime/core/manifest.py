@@ -1,8 +1,8 @@
 """The manifest: one Parquet file with a row per photograph, where every run begins.
 
-The label space, the EXIF rule and the source stand in the file's schema metadata, so a manifest
-explains itself. Files below the manifest's folder are named relative to it: the folder can be
-moved or uploaded as a whole.
+The file's schema metadata holds the label space, the EXIF rule and the source, so a manifest
+explains itself. Files below the manifest's folder are named relative to it: you can
+move or upload the folder as a whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of a stage: one value, its output folder, its summary, and what it is run with."""
+"""The contract of a stage: one value, its output folder, its summary, and what its run gets."""
 
 from __future__ import annotations
 

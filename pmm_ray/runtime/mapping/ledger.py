@@ -1,7 +1,7 @@
-"""What a stage's folder holds: read once when the stage starts, then kept up from what tasks say.
+"""What a stage's folder holds: read once at the start, then updated from the tasks' reports.
 
 A resumed run lists the folder and reads every part whole, so that a damaged one is found before
-anything is built on it. From then on nothing is listed: a task tells which images it committed.
+anything is built on it. It lists nothing again: each task reports the images it committed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Ledger:
     def scan(self) -> list[str]:
         """Read the folder anew; returns the parts that were damaged, which are now deleted.
 
-        An image that stands in two parts (a task that outlived its driver) is kept once: parts
+        An image in two parts (a task that outlived its driver) is kept once: parts
         are visited in order of name, and both hold the same bytes.
 
         Raises:
-            CannotRunError: the store or the disk does not let us read; nothing is deleted then.
+            CannotRunError: the store or the disk does not let us read; this deletes nothing then.
         """
         parts, broken = read_parts(self._folder.uri, self._schema)
         errors, broken_errors = read_parts(self._folder.errors_uri, tables.ERRORS)

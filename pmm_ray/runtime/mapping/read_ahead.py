@@ -1,7 +1,7 @@
 """Images read and decoded by tasks of their own, a few ahead of the process that maps them.
 
-An actor that holds a model, on a GPU or not, so waits for no file. What is ahead is bounded: a slow
-model fills no object store.
+So an actor that holds a model, on a GPU or not, waits for no file. Only a few images are ahead: a
+slow model does not fill the object store.
 """
 
 from __future__ import annotations

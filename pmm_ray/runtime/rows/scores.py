@@ -1,6 +1,6 @@
 """Class scores -> masks: what the tasks of `predict_masks` do. Imports neither torch nor mmseg."""
 
-# K: classes that the CRF is told of; H, W: image.
+# K: classes that the CRF gets; H, W: image.
 
 from __future__ import annotations
 

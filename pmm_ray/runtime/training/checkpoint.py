@@ -1,6 +1,6 @@
 """Intermediate checkpoints: single files, visible whole or not at all, the last two kept.
 
-Beside them stands the network that scored best so far, where one is to be chosen.
+With `choose: best` the network with the best score so far is beside them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training with all that its workers need to know."""
+"""A training and everything that its workers need to know."""
 
 from __future__ import annotations
 

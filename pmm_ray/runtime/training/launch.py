@@ -1,8 +1,8 @@
 """Run a training on Ray Train: start the workers, show progress, resume, report.
 
 Ray Train places, connects and replaces the workers. The checkpoints are our own files (see
-`train_checkpoint`): Ray's record of its checkpoints is not written atomically, so a driver killed
-at the wrong moment could not resume, and it is refused by any other version of Ray.
+`checkpoint`): Ray's record of its checkpoints is not written atomically, so a driver killed
+at the wrong moment could not resume, and any other version of Ray refuses it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 def run_training(job: TrainingJob, context: RunContext) -> None:
     """Train until the last step, going on from the newest checkpoint if there is one.
 
-    Nothing is trained if the network is there already.
+    It trains nothing if the network exists already.
 
     Args:
         job: what is trained, with how many workers.

@@ -19,7 +19,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 
 
 def sample_seed(seed: int, epoch: int, image_id: str, purpose: str = "") -> int:
-    """The seed of one sample's random draws, 0..2**64 - 1: the same on every machine."""
+    """The seed of one sample's random choices, 0..2**64 - 1: the same on every machine."""
     text = f"{seed}\x00{epoch}\x00{image_id}\x00{purpose}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 

@@ -1,4 +1,4 @@
-"""What a stage trains: the part that is the same for all trainings, and what each has to add."""
+"""What a stage trains: the part that all trainings share, and what each adds."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TrainingTask(ABC, Generic[Config]):
 
     @property
     def notice(self) -> str | None:
-        """What the user is told when the training begins."""
+        """The message to the user when the training begins."""
         return None
 
     def prepare(self, scratch: Path) -> None:
@@ -184,7 +184,7 @@ class TrainingTask(ABC, Generic[Config]):
 
     @abstractmethod
     def trained(self, uri: str) -> dict[str, float]:
-        """What `save` was told of the training."""
+        """What `save` got about the training."""
 
 
 def head_groups(
