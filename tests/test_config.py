@@ -44,6 +44,11 @@ def test_unknown_key_names_the_nearest(recipe: Path) -> None:
         ("segmenter.resize_ratio=[0, 1]", "0 < low"),
         ("cams.scales=[]", r"cams\.scales"),
         ("cams.actors=0", r"cams\.actors"),
+        ("classifier.backbone=scalnet101", r"did you mean scalenet101\? known are efficientnet"),
+        ("segmenter.backbone=my_nets", r"unknown backbone 'my_nets'; known are"),
+        ("affinity.backbone=my-nets:TINY", "unknown backbone"),
+        ("ablate.backbones=[resnet83]", r"did you mean resnet38\?"),
+        ("ablate.weights={resnet83: none}", r"did you mean resnet38\?"),
     ],
 )
 def test_bad_settings_are_explained(recipe: Path, setting: str, message: str) -> None:
