@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from pmm_ray.config import CamsConfig, ClassifierConfig
-from pmm_ray.nets.registry import load_classifier
+from pmm_ray.config import CamsConfig, ClassifierConfig, ConfigError, SegmenterConfig
+from pmm_ray.nets.checkpoints import save_model
+from pmm_ray.nets.registry import build_classifier, load_classifier
+from pmm_ray.nets.segmenter import build_segmenter, describe, load_segmenter, predict_logits
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
@@ -22,6 +25,7 @@ from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.stages.make_cams import cam_worker
 from pmm_ray.stages.train_classifier import ClassifierTask
 
+from .nets.segmenter_models import step
 from .training import task_fields, train, training_job
 
 ROOT = Path(__file__).parents[1]
@@ -80,15 +84,50 @@ def test_a_backbone_from_outside(
     text = files_of_the_guide()["my_backbone.py"]
     (tmp_path / "my_backbone.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("my_backbone", None)
     values = {"backbone": "my_backbone:TINY", "weights": "none", "kind": "seam"}
     config = ClassifierConfig.model_validate({**values, "resize_long": [48, 64], "crop_size": 48})
     task = ClassifierTask(**task_fields(shapes, config))
     job = training_job(task, tmp_path / "run", images=12, steps=2)
     assert np.isfinite(train(job)["loss"])
-    network, _ = load_classifier(job.model_uri)
-    assert type(network.backbone).__name__ == "Tiny"
+    classifier, _ = load_classifier(job.model_uri)
+    assert type(classifier.backbone).__name__ == "Tiny"
     worker = cam_worker(job.model_uri, CamsConfig(scales=(1.0,)), task.photographs, False)
     row = next(row for row in tables.read_table(shapes.uri).to_pylist() if row["labels"])
     [made] = worker([{"manifest": row}])
     assert not isinstance(made, ErrorRow)
     assert decode_cam(made).max() == pytest.approx(1, abs=1e-2)
+    # it serves PSPNet, which is kept and built again
+    section = SegmenterConfig(backbone="my_backbone:TINY", weights="none", channels=8)
+    segmenter = build_segmenter(section, 4, 255)
+    step(segmenter)
+    uri = str(tmp_path / "segmenter.pt")
+    save_model(uri, "segmenter", segmenter, describe(segmenter).meta())
+    loaded, _ = load_segmenter(uri)
+    images = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        logits = predict_logits(segmenter.eval(), images)
+        assert torch.equal(predict_logits(loaded, images), logits)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("my_backbone:tiny", "my_backbone:gone", "my_backbone has no gone"),
+        ("my_backbone:tiny", "no_module:tiny", "cannot import no_module:tiny"),
+        ('("conv2", "conv3")', '("conv2", "conv9")', "its row names conv9; its network has"),
+        ('"conv4": 64}', '"conv4": 32}', "its row names conv4 of 32 channels"),
+        ("return Tiny()", "return nn.ReLU()", "my_backbone:tiny gives no Backbone, but ReLU"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_refused(
+    before: str, after: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = files_of_the_guide()["my_backbone.py"]
+    assert before in text
+    (tmp_path / "my_backbone.py").write_text(text.replace(before, after), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("my_backbone", None)
+    config = ClassifierConfig(backbone="my_backbone:TINY", weights="none")
+    with pytest.raises(ConfigError, match=message):
+        build_classifier(config, 3)

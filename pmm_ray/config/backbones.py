@@ -159,9 +159,11 @@ def imported(path: str, what: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError(
             f"{what}: cannot import {path} ({error}): install its package, or put the module's "
             "folder into PYTHONPATH on every node"
         ) from error
+    except AttributeError as error:
+        raise ConfigError(f"{what}: {module} has no {name}: {error}") from error
     return found

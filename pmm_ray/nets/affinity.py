@@ -17,6 +17,7 @@ from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, freeze, norms
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import Loaded, load_pretrained, load_strict, read_state
+from pmm_ray.runtime.core.errors import CannotRunError
 
 KIND = "affinity"
 
@@ -35,7 +36,7 @@ class AffinityNetwork(nn.Module):
         freeze_first: keep the backbone's `first_layers` fixed while training.
 
     Raises:
-        ValueError: the taps have different strides.
+        CannotRunError: the taps have different strides.
 
     Source: released code of AffinityNet and PMM (1x1 convolutions without bias, ELU after each).
     """
@@ -61,7 +62,9 @@ class AffinityNetwork(nn.Module):
         self._taps = (*(names.index(name) for name in taps), len(names) - 1)
         chosen = [backbone.features[tap] for tap in self._taps]
         if len({info.stride for info in chosen}) > 1:
-            raise ValueError(f"the taps have different strides: {chosen}")
+            raise CannotRunError(
+                f"affinity.backbone: the taps have different strides: {chosen}: choose another"
+            )
         if freeze_first:
             freeze(backbone, backbone.first_layers)
         self._frozen_norms = tuple(norms(backbone)) if freeze_norm else ()

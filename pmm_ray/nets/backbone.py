@@ -104,7 +104,7 @@ def build_backbone(name: str, shape: Shape | None = None) -> Backbone:
         shape: what of it is chosen.
 
     Raises:
-        ConfigError: an unknown name or output stride.
+        ConfigError: an unknown name or output stride, or a row that does not fit its network.
         CannotRunError: a ScaleNet without its checkpoint.
     """
     row = backbone_row(name)
@@ -112,7 +112,15 @@ def build_backbone(name: str, shape: Shape | None = None) -> Backbone:
     if shape.output_stride not in row.output_strides:
         raise ConfigError(f"{name} has {row.strides_text}, not {shape.output_stride}")
     network = imported(row.make, f"backbone {name}")(shape)
-    assert isinstance(network, Backbone)
+    if not isinstance(network, Backbone):
+        raise ConfigError(f"backbone {name}: {row.make} gives no Backbone, but {network!r}")
+    has = {info.name: info.channels for info in network.features}
+    odd = [tap for tap in row.taps if tap not in has]
+    odd += [
+        f"{tap} of {size} channels" for tap, size in row.features.items() if has.get(tap) != size
+    ]
+    if odd:
+        raise ConfigError(f"backbone {name}: its row names {', '.join(odd)}; its network has {has}")
     network.input_mean, network.input_std = row.input_mean, row.input_std
     return network
 

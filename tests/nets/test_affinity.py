@@ -95,5 +95,5 @@ def test_another_file_is_refused(small: AffinityNetwork, tmp_path: Path) -> None
 
 def test_taps_of_different_strides_are_refused() -> None:
     backbone = build_backbone("efficientnet_lite0", Shape(16))
-    with pytest.raises(ValueError, match="different strides"):
+    with pytest.raises(CannotRunError, match="different strides"):
         AffinityNetwork(backbone, taps=("stage3", "stage5"), channels=(4, 4, 4))

@@ -196,6 +196,7 @@ def test_the_identity_follows_the_files_content(tmp_path: Path) -> None:
         (MIT, "seam_features = (0, 9)", "does not name two of the backbone's 4"),
         (MIT.replace("{more}", ", out_indices=(3,)"), "", "SEAM needs two feature maps"),
         (MIT.replace("{more}", ", pretrained='https://x/y.pth'"), "", "set classifier.weights to"),
+        (MIT, "", "names no weights of its backbone: set classifier.weights to its checkpoint"),
     ],
 )
 def test_what_cannot_be_used_is_refused(
