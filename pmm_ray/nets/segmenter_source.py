@@ -36,6 +36,7 @@ _COMPILED = {
     *("DCN", "DCNv2", "DeformConv2d", "ModulatedDeformConv2d", "ModulatedDeformConv2dPack"),
     *("carafe", "CARAFEPack", "SAC"),
 }
+SEGMENTER_KEY = "segmenter.config"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_model(uri: str) -> ModelSource:
         CannotRunError: the file cannot be read, has no `model`, needs compiled operators, or names
             weights other than a backbone's.
     """
-    key = "segmenter.config"
+    key = SEGMENTER_KEY
     config = _read(uri, key)
     model = config.get("model")
     if not isinstance(model, dict) or "decode_head" not in model or "backbone" not in model:
@@ -123,7 +124,8 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
         source: the model.
 
     Raises:
-        CannotRunError: the config names an address in the net, or the file is missing.
+        CannotRunError: the config names an address in the net, a classifier's names nothing, or
+            the file is missing.
     """
     ours = our_backbone(source.model)
     if ours is None and weights in PUBLIC_NAMES - {"imagenet"}:
@@ -135,6 +137,11 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
     if weights != "imagenet":
         return find_weights(weights, name)
     named = source.pretrained
+    if named is None and source.key != SEGMENTER_KEY:
+        raise CannotRunError(
+            f"{source.where} names no weights of its backbone: set "
+            f"{source.key.partition('.')[0]}.weights to its checkpoint, or to none"
+        )
     if named is None:
         return None
     if "://" in named and not named.startswith(("s3://", "gs://", "file://")):
