@@ -96,7 +96,7 @@ def make_masks(
     context: RunContext, cams: TableIndex, name: str, wrap: Callable[..., Callable[[], Worker]]
 ) -> StageFolder:
     folder = StageFolder.below(context.run_dir, name, "00000000")
-    factory = mask_factory(CONFIG.masks, context, name, "proportional")
+    factory = mask_factory(CONFIG.masks, context, name, "ppmg")
     run_table_stage(
         context,
         folder,
