@@ -14,7 +14,7 @@ from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
@@ -170,6 +170,27 @@ def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], do: Do) -> None:
         do(attempt, "make_cams", rows=4)
     assert len(ran) == 3
     assert not part.exists()
+
+
+def test_a_stage_that_went_over_its_budget_takes_its_failed_images_again(
+    tmp_path: Path, ran: list[str], do: Do
+) -> None:
+    """It has no summary, and the rows of what failed would end it again."""
+
+    def fail(context: RunContext, folder: StageFolder) -> Summary:
+        rows = [ErrorRow("a", folder.stage, "decode", "torn")]
+        tables.write_errors(folder.errors_uri, "a", rows)
+        Path(folder.path("part-b.parquet")).touch()
+        raise BudgetExceededError(folder.stage, 1, 0, rows)
+
+    with session(tmp_path) as attempt, pytest.raises(BudgetExceededError, match="--retry-errors"):
+        attempt.do(Stage("make_cams", ("1",), fail, 4))
+    [folder] = tmp_path.glob("make_cams-*")
+    with session(tmp_path, retry_errors=True) as attempt:
+        do(attempt, "make_cams", rows=4)
+    assert ran == ["make_cams"]
+    assert not (folder / "errors").exists()
+    assert (folder / "part-b.parquet").exists()  # what was made stays
 
 
 def test_what_follows_depends_on_the_images_a_training_did_without(tmp_path: Path, do: Do) -> None:

@@ -120,7 +120,9 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
 
         walk = walk_steps() if config.affinity.enabled else []
         swept = Step(sweep_masks.STAGE, make)
-        with _open(request, config, [*steps_to_cams(config), *walk, swept], progress) as run:
+        with _open(
+            request, config, [*steps_to_cams(config, "ablate --sweep"), *walk, swept], progress
+        ) as run:
             summary = run[swept.name].finished()
             print_whole(sweep_table(summary.details), Console(highlight=False))
             chosen = " ".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline.run import Step, open_run
+from pmm_ray.pipeline.run import AGAIN, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
@@ -42,7 +42,7 @@ def draw_masks(config: RunConfig, out: str, address: str = "auto") -> int:
 
     def body(progress: Progress) -> None:
         draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
-        with open_run(place, config, [draw], progress, address) as run:
+        with open_run(place, config, [draw], progress, address, **AGAIN) as run:
             run.data = DataSet.open(uri)
             run.follow()
             for name, count in run["rasterize_masks"].finished().details["counts"].items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from pmm_ray.config import load_recipe
 from pmm_ray.labels import LabelSpace
-from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
 from pmm_ray.runtime.core.guard import guarded
@@ -69,7 +69,9 @@ def score(
         def make(run: Run) -> Stage:
             return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
 
-        with open_run(place, config, [Step(score_masks.STAGE, make)], progress, address) as run:
+        with open_run(
+            place, config, [Step(score_masks.STAGE, make)], progress, address, **AGAIN
+        ) as run:
             found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
             truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
             space = _label_space(label_space, found, truth)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.config import load_recipe, section_hash
-from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import require_budget
@@ -69,7 +69,7 @@ def make_masks_of(
             _clear_other_masks(run, masks, stage)
             return stage
 
-        with open_run(place, config, [Step("make_masks", make)], progress, address) as run:
+        with open_run(place, config, [Step("make_masks", make)], progress, address, **AGAIN) as run:
             listing = storage.join(place, "cam-files.parquet")
             found = find_cams(str(cams), listing, trust_pickle=trust_pickle)
             report = import_photographs(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.run import Run, Step, open_run
+from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -45,7 +45,7 @@ def predict_folder(
     def body(progress: Progress) -> None:
         model, config = find_segmenter(source, settings)
         masks = storage.join(place, "masks")
-        with open_run(place, config, [_predict(model, masks)], progress, address) as run:
+        with open_run(place, config, [_predict(model, masks)], progress, address, **AGAIN) as run:
             report = _import(run, model, str(images))
             run.data = DataSet(report.manifest)
             run.follow()

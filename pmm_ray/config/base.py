@@ -1,7 +1,8 @@
 """The parts of every section of a recipe.
 
 Fields made with `execution(...)` say how to use the machine. They are not in a stage's hash, so a
-change of them re-runs nothing. All other fields are in it.
+change of them re-runs nothing. All other fields are in it, unless a section's own `identity` says
+otherwise.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from pydantic import Field
 
 from pmm_ray.config.base import Auto, Natural, Positive, Section, execution
@@ -46,9 +48,9 @@ class TrainingConfig(Section):
     max_failures: int = execution(3, ge=0)
     """How often to replace a lost worker or node before the run gives up."""
 
+    @abstractmethod
     def steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole training."""
-        raise NotImplementedError
 
 
 class EpochTrainingConfig(TrainingConfig):

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
-from pmm_ray.method.multicrop import Window, WindowMerger, windows
+from pmm_ray.method.multicrop import Window, WindowMerger
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.nets.views import cut_windows, normalise_views
+from pmm_ray.nets.views import crop_windows, cut_windows, normalise_views
 from pmm_ray.runtime.core.errors import RowError
 
 _VIEWS_ON_GPU = 32
@@ -127,14 +127,7 @@ class CropCams:
         image_13HW = torch.tensor(subject.photograph.pixels_hw3, device=self._device)
         image_13HW = image_13HW.permute(2, 0, 1)[None]
         height, width = subject.photograph.pixels_hw3.shape[:2]
-        by_scale = windows(
-            height,
-            width,
-            crops.scales,
-            geometry=crops.geometry,
-            size=crops.size,
-            stride=crops.stride,
-        )
+        by_scale = crop_windows(height, width, crops)
         sides = (False, True) if self._config.flip else (False,)
         subject.left = sum(len(of_scale) for of_scale in by_scale) * len(sides)
         for of_scale in by_scale:

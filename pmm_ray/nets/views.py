@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn import functional
 
-from pmm_ray.method.multicrop import Geometry, Window
+from pmm_ray.config import CropsConfig
+from pmm_ray.method.multicrop import Geometry, Window, windows
 
 
 def normalise_views(
@@ -44,6 +45,12 @@ def resize_views(views_B3HW: torch.Tensor, height: int, width: int) -> torch.Ten
         pixels, (height, width), mode="bilinear", align_corners=False, antialias=True
     )
     return found if found.dtype == torch.uint8 else found.round().clamp(0, 255).to(torch.uint8)
+
+
+def crop_windows(height: int, width: int, crops: CropsConfig) -> list[list[Window]]:
+    """The windows of a photograph at each scale, as a section says; see `method.multicrop`."""
+    geometry, size, stride = crops.geometry, crops.size, crops.stride
+    return windows(height, width, crops.scales, geometry=geometry, size=size, stride=stride)
 
 
 def cut_windows(

@@ -136,6 +136,10 @@ class Run:
                 ended.add(step.cycle)
 
 
+AGAIN: dict[str, Any] = {"retry_errors": True}
+"""For commands without `--retry-errors`: the same command takes failed images again."""
+
+
 @contextlib.contextmanager
 def open_run(
     place: str,

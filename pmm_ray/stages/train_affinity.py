@@ -20,13 +20,12 @@ from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.weight_files import weights_identity
-from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.training.augment import jitter, window
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
-from pmm_ray.runtime.training.train import train
+from pmm_ray.runtime.training.train import masks_identity, train
 
 STAGE = "train_affinity"
 CODE_VERSION = 1
@@ -133,13 +132,6 @@ def stage(recipe: RunConfig, labels: StageFolder) -> Stage:
     config = recipe.affinity
     # neither what comes after nor whether masks are made of it changes the network
     own = config.model_copy(update={"walk": WalkConfig(), "enabled": True})
-    identity = (
-        own,
-        weights_identity(config.weights, config.backbone),
-        recipe.seed,
-        labels.hash,
-        len(read_index(labels.uri)),
-        recipe.data.train_split,
-        CODE_VERSION,
-    )
+    weights = weights_identity(config.weights, config.backbone)
+    identity = (own, weights, *masks_identity(recipe, labels), CODE_VERSION)
     return Stage(STAGE, identity, partial(run, config, labels_uri=labels.uri))

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.config.backbones import Triple
-from pmm_ray.method.multicrop import draw_window, windows
+from pmm_ray.method.multicrop import draw_window
 from pmm_ray.nets.segmenter_source import classifier_source
-from pmm_ray.nets.views import cut_windows
-from pmm_ray.runtime.core.index import read_index
+from pmm_ray.nets.views import crop_windows, cut_windows
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.training.augment import crop_view
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
-from pmm_ray.runtime.training.train import train
+from pmm_ray.runtime.training.train import masks_identity, train
 from pmm_ray.stages.train_classifier import (
     AnyClassifierTask,
     model_identity,
@@ -49,14 +48,7 @@ class WindowSample:
         base_HW = self.masks.mask(row.image_id, (height, width))
         config, crops = self.config, self.config.crops
         rng = np.random.default_rng(seed)
-        choices = windows(
-            height,
-            width,
-            crops.scales,
-            geometry=crops.geometry,
-            size=crops.size,
-            stride=crops.stride,
-        )
+        choices = crop_windows(height, width, crops)
         window, labels = draw_window(choices, base_HW, rng, config.relabel_share)
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1)[None]
         (piece,) = cut_windows(image_13HW, [window], crops.geometry, crops.size)
@@ -126,13 +118,6 @@ def stage(
     Raises:
         CannotRunError: see `model_identity`.
     """
-    identity = (
-        config,
-        *model_identity(config),
-        recipe.seed,
-        base_masks.hash,
-        len(read_index(base_masks.uri)),
-        recipe.data.train_split,
-        CODE_VERSION,
-    )
+    own = (config, *model_identity(config))
+    identity = (*own, *masks_identity(recipe, base_masks), CODE_VERSION)
     return Stage(name, identity, partial(run, config, masks_uri=base_masks.uri))

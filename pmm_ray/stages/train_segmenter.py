@@ -20,14 +20,13 @@ from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_mo
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask, poly
-from pmm_ray.runtime.training.train import UNDERFITTING, train
+from pmm_ray.runtime.training.train import UNDERFITTING, masks_identity, train
 
 STAGE = "train_segmenter"
 CODE_VERSION = 3
@@ -317,10 +316,7 @@ def stage(
         *model_identity(config, recipe.data.held_out_split),
         # weights that are chosen by the truth depend on how it was made
         *(data.truth if chooses(config) else ()),
-        recipe.seed,
-        masks.hash,
-        len(read_index(masks.uri)),
-        recipe.data.train_split,
+        *masks_identity(recipe, masks),
         round,
         CODE_VERSION,
     )

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pmm_ray.config import AnyClassifierConfig, CamsConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import train_classifier, train_multicrop
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.stages.sweep_masks import SAMPLE_IMAGES, WALK, grid, sample
@@ -168,7 +169,9 @@ def check_backbone(backbone: str, config: RunConfig) -> None:
     from pmm_ray.nets.segmenter_source import starting_weights
 
     try:
-        starting_weights(with_backbone(config.classifier, backbone, config))
+        uri = starting_weights(with_backbone(config.classifier, backbone, config))
+        if uri is not None and not storage.exists(uri):
+            raise CannotRunError(f"there is no file {uri}")
     except CannotRunError as error:
         raise CannotRunError(
             f"{error}; table 1 takes them from ablate.weights.{backbone}, and its networks "

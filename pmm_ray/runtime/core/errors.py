@@ -69,7 +69,8 @@ class BudgetExceededError(Exception):
         )
         super().__init__(
             f"{stage}: {failed} images failed, the budget is {budget}. The first reasons:\n"
-            f"{reasons}\nFix the images or raise errors.budget, then run the same command again."
+            f"{reasons}\nFix the images or raise errors.budget, then run the same command again "
+            "(pmm run: with --retry-errors if images were fixed)."
         )
         self.failed = failed
         self.budget = budget

@@ -118,9 +118,11 @@ class Session:
         if selected and self.selection.fresh:
             storage.delete_folder(folder.uri)
             return None
-        if selected and self.selection.retry_errors and summary is not None and summary.errors:
-            # a table keeps its rows; a training or an import has to be done again
-            storage.delete_folder(folder.uri if rows is None else folder.errors_uri)
+        if selected and self.selection.retry_errors and (summary is None or summary.errors):
+            # a table keeps its rows, and what is not finished what it has; a finished training or
+            # import has to be done again
+            again = summary is not None and rows is None
+            storage.delete_folder(folder.uri if again else folder.errors_uri)
             return None
         if summary is not None and rows not in (None, summary.details.get("input_rows")):
             return None

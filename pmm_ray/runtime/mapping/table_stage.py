@@ -18,8 +18,8 @@ from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import StalledError
 from pmm_ray.runtime.mapping.stream import Output, Pool, Producer, Worker, make_chunks
 
-# Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk,
-# which bounds what a dying process can lose and the size of a part.
+# Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
+# that sake, which bounds what a dying process can lose. `auto_batch` says when there are more.
 _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.

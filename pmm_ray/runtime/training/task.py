@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
-class LossModule(nn.Module):
+class LossModule(nn.Module, ABC):
     """A network with its loss: the unit that workers train together."""
 
     network: nn.Module
 
+    @abstractmethod
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar loss of one worker's share of a batch, a mean over its images."""
-        raise NotImplementedError
 
     def watched(self) -> dict[str, Tensor]:
         """What is worth watching beside the loss: scalars of the last pass, means over its images.

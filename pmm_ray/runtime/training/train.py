@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
+from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.training.job import TrainingJob
@@ -14,7 +15,7 @@ from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.runtime.training.sampling import BatchPlan, split_workers
 
 if TYPE_CHECKING:
-    from pmm_ray.config import TrainingConfig
+    from pmm_ray.config import RunConfig, TrainingConfig
     from pmm_ray.runtime.core.stage import RunContext, StageFolder
     from pmm_ray.runtime.training.task import TrainingTask
 
@@ -26,6 +27,11 @@ _METRICS = (
 )
 _FROM_PIXEL_LABELS = {"cam_miou", "validation_miou"}
 _MOST_LOADER_PROCESSES = 8
+
+
+def masks_identity(recipe: RunConfig, masks: StageFolder) -> tuple[Any, ...]:
+    """What a training on finished masks depends on beside its section; part of its identity."""
+    return (recipe.seed, masks.hash, len(read_index(masks.uri)), recipe.data.train_split)
 
 
 def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> Summary:
