@@ -17,9 +17,9 @@ from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig, SegmenterConfig
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.nets.segmenter import describe
+from pmm_ray.pipeline.data import prepare
 from pmm_ray.pipeline.rounds import Variant, evaluation, rounds
 from pmm_ray.pipeline.run import Run, Step, open_run
-from pmm_ray.pipeline.steps import prepare
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError

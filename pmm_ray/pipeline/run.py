@@ -207,47 +207,6 @@ def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
     ).require_healthy()
 
 
-def pin_workers(run: Run) -> None:
-    """Resolve `workers: auto` once per run folder: trained weights depend on it."""
-    from pmm_ray.runtime.training.sampling import split_workers
-
-    uri = storage.join(run.session.run_dir, "resolved.yaml")
-    earlier: dict[str, Any] = {}
-    if storage.exists(uri) and not run.session.selection.fresh:
-        import yaml
-
-        earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
-    update: dict[str, Any] = {}
-    for name in ("classifier", "multicrop", "affinity", "segmenter"):
-        section = getattr(run.config, name)
-        if section.workers == "auto":
-            workers = earlier.get(name, {}).get("workers", "auto")
-            if workers == "auto":
-                default = run.session.cluster.default_train_workers()
-                workers = split_workers("auto", default, section.batch_size)
-            update[name] = section.model_copy(update={"workers": workers})
-    run.config = run.config.model_copy(update=update)
-
-
-def require_truth(run: Run, what: str, instead: str = "") -> None:
-    """Refuse, before anything is trained, what needs ground truth where there is none.
-
-    Args:
-        run: with its data set.
-        what: needs it.
-        instead: what to do without; empty: nothing can be done.
-
-    Raises:
-        CannotRunError: no held-out image has a ground-truth mask.
-    """
-    split = run.config.data.held_out_split
-    if not run.data.with_truth(split):
-        raise CannotRunError(
-            f"{what} compares on images of split {split!r} with ground-truth masks, and this data "
-            f"set has none{f': {instead}' if instead else ''}"
-        )
-
-
 def check_weights(section: str, config: RunConfig) -> None:
     """Find out now that the weights of a training are not where they should be.
 

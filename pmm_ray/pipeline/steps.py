@@ -15,12 +15,11 @@ from functools import partial
 
 from pmm_ray.config import RunConfig
 from pmm_ray.method.mask_methods import MASK_METHODS
+from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.rounds import evaluation, rounds
-from pmm_ray.pipeline.run import Run, Step, check_weights, pin_workers, require_truth
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.pipeline.run import Run, Step, check_weights
 from pmm_ray.runtime.core.stage import Stage, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
-from pmm_ray.runtime.rows.dataset import DataSet
 
 
 def steps(config: RunConfig) -> list[Step]:
@@ -47,18 +46,6 @@ def ladder(config: RunConfig) -> list[str]:
 def steps_to_cams(config: RunConfig, needs_truth: str = "") -> list[Step]:
     """What every ablation of masks begins with."""
     return [*data_steps(config, needs_truth), *classifier_steps(config), make_cams()]
-
-
-def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
-    """(i) The outside world -> a manifest, and masks where the ground truth is objects.
-
-    Args:
-        config: the recipe.
-        needs_truth: what else compares with ground truth, beside what the recipe asks for.
-    """
-    drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
-    imported = Step("import_data", _import_data, after=partial(_open_data, needs_truth=needs_truth))
-    return [imported, *([Step("rasterize_masks", _rasterize, after=_take_truth)] if drawn else [])]
 
 
 def classifier_steps(config: RunConfig) -> list[Step]:
@@ -222,43 +209,3 @@ def masks_of(
         maps = Cams.of(cams)
     maps = maps if among is None else maps.select(among)
     return make_masks.stage(run.config.masks, run.data, maps, method=method, name=name)
-
-
-def _import_data(run: Run) -> Stage | None:
-    from pmm_ray.stages import import_data
-
-    return None if run.config.data.source == "manifest" else import_data.stage(run.config)
-
-
-def _open_data(run: Run, needs_truth: str) -> None:
-    data = run.config.data
-    if data.source == "manifest" and not data.root:
-        raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
-    imported = run.folders.get("import_data")
-    run.data = DataSet.open(imported.path("manifest.parquet") if imported else data.root)
-    prepare(run, needs_truth)
-
-
-def prepare(run: Run, needs_truth: str = "") -> None:
-    """Check what needs ground truth, and resolve `auto` values, once the images are known."""
-    config = run.config
-    if needs_truth:
-        require_truth(run, needs_truth)
-    if config.masks.alpha == "auto":
-        require_truth(run, "masks.alpha: auto", "set masks.alpha to a number")
-    if config.cycles.update == "if_better" and config.cycles.rounds:
-        require_truth(run, "cycles.update: if_better", "use cycles.update: always")
-    pin_workers(run)
-
-
-def _rasterize(run: Run) -> Stage | None:
-    from pmm_ray.stages import rasterize_masks
-
-    if rasterize_masks.objects_fingerprint(run.data.manifest.uri) is None:
-        return None
-    return rasterize_masks.stage(run.config.data, run.data)
-
-
-def _take_truth(run: Run) -> None:
-    if "rasterize_masks" in run.folders:
-        run.data = run.data.with_truth_of(run["rasterize_masks"].hash)

@@ -19,8 +19,9 @@ from pmm_ray.commands.plan.trainings import (
     validated_images,
 )
 from pmm_ray.config import RunConfig, Section, TrainingConfig
+from pmm_ray.pipeline.data import prepare
 from pmm_ray.pipeline.run import Run, Step, open_run
-from pmm_ray.pipeline.steps import prepare, steps
+from pmm_ray.pipeline.steps import steps
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.events import read_events

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.rounds import Variant, evaluation
 from pmm_ray.pipeline.run import Run, Step
-from pmm_ray.pipeline.steps import (
-    choose_alpha,
-    mask_steps,
-    masks_of,
-    steps_to_cams,
-    walk_steps,
-)
+from pmm_ray.pipeline.steps import choose_alpha, mask_steps, masks_of, steps_to_cams, walk_steps
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
 

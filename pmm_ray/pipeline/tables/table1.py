@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.run import Run, Step
-from pmm_ray.pipeline.steps import base_steps, data_steps, train_classifier
+from pmm_ray.pipeline.steps import base_steps, train_classifier
 from pmm_ray.pipeline.tables.cam_tables import (
     classifier,
     held_out_cams,

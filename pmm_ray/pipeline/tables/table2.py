@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import (
     base_steps,
     classifier_steps,
-    data_steps,
     make_cams,
     train_classifier,
     train_multicrop,

@@ -1,0 +1,106 @@
+"""The first steps: the outside world -> a manifest, and what is checked once its images are known."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.run import Run, Step
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.rows.dataset import DataSet
+
+
+def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
+    """(i) The outside world -> a manifest, and masks where the ground truth is objects.
+
+    Args:
+        config: the recipe.
+        needs_truth: what else compares with ground truth, beside what the recipe asks for.
+    """
+    drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
+    imported = Step("import_data", _import_data, after=partial(_open_data, needs_truth=needs_truth))
+    return [imported, *([Step("rasterize_masks", _rasterize, after=_take_truth)] if drawn else [])]
+
+
+def _import_data(run: Run) -> Stage | None:
+    from pmm_ray.stages import import_data
+
+    return None if run.config.data.source == "manifest" else import_data.stage(run.config)
+
+
+def _open_data(run: Run, needs_truth: str) -> None:
+    data = run.config.data
+    if data.source == "manifest" and not data.root:
+        raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
+    imported = run.folders.get("import_data")
+    run.data = DataSet.open(imported.path("manifest.parquet") if imported else data.root)
+    prepare(run, needs_truth)
+
+
+def prepare(run: Run, needs_truth: str = "") -> None:
+    """Check what needs ground truth, and resolve `auto` values, once the images are known."""
+    config = run.config
+    if needs_truth:
+        require_truth(run, needs_truth)
+    if config.masks.alpha == "auto":
+        require_truth(run, "masks.alpha: auto", "set masks.alpha to a number")
+    if config.cycles.update == "if_better" and config.cycles.rounds:
+        require_truth(run, "cycles.update: if_better", "use cycles.update: always")
+    pin_workers(run)
+
+
+def _rasterize(run: Run) -> Stage | None:
+    from pmm_ray.stages import rasterize_masks
+
+    if rasterize_masks.objects_fingerprint(run.data.manifest.uri) is None:
+        return None
+    return rasterize_masks.stage(run.config.data, run.data)
+
+
+def _take_truth(run: Run) -> None:
+    if "rasterize_masks" in run.folders:
+        run.data = run.data.with_truth_of(run["rasterize_masks"].hash)
+
+
+def require_truth(run: Run, what: str, instead: str = "") -> None:
+    """Refuse, before anything is trained, what needs ground truth where there is none.
+
+    Args:
+        run: with its data set.
+        what: needs it.
+        instead: what to do without; empty: nothing can be done.
+
+    Raises:
+        CannotRunError: no held-out image has a ground-truth mask.
+    """
+    split = run.config.data.held_out_split
+    if not run.data.with_truth(split):
+        raise CannotRunError(
+            f"{what} compares on images of split {split!r} with ground-truth masks, and this data "
+            f"set has none{f': {instead}' if instead else ''}"
+        )
+
+
+def pin_workers(run: Run) -> None:
+    """Resolve `workers: auto` once per run folder: trained weights depend on it."""
+    from pmm_ray.runtime.training.sampling import split_workers
+
+    uri = storage.join(run.session.run_dir, "resolved.yaml")
+    earlier: dict[str, Any] = {}
+    if storage.exists(uri) and not run.session.selection.fresh:
+        import yaml
+
+        earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
+    update: dict[str, Any] = {}
+    for name in ("classifier", "multicrop", "affinity", "segmenter"):
+        section = getattr(run.config, name)
+        if section.workers == "auto":
+            workers = earlier.get(name, {}).get("workers", "auto")
+            if workers == "auto":
+                default = run.session.cluster.default_train_workers()
+                workers = split_workers("auto", default, section.batch_size)
+            update[name] = section.model_copy(update={"workers": workers})
+    run.config = run.config.model_copy(update=update)
