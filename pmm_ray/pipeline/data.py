@@ -1,4 +1,4 @@
-"""The first steps: the outside world -> a manifest, and what is checked once its images are known."""
+"""The first steps: the outside world -> a manifest, and the checks that its images allow."""
 
 from __future__ import annotations
 
