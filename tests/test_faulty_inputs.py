@@ -69,7 +69,6 @@ def test_an_evaluation_without_a_score_is_done_and_says_why(
         context,
         folder,
         masks=masks,
-        images=index_file(manifest.uri),
         title="x",
         split="val",
         masks_stage="make_masks",
@@ -86,10 +85,7 @@ def test_a_comparison_of_nothing_is_done(
     context = make_context(manifest)
     folder = StageFolder.below(context.run_dir, "compare_masks-r1", "12345678")
     none = masks.select([])
-    images = index_file(manifest.uri)
-    summary = compare_masks.run(
-        context, folder, earlier=none, later=none, images=images, stages=("x", "y")
-    )
+    summary = compare_masks.run(context, folder, earlier=none, later=none, stages=("x", "y"))
     assert (summary.images, summary.details["churn"]) == (0, {})
     assert len(read_index(folder.uri)) == 0
 

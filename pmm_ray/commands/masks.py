@@ -65,7 +65,7 @@ def make_masks_of(
                 section_hash(run.data.hash, found.fingerprint),
                 CamReader(space.num_foreground, trust_pickle, max_pixels),
             )
-            stage = make_masks.stage(config.masks, run.data, maps, png_folder=masks)
+            stage = make_masks.stage(config.masks, maps, png_folder=masks)
             _clear_other_masks(run, masks, stage)
             return stage
 

@@ -238,7 +238,7 @@ def class_sizes(base_HW: npt.NDArray[np.integer[Any]]) -> dict[int, int]:
     return {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i > 0}
 
 
-def draw_window(
+def random_window(
     choices: Sequence[Sequence[Window]],
     base_HW: npt.NDArray[np.integer[Any]],
     rng: np.random.Generator,
@@ -246,7 +246,7 @@ def draw_window(
 ) -> tuple[Window, list[int]]:
     """A training window with its labels: a scale, then a window of it, each equally likely.
 
-    A window that shows no class is chosen again, as often as there are windows; the last draw is
+    A window that shows no class is chosen again, as often as there are windows; the last one is
     kept even then.
 
     Args:

@@ -22,8 +22,7 @@ from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.augment import resize_to_long
+from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 from pmm_ray.runtime.training.sampling import sample_seed
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
@@ -132,7 +131,7 @@ def _score(
     device: torch.device,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(image-level scores [C], CAM scores of the present classes [K, h, w])."""
-    view = np.ascontiguousarray(resize_to_long(image_HW3, long_side).transpose(2, 0, 1))
+    view = np.ascontiguousarray(with_long_side(image_HW3, long_side).transpose(2, 0, 1))
     batch = normalise_views(
         torch.from_numpy(view)[None].to(device), network.input_mean, network.input_std
     )

@@ -153,21 +153,6 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
     return find_weights(named, name)
 
 
-def starting_weights(section: Any) -> str | None:
-    """The file that a section's training starts from; None: at random.
-
-    Args:
-        section: of a classifier or of the affinity network.
-
-    Raises:
-        CannotRunError: see `find_weights` and `classifier_source`.
-    """
-    source = classifier_source(section) if isinstance(section, AnyClassifierConfig) else None
-    if source is None:
-        return find_weights(section.weights, section.backbone)
-    return backbone_weights(section.weights, source)
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """mmsegmentation warns of operators that are not used here, and prints while it loads."""

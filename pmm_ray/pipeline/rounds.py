@@ -102,17 +102,18 @@ def _train(variant: Variant, number: int) -> Step:
     def make(run: Run) -> Stage:
         from pmm_ray.stages import train_segmenter
 
-        config = _with(run.config.segmenter, variant.segmenter)
-        masks = run[variant.training_masks(number)]
+        config, masks = section(run.config), run[variant.training_masks(number)]
         return train_segmenter.stage(config, run.config, run.data, masks, round=number, name=name)
+
+    def section(config: RunConfig) -> SegmenterConfig:
+        return _with(config.segmenter, variant.segmenter)
 
     def check(config: RunConfig) -> None:
         from pmm_ray.stages import train_segmenter
 
-        section = _with(config.segmenter, variant.segmenter)
-        train_segmenter.model_identity(section, config.data.held_out_split)
+        train_segmenter.model_identity(section(config), config.data.held_out_split)
 
-    return Step(name, make, check=check, section="segmenter", cycle=_cycle(variant))
+    return Step(name, make, check=check, section=section, cycle=_cycle(variant))
 
 
 def _predict_held_out(variant: Variant, number: int, config: RunConfig) -> Step:
@@ -194,7 +195,7 @@ def _compare(variant: Variant, number: int) -> Step:
         from pmm_ray.stages import compare_masks
 
         earlier, later = (run[variant.training_masks(n)] for n in (number - 1, number))
-        return compare_masks.stage(run.data, earlier, later, name)
+        return compare_masks.stage(earlier, later, name)
 
     def settled(run: Run) -> bool:
         agreement, limit = run[name].finished().metrics["agreement"], run.config.cycles.stop_when

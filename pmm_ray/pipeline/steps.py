@@ -12,6 +12,7 @@ use its parts.
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 
 from pmm_ray.config import RunConfig
 from pmm_ray.method.mask_methods import MASK_METHODS
@@ -61,7 +62,7 @@ def train_classifier() -> Step:
         return train_classifier.stage(run.config.classifier, run.config, run.data)
 
     check = partial(check_weights, "classifier")
-    return Step("train_classifier", make, check=check, section="classifier")
+    return Step("train_classifier", make, check=check, section=attrgetter("classifier"))
 
 
 def base_steps() -> list[Step]:
@@ -78,7 +79,7 @@ def base_steps() -> list[Step]:
     def masks(run: Run) -> Stage:
         from pmm_ray.stages import make_base_masks
 
-        return make_base_masks.stage(run.config.base, run.data, run["make_base_cams"])
+        return make_base_masks.stage(run.config.base, run["make_base_cams"])
 
     return [
         Step("make_base_cams", maps, pool="base.cams.actors"),
@@ -93,7 +94,7 @@ def train_multicrop() -> Step:
         return train_multicrop.stage(run.config.multicrop, run.config, run["make_base_masks"])
 
     check = partial(check_weights, "multicrop")
-    return Step("train_multicrop", make, check=check, section="multicrop")
+    return Step("train_multicrop", make, check=check, section=attrgetter("multicrop"))
 
 
 def last_classifier(run: Run) -> StageFolder:
@@ -131,13 +132,12 @@ def walk_steps() -> list[Step]:
     def walk(run: Run) -> Stage:
         from pmm_ray.stages import walk_cams
 
-        config, network = run.config.affinity, run["train_affinity"]
-        return walk_cams.stage(config, run.data, run["make_cams"], network)
+        return walk_cams.stage(run.config.affinity, run["make_cams"], run["train_affinity"])
 
     check = partial(check_weights, "affinity")
     return [
         Step("make_affinity_labels", labels),
-        Step("train_affinity", network, check=check, section="affinity"),
+        Step("train_affinity", network, check=check, section=attrgetter("affinity")),
         Step("walk_cams", walk, pool="affinity.walk.actors"),
     ]
 
@@ -208,4 +208,4 @@ def masks_of(
     else:
         maps = Cams.of(cams)
     maps = maps if among is None else maps.select(among)
-    return make_masks.stage(run.config.masks, run.data, maps, method=method, name=name)
+    return make_masks.stage(run.config.masks, maps, method=method, name=name)

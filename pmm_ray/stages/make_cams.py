@@ -28,13 +28,12 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.augment import resize_to_long
+from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
 STAGE = "make_cams"
 CODE_VERSION = 1
@@ -191,7 +190,7 @@ def _read(
     """A labelled photograph, its long side at most `max_long` px."""
     photographs.labels(manifest)
     image = photographs.image(manifest)
-    return resize_to_long(image, max_long) if max(image.shape) > max_long else image
+    return with_long_side(image, max_long) if max(image.shape) > max_long else image
 
 
 def run(
@@ -207,7 +206,6 @@ def run(
         context,
         folder,
         inputs={"manifest": images},
-        primary="manifest",
         factory=cam_factory(config, context, checkpoint_uri, folder.stage),
         schema=tables.CAMS,
         pool=cam_pool(config, context),

@@ -13,7 +13,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
@@ -89,7 +89,6 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
             "manifest": wanted,
             "objects": read_index(storage.join(manifest.root, OBJECTS_FOLDER)),
         },
-        primary="manifest",
         factory=partial(
             rasterize_worker,
             manifest.root,
@@ -103,8 +102,8 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
     drawn = read_all(folder.uri)
     hidden = sum(bool(labels) for labels in drawn.column("hidden").to_pylist())
     counts = {"masks": drawn.num_rows, "masks without one of the image's labels": hidden}
-    details = summary.details | {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
-    return summary.model_copy(update={"details": details, "pixel_labels_used": True})
+    details = {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
+    return summary.extended(details, pixel_labels_used=True)
 
 
 def stage(config: DataConfig, data: DataSet) -> Stage:

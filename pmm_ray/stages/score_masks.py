@@ -26,7 +26,7 @@ from pmm_ray.runtime.core.errors import (
 )
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles, Matched
@@ -101,8 +101,7 @@ def run(
     """Count and score.
 
     Args:
-        context: of the run.
-        folder: the stage's folder.
+        context, folder: of the stage.
         masks, truth: where the masks and the ground truth are.
         pairs: the images that have both.
         space: what the classes are.
@@ -117,7 +116,6 @@ def run(
         context,
         folder,
         inputs={"manifest": pairs, "masks": masks, "truth": truth},
-        primary="manifest",
         factory=partial(scoring_worker, folder.stage),
         schema=COUNTED,
     )
@@ -142,13 +140,7 @@ def run(
         "scored": len(pairs) - summary.errors - len(rows),
         "error_rows": len(failed),
     }
-    return summary.model_copy(
-        update={
-            "metrics": metrics,
-            "details": summary.details | about | details,
-            "pixel_labels_used": True,
-        }
-    )
+    return summary.extended(about | details, metrics, pixel_labels_used=True)
 
 
 def stage(

@@ -32,7 +32,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -68,10 +68,10 @@ def grid(values: Mapping[str, Sequence[float]]) -> list[Combination]:
 def sample(image_ids: Sequence[str], images: int, seed: int) -> list[str]:
     """At most so many of the ids, the same ones in every call and on every machine."""
 
-    def draw(image_id: str) -> bytes:
+    def place(image_id: str) -> bytes:
         return hashlib.sha256(f"{seed}-sweep-{image_id}".encode()).digest()
 
-    return sorted(sorted(image_ids, key=draw)[:images])
+    return sorted(sorted(image_ids, key=place)[:images])
 
 
 def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
@@ -126,7 +126,6 @@ def run(
     folder: StageFolder,
     *,
     cams: TableIndex,
-    images: TableIndex,
     method: str,
     combinations: Sequence[Combination],
     split: str,
@@ -135,10 +134,8 @@ def run(
 
     Args:
         config: the mask section; a combination replaces some of its fields.
-        context: of the run.
-        folder: of the stage.
+        context, folder: of the stage.
         cams: index of the cams table, restricted to held-out images with truth.
-        images: index of the manifest.
         method: a name of `MASK_METHODS`, or `WALK`.
         combinations: from `grid`.
         split: whose images these are.
@@ -150,8 +147,7 @@ def run(
     summary = run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
+        inputs={"cams": cams},
         factory=partial(
             score_worker,
             None if method == WALK else MASK_METHODS[method].load(),
@@ -176,13 +172,7 @@ def run(
     }
     storage.write_bytes(folder.path("sweep.parquet"), tables.to_bytes(pa.Table.from_pylist(table)))
     storage.write_bytes(folder.path("sweep.json"), json.dumps(details, indent=1).encode())
-    return summary.model_copy(
-        update={
-            "metrics": {"mean_iou": best["mean_iou"]},
-            "details": summary.details | details,
-            "pixel_labels_used": True,
-        }
-    )
+    return summary.extended(details, {"mean_iou": best["mean_iou"]}, pixel_labels_used=True)
 
 
 def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int:
@@ -261,7 +251,6 @@ def stage(
         run,
         config,
         cams=index.select(chosen),
-        images=data.images,
         method=method,
         combinations=combinations,
         split=split,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.config.backbones import Triple
-from pmm_ray.method.multicrop import draw_window
+from pmm_ray.method.multicrop import random_window
 from pmm_ray.nets.segmenter_source import classifier_source
 from pmm_ray.nets.views import crop_windows, cut_windows
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.training.augment import crop_view
+from pmm_ray.runtime.training.augment import augment
 from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.train import masks_identity, train
@@ -49,11 +49,11 @@ class WindowSample:
         config, crops = self.config, self.config.crops
         rng = np.random.default_rng(seed)
         choices = crop_windows(height, width, crops)
-        window, labels = draw_window(choices, base_HW, rng, config.relabel_share)
+        window, labels = random_window(choices, base_HW, rng, config.relabel_share)
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1)[None]
         (piece,) = cut_windows(image_13HW, [window], crops.geometry, crops.size)
         mean, std = self.statistics
-        view_3SS = crop_view(
+        view_3SS = augment(
             piece[0].permute(1, 2, 0).numpy(),
             rng,
             crop_size=crops.size,

@@ -285,8 +285,7 @@ def run(
             context.progress.message(f"{folder.stage}: {image_id} was not scored: {reason}")
         if len(unusable) > _MOST_NAMED:
             context.progress.message(f"{folder.stage}: nor were {len(unusable) - _MOST_NAMED} more")
-    details = summary.details | {"split": validation.split, SCORED: scored}
-    return summary.model_copy(update={"details": details})
+    return summary.extended({"split": validation.split, SCORED: scored})
 
 
 def stage(

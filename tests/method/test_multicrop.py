@@ -14,7 +14,7 @@ from pmm_ray.method.multicrop import (
     Geometry,
     WindowMerger,
     axis_windows,
-    draw_window,
+    random_window,
     relabel,
     windows,
 )
@@ -127,7 +127,7 @@ def test_the_relabel_rule() -> None:
 
 def drawn(seed: int, base: Any) -> tuple[Box, list[int]]:
     choices = windows(60, 80, [1.0, 2.0, 3.0], size=50, stride=30)
-    window, labels = draw_window(choices, base, np.random.default_rng(seed))
+    window, labels = random_window(choices, base, np.random.default_rng(seed))
     return window.original, labels
 
 
@@ -148,7 +148,7 @@ def test_scales_are_drawn_alike_however_many_windows_they_have() -> None:
     choices = windows(60, 80, [1.0, 3.0], size=100, stride=30)
     assert [len(of_scale) for of_scale in choices] == [1, 24]
     base = np.ones((60, 80), np.uint8)
-    draws = [draw_window(choices, base, np.random.default_rng(i))[0].scale for i in range(400)]
+    draws = [random_window(choices, base, np.random.default_rng(i))[0].scale for i in range(400)]
     assert draws.count(1.0) == pytest.approx(200, abs=50)
 
 

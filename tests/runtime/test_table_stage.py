@@ -28,15 +28,7 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import (
-    CONSUMER_CPUS,
-    PRODUCER_CPUS,
-    InputRow,
-    Pool,
-    Producer,
-    Worker,
-    row_by_row,
-)
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
 MakeContext = Callable[..., RunContext]
@@ -90,7 +82,6 @@ def run(
         context,
         folder,
         inputs={"manifest": images},
-        primary="manifest",
         factory=factory,
         schema=SCHEMA,
         pool=pool,
@@ -235,11 +226,10 @@ def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
         "perimeters",
         partial(troubled_worker, "perimeter", "decode", ids[2], ids[5]),
         SCHEMA,
-        Pool(1, actors=True, cpus=PRODUCER_CPUS),
+        Pool(1, actors=True, cpus=1.0),
     )
-    pool = Pool(2, cpus=CONSUMER_CPUS)
     factory = partial(troubled_worker, "area", "label", ids[9], ids[13])
-    summary, folder = run(context, factory, batch=4, pool=pool, producer=first)
+    summary, folder = run(context, factory, batch=4, producer=first)
     assert (summary.images, summary.errors) == (12, 4)
     assert {row["area"] for row in read_all(folder.uri).to_pylist()} == {5}
     rows = {row.image_id: (row.stage, row.kind) for row in tables.read_errors(folder.errors_uri)}

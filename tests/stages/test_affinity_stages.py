@@ -187,7 +187,7 @@ def test_from_cams_to_walked_cams(
 
     labels = StageFolder.below(context.run_dir, make_affinity_labels.STAGE, "0")
     chosen = cams.select(train)
-    made = make_affinity_labels.run(CONFIG.affinity, context, labels, cams=chosen, images=images)
+    made = make_affinity_labels.run(CONFIG.affinity, context, labels, cams=chosen)
     assert made.images == len(train)
 
     network = StageFolder.below(context.run_dir, train_affinity.STAGE, "0")
@@ -203,9 +203,7 @@ def test_from_cams_to_walked_cams(
     assert set(fresh) == set(module.state_dict())
 
     walked = StageFolder.below(context.run_dir, walk_cams.STAGE, "0")
-    summary = walk_cams.run(
-        CONFIG.affinity, context, walked, cams=cams, images=images, checkpoint_uri=checkpoint
-    )
+    summary = walk_cams.run(CONFIG.affinity, context, walked, cams=cams, checkpoint_uri=checkpoint)
     assert summary.images == len(images)
     rows = read_all(walked.uri).to_pylist()
     for row in rows:

@@ -52,7 +52,7 @@ def stored(context: RunContext, checkpoint: str) -> tuple[StageFolder, list[Erro
     cams = StageFolder.below(context.run_dir, "make_cams", "00000000")
     make_cams.run(CONFIG.cams, context, cams, images=images, checkpoint_uri=checkpoint)
     masks = StageFolder.below(context.run_dir, "make_masks-stored", "00000000")
-    make_masks.run(CONFIG.masks, context, masks, cams=Cams.of(cams), images=images)
+    make_masks.run(CONFIG.masks, context, masks, cams=Cams.of(cams))
     return masks, tables.read_errors(cams.errors_uri) + tables.read_errors(masks.errors_uri)
 
 
@@ -60,7 +60,7 @@ def fused(context: RunContext, checkpoint: str) -> StageFolder:
     folder = StageFolder.below(context.run_dir, "make_masks", "00000000")
     images = index_file(context.manifest.uri)
     streamed = Cams(images, "00000000", streamed_from=checkpoint)
-    make_masks.run(CONFIG.masks, context, folder, cams=streamed, images=images)
+    make_masks.run(CONFIG.masks, context, folder, cams=streamed)
     return folder
 
 

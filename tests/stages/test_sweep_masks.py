@@ -76,7 +76,6 @@ def test_scores_are_those_of_each_combination_alone(
         context,
         folder,
         cams=index_file(source).select(chosen),
-        images=index_file(shapes.uri),
         method="ppmg",
         combinations=points,
         split="val",

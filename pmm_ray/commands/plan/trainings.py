@@ -60,10 +60,10 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
 
 def _weights_are_here(section: Any) -> bool:
     """A recipe can be planned before its public weights are downloaded."""
-    from pmm_ray.nets.segmenter_source import starting_weights
+    from pmm_ray.nets.weight_files import pretrained_file
 
     try:
-        uri = starting_weights(section)
+        uri = pretrained_file(section)
     except CannotRunError:
         return False
     return uri is None or storage.exists(uri)

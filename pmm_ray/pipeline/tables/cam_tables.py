@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from pmm_ray.config import AnyClassifierConfig, CamsConfig, RunConfig
+from pmm_ray.config import (
+    AnyClassifierConfig,
+    CamsConfig,
+    ClassifierConfig,
+    MulticropConfig,
+    RunConfig,
+)
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import train_classifier, train_multicrop
 from pmm_ray.runtime.core import storage
@@ -48,32 +55,43 @@ def window_cams(config: RunConfig) -> CamsConfig:
 
 def classifier(backbone: str, config: RunConfig) -> Step:
     """The recipe's first classifier on another backbone."""
-    if backbone == config.classifier.network:
-        return train_classifier()
-    name = f"train_classifier-{backbone}"
 
-    def make(run: Run) -> Stage:
+    def make(run: Run, section: ClassifierConfig, name: str) -> Stage:
         from pmm_ray.stages import train_classifier
 
-        section = with_backbone(run.config.classifier, backbone, run.config)
         return train_classifier.stage(section, run.config, run.data, name)
 
-    return Step(name, make, check=lambda config: check_backbone(backbone, config))
+    return _on_backbone(train_classifier(), "classifier", make, backbone, config)
 
 
 def multicrop(backbone: str, config: RunConfig) -> Step:
     """The recipe's second classifier on another backbone, trained on the recipe's windows."""
-    if backbone == config.multicrop.network:
-        return train_multicrop()
-    name = f"train_multicrop-{backbone}"
 
-    def make(run: Run) -> Stage:
+    def make(run: Run, section: MulticropConfig, name: str) -> Stage:
         from pmm_ray.stages import train_multicrop
 
-        section = with_backbone(run.config.multicrop, backbone, run.config)
         return train_multicrop.stage(section, run.config, run["make_base_masks"], name)
 
-    return Step(name, make, check=lambda config: check_backbone(backbone, config))
+    return _on_backbone(train_multicrop(), "multicrop", make, backbone, config)
+
+
+def _on_backbone(
+    own: Step, key: str, make: Callable[..., Stage], backbone: str, config: RunConfig
+) -> Step:
+    """A training of the recipe on another backbone; `own` where that is the recipe's."""
+    if backbone == getattr(config, key).network:
+        return own
+    name = f"{own.name}-{backbone}"
+
+    def section(config: RunConfig) -> AnyClassifierConfig:
+        return with_backbone(getattr(config, key), backbone, config)
+
+    return Step(
+        name,
+        lambda run: make(run, section(run.config), name),
+        check=partial(check_backbone, backbone),
+        section=section,
+    )
 
 
 def held_out_cams(
@@ -166,10 +184,10 @@ def check_backbone(backbone: str, config: RunConfig) -> None:
     Raises:
         CannotRunError: they are not where they should be.
     """
-    from pmm_ray.nets.segmenter_source import starting_weights
+    from pmm_ray.nets.weight_files import pretrained_file
 
     try:
-        uri = starting_weights(with_backbone(config.classifier, backbone, config))
+        uri = pretrained_file(with_backbone(config.classifier, backbone, config))
         if uri is not None and not storage.exists(uri):
             raise CannotRunError(f"there is no file {uri}")
     except CannotRunError as error:

@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.cluster.connect import inference_process
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.mapping.stall import watchdog
-from pmm_ray.runtime.mapping.stream import (
+from pmm_ray.runtime.mapping.chunks import (
     PRODUCED,
     Output,
     Pool,
@@ -27,6 +26,7 @@ from pmm_ray.runtime.mapping.stream import (
     reason,
     run_chunk,
 )
+from pmm_ray.runtime.mapping.stall import watchdog
 
 if TYPE_CHECKING:
     from ray.data import Dataset

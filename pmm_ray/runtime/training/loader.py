@@ -121,7 +121,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         return TrainingRow(values["image_id"], values["uri"], tuple(values["labels"] or ()))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, list[ErrorRow]]:
-        """(input, target, errors): a bad image is replaced by another one, drawn by its seed.
+        """(input, target, errors): its seed chooses another image in place of a bad one.
 
         Raises:
             CannotRunError: twenty images in a row cannot be used.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -47,8 +47,7 @@ class Producer:
         table: the name under which a row reaches the second worker, `row[table]`.
         factory: makes the first worker inside a pool process.
         schema: of its rows; encoded bytes are `large_binary`.
-        pool: actors, since a producer keeps a model. They must not hold the CPUs that the second
-            pool needs to take their rows: see `PRODUCER_CPUS`.
+        pool: actors, since a producer keeps a model; see `side_by_side`.
     """
 
     table: str
@@ -57,12 +56,18 @@ class Producer:
     pool: Pool
 
 
-# Two pools on the same CPUs. Actors never give theirs back, so that after a node is lost the
-# restarted ones could fill the survivors, and the second pool, on which they wait, would never run
-# again. They ask for next to nothing instead (not zero: a head without CPUs must get none), and
-# tasks for a little less than a CPU, so that as many fit as there are CPUs.
-PRODUCER_CPUS = 0.05
-CONSUMER_CPUS = 0.9
+def side_by_side(pool: Pool, producer: Producer) -> tuple[Pool, Producer]:
+    """Two pools that may share CPUs.
+
+    Actors never give theirs back: after a node is lost, restarted ones could fill the survivors,
+    and the tasks on which they wait would never run again. So actors without a GPU ask for next to
+    nothing (not zero: a head without CPUs must get none) on the tasks' nodes, and tasks for a
+    little less than a CPU, so that as many fit as there are CPUs.
+    """
+    first = producer.pool
+    if not first.gpus:
+        first = replace(first, cpus=0.05, labels=pool.labels)
+    return replace(pool, cpus=0.9), replace(producer, pool=first)
 
 
 @dataclass(frozen=True)
