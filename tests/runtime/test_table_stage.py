@@ -173,7 +173,7 @@ def test_the_budget_ends_the_run_with_the_reasons(
         run(context, partial(area_worker, str(log), fail=ids[4]))
 
 
-@pytest.mark.parametrize("actors", [False, True])
+@pytest.mark.parametrize("actors", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours_live(
     make_context: MakeContext, shapes: Manifest, log: Path, actors: bool
 ) -> None:
@@ -217,6 +217,7 @@ def troubled_worker(stage: str, kind: ErrorKind, fail: str, crash: str) -> Worke
     return row_by_row(stage, make)
 
 
+@pytest.mark.slow
 def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
     make_context: MakeContext, shapes: Manifest
 ) -> None:
@@ -329,13 +330,13 @@ def stuck_worker(image_id: str) -> Worker:
 def test_a_stall_says_what_each_pool_waits_for_and_what_to_do(
     make_context: MakeContext, shapes: Manifest
 ) -> None:
-    config = RunConfig.model_validate({"runtime": {"stall_seconds": 15}})
+    config = RunConfig.model_validate({"runtime": {"stall_seconds": 9}})
     context = make_context(shapes, config)
     ids = index_file(shapes.uri).image_ids
     with pytest.raises(CannotRunError) as error:
         run(context, partial(stuck_worker, ids[7]), batch=1)
     said = str(error.value)
-    assert said.startswith("area: no image finished for 15 s.")
+    assert said.startswith("area: no image finished for 9 s.")
     assert "pool 1 of 1 (MapBatches" in said
     assert "15 chunks finished, 1 handed to workers, 0 queued" in said
     assert "of 2 CPUs free" in said

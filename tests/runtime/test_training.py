@@ -85,6 +85,7 @@ def losses(context: RunContext, stage: str) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["stage"] == stage}
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
     shapes: Manifest, make_context: Any, tmp_path: Path
 ) -> None:

@@ -177,7 +177,7 @@ def test_a_cam_that_is_not_finite_is_an_error_row(shapes: Manifest, tmp_path: Pa
 
 
 def test_from_cams_to_walked_cams(
-    shapes: Manifest, make_context: MakeContext, tmp_path: Path
+    shapes: Manifest, make_context: MakeContext, loop_here: None, tmp_path: Path
 ) -> None:
     context = make_context(shapes, CONFIG)
     cams_uri = cams_of_truth(shapes, tmp_path / "cams")

@@ -270,7 +270,8 @@ def test_the_stage_reads_ahead_and_keeps_errors(
     crops = {"scales": [1.0], "size": 48, "stride": 40}
     config = RunConfig.model_validate(
         {
-            "cams": {"kind": "multi_crop", "crops": crops, "flip": False, "batch_size": 5},
+            "cams": {"kind": "multi_crop", "crops": crops, "flip": False, "batch_size": 5}
+            | {"actors": 1},
             "classifier": {"kind": "seam", "output_stride": 32},
         }
     )

@@ -130,9 +130,9 @@ def test_a_loader_process_opens_the_masks_itself(tmp_path: Path) -> None:
 
 
 def test_base_masks_train_the_second_classifier(
-    shapes: Manifest, make_context: Any, tmp_path: Path
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
 ) -> None:
-    training = {"enabled": True, "kind": "seam", "batch_size": 4, "epochs": 2, "workers": 2}
+    training = {"enabled": True, "kind": "seam", "batch_size": 4, "epochs": 2, "workers": 1}
     training |= {"output_stride": 32, "validation_images": 4}
     config = RunConfig.model_validate(
         {

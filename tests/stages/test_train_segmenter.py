@@ -42,8 +42,10 @@ def masks(manifest: Manifest, folder: Path, value: int) -> str:
     return str(folder)
 
 
-def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
-    context = make_context(shapes, config())
+def test_it_trains_on_masks(
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
+) -> None:
+    context = make_context(shapes, config(workers=1))
     folder = StageFolder.below(context.run_dir, "train_segmenter-r1", "0")
     uri = masks(shapes, tmp_path / "masks", 1)
     summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=1)
@@ -59,9 +61,9 @@ def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path)
 
 @pytest.mark.parametrize(("beta", "share"), [(0.0, 0.0), (99.0, 1.0)])
 def test_underfitting_that_never_began_is_said(
-    shapes: Manifest, make_context: Any, tmp_path: Path, beta: float, share: float
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path, beta: float, share: float
 ) -> None:
-    context = make_context(shapes, config(underfitting={"beta": beta}))
+    context = make_context(shapes, config(underfitting={"beta": beta}, workers=1))
     folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
     uri = masks(shapes, tmp_path / "masks", 1)
     summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
@@ -86,7 +88,9 @@ def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path
     assert summary.metrics["validation_miou"] == scores[best]
 
 
-def test_held_out_images_that_were_not_scored_are_named(make_context: Any, tmp_path: Path) -> None:
+def test_held_out_images_that_were_not_scored_are_named(
+    make_context: Any, loop_here: None, tmp_path: Path
+) -> None:
     make_shapes(str(tmp_path / "data"), images=24, size=48, classes=3, seed=2)
     manifest = open_manifest(str(tmp_path / "data" / "manifest.parquet"))
     held_out = [r for r in tables.read_table(manifest.uri).to_pylist() if r["split"] == "val"]
@@ -118,9 +122,9 @@ def test_without_truth_the_last_weights_are_kept(
 
 
 def test_a_mask_outside_the_label_space_stops_it_before_training(
-    shapes: Manifest, make_context: Any, tmp_path: Path
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
 ) -> None:
-    context = make_context(shapes, config())
+    context = make_context(shapes, config(workers=1))
     folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
     uri = masks(shapes, tmp_path / "masks", 9)
     first = tables.read_table(shapes.uri, ["image_id"]).column(0)[0].as_py()
