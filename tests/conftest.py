@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.cluster.connect import connect
@@ -74,6 +75,14 @@ def group() -> Iterator[None]:
     yield
     dist.destroy_process_group()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pickled_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the test's module defines is sent to Ray's processes, which cannot import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture

@@ -142,6 +142,13 @@ def test_cams_of_clip_es_make_masks_and_every_file_is_accounted_for(
     assert len(list((out / "masks").glob("*.png"))) == 2
 
 
+def score_cats(folder: Path, **more: Any) -> int:
+    """The exit code of scoring the folder's masks, of one class."""
+    (folder / "names").write_text("cat\n")
+    places = folder / "masks", folder / "truth"
+    return score(*places, out=folder / "out", label_space=str(folder / "names"), **more)
+
+
 def test_masks_of_0_and_255_are_not_scored(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,14 +157,7 @@ def test_masks_of_0_and_255_are_not_scored(
     for folder in ("truth", "masks"):
         grey(tmp_path / folder / "a.png", 0)
     Image.fromarray(mask).save(tmp_path / "truth/a.png")
-    (tmp_path / "names").write_text("cat\n")
-    code = score(
-        tmp_path / "masks",
-        tmp_path / "truth",
-        out=tmp_path / "out",
-        label_space=str(tmp_path / "names"),
-    )
-    assert code == 1
+    assert score_cats(tmp_path) == 1
     assert "the ground truth holds only 0 and 255" in " ".join(capfd.readouterr().err.split())
 
 
@@ -167,16 +167,8 @@ def test_equal_names_in_two_folders_are_scored_by_their_paths(
     for folder in ("truth", "masks"):
         for value, place in enumerate(("x", "y")):
             grey(tmp_path / folder / place / "a b.png", value)
-    (tmp_path / "names").write_text("cat\n")
     (tmp_path / "list.txt").write_text("x/a b\ny/a b\nnobody\n")
-    code = score(
-        tmp_path / "masks",
-        tmp_path / "truth",
-        out=tmp_path / "out",
-        label_space=str(tmp_path / "names"),
-        images=tmp_path / "list.txt",
-    )
-    assert code == 0
+    assert score_cats(tmp_path, images=tmp_path / "list.txt") == 0
     assert "mIoU 100.00 %" in capfd.readouterr().out
     [row] = tables.read_errors(str(tmp_path / "out/errors"))
     assert "'nobody'" in row.message

@@ -115,11 +115,10 @@ def proportional_masks(
             different lattices.
     """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    if len({p.crf for p in combinations}) != 1:
-        raise ValueError("the combinations must share one set of CRF parameters")
+    crf = _shared_crf(combinations)
     if len(cam) == 0:
         return [np.zeros(image.shape[:2], _mask_dtype(label_ids)) for _ in combinations]
-    inside_SKHW = _inside(image, cam, combinations, backend)
+    inside_SKHW = _inside(DenseCrf(image, crf, backend), cam, combinations)
     wide_KHW = cam.astype(np.float64)
     return [
         _largest_proportion(wide_KHW, label_ids, inside_KHW, parameters.proportion_offset)
@@ -128,21 +127,17 @@ def proportional_masks(
 
 
 def _inside(
-    image: npt.NDArray[np.uint8],
-    cam_KHW: Float32Array,
-    combinations: Sequence[MaskParameters],
-    backend: Backend,
+    crf: DenseCrf, cam_KHW: Float32Array, combinations: Sequence[MaskParameters]
 ) -> npt.NDArray[np.bool_]:
     """Where each combination segments each class (Eq. 7), bool [S, K, H, W]."""
     smoothings = {(p.smoothing, p.threshold, p.zero_below_threshold): p for p in combinations}
     smooth_KHW = {key: _smooth(cam_KHW, p) for key, p in smoothings.items()}
-    crf = DenseCrf(image, combinations[0].crf, backend)
     problems = [(s, k) for s in range(len(combinations)) for k in range(len(cam_KHW))]
     inside_SKHW = np.empty((len(combinations), *cam_KHW.shape), np.bool_)
     # In groups: the memory does not grow with the number of combinations.
     for first in range(0, len(problems), _TOGETHER):
         group = problems[first : first + _TOGETHER]
-        foreground = np.empty((len(group), *image.shape[:2]), np.float32)
+        foreground = np.empty((len(group), *cam_KHW.shape[1:]), np.float32)
         background = np.empty_like(foreground)
         for i, (s, k) in enumerate(group):
             p = combinations[s]
@@ -202,9 +197,8 @@ def argmax_masks(
         ValueError: see `proportional_masks`.
     """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    if len({p.crf for p in combinations}) != 1:
-        raise ValueError("the combinations must share one set of CRF parameters")
-    solver = DenseCrf(image, combinations[0].crf, backend) if use_crf and len(cam) else None
+    crf = _shared_crf(combinations)
+    solver = DenseCrf(image, crf, backend) if use_crf and len(cam) else None
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
     masks = []
     for parameters in combinations:
@@ -219,14 +213,8 @@ def _of(
 ) -> Callable[..., list[Mask]]:
     """The same way to masks, with other parameters."""
 
-    def masks(
-        image_HW3: npt.NDArray[np.uint8],
-        cam_KHW: FloatArray,
-        labels: Sequence[int],
-        combinations: Sequence[MaskParameters],
-        backend: Backend = "lattice",
-    ) -> list[Mask]:
-        return make(image_HW3, cam_KHW, labels, list(map(change, combinations)), backend)
+    def masks(image: Any, cam: Any, labels: Any, combinations: Any, *rest: Any) -> list[Mask]:
+        return make(image, cam, labels, list(map(change, combinations)), *rest)
 
     return masks
 
@@ -305,6 +293,12 @@ def check_cams(
     if len(np.unique(label_ids)) != len(label_ids):
         raise ValueError(f"label ids repeat: {list(labels)}")
     return image, cam, label_ids.astype(np.int64)
+
+
+def _shared_crf(combinations: Sequence[MaskParameters]) -> CrfParameters:
+    if len({p.crf for p in combinations}) != 1:
+        raise ValueError("the combinations must share one set of CRF parameters")
+    return combinations[0].crf
 
 
 def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:

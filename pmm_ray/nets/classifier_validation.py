@@ -20,10 +20,9 @@ from pmm_ray.method.precision import average_precision
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
-from pmm_ray.runtime.training.sampling import sample_seed
+from pmm_ray.runtime.training.sampling import validation_rows
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
 """A px whose scores are all below one of these is background; the best of them is reported."""
@@ -61,15 +60,8 @@ class ClassifierValidation:
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the manifest that are scored: the same on every worker and every epoch."""
-        columns = ["image_id", "uri", "height", "width", "labels", "split", "ground_truth_uri"]
-        rows = [
-            row
-            for row in tables.read_table(self.manifest_uri, columns).to_pylist()
-            if row["split"] == self.split and row["labels"]
-        ]
-        rows.sort(key=lambda row: sample_seed(self.seed, 0, row["image_id"], "validation"))
-        return rows[: self.images]
+        """The rows of the manifest that are scored, see `validation_rows`."""
+        return validation_rows(self.manifest_uri, self.split, "labels", self.images, self.seed)
 
     @torch.no_grad()
     def measure(

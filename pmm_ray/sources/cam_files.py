@@ -13,7 +13,6 @@ labels from 1. Scores are within 0..1.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -29,7 +27,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
-from pmm_ray.sources.pickled import load_pickled_dict, refusal
+from pmm_ray.sources.pickled import load_pickled_dict, read_npy_header, refusal
 
 LAYOUTS = {
     "part-*.parquet": "our cams table",
@@ -40,7 +38,7 @@ LAYOUTS = {
 }
 """What a folder of CAMs may hold, and who writes it."""
 SUFFIXES = (".npz", ".npy")
-FILES = pa.schema([("image_id", pa.string()), ("cam_uri", pa.string())])
+FILES = tables.columns(image_id=tables.TEXT, cam_uri=tables.TEXT)
 
 # Resizing by cubic interpolation overshoots a little, which is clipped; a map that exceeds this was
 # never normalized.
@@ -141,12 +139,7 @@ def _index_table(folder: str, parts: list[str]) -> TableIndex:
 
 
 def _fingerprint(uris: list[str]) -> str:
-    digest = hashlib.sha256()
-    for uri in uris:
-        filesystem, path = storage.resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"{uri.rsplit('/', 1)[-1]}\x00{info.size}\x00{info.mtime_ns}\x00".encode())
-    return digest.hexdigest()
+    return storage.fingerprint({uri: uri.rsplit("/", 1)[-1] for uri in uris})
 
 
 @dataclass(frozen=True)
@@ -330,12 +323,7 @@ def _read_npz(data: bytes, most_values: int) -> Cam:
 def _member(file: Any, name: str, most_values: int) -> NDArray[Any]:
     """One array of the archive, its declared size checked before memory is asked for."""
     with file.zip.open(f"{name}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, _ = read_header(stream)
+        shape, _ = read_npy_header(stream)
     values = int(np.prod(shape, dtype=np.float64))
     if values > most_values:
         raise RowError("too_large", f"{name} declares {list(shape)}: {values} values are too many")

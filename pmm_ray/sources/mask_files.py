@@ -6,7 +6,6 @@ by these, and by names alone only where they are unique.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.names import NameIndex, Pairs, has_ending, pair, safe_image_id, stem_path
 
-FILES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+FILES = tables.columns(image_id=tables.TEXT, uri=tables.TEXT)
 _COLUMN = "mask_png"
 
 
@@ -256,9 +255,4 @@ def _space(place: str) -> LabelSpace | None:
 
 
 def _fingerprint(uris: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for uri in uris:
-        filesystem, path = storage.resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"{uri}\x00{info.size}\x00{info.mtime_ns}\x00".encode())
-    return digest.hexdigest()
+    return storage.fingerprint({uri: uri for uri in uris})

@@ -123,7 +123,7 @@ def cam_worker(
     model, _ = load_classifier(checkpoint_uri)
     model = model.to(device).eval()
     if config.kind == "multi_crop":
-        return crop_worker(CropCams(model, config, device), config, photographs, stage, ahead)
+        return crop_worker(CropCams(model, config, device), photographs, stage, ahead)
 
     def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         manifest = row["manifest"]
@@ -134,19 +134,15 @@ def cam_worker(
 
 
 def crop_worker(
-    cams: CropCams,
-    config: CamsConfig,
-    photographs: Photographs,
-    stage: str = STAGE,
-    ahead: int = AHEAD,
+    cams: CropCams, photographs: Photographs, stage: str = STAGE, ahead: int = AHEAD
 ) -> Worker:
     """Multi-crop CAMs of a chunk's images, their windows batched together."""
-    read = partial(_read, photographs, config.max_long)
+    read = partial(_read, photographs, cams.config.max_long)
 
     def photograph(key: int, row: InputRow, pixels: NDArray[np.uint8]) -> Photograph:
         size = row["manifest"]["height"], row["manifest"]["width"]
         labels = photographs.labels(row["manifest"])
-        return Photograph(key, pixels, labels, stored_size(*size, config.stride))
+        return Photograph(key, pixels, labels, stored_size(*size, cams.config.stride))
 
     def readable(rows: Sequence[InputRow], failed: dict[int, RowError]) -> Iterator[Photograph]:
         images = read_ahead([row["manifest"] for row in rows], read, ahead)

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pmm_ray.config import DataConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.core.tables import FLOAT, LABELS, TEXT, columns
 from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -23,15 +23,7 @@ from pmm_ray.sources.raster import draw_objects, require_pycocotools
 STAGE = "rasterize_masks"
 CODE_VERSION = 1
 
-DRAWN = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("labels", pa.list_(pa.int16())),
-        ("hidden", pa.list_(pa.int16())),
-        ("foreground", pa.float32()),
-        ("ignored", pa.float32()),
-    ]
-)
+DRAWN = columns(image_id=TEXT, labels=LABELS, hidden=LABELS, foreground=FLOAT, ignored=FLOAT)
 """One row per mask: the classes that appear in it, those of the image's labels that do not
 (small ones under later objects), and the shares of its pixels that are foreground and ignored."""
 

@@ -26,6 +26,7 @@ from pmm_ray.runtime.core.errors import (
 )
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.core.tables import INT64, TEXT, columns
 from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
@@ -34,13 +35,8 @@ from pmm_ray.sources.mask_files import MaskFiles, Matched
 STAGE = "score_masks"
 CODE_VERSION = 1
 
-COUNTED = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("truth", pa.list_(pa.uint16())),
-        ("mask", pa.list_(pa.uint16())),
-        ("counts", pa.list_(pa.int64())),
-    ]
+COUNTED = columns(
+    image_id=TEXT, truth=pa.list_(pa.uint16()), mask=pa.list_(pa.uint16()), counts=pa.list_(INT64)
 )
 """One row per image: how many pixels have each pair of (true value, mask value)."""
 

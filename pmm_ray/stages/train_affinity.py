@@ -22,7 +22,7 @@ from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.training.augment import jitter, window
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import masks_identity, train
@@ -45,9 +45,7 @@ class PairSample:
     ignore: int
     labels: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         """(float32 [3, S, S], int32 [S, S]): mirrored or not, cut at a random place.
 
         Source: released code of AffinityNet: crops of the image as it is, jitter, mirror images.

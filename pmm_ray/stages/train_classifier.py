@@ -29,7 +29,7 @@ from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import augment
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import train
 
@@ -48,9 +48,7 @@ class ClassifierSample:
     num_foreground: int
     statistics: tuple[Triple, Triple]
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         mean, std = self.statistics
         view_3SS = augment(
             image_HW3,

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.config.backbones import Triple
@@ -17,7 +16,7 @@ from pmm_ray.nets.segmenter_source import classifier_source
 from pmm_ray.nets.views import crop_windows, cut_windows
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.training.augment import augment
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.train import masks_identity, train
 from pmm_ray.stages.train_classifier import (
@@ -41,9 +40,7 @@ class WindowSample:
     statistics: tuple[Triple, Triple]
     masks: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         height, width = image_HW3.shape[:2]
         base_HW = self.masks.mask(row.image_id, (height, width))
         config, crops = self.config, self.config.crops

@@ -23,7 +23,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask, poly
 from pmm_ray.runtime.training.train import UNDERFITTING, masks_identity, train
@@ -45,9 +45,7 @@ class SegmenterSample:
     statistics: tuple[Triple, Triple]
     masks: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         height, width = image_HW3.shape[:2]
         mask_HW = self.masks.mask(row.image_id, (height, width))
         if self.config.layout == "dataset":

@@ -26,9 +26,9 @@ from pmm_ray.nets.segmenter import (
     forward_loss,
     load_segmenter,
     predict_logits,
-    training_transform,
     underfitting_share,
 )
+from pmm_ray.nets.segmenter_transform import training_transform
 from pmm_ray.runtime.core.errors import CannotRunError
 
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

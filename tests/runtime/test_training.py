@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
@@ -48,12 +46,7 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-@pytest.fixture(autouse=True)
-def _pickle_this_module_by_value() -> Iterator[None]:
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 class FragileTask(SegmenterTask):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError, full_disk
 from pmm_ray.runtime.core.index import TableIndex, part_uri
+from pmm_ray.runtime.core.tables import BYTES, DOUBLE, TEXT, columns
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
@@ -164,15 +165,8 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
     }
 
 
-PRODUCED = pa.schema(
-    [
-        ("chunk", pa.string()),
-        ("rows", pa.large_binary()),
-        ("errors", pa.string()),
-        ("failure", pa.string()),
-        ("cpu_seconds", pa.float64()),
-        ("pool_seconds", pa.float64()),
-    ]
+PRODUCED = columns(
+    chunk=TEXT, rows=BYTES, errors=TEXT, failure=TEXT, cpu_seconds=DOUBLE, pool_seconds=DOUBLE
 )
 
 

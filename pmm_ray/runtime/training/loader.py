@@ -36,12 +36,14 @@ class TrainingRow(NamedTuple):
     labels: tuple[int, ...]
 
 
+Sample = tuple[Tensor, Tensor]
+"""Input and target of one image."""
+
+
 class SampleFunction(Protocol):
     """Makes a training sample; pickled into loader processes, so it opens files lazily."""
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         """(input, target) of one image; all randomness comes from `seed` (0..2**64 - 1).
 
         Raises:

@@ -25,7 +25,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
 from pmm_ray.runtime.rows.images import decode_mask
 
-_SCHEMA = pa.schema([("image_id", pa.string()), ("mask_png", pa.large_binary())])
+_SCHEMA = tables.columns(image_id=tables.TEXT, mask_png=tables.BYTES)
 
 
 def mask_index(masks_uri: str) -> TableIndex:
