@@ -49,7 +49,6 @@ class ClassifierValidation:
         photographs: how images and truth are read.
         images: how many to score; the seed chooses them.
         long_side: of the resized images, px.
-        seed: of the run.
     """
 
     manifest_uri: str

@@ -40,7 +40,6 @@ def segmenter_model(
     """The whole model in mmsegmentation's notation.
 
     Args:
-        config: the section.
         num_classes: outputs, the background and unused ones included.
         ignore_index: mask value without loss.
         underfitting: of all heads' losses; default `config.underfitting`. Rounds after the first

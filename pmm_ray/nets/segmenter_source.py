@@ -121,7 +121,6 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
 
     Args:
         weights: as the section has them; `imagenet` is what the model's file names.
-        source: the model.
 
     Raises:
         CannotRunError: the config names an address in the net, a classifier's names nothing, or

@@ -51,7 +51,6 @@ class SegmenterValidation:
         photographs: how images and truth are read.
         images: how many to score, chosen by the seed; None: all.
         resize_base: (long, short) size of a view, px.
-        seed: of the run.
     """
 
     manifest_uri: str

@@ -97,7 +97,6 @@ def load_pretrained(
     """Load all of a network but new heads from all of a file but old heads.
 
     Args:
-        module: the network.
         state: see `read_state`.
         source: for messages.
         fresh: layers of the network that the file need not have; the class head (`fc8`, `head`)

@@ -17,7 +17,6 @@ def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
     """(i) The outside world -> a manifest, and masks where the ground truth is objects.
 
     Args:
-        config: the recipe.
         needs_truth: what else compares with ground truth, beside what the recipe asks for.
     """
     drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
@@ -69,7 +68,6 @@ def require_truth(run: Run, what: str, instead: str = "") -> None:
     """Refuse, before anything is trained, what needs ground truth where there is none.
 
     Args:
-        run: with its data set.
         what: needs it.
         instead: what to do without; empty: nothing can be done.
 

@@ -62,7 +62,6 @@ def rounds(config: RunConfig, variant: Variant | None = None) -> list[Step]:
     """The steps of all rounds. `stop_when` and `if_better` may end them early.
 
     Args:
-        config: the recipe.
         variant: default the run's own segmenter.
     """
     variant = variant or Variant()

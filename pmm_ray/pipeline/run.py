@@ -155,10 +155,6 @@ def open_run(
     """Become the one writer of a run folder, for the length of a `with` block.
 
     Args:
-        place: folder or uri of the run.
-        config: the recipe.
-        steps: of the run.
-        progress: where lines go.
         address: `auto`, `local`, or a Ray address.
         adds, kept: see `RunRecord`.
         selected: `first`, `last`, `only`, `fresh`, `retry_errors`, see `Selection`.
@@ -202,7 +198,6 @@ def needs_of_nodes(
     """What steps need of every node: files and folders, and bytes of scratch.
 
     Args:
-        config: the recipe.
         steps: that will run.
         manifest_uri: of the data set; None: not imported yet, its masks are not counted.
     """

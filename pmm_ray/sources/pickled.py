@@ -76,7 +76,6 @@ def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
     """The dictionary in a `.npy` file that `np.save(path, some_dict)` wrote.
 
     Args:
-        uri: of the file.
         trust_pickle: whether the user vouches for the file.
 
     Returns:

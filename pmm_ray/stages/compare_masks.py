@@ -117,7 +117,6 @@ def run(
     """Compare two masks tables image by image.
 
     Args:
-        context, folder: of the stage.
         earlier: index of the masks before.
         later: index of the masks after; its ids are compared, and each must be in `earlier`.
         stages: names of the stages that made them.

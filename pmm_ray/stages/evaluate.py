@@ -84,7 +84,6 @@ def run(
     """Score a masks table on the images of one split that have ground truth.
 
     Args:
-        context, folder: of the stage.
         masks: index of the masks, restricted to images that have truth.
         title: what the masks are, for people.
         split: whose images these are.
@@ -116,12 +115,10 @@ def stage(
     """The scores of finished masks.
 
     Args:
-        data: of the run.
         masks: whose scores.
         among: those of them that have ground truth, of one split.
         title: what the masks are, for people.
         split: whose images these are.
-        name: of the stage.
     """
     body = partial(run, masks=among, title=title, split=split, masks_stage=masks.stage)
     identity = (masks.stage, masks.hash, data.hash, *data.truth, CODE_VERSION)

@@ -116,7 +116,6 @@ def cam_worker(
         config: kind and parameters of the maps.
         photographs: how images are read.
         use_gpu: where the model goes.
-        stage: named in error rows.
         ahead: images that tasks of their own read before windows are cut, see `read_ahead`.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -246,12 +245,9 @@ def stage(
     """The maps of some images by a trained classifier.
 
     Args:
-        config: a section of maps.
-        data: of the run.
         classifier: finished.
         images: rows of the manifest.
         chosen_by: the splits or the ids that say which images these are.
-        name: of the stage.
     """
     return Stage(
         name,

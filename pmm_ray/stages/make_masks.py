@@ -67,8 +67,6 @@ def run(
     errors table.
 
     Args:
-        config: the mask section.
-        context, folder: of the stage.
         cams: stored or streamed.
         method: a name of `MASK_METHODS`.
         png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
@@ -139,10 +137,8 @@ def stage(
     """The masks of some CAMs.
 
     Args:
-        config: the mask section.
         cams: stored or streamed.
         method: in place of the section's.
-        name: of the stage.
         png_folder: see `run`.
     """
     method = method or config.method

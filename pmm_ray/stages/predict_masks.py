@@ -39,7 +39,6 @@ class Scorer:
 
     Args:
         checkpoint_uri: of a segmenter.
-        config: the section.
         photographs: how images are found and read.
         use_gpu: whether the network runs on one.
     """
@@ -163,12 +162,9 @@ def stage(
     """The masks of some images by a trained segmenter.
 
     Args:
-        config: the section, or another in its place.
-        data: of the run.
         segmenter: the trained one.
         images: rows of the manifest.
         round: the cyclic round.
-        name: of the stage.
         png_folder: see `run`.
     """
     return Stage(

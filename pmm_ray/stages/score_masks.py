@@ -97,7 +97,6 @@ def run(
     """Count and score.
 
     Args:
-        context, folder: of the stage.
         masks, truth: where the masks and the ground truth are.
         pairs: the images that have both.
         space: what the classes are.

@@ -134,7 +134,6 @@ def run(
 
     Args:
         config: the mask section; a combination replaces some of its fields.
-        context, folder: of the stage.
         cams: index of the cams table, restricted to held-out images with truth.
         method: a name of `MASK_METHODS`, or `WALK`.
         combinations: from `grid`.
@@ -225,13 +224,11 @@ def stage(
 
     Args:
         recipe: for the mask section, the seed and the held-out split.
-        data: of the run.
         cams: finished.
         combinations: from `grid`; `WALK` has one without a field.
         images: so many are scored at most.
         among: ids of which those with a CAM are scored; None: a sample of all with both.
         method: a name of `MASK_METHODS`, or `WALK`.
-        name: of the stage.
 
     Raises:
         CannotRunError: no held-out image has both a CAM and a ground-truth mask.

@@ -112,8 +112,6 @@ def run(
     """Train the affinity network on the training split's images that have labels.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.affinity.load_affinity`), and error rows of
             images that had to be substituted.
         labels_uri: folder that `make_affinity_labels` filled.

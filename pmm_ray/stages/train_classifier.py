@@ -185,8 +185,6 @@ def validation_of(
     """What is scored after every epoch, if anything.
 
     Args:
-        config: the section.
-        context: of the run.
         long_side: of the held-out images, px.
     """
     if not config.validation_images:
@@ -205,8 +203,6 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
     """Train the classifier on the labelled images of the training split.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.registry.load_classifier`), and error rows
             of images that had to be substituted.
 
@@ -225,10 +221,7 @@ def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str 
     """The training of a classifier on the labelled images of the training split.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the training split.
-        data: of the run.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

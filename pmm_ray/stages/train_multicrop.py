@@ -80,8 +80,6 @@ def run(
     """Train the second classifier on the training split's images that have a base mask.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: as for the first classifier, see `train_classifier.run`.
         masks_uri: folder of the base masks.
 
@@ -107,10 +105,8 @@ def stage(
     """The training of the second classifier on windows relabelled by finished base masks.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the training split.
         base_masks: which know the data set.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

@@ -246,8 +246,6 @@ def run(
     """Train a fresh segmenter on the training split's images that have a mask.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.segmenter.load_segmenter`), and error rows
             of images that had to be substituted.
         masks_uri: folder of a masks table.
@@ -298,12 +296,9 @@ def stage(
     """The training of a fresh segmenter on finished masks.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the splits.
-        data: of the run.
         masks: of the training split.
         round: 0 for the first masks, then the number of the cycle.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

@@ -30,7 +30,6 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     """Write `instances_<split>.json` below `out` for every split.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the images done.
 

@@ -47,7 +47,6 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     """Write the project below `out`.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the files written.
 

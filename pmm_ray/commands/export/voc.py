@@ -26,7 +26,6 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     """Write the tree below `out`.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the files written.
     """

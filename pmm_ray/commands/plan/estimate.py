@@ -82,7 +82,6 @@ def estimate(
     stage of a kind that was not timed is there with `timed=False`.
 
     Args:
-        config: the recipe.
         timings: from `measure`.
         sample: from `measure`.
         gpus: of the cluster.

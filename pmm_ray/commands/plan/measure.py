@@ -128,11 +128,9 @@ def measure(
     """Time the stages of a recipe.
 
     Args:
-        config: the recipe.
         run_dir: of the timing; the caller deletes it.
         images: in the sample.
         address: see `cluster.connect`.
-        progress: where lines go.
 
     Raises:
         CannotRunError: as of the run itself.
@@ -167,8 +165,6 @@ def sample_config(config: RunConfig, cluster: ClusterResources, training_images:
     """The recipe with short trainings, few workers and small chunks; all else as it is.
 
     Args:
-        config: the recipe.
-        cluster: what there is.
         training_images: of the sample.
     """
     update = {

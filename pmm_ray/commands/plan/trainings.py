@@ -30,8 +30,6 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     """The fields that make a few steps of a training, each like those of the whole.
 
     Args:
-        section: of the training.
-        cluster: what there is.
         images: of the training split, in the sample.
     """
     workers = split_workers(section.workers, cluster.default_train_workers(), section.batch_size)
@@ -73,7 +71,6 @@ def training_length(section: Any, images: int, held_out: int, with_truth: int) -
     """(images that all steps take, images that all validations take) of a whole training.
 
     Args:
-        section: of the training.
         images: of the training split.
         held_out: images of the held-out split.
         with_truth: those of them that have a ground-truth mask.

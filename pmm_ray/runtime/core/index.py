@@ -56,7 +56,6 @@ def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> Tab
     """Index of one Parquet file such as a manifest.
 
     Args:
-        uri: the file.
         keep: column -> allowed values, for example `{"split": ["train"]}`.
     """
     keep = keep or {}
@@ -148,8 +147,6 @@ def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None)
     """Write `folder/index.parquet`; parts are named relative to the folder.
 
     Args:
-        folder: of the table.
-        index: of its rows.
         schema: of the table, which no part tells where every image became an error row.
     """
     names = [uri.rsplit("/", 1)[-1] for uri in index.parts]

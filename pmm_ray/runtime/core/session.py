@@ -26,10 +26,8 @@ class Session:
     """Does stages once each; connects to Ray when the first one asks for the cluster.
 
     Args:
-        run_dir: folder or uri of the run.
         config: the recipe; stages that decide something replace it.
         selection: which stages may run.
-        progress: where lines go.
         connect: to Ray, until the session ends.
         adds: stages of an ablation, see `RunRecord`.
         kept: see `RunRecord`.

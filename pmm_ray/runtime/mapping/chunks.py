@@ -194,8 +194,6 @@ def run_chunk(
 
     Args:
         payload: from `make_chunks`.
-        worker: maps the rows.
-        output: the table to commit to.
         made: name and rows of a table that a first pool made of this chunk.
         earlier: error rows of the first pool, for the images that it made no row of.
     """

@@ -136,7 +136,6 @@ def stream(
         chunks: from `make_chunks`.
         factory: makes the worker inside a pool process; its arguments must be small (paths, not
             weights), since Ray keeps them for restarts.
-        output: the table to commit to.
         pool: how many processes.
         stall_seconds: with no chunk finished for this long the stream fails.
         producer: a first pool whose rows the workers take.

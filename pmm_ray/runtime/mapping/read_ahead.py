@@ -33,7 +33,6 @@ def read_ahead(
     """The images of rows, in their order; what cannot be read is a RowError in its place.
 
     Args:
-        rows: of the manifest.
         read: one image of one row, uint8; sent to the tasks, so it must be small.
         ahead: images that are read while others are mapped; 0 reads here, without Ray.
 

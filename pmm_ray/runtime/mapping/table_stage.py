@@ -40,8 +40,6 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     where the images do not last that long, as many as make handing out take no longer than a chunk.
 
     Args:
-        images: to be mapped.
-        workers: at once.
         image_seconds: what one image takes a worker, roughly.
 
     Returns:
@@ -74,8 +72,6 @@ def run_table_stage(
     """Map every image of the first table to a row or an error row, resuming where it stopped.
 
     Args:
-        context: the run.
-        folder: the stage's output folder.
         inputs: the tables a row is joined from, by name; the ids of the first are the work, each
             other must know them. The context's `manifest` is joined unless it is among them.
         factory: makes the worker inside a pool process.

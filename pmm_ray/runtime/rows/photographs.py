@@ -99,7 +99,6 @@ class Photographs:
         """RGB uint8 [H, W, 3] of a manifest row.
 
         Args:
-            row: of the manifest.
             data: the file's bytes; None: they are read.
 
         Raises:

@@ -38,7 +38,6 @@ def pack_scores(
     """A row of `SCORES`: the classes that can matter to the joint CRF.
 
     Args:
-        image_id: of the photograph.
         image_HW3: RGB, uint8.
         classes: ids of the classes that the image may hold, int64 [C].
         scores_CHW: their probabilities, float32 [C, H, W].

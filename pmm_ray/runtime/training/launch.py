@@ -42,7 +42,6 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
 
     Args:
         job: what is trained, with how many workers.
-        context: of the run.
 
     The trained network is then at `job.model_uri` and the checkpoints are deleted.
 

@@ -96,8 +96,6 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         rows: from `training_rows`.
         photographs: how images are found and decoded, and which labels there are.
         sample: makes the input and the target of one image.
-        seed: of the run.
-        stage: named in error rows.
     """
 
     def __init__(
@@ -188,9 +186,6 @@ def batches(
     """This worker's shares of steps `first` .. `last - 1`, in order.
 
     Args:
-        dataset: the samples.
-        plan: the global batches.
-        rank: of this worker.
         processes: decoding processes; 0 decodes in this one. They are started by a fork server,
             never forked from this process, whose threads would leave their locks behind.
         pin_memory: put batches into page-locked memory, for GPUs.

@@ -97,7 +97,6 @@ class MaskFile:
         """The mask of an image, integer ids [H, W].
 
         Args:
-            image_id: of the image.
             size: (H, W) of the image, px.
 
         Raises:

@@ -35,7 +35,6 @@ def validation_rows(
         split: the held-out one.
         wanted: the column in which a row must hold something.
         images: at most so many, which the seed chooses; None: all.
-        seed: of the run.
     """
     rows = [
         row
@@ -63,7 +62,6 @@ class BatchPlan:
     epoch is one batch in which images repeat.
 
     Args:
-        seed: of the run.
         images: number of training images, > 0.
         batch_size: images per step over all workers.
         workers: each takes an equal slice of every batch.
@@ -103,7 +101,6 @@ class StepSampler:
     """A DataLoader batch sampler: the keys (epoch, index) of one worker's slice of each step.
 
     Args:
-        plan: the global batches.
         rank: of this worker, 0..workers - 1.
         first, last: steps `first` .. `last - 1` are made.
     """
