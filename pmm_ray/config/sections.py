@@ -50,7 +50,7 @@ class RuntimeConfig(Section):
     cpu_labels: dict[str, str] = execution({})
     """Labels of the nodes where stages without a GPU run, for example {pool: cpu}; empty: the nodes
     without a GPU, or all nodes where each has one."""
-    autoscaled_cpus: int | None = execution(None, gt=0)
+    autoscaled_stage_cpus: int | None = execution(None, gt=0)
     """CPUs that an autoscaler may give to stages without a GPU; empty: the present ones."""
     autoscaled_gpus: int | None = execution(None, gt=0)
     """GPUs that the cluster may have after autoscaling; empty: the present ones."""

@@ -207,7 +207,7 @@ class TestKubeRay:
             for group in groups
             for limits in [group["template"]["spec"]["containers"][0]["resources"]["limits"]]
         }
-        assert config.runtime.autoscaled_cpus == most["cpu"]
+        assert config.runtime.autoscaled_stage_cpus == most["cpu"]
         assert config.runtime.autoscaled_gpus == most["gpu"]
 
 

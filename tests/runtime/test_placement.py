@@ -46,7 +46,7 @@ def test_labels_choose_the_nodes() -> None:
 
 
 def test_what_an_autoscaler_may_add_counts_as_there() -> None:
-    config = RuntimeConfig(autoscaled_cpus=256, autoscaled_gpus=8)
+    config = RuntimeConfig(autoscaled_stage_cpus=256, autoscaled_gpus=8)
     placement = place([HEAD, node("g", CPU=8, GPU=4)], config)
     assert (placement.cpus, placement.gpus, placement.cpu_stage_cpus) == (256, 8, 256)
     assert placement.cpu_stage_labels == {"ray.io/node-id": "!in(g)"}

@@ -44,11 +44,11 @@ def place(nodes: Sequence[Mapping[str, Any]], config: RuntimeConfig) -> Placemen
     else:
         chosen = [node for node in nodes if _of(node, "CPU") and not _of(node, "GPU")]
         with_gpu = sorted(str(node["NodeID"]) for node in nodes if _of(node, "GPU"))
-        if not chosen and not config.autoscaled_cpus:
+        if not chosen and not config.autoscaled_stage_cpus:
             chosen = list(nodes)
         elif with_gpu:
             labels = {"ray.io/node-id": f"!in({','.join(with_gpu)})"}
-    cpus = max(sum(_of(node, "CPU") for node in chosen), config.autoscaled_cpus or 0)
+    cpus = max(sum(_of(node, "CPU") for node in chosen), config.autoscaled_stage_cpus or 0)
     gpus = max(sum(_of(node, "GPU") for node in nodes), config.autoscaled_gpus or 0)
     everywhere = sum(_of(node, "CPU") for node in nodes)
     return Placement(max(everywhere, cpus), gpus, cpus, labels)
