@@ -1,7 +1,7 @@
 """Multi-crop CAMs: windows of all scales in one stream of batches, merged as they come.
 
-A batch takes the windows of one image after the other, whatever their scale, so that it is always
-full; an image's maps are a running mean, so that memory does not grow with the number of windows.
+A batch takes the windows of one image after the other, whatever their scale: it is always full. An
+image's maps are a running mean: memory does not grow with the number of windows.
 """
 
 # K: present classes; C: foreground classes; H, W: image; h, w: the network's maps; S: a view.

@@ -3,8 +3,8 @@
 Legend: B = batch, C = channels, H, W = input px, h, w = map px.
 
 In every block four branches pool the map by 1, 2, 4 and 7, convolve it and bring it back to size.
-How many channels each branch has was found by pruning, so that no formula gives it: ScaleNet-101's
-table is here, those of 50 and 152 are read from a checkpoint. Source: Li et al., "Data-Driven
+Pruning found how many channels each branch has, and no formula gives it: ScaleNet-101's table is
+here, those of 50 and 152 are read from a checkpoint. Source: Li et al., "Data-Driven
 Neuron Allocation for Scale Aggregation Networks", CVPR 2019, and its released code.
 """
 

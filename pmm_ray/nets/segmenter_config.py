@@ -24,7 +24,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 LOSS = "PretendedUnderfittingLoss"
 
 _AUXILIARY_CHANNELS = 256
-# its classes are edges and no edges, whatever the data set's are
+# its two classes are edge and no edge, whatever the data set has
 _OWN_CLASSES = {"STDCHead"}
 
 

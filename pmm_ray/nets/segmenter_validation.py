@@ -72,8 +72,8 @@ class SegmenterValidation:
     ) -> SegmenterShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be used is left out, see `unusable`: what becomes an error row of it is
-        the evaluation.
+        An image that cannot be used is left out, see `unusable`; the evaluation makes an error row
+        of it.
         """
         space = self.photographs.label_space
         total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0

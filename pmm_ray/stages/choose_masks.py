@@ -31,7 +31,7 @@ def run(
 
     Args:
         segmenter: evaluation of what the segmenter predicts.
-        supervision: evaluation of masks made in the way of those that it learnt from.
+        supervision: evaluation of masks made like those that it learnt from.
         split: the held-out split, whose pixel labels both used.
 
     Returns:

@@ -162,7 +162,7 @@ def crop_worker(
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
         failed: dict[int, RowError] = {}
         made: dict[int, dict[str, Any]] = {}
-        # an image may take those of its batch along: each is tried again alone, and tells itself
+        # one image may fail its whole batch: each is tried again alone, and gets its own error row
         with contextlib.suppress(Exception):
             for key, cam in cams(readable(rows, failed)):
                 if isinstance(cam, RowError):

@@ -126,7 +126,7 @@ def run(
 def stage(recipe: RunConfig, labels: StageFolder) -> Stage:
     """The training of the recipe's affinity network on finished labels."""
     config = recipe.affinity
-    # neither what comes after nor whether masks are made of it changes the network
+    # neither the walk, which comes later, nor whether there is one changes the network
     own = config.model_copy(update={"walk": WalkConfig(), "enabled": True})
     weights = weights_identity(config.weights, config.backbone)
     identity = (own, weights, *masks_identity(recipe, labels), CODE_VERSION)

@@ -1,7 +1,7 @@
 """CAMs + affinities -> CAMs after a random walk (AffinityNet): a cams table with two more columns.
 
-A walk has scores for the background too. They are kept, and so is the largest score of each class,
-which divides its map: the maps are 0..1 like all CAMs, and give back the walked scores.
+A walk has scores for the background too, which are kept. Each class's map is divided by its largest
+score, so that it is 0..1 like all CAMs. That score is kept too: it gives back the walked scores.
 """
 
 # K: present classes; M: K and the background; h, w: feature px; D: directions.

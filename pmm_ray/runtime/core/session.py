@@ -117,8 +117,8 @@ class Session:
             storage.delete_folder(folder.uri)
             return None
         if selected and self.selection.retry_errors and (summary is None or summary.errors):
-            # a table keeps its rows, and what is not finished what it has; a finished training or
-            # import has to be done again
+            # of a table, and of what is not finished, only the error rows go; a finished training
+            # or import is done again
             again = summary is not None and rows is None
             storage.delete_folder(folder.uri if again else folder.errors_uri)
             return None

@@ -222,7 +222,7 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     folders, links = [absolute(folder)], list[str]()
     seen: set[str] = set()
     while folders or links:
-        # folders before links to them: what both lead to is known by its own path
+        # folders before links: a place that both lead to is named by its own path
         place = folders.pop() if folders else links.pop()
         real = os.path.realpath(place)
         if real in seen:

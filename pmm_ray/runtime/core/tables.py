@@ -104,8 +104,8 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 def is_damage(error: BaseException) -> bool:
     """Whether an error of reading a Parquet file speaks of its content.
 
-    A disk's or a system's word (no such file, input/output error) has a number; Arrow's about
-    content has none.
+    Errors of the disk or the system (no such file, input/output error) have a number; those of
+    Arrow about content have none.
     """
     if isinstance(error, OSError):
         return error.errno is None

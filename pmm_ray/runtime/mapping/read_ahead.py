@@ -20,8 +20,8 @@ from pmm_ray.runtime.core.errors import RowError
 AHEAD = 4
 """Images on their way to one actor."""
 
-# Next to nothing, so that the actors they feed never keep them waiting; not zero, for a head that
-# was started without CPUs must get none. An actor on CPUs leaves so much of its CPU free.
+# Next to nothing: the tasks must not wait for CPUs that their actors hold. Not zero: a head that was
+# started without CPUs must get none. An actor on a CPU leaves room for two such tasks.
 READER_CPUS = 0.05
 
 Read = Callable[[Mapping[str, Any]], NDArray[np.uint8]]

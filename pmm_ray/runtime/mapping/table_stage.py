@@ -35,9 +35,9 @@ _MOST_NAMED = 10
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     """Images per task.
 
-    At most 32 and few enough for an even end; but more where the driver, which can hand out only
-    so many chunks a second, would otherwise leave workers idle: as many as keep `workers` busy, or,
-    where the images do not last that long, as many as make handing out take no longer than a chunk.
+    At most 32, and few enough that all workers end together. The driver can hand out only so many
+    chunks a second, so that many workers need larger chunks: large enough to keep all of them busy,
+    but not so large that a few workers get all images.
 
     Args:
         image_seconds: what one image takes a worker, roughly.

@@ -76,6 +76,6 @@ def refine_worker(config: PredictConfig, stage: str, output: MaskOutput) -> Work
 
 
 def task_memory(context: RunContext) -> int:
-    """Bytes that a task reserves: the worst case is a network that tells no class from another."""
+    """Bytes that a task reserves, for the worst case: a network that keeps every class possible."""
     share = 1 + context.manifest.label_space.num_classes / _CLASSES_PER_UNIT
     return mask_memory(share * large_image(context.manifest.uri), context.cluster.node_memory)

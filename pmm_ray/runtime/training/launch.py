@@ -31,7 +31,7 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-# nobody takes this machine away with notice: one process less to start
+# this machine is not taken away with notice: one process less to start
 _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
