@@ -87,8 +87,7 @@ def run(
     context: RunContext,
     folder: StageFolder,
     *,
-    masks: TableIndex,
-    truth: TableIndex,
+    matched: Matched,
     pairs: TableIndex,
     space: LabelSpace,
     wanted: Sequence[str],
@@ -97,7 +96,7 @@ def run(
     """Count and score.
 
     Args:
-        masks, truth: where the masks and the ground truth are.
+        matched: where the masks and the ground truth are.
         pairs: the images that have both.
         space: what the classes are.
         wanted: how truth and masks are to be read, see `choose_readings`.
@@ -110,7 +109,7 @@ def run(
     summary = run_table_stage(
         context,
         folder,
-        inputs={"manifest": pairs, "masks": masks, "truth": truth},
+        inputs={"manifest": pairs, "masks": matched.masks, "truth": matched.truth},
         factory=partial(scoring_worker, folder.stage),
         schema=COUNTED,
     )
@@ -164,12 +163,6 @@ def stage(
         CODE_VERSION,
     )
     body = partial(
-        run,
-        masks=matched.masks,
-        truth=matched.truth,
-        pairs=pairs,
-        space=space,
-        wanted=readings,
-        unmatched=unmatched,
+        run, matched=matched, pairs=pairs, space=space, wanted=readings, unmatched=unmatched
     )
     return Stage(STAGE, identity, body, rows=len(pairs))
