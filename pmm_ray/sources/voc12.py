@@ -38,8 +38,8 @@ LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 Reader = Callable[[str], tuple[int, ...] | None]
 
 _LISTS = "ImageSets/Segmentation"
-# the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has an
-# official one, as more than half of val do where mmsegmentation's converter wrote the folder
+# the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has
+# an official one, as more than half of val do where mmsegmentation's converter wrote the folder
 _MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 _SPELLINGS = {"train_aug": "trainaug", "trainaug": "train_aug"}
 
