@@ -20,7 +20,9 @@ def ablate(
             help="Score every combination of masks.alpha, masks.smoothing, masks.threshold.",
         ),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images used at most.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images used at most; a table: all, a sweep: 100.")
+    ] = None,
     run_dir: RunDir = None,
     setting: Setting = None,
     address: Address = "auto",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -85,6 +86,23 @@ def background_score(cam_KHW: FloatArray, alpha: float) -> Float32Array:
     return np.asarray((1.0 - strongest_HW) ** np.float32(alpha), dtype=np.float32)
 
 
+def exponent_of(threshold: float) -> float:
+    """The exponent whose argmax against the background is a threshold on the strongest score.
+
+    (1 - v) ** a = v at v = b where a = ln b / ln(1 - b): 0.05 is 58, 0.19 is 7.9, 0.5 is 1.
+
+    Args:
+        threshold: the paper's and SEAM's fixed background score b, in (0, 1).
+
+    Raises:
+        ValueError: out of its range.
+    """
+    check_number("threshold", threshold, 0.0, 1.0, low_open=True)
+    if threshold == 1.0:
+        raise ValueError("threshold must be below 1")
+    return math.log(threshold) / math.log1p(-threshold)
+
+
 def proportional_masks(
     image_HW3: npt.NDArray[np.uint8],
     cam_KHW: FloatArray,
@@ -130,7 +148,7 @@ def _inside(
     crf: DenseCrf, cam_KHW: Float32Array, combinations: Sequence[MaskParameters]
 ) -> npt.NDArray[np.bool_]:
     """Where each combination segments each class (Eq. 7), bool [S, K, H, W]."""
-    smoothings = {(p.smoothing, p.threshold, p.zero_below_threshold): p for p in combinations}
+    smoothings = {_smoothing(p): p for p in combinations}
     smooth_KHW = {key: _smooth(cam_KHW, p) for key, p in smoothings.items()}
     problems = [(s, k) for s in range(len(combinations)) for k in range(len(cam_KHW))]
     inside_SKHW = np.empty((len(combinations), *cam_KHW.shape), np.bool_)
@@ -141,7 +159,7 @@ def _inside(
         background = np.empty_like(foreground)
         for i, (s, k) in enumerate(group):
             p = combinations[s]
-            foreground[i] = smooth_KHW[p.smoothing, p.threshold, p.zero_below_threshold][k]
+            foreground[i] = smooth_KHW[_smoothing(p)][k]
             background[i] = (1.0 - foreground[i]) ** np.float32(p.alpha)
         for (s, k), posterior_HW in zip(group, crf.binary(foreground, background), strict=True):
             np.greater(posterior_HW, combinations[s].foreground_threshold, out=inside_SKHW[s, k])
@@ -201,8 +219,11 @@ def argmax_masks(
     solver = DenseCrf(image, crf, backend) if use_crf and len(cam) else None
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
     masks = []
+    smoothings = {_smoothing(p): p for p in combinations}
+    smooth_KHW = {key: _smooth(cam, p) for key, p in smoothings.items()}
     for parameters in combinations:
-        scores_MHW = with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
+        foreground_KHW = smooth_KHW[_smoothing(parameters)]
+        scores_MHW = with_background(foreground_KHW, label_ids, parameters.alpha)
         posterior_MHW = scores_MHW if solver is None else solver.joint(scores_MHW)
         masks.append(np.asarray(ids_M[posterior_MHW.argmax(axis=0)]))
     return masks
@@ -304,6 +325,11 @@ def _shared_crf(combinations: Sequence[MaskParameters]) -> CrfParameters:
 def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:
     p = parameters
     return smooth(cam_KHW, p.smoothing, p.threshold, p.zero_below_threshold)
+
+
+def _smoothing(parameters: MaskParameters) -> tuple[float, float, bool]:
+    """What a smoothed map depends on."""
+    return parameters.smoothing, parameters.threshold, parameters.zero_below_threshold
 
 
 def with_background(

@@ -57,6 +57,7 @@ def segmenter_model(
         "beta": pus.beta,
         "kappa": pus.kappa,
         "scope": pus.scope,
+        "group": pus.group,
         "unused": list(unused),
     }
     model = _pspnet(config) if source is None else copy.deepcopy(source.model)

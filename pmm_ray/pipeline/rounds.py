@@ -7,7 +7,7 @@ masks of round 0 -> train_segmenter-r0 -> predict_masks-r1 -> train_segmenter-r1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -78,7 +78,7 @@ def rounds(config: RunConfig, variant: Variant | None = None) -> list[Step]:
     return found
 
 
-def evaluation(name: str, title: str, masks: str, split: str) -> Step:
+def evaluation(name: str, title: str | Callable[[Run], str], masks: str, split: str) -> Step:
     """The scores of a step's masks, on the images of a split that have truth, if there are any."""
 
     def make(run: Run) -> Stage | None:
@@ -89,7 +89,8 @@ def evaluation(name: str, title: str, masks: str, split: str) -> Step:
         among = read_index(run[masks].uri).select(run.data.with_truth(split))
         if not len(among):
             return None
-        return evaluate.stage(run.data, run[masks], among, title=title, split=split, name=name)
+        text = title if isinstance(title, str) else title(run)
+        return evaluate.stage(run.data, run[masks], among, title=text, split=split, name=name)
 
     return Step(name, make, measures=True)
 

@@ -11,6 +11,7 @@ use its parts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 
@@ -168,16 +169,44 @@ def choose_alpha(config: RunConfig) -> Step:
 
 
 def ladder_steps(config: RunConfig, method: str) -> list[Step]:
-    """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores."""
+    """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores.
+
+    The argmax of CAMs has the best of all exponents, as the field scores it: see `CAM_ALPHAS`.
+    """
     name, held_out = f"make_masks-{method}", config.data.held_out_split
+    searched = f"sweep_masks-{method}"
+
+    def search(run: Run) -> Stage | None:
+        from pmm_ray.stages import sweep_masks
+
+        cams = recipe_cams(run)
+        if cams.summary() is None or not run.data.with_truth(held_out):
+            return None  # CAMs that are streamed cannot be read twice
+        grid = sweep_masks.grid({"alpha": sweep_masks.CAM_ALPHAS})
+        return sweep_masks.stage(
+            run.config, run.data, cams, grid, images=None, method=method, name=searched
+        )
 
     def make(run: Run) -> Stage | None:
         wanted = run.data.with_truth(held_out)
-        return masks_of(run, recipe_cams(run), method, name, wanted) if wanted else None
+        if not wanted:
+            return None
+        return masks_of(run, recipe_cams(run), method, name, wanted, best(run))
 
-    title = MASK_METHODS[method].title
+    def best(run: Run) -> dict[str, float]:
+        found = run.folders.get(searched)
+        return {} if found is None else found.finished().details["chosen"]
+
+    def title(run: Run) -> str:
+        found = best(run)
+        exponent = f", alpha {found['alpha']:g} (the best)" if found else ""
+        return MASK_METHODS[method].title + exponent
+
     scored = evaluation(f"evaluate-{method}", title, name, held_out)
-    return [Step(name, make, pool="masks.tasks"), scored]
+    steps = [Step(name, make, pool="masks.tasks"), scored]
+    if method != "cam_argmax":
+        return steps
+    return [Step(searched, search, pool="masks.tasks"), *steps]
 
 
 def mask_steps(config: RunConfig) -> list[Step]:
@@ -196,9 +225,17 @@ def mask_steps(config: RunConfig) -> list[Step]:
 
 
 def masks_of(
-    run: Run, cams: StageFolder, method: str, name: str, among: list[str] | None = None
+    run: Run,
+    cams: StageFolder,
+    method: str,
+    name: str,
+    among: list[str] | None = None,
+    update: Mapping[str, float] | None = None,
 ) -> Stage:
-    """Masks of the images of some CAMs, stored or not, or of those `among` them."""
+    """Masks of the images of some CAMs, stored or not, or of those `among` them.
+
+    `update` has fields of the section that take the place of the recipe's.
+    """
     from pmm_ray.stages import make_masks
 
     if cams.summary() is None:
@@ -208,4 +245,5 @@ def masks_of(
     else:
         maps = Cams.of(cams)
     maps = maps if among is None else maps.select(among)
-    return make_masks.stage(run.config.masks, maps, method=method, name=name)
+    masks = run.config.masks.model_copy(update=update)
+    return make_masks.stage(masks, maps, method=method, name=name)

@@ -19,7 +19,7 @@ from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_affinity_labels"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:

@@ -26,7 +26,7 @@ from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
-from pmm_ray.method.masks import MaskParameters
+from pmm_ray.method.masks import MaskParameters, exponent_of
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
@@ -50,7 +50,14 @@ walked table has these scores, and they have no exponent (released code; row RW 
 # `masks.alpha: auto`: the paper searched 0..20 by hand; low values suit CAMs that are compact
 AUTO_ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 16.0, 24.0)
 SAMPLE_IMAGES = 100
-"""Held-out images that are scored, unless the user says otherwise."""
+"""Held-out images that are scored by a search, unless the user says otherwise; tables score all."""
+_THRESHOLDS = (
+    *(hundredths / 100 for hundredths in range(2, 20)),
+    *(twentieths / 20 for twentieths in range(4, 13)),
+)
+CAM_ALPHAS = tuple(float(f"{exponent_of(threshold):.4g}") for threshold in _THRESHOLDS)
+"""Exponents of CAM argmax: its best thresholds, 0.02 to 0.6, are far apart for different CAMs. The
+released code scans 0.05 to 0.19, SEAM's 0 to 0.59."""
 
 Combination = dict[str, float]
 """Field of the mask section -> value."""
@@ -65,8 +72,8 @@ def grid(values: Mapping[str, Sequence[float]]) -> list[Combination]:
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
-def sample(image_ids: Sequence[str], images: int, seed: int) -> list[str]:
-    """At most so many of the ids, the same ones in every call and on every machine."""
+def sample(image_ids: Sequence[str], images: int | None, seed: int) -> list[str]:
+    """At most so many of the ids, None: all; the same in every call and on every machine."""
 
     def place(image_id: str) -> bytes:
         return hashlib.sha256(f"{seed}-sweep-{image_id}".encode()).digest()
@@ -215,7 +222,7 @@ def stage(
     cams: StageFolder,
     combinations: Sequence[Combination],
     *,
-    images: int = SAMPLE_IMAGES,
+    images: int | None = SAMPLE_IMAGES,
     among: Sequence[str] | None = None,
     method: str = "ppmg",
     name: str = STAGE,
@@ -226,7 +233,7 @@ def stage(
         recipe: for the mask section, the seed and the held-out split.
         cams: finished.
         combinations: from `grid`; `WALK` has one without a field.
-        images: so many are scored at most.
+        images: so many are scored at most; None: all.
         among: ids of which those with a CAM are scored; None: a sample of all with both.
         method: a name of `MASK_METHODS`, or `WALK`.
 

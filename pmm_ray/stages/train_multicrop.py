@@ -27,7 +27,7 @@ from pmm_ray.stages.train_classifier import (
 )
 
 STAGE = "train_multicrop"
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
 

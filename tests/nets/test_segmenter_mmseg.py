@@ -46,7 +46,7 @@ def test_backbone_and_loss_are_built_from_mmsegs_registry() -> None:
 
 
 KINDS: tuple[UnderfittingKind, ...] = ("none", "clamp", "pow", "ignore", "reweight")
-SCOPES: tuple[UnderfittingScope, ...] = ("worker", "image", "global")
+SCOPES: tuple[UnderfittingScope, ...] = ("group", "worker", "image", "global")
 
 
 @pytest.mark.parametrize("beta", [10.0, 1.6, 0.0])

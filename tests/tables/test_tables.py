@@ -13,10 +13,16 @@ import pytest
 
 from pmm_ray.cli import app
 from pmm_ray.config import RunConfig
+from pmm_ray.method.masks import exponent_of
 from pmm_ray.pipeline.run import needs_of_nodes
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.pipeline.tables import TABLES, table1, table2, table3, table_steps
-from pmm_ray.pipeline.tables.cam_tables import check_backbone, table_backbones, with_backbone
+from pmm_ray.pipeline.tables.cam_tables import (
+    check_backbone,
+    exponents,
+    table_backbones,
+    with_backbone,
+)
 from pmm_ray.pipeline.tables.table import table_stage
 from pmm_ray.runtime.cluster.preflight import training_scratch
 from pmm_ray.runtime.core import storage, tables
@@ -100,6 +106,14 @@ def test_every_node_must_see_the_weights_of_every_backbone(shapes: Manifest) -> 
     inputs, scratch = needs_of_nodes(rounds, steps(rounds), shapes.uri)
     assert inputs == ["/weights/c.pth"]
     assert scratch == 2 * training_scratch(shapes.uri, "train")
+
+
+def test_cams_alone_are_scored_at_thresholds_from_0_02_to_0_6() -> None:
+    found = exponents("cam_argmax", config(ablate={"alphas": [3]}))
+    assert exponents("ppmg", config(ablate={"alphas": [3]})) == (3.0,)
+    thresholds = [t / 100 for t in (2, *range(5, 20), 60)]  # the ends, and the released code's
+    nearest = [min(found, key=lambda a: abs(a / exponent_of(t) - 1)) for t in thresholds]
+    assert nearest == pytest.approx([exponent_of(t) for t in thresholds], rel=1e-3)
 
 
 def test_a_backbone_is_listed_once() -> None:
