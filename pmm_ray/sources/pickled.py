@@ -62,12 +62,13 @@ def refusal(uri: str) -> str:
     )
 
 
-def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
+def load_pickled_dict(uri: str, *, trust_pickle: bool, data: bytes | None = None) -> dict[str, Any]:
     """The dictionary in a `.npy` file that `np.save(path, some_dict)` wrote.
 
     Args:
         uri: of the file.
         trust_pickle: whether the user vouches for the file.
+        data: the file's bytes; None: they are read.
 
     Returns:
         Keys are strings; values as stored.
@@ -77,7 +78,7 @@ def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
     """
     if not trust_pickle:
         raise CannotRunError(refusal(uri))
-    stream = io.BytesIO(storage.read_bytes(uri))
+    stream = io.BytesIO(storage.read_bytes(uri) if data is None else data)
     try:
         version = np.lib.format.read_magic(stream)
         read_header = {
