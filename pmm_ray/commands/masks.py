@@ -113,7 +113,7 @@ def make_masks_of(
             run.say(console(report))
             run.data = DataSet(report.manifest)
             space = report.manifest.label_space
-            detected = with_class_ids(detected, space, _labels(report.manifest.uri, detected))
+            detected = with_class_ids(detected, space, known_labels(report.manifest.uri, detected))
             run.say(detected.line)
             run.follow()
             run.session.write_record(finished=True)
@@ -123,7 +123,7 @@ def make_masks_of(
     return guarded(body)
 
 
-def _labels(manifest: str, detected: Detected) -> dict[str, list[int]]:
+def known_labels(manifest: str, detected: Detected) -> dict[str, list[int]]:
     """The image-level labels of the images that were looked into."""
     wanted = {peek.image_id for peek in detected.peeks}
     table = read_table(manifest, ["image_id", "labels"])

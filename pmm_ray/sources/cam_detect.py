@@ -141,10 +141,10 @@ def detect(cams: CamFolder, reader: CamReader) -> Detected:
     return Detected(reading, tuple(peeks), len(places))
 
 
-def places_of(index: TableIndex) -> list[tuple[str, str, int]]:
+def places_of(index: TableIndex, most: int = _LOOKED_INTO) -> list[tuple[str, str, int]]:
     """(image id, uri, row) of the rows that are looked into."""
     places = sorted((i, uri, row) for i, (uri, row) in index.locations().items())
-    step = max(1, -(-len(places) // _LOOKED_INTO))
+    step = max(1, -(-len(places) // most))
     return places[::step]
 
 

@@ -11,7 +11,16 @@ from typing import Any
 from pmm_ray.labels import is_background
 from pmm_ray.runtime.core.errors import ERROR_KINDS
 from pmm_ray.runtime.rows.images import EXTRAS, FORMATS, UNREAD
-from pmm_ray.sources import cam_layouts, coco, folder, foreign, label_files, names, photographs
+from pmm_ray.sources import (
+    cam_layouts,
+    coco,
+    folder,
+    foreign,
+    label_files,
+    names,
+    photographs,
+    score_files,
+)
 
 _SPELLINGS = ("background", "_background_", "__background__", "BG", "bkg")
 
@@ -80,6 +89,15 @@ def _sections() -> Iterable[str]:
         "`part-*.parquet`, our own cams table, says itself what it holds. The layout is told from "
         "the names in a file. Refused, with the flag to use: planes that add up to one (scores "
         "with a background), and a class 0 in every file, which may be the background.",
+        "",
+        "## Scores (`pmm refine`)",
+        "",
+        *_table(("`--layout`", "file", "written by"), _layouts(score_files.LAYOUTS)),
+        "",
+        "Numbers are mask values, 0 the background; planes without numbers stand in the order of "
+        "the classes, the background first. Refused, with the flag to use: scores without a "
+        "background, numbered planes that do not add up to one, and values that may be logits or "
+        "probabilities.",
     )
 
 
