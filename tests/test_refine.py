@@ -164,6 +164,23 @@ def test_pixels_below_a_confidence_are_ignored(folder: Path, ray_session: Cluste
     assert all((mask(folder, name) != 255).all() for name in PRESENT)
 
 
+@pytest.mark.parametrize("program", ["ToCo", "SEAM after the CRF"])
+def test_scores_serve_presets_that_make_their_own_background(
+    program: str, folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in PRESENT:
+        writers.SCORES[program][1](folder / "scores", name, logits_of(name))
+    assert run(folder, preset="irn") == 0
+    assert "the preset makes its own background" in capfd.readouterr().err
+    for name, numbers in PRESENT.items():
+        present = np.array(numbers) + 1
+        ids = np.arange(256)
+        ids[1 : len(numbers) + 1] = np.sort(present)
+        maps = writers.softmax(logits_of(name))[np.sort(present)]
+        wanted = ids[Preset.IRN.labels(image_of(name), maps)]
+        assert (mask(folder, name) == wanted).mean() > 0.97
+
+
 def test_pixels_where_two_strengths_disagree_are_ignored(
     folder: Path, ray_session: ClusterResources
 ) -> None:
@@ -187,7 +204,6 @@ def test_pixels_where_two_strengths_disagree_are_ignored(
         ({"preset": "irn", "strengths": "a"}, "a number, or two"),
         ({"preset": "toco", "settings": ("predict.crf.iterations=3",)}, "contradict"),
         ({"said": Said(layout="irn", trust_pickle=True)}, "--layout irn: of scores it is one of"),
-        ({"preset": "irn"}, "pmm refine --scores"),
         ({"said": Said()}, "--trust-pickle"),
         ({"ground_truth": "photos"}, "no image has ground truth"),
     ],

@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.commands.masks import clear_other_masks, known_labels
-from pmm_ray.config import RunConfig, load_recipe, section_hash
-from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
+from pmm_ray.commands.masks import clear_other_masks
+from pmm_ray.commands.refine_inputs import Said, read_maps, read_scores
+from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters
 
 if TYPE_CHECKING:
     from latticecrf.presets import Setting
-    from pmm_ray.sources.cam_files import CamFolder
-    from pmm_ray.sources.importing import ImportReport
-    from pmm_ray.stages.refine_scores import Seeds
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the user says of the files; each kind of them knows some of it, see `Reading` and
-    `ScoreReading`."""
-
-    layout: str | None = None
-    key: str | None = None
-    first_class: int | None = None
-    background_channel: bool = False
-    values: str = "auto"
-    normalize: str = "none"
-    class_ids: str = "auto"
-    label_space: str | None = None
-    trust_pickle: bool = False
 
 
 def refine_folder(
@@ -108,16 +88,15 @@ def refine_folder(
 
         steps = [Step(refine_scores.STAGE, make)]
         with open_run(place, config, steps, progress, address, **AGAIN) as run:
-            what = "score file" if setting.background == "given" else "CAM"
             listing = storage.join(place, "score-files.parquet")
             found = find_cams(
                 str(scores),
                 listing,
                 trust_pickle=said.trust_pickle,
                 layout=said.layout or "",
-                what=what,
+                what="score file",
             )
-            read = _read_scores if setting.background == "given" else _read_cams
+            read = read_scores if setting.background == "given" else read_maps
             report, seeds = read(run, found, str(images), said)
             truth = None
             if ground_truth is not None:
@@ -179,87 +158,6 @@ def setting_of(
     if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
         raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B")
     return replace(setting, strengths=numbers)
-
-
-def _read_scores(run: Run, found: CamFolder, images: str, said: Said) -> tuple[ImportReport, Seeds]:
-    """Scores with a background."""
-    from pmm_ray.sources.label_files import read_label_space
-    from pmm_ray.sources.score_detect import asked_scores, detect_scores
-    from pmm_ray.sources.score_files import ScoreReader
-    from pmm_ray.stages.refine_scores import Seeds
-
-    if said.normalize != "none" or said.class_ids != "auto":
-        raise CannotRunError("--normalize and --class-ids are for CAMs, not for scores")
-    reading = asked_scores(
-        layout=said.layout,
-        key=said.key,
-        first_class=said.first_class,
-        background_channel=said.background_channel,
-        values=said.values,
-    )
-    space = None if said.label_space is None else read_label_space(said.label_space)
-    max_pixels = run.config.data.max_pixels
-    known = detect_scores(
-        found, reading, space, trust_pickle=said.trust_pickle, max_pixels=max_pixels
-    )
-    run.say(known.line)
-    report = _import(run, found, images, known.space, said)
-    reader = ScoreReader(report.manifest.label_space, said.trust_pickle, max_pixels, known.reading)
-    index = found.index.select(run.data.images.image_ids)
-    mark = section_hash(run.data.hash, found.fingerprint, str(known.reading))
-    return report, Seeds(index, mark, reader, known.planes)
-
-
-def _read_cams(run: Run, found: CamFolder, images: str, said: Said) -> tuple[ImportReport, Seeds]:
-    """CAMs, to which the preset adds a background."""
-    from pmm_ray.sources.cam_detect import asked, detect, with_class_ids
-    from pmm_ray.sources.cam_reader import CamReader
-    from pmm_ray.sources.label_files import read_label_space
-    from pmm_ray.stages.refine_scores import Seeds
-
-    if said.values != "auto":
-        raise CannotRunError("--values is for scores, not for CAMs: see --normalize")
-    reading = asked(
-        layout=said.layout,
-        key=said.key,
-        first_class=said.first_class,
-        background_channel=said.background_channel,
-        normalize=said.normalize,
-        class_ids=said.class_ids,
-    )
-    max_pixels = run.config.data.max_pixels
-    known = detect(found, CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, reading))
-    space = None if said.label_space is None else read_label_space(said.label_space)
-    report = _import(run, found, images, space, said)
-    space = report.manifest.label_space
-    known = with_class_ids(known, space, known_labels(report.manifest.uri, known))
-    run.say(known.line)
-    reader = CamReader(space.num_foreground, said.trust_pickle, max_pixels, known.reading)
-    index = found.index.select(run.data.images.image_ids)
-    mark = section_hash(run.data.hash, found.fingerprint, str(known.reading))
-    planes = max((len(peek.labels) for peek in known.peeks), default=0) + 1
-    return report, Seeds(index, mark, reader, planes)
-
-
-def _import(
-    run: Run, found: CamFolder, images: str, space: LabelSpace | None, said: Said
-) -> ImportReport:
-    from pmm_ray.sources.cam_import import import_photographs
-    from pmm_ray.sources.understood import console
-
-    config = run.config
-    report = import_photographs(
-        images,
-        found,
-        run.session.run_dir,
-        trust_pickle=said.trust_pickle,
-        max_pixels=config.data.max_pixels,
-        space=space,
-    )
-    require_budget("import", report.errors, config.errors.budget, report.total)
-    run.say(console(report))
-    run.data = DataSet(report.manifest)
-    return report
 
 
 def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> None:

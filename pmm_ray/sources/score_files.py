@@ -74,6 +74,8 @@ NO_BACKGROUND = (
 )
 # a share may be off by the rounding of float16, or by a resize
 _MARGIN = 0.01
+# the share of a class that is not there
+_FAINT = 0.05
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,30 @@ class ScoreReader:
         if said not in ("auto", planes.verdict) and planes.verdict != "unknown":
             raise ValueError(f"the values are said to be {said}, but are {planes.verdict}")
         return planes.verdict if said == "auto" else said
+
+
+@dataclass(frozen=True)
+class ForegroundReader:
+    """The classes of scores as activation maps, for a preset that makes its own background.
+
+    Classes that are nowhere the strongest of the foreground are left out, as those of CAMs are that
+    the image-level labels do not name.
+    """
+
+    reader: ScoreReader
+
+    def __call__(
+        self, row: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        """Class ids from 1 and maps, float32 [K, H, W]. Raises RowError as `ScoreReader`."""
+        labels, scores = self.reader(row)
+        classes = [k for k, label in enumerate(labels) if label]
+        if not classes:
+            return [], scores[:0]
+        best_HW = scores[classes].argmax(axis=0)
+        seen = scores[classes].max(axis=0) > _FAINT
+        kept = [classes[k] for k in np.unique(best_HW[seen])]
+        return [labels[k] for k in kept], scores[kept]
 
 
 NOT_SHARES = (
