@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from latticecrf import DenseCrf, Preset
-from pmm_ray.commands.refine import Said, refine_folder
+from pmm_ray.commands.refine import refine_folder
+from pmm_ray.commands.refine_inputs import Said
 from pmm_ray.config import load_recipe
 from pmm_ray.method.confusion import count_pairs
 from pmm_ray.runtime.core import tables

@@ -65,7 +65,8 @@ def refine(
     address: Address = "auto",
 ) -> None:
     """Refine scores of other programs to masks by a joint CRF; score them on the way."""
-    from pmm_ray.commands.refine import Said, refine_folder
+    from pmm_ray.commands.refine import refine_folder
+    from pmm_ray.commands.refine_inputs import Said
 
     code = refine_folder(
         scores,
