@@ -72,11 +72,12 @@ def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
+def load_pickled_dict(uri: str, *, trust_pickle: bool, data: bytes | None = None) -> dict[str, Any]:
     """The dictionary in a `.npy` file that `np.save(path, some_dict)` wrote.
 
     Args:
         trust_pickle: whether the user vouches for the file.
+        data: the file's bytes; None: they are read.
 
     Returns:
         Keys are strings; values as stored.
@@ -86,7 +87,7 @@ def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
     """
     if not trust_pickle:
         raise CannotRunError(refusal(uri))
-    stream = io.BytesIO(storage.read_bytes(uri))
+    stream = io.BytesIO(storage.read_bytes(uri) if data is None else data)
     try:
         shape, dtype = read_npy_header(stream)
         if shape != () or dtype != np.dtype(object):

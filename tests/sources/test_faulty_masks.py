@@ -14,7 +14,8 @@ from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.sources.cam_files import CamReader, find_cams
+from pmm_ray.sources.cam_files import find_cams
+from pmm_ray.sources.cam_reader import CamReader
 from pmm_ray.sources.mask_files import find_masks, match_masks
 
 # 15, 20: dictionaries of other programs

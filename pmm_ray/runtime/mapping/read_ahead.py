@@ -20,7 +20,7 @@ from pmm_ray.runtime.core.errors import RowError
 AHEAD = 4
 """Images on their way to one actor."""
 
-# Next to nothing: the tasks must not wait for CPUs that their actors hold. Not zero: a head that was
+# Next to nothing: tasks must not wait for CPUs that their actors hold. Not zero: a head that was
 # started without CPUs must get none. An actor on a CPU leaves room for two such tasks.
 READER_CPUS = 0.05
 

@@ -189,7 +189,7 @@ class _Worker:
         """The module whose gradients are averaged over all workers."""
         module: nn.Module = self.module
         if self.world > 1 and self.device.type == "cuda":
-            # frozen norms share nothing; converting would replace those that the network keeps frozen
+            # frozen norms share nothing; converting would replace those that are kept frozen
             if any(isinstance(m, nn.BatchNorm2d) and m.training for m in module.modules()):
                 module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
             module = DistributedDataParallel(module, device_ids=[self.device])
