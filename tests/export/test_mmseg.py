@@ -167,10 +167,11 @@ def test_images_that_cannot_be_exported_are_left_out_and_named(
     out = tmp_path / "out"
     assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
     said = " ".join(capfd.readouterr().err.split())
-    assert f"left out: {train[0]['image_id']}: " in said
-    assert "the file does not exist" in said
-    assert f"left out: {held_out[0]['image_id']}: " in said
-    assert "mask values [200] are outside 0..3 and 255" in said
+    assert f"1 missing ({train[0]['image_id']}: the file does not exist)" in said
+    assert f"1 label ({held_out[0]['image_id']}: mask values [200] are outside 0..3" in said
+    assert f"{len(rows) - 2} of {len(rows)} images" in said
+    failed = {row.image_id for row in tables.read_errors(str(out / "errors"))}
+    assert failed == {train[0]["image_id"], held_out[0]["image_id"]}
     for split, left_out, all_rows in (("train", train[0], train), ("val", held_out[0], held_out)):
         ids = sorted(row["image_id"] for row in all_rows if row is not left_out)
         assert (out / "splits" / f"{split}.txt").read_text().split() == ids
