@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,7 +13,7 @@ from pmm_ray.config import RunConfig
 from pmm_ray.report.outcome import SplitMasks, last_of_splits, mask_stages, result_stages
 from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 
@@ -41,6 +42,15 @@ class RunMasks:
                 "version that made the run, or run it again"
             ) from error
 
+    @cached_property
+    def photographs(self) -> dict[str, dict[str, Any]]:
+        """The absolute `uri` and the `labels` of each image, by its id."""
+        table = tables.read_table(self.manifest.uri, ["image_id", "uri", "labels"])
+        return {
+            row["image_id"]: row | {"uri": self.manifest.locate(row["uri"])}
+            for row in table.to_pylist()
+        }
+
     def parts(self, masks: SplitMasks) -> Iterator[list[dict[str, Any]]]:
         """Rows of `tables.MASKS`, some dozens at a time."""
         table = masks.index.table
@@ -56,6 +66,13 @@ class Written:
 
     image_ids: set[str] = field(default_factory=set)
     errors: list[ErrorRow] = field(default_factory=list)
+
+    def add(self, image_id: str, fault: RowError | None) -> None:
+        """One image that was written, or why it was not."""
+        if fault is None:
+            self.image_ids.add(image_id)
+        else:
+            self.fail(image_id, fault.kind, fault.message, fault.uri)
 
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One image that cannot be written."""
