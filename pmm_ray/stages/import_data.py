@@ -117,6 +117,7 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
             "counts": report.counts,
             "labels_from": labels_from,
             "understood": understood(report),
+            "accounting": report.accounting.as_dict(),
         },
         pixel_labels_used=labels_from == "masks",
     )

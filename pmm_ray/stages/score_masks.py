@@ -33,7 +33,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles, Matched
 
 STAGE = "score_masks"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 COUNTED = columns(
     image_id=TEXT, truth=pa.list_(pa.uint16()), mask=pa.list_(pa.uint16()), counts=pa.list_(INT64)
@@ -115,7 +115,9 @@ def run(
     )
     table = read_all(folder.uri)
     if not table.num_rows:
-        raise CannotRunError(f"not one image could be scored, see {folder.errors_uri}")
+        first = next(iter(tables.read_errors(folder.errors_uri)), None)
+        reason = "" if first is None else f", the first reason: {first.image_id}: {first.message}"
+        raise CannotRunError(f"0 of {len(pairs)} masks could be scored{reason}")
     counts = counts_of(table)
     try:
         readings, note = choose_readings(counts, space, wanted)
@@ -133,6 +135,7 @@ def run(
         "note": note,
         "scored": len(pairs) - summary.errors - len(rows),
         "error_rows": len(failed),
+        "values": [row.as_dict() for row in rows],
     }
     return summary.extended(about | details, metrics, pixel_labels_used=True)
 
