@@ -26,6 +26,8 @@ class TrainingJob:
     """Checkpoints of another one are not resumed from."""
     images: int
     """Images of the training split."""
+    samples: int
+    """Samples of an epoch: an image of a rare class may be there more than once."""
     steps: int
     workers: int
     loader_processes: int

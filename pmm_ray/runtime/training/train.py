@@ -51,7 +51,10 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
     task.check(job.config.batch_size // job.workers // job.config.accumulate)
     if task.notice is not None:
         context.progress.message(f"{folder.stage}: {task.notice}")
-    run_training(job, context)
+    if job.steps:
+        run_training(job, context)
+    else:
+        task.save_untrained(job.model_uri)
     training = task.trained(job.model_uri)
     details = {
         "checkpoint": job.model_uri,
@@ -87,7 +90,8 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         CannotRunError: no images, or the batch cannot be split evenly over the workers.
     """
     config: TrainingConfig = task.config
-    images = task.rows().num_rows
+    rows = task.rows()
+    images, samples = len(rows.column("image_id").unique()), rows.num_rows
     if images < 1:
         known = context.manifest.splits
         there = ", ".join(f"{name} ({count})" for name, count in known.items())
@@ -99,7 +103,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
     workers = split_workers(
         config.workers, context.cluster.default_train_workers(), config.batch_size
     )
-    plan = BatchPlan(task.seed, images, config.batch_size, workers)
+    plan = BatchPlan(task.seed, samples, config.batch_size, workers)
     share = config.batch_size // workers
     if share % config.accumulate:
         raise CannotRunError(
@@ -115,6 +119,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         error_budget=error_budget(context.config.errors.budget, images),
         fingerprint=f"{folder.hash}-{images}-{workers}",
         images=images,
+        samples=samples,
         steps=config.steps(plan.steps_per_epoch),
         workers=workers,
         loader_processes=loader_processes(config, context.cluster, workers),
