@@ -84,13 +84,6 @@ class AnyClassifierConfig(EpochTrainingConfig):
     def _parts_fit(self) -> AnyClassifierConfig:
         if self.kind == "seam" and (self.head_bias or self.skip_absent):
             raise ValueError("head_bias and skip_absent are for kind: plain; SEAM has neither")
-        if self.head_init == "imagenet" and self.weights == "none":
-            raise ValueError("head_init: imagenet needs weights, which hold ImageNet's head")
-        if self.epochs == 0 and self.head_init == "random" and self.weights in ("imagenet", "none"):
-            raise ValueError(
-                "epochs: 0 leaves the new head at random values: set head_init: imagenet, or "
-                "weights to a checkpoint that holds a head"
-            )
         return self
 
     @property

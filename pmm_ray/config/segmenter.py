@@ -60,6 +60,9 @@ class SegmenterConfig(TrainingConfig):
     statistics of their own (released code: no)."""
     iterations: Positive = 20_000
     """Optimiser steps of one round (paper: 20,000)."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` suits transformers (SegFormer: learning rate 6e-5, weight decay 0.01), and short
+    trainings of small networks."""
     learning_rate: float = Field(0.005, gt=0)
     """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)

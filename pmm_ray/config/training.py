@@ -16,8 +16,7 @@ class TrainingConfig(Section):
     batch_size: Positive = 16
     """Images per optimiser step, over all workers (paper, released code: 16)."""
     optimizer: Literal["sgd", "adamw"] = added("sgd")
-    """`adamw` suits transformers (SegFormer: learning rate 6e-5, weight decay 0.01), and new heads
-    on networks that are kept (`freeze_backbone`)."""
+    """`adamw` suits new heads on backbones that are kept (`freeze_backbone`)."""
     learning_rate: float = Field(0.01, gt=0)
     """Step size of the backbone at step 0."""
     head_multiplier: float = Field(10.0, gt=0)

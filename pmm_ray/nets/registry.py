@@ -145,7 +145,7 @@ def _start_head(
     if config.head_init != "imagenet":
         return
     if uri is None:
-        raise CannotRunError("head_init: imagenet needs weights, which hold ImageNet's head")
+        raise CannotRunError("head_init: imagenet needs weights with ImageNet's head, not none")
     groups = imagenet_groups(names, config.head_classes)
     without = [name for name, group in zip(names, groups, strict=True) if not group]
     if without:

@@ -25,7 +25,7 @@ from pmm_ray.nets.classifier_validation import ClassifierValidation
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, classifier_source
-from pmm_ray.nets.weight_files import file_identity, weights_identity
+from pmm_ray.nets.weight_files import PUBLIC_NAMES, file_identity, weights_identity
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -192,8 +192,14 @@ def model_identity(config: AnyClassifierConfig) -> list[str]:
     """What decides the result beside the section: the content of the files that it names.
 
     Raises:
-        CannotRunError: a file cannot be read, or the model cannot be used.
+        CannotRunError: a file cannot be read, the model cannot be used, or the head begins at
+            values that no training would change.
     """
+    if config.epochs == 0 and config.head_init == "random" and config.weights in PUBLIC_NAMES:
+        raise CannotRunError(
+            "epochs: 0 leaves the class head at random values: set head_init: imagenet, or weights "
+            "to a checkpoint that holds a head"
+        )
     table = [] if config.head_classes is None else [file_identity(config.head_classes)]
     source = classifier_source(config)
     if source is None:

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0: the pretrained network, its dilation, its taps."""
+"""EfficientNet-lite: the pretrained network, its dilation, its taps."""
 
 from __future__ import annotations
 
@@ -20,27 +20,19 @@ DOGS = range(151, 269)
 VOC_DOG = 11
 
 
-def load_public(net: EfficientNetLite) -> None:
-    file = str(find_weights("imagenet", "efficientnet_lite0"))
+def load_public(net: EfficientNetLite, size: int = 0) -> None:
+    file = str(find_weights("imagenet", f"efficientnet_lite{size}"))
     load_pretrained(net, read_state(file), file, heads=net.heads)
 
 
-@pytest.fixture(scope="module")
-def pretrained() -> EfficientNetLite:
-    net = EfficientNetLite(0, 32, num_classes=1000)
-    load_public(net)
-    return net.eval()
-
-
-@pytest.mark.parametrize(("stride", "factor"), [(16, 2), (8, 4)])
-def test_a_dilated_network_computes_the_strided_one(
-    pretrained: EfficientNetLite, stride: int, factor: int
-) -> None:
-    dilated = EfficientNetLite(0, stride)
-    load_public(dilated)
+@pytest.mark.parametrize(("size", "stride", "factor"), [(0, 16, 2), (0, 8, 4), (2, 16, 2)])
+def test_a_dilated_network_computes_the_strided_one(size: int, stride: int, factor: int) -> None:
+    strided, dilated = EfficientNetLite(size, 32), EfficientNetLite(size, stride)
+    load_public(strided, size)
+    load_public(dilated, size)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        want = pretrained.forward_features(images)[-1]
+        want = strided.eval().forward_features(images)[-1]
         got = dilated.eval()(images)
     assert got.shape[-2:] == (64 // stride, 96 // stride)
     # SAME padding puts the strided kernels' centres on the odd pixels
@@ -67,7 +59,11 @@ def test_other_output_strides_are_refused() -> None:
         EfficientNetLite(0, 4)
 
 
-def test_the_pretrained_network_knows_dogs(shared: Path, pretrained: EfficientNetLite) -> None:
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_the_pretrained_network_knows_dogs(shared: Path, size: int) -> None:
+    pretrained = EfficientNetLite(size, 32, num_classes=1000)
+    load_public(pretrained, size)
+    pretrained.eval()
     voc = shared / "data/voc12-mini/VOCdevkit/VOC2012"
     # a pickle, but a known one of the development data
     labels = np.load(voc / "cls_labels.npy", allow_pickle=True).item()

@@ -25,9 +25,7 @@ class TrainingJob:
     fingerprint: str
     """Checkpoints of another one are not resumed from."""
     images: int
-    """Images of the training split."""
-    samples: int
-    """Samples of an epoch: an image of a rare class may be there more than once."""
+    """Images of an epoch; one of a rare class may count more than once."""
     steps: int
     workers: int
     loader_processes: int

@@ -69,7 +69,7 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
-        images=job.images,
+        images=len(task.rows().column("image_id").unique()),
         errors=len(tables.read_errors(job.errors_uri)),
         images_per_second=training["images_per_second"],
         metrics={name: training[name] for name in _METRICS if name in training},
@@ -90,8 +90,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         CannotRunError: no images, or the batch cannot be split evenly over the workers.
     """
     config: TrainingConfig = task.config
-    rows = task.rows()
-    images, samples = len(rows.column("image_id").unique()), rows.num_rows
+    images = task.rows().num_rows
     if images < 1:
         known = context.manifest.splits
         there = ", ".join(f"{name} ({count})" for name, count in known.items())
@@ -103,7 +102,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
     workers = split_workers(
         config.workers, context.cluster.default_train_workers(), config.batch_size
     )
-    plan = BatchPlan(task.seed, samples, config.batch_size, workers)
+    plan = BatchPlan(task.seed, images, config.batch_size, workers)
     share = config.batch_size // workers
     if share % config.accumulate:
         raise CannotRunError(
@@ -119,7 +118,6 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         error_budget=error_budget(context.config.errors.budget, images),
         fingerprint=f"{folder.hash}-{images}-{workers}",
         images=images,
-        samples=samples,
         steps=config.steps(plan.steps_per_epoch),
         workers=workers,
         loader_processes=loader_processes(config, context.cluster, workers),

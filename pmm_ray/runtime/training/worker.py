@@ -74,7 +74,7 @@ class _Worker:
         self.device = device
         self.reporter = reporter
         self.problem: str | None = None
-        self.plan = BatchPlan(job.task.seed, job.samples, job.config.batch_size, world)
+        self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
         self.waited = 0.0
@@ -104,10 +104,10 @@ class _Worker:
     def _prepare(self) -> None:
         self.task.prepare(self.job.scratch)
         self.dataset = self.task.dataset()
-        if len(self.dataset) != self.job.samples:
+        if len(self.dataset) != self.job.images:
             raise CannotRunError(
-                f"{self.job.stage}: {len(self.dataset)} training samples instead of "
-                f"{self.job.samples}: the manifest or the masks changed while it started"
+                f"{self.job.stage}: {len(self.dataset)} training images instead of "
+                f"{self.job.images}: the manifest or the masks changed while it started"
             )
         torch.manual_seed(self.task.seed)
         self.module = self.task.build().to(self.device).train()
