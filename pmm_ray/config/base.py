@@ -1,8 +1,9 @@
 """The parts of every section of a recipe.
 
 Fields made with `execution(...)` say how to use the machine. They are not in a stage's hash, so a
-change of them re-runs nothing. All other fields are in it, unless a section's own `identity` says
-otherwise.
+change of them re-runs nothing. Fields made with `added(...)` are in it where they differ from their
+default: what a new option leaves as it was is not made again. All other fields are in it, unless a
+section's own `identity` says otherwise.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def execution(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"identity": False}, **constraints)
 
 
+def added(default: Any, **constraints: Any) -> Any:
+    """A field that is in the section's hash only where it differs from its default."""
+    return Field(default, json_schema_extra={"identity": "added"}, **constraints)
+
+
 class Section(BaseModel):
     """A frozen part of the configuration; an unknown key is an error."""
 
@@ -49,9 +55,10 @@ class Section(BaseModel):
         out: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("identity") is False:
-                continue
+            kind = extra.get("identity") if isinstance(extra, dict) else None
             value = getattr(self, name)
+            if kind is False or (kind == "added" and value == field.default):
+                continue
             out[name] = value.identity() if isinstance(value, Section) else value
         return out
 

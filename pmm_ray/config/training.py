@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 from pydantic import Field
 
-from pmm_ray.config.base import Auto, Natural, Positive, Section, execution
+from pmm_ray.config.base import Auto, Natural, Positive, Section, added, execution
 
 
 class TrainingConfig(Section):
@@ -14,16 +15,23 @@ class TrainingConfig(Section):
 
     batch_size: Positive = 16
     """Images per optimiser step, over all workers (paper, released code: 16)."""
+    optimizer: Literal["sgd", "adamw"] = added("sgd")
+    """`adamw` suits new heads on backbones that are kept (`freeze_backbone`)."""
     learning_rate: float = Field(0.01, gt=0)
     """Step size of the backbone at step 0."""
     head_multiplier: float = Field(10.0, gt=0)
     """The head's learning rate over the backbone's (released code: 10)."""
+    schedule: Literal["poly", "cosine"] = added("poly")
+    """How the learning rate falls: `poly`, (1 - step / steps) ** `poly_power` (released code), or
+    half a `cosine`."""
     poly_power: float = Field(0.9, gt=0)
-    """Exponent of the poly schedule, lr0 * (1 - step / steps) ** power."""
+    """Exponent of the poly schedule."""
+    warmup: float = added(0.0, ge=0, lt=1)
+    """Share of the steps in which the learning rate first rises from zero (released code: 0)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum."""
     weight_decay: float = Field(5e-4, ge=0)
-    """L2 penalty on convolution weights."""
+    """L2 penalty on convolution weights; `adamw`: decoupled from the gradient."""
     clip_norm: float | None = Field(None, gt=0)
     """Gradients are scaled down to this norm over all parameters; empty: never (released code)."""
     accumulate: Positive = 1
@@ -56,13 +64,15 @@ class TrainingConfig(Section):
 class EpochTrainingConfig(TrainingConfig):
     """A training that ends after some passes over its images."""
 
-    epochs: Positive = 8
-    """Passes over the training split."""
+    epochs: Natural = 8
+    """Passes over the training split; 0: the network as it begins, see `head_init`."""
     color_jitter: float = Field(0.3, ge=0, le=1)
     """Strength of brightness, contrast and saturation jitter, a third of it for the hue
     (released code: 0.3)."""
     freeze_first: bool = False
-    """Keep the first layers as pretrained (released code: yes; `efficientnet_lite0` has none)."""
+    """Keep the first layers as pretrained (released code: yes)."""
+    freeze_backbone: bool = added(False)
+    """Keep all of the backbone as pretrained and train the new layers alone."""
 
     def steps(self, steps_per_epoch: int) -> int:
         return self.epochs * steps_per_epoch

@@ -7,6 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from pmm_ray.nets.backbone import Backbone, freeze, norms
+from pmm_ray.nets.imagenet_head import ImagenetHead
 from pmm_ray.nets.weights import Loaded
 
 
@@ -18,6 +19,7 @@ class CamNetwork(nn.Module):
         num_foreground: C.
         freeze_norm: keep BatchNorm in evaluation mode and its parameters fixed while training.
         freeze_first: keep the backbone's `first_layers` fixed while training.
+        freeze_backbone: keep all of it fixed.
     """
 
     head_layers: tuple[str, ...]
@@ -29,7 +31,13 @@ class CamNetwork(nn.Module):
     """What the weights file gave, if there was one."""
 
     def __init__(
-        self, backbone: Backbone, num_foreground: int, *, freeze_norm: bool, freeze_first: bool
+        self,
+        backbone: Backbone,
+        num_foreground: int,
+        *,
+        freeze_norm: bool,
+        freeze_first: bool,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.num_foreground = num_foreground
@@ -37,6 +45,8 @@ class CamNetwork(nn.Module):
         self.input_std = backbone.input_std
         if freeze_first:
             freeze(backbone, backbone.first_layers)
+        if freeze_backbone:
+            backbone.requires_grad_(False)
         self._frozen_norms = tuple(norms(backbone)) if freeze_norm else ()
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
@@ -48,6 +58,10 @@ class CamNetwork(nn.Module):
             images_B3HW: float32 [B, 3, H, W], normalised with `input_mean` and `input_std`.
             labels_BC: 0/1 [B, C], the images' classes; only `pcm.gate_labels` uses them.
         """
+        raise NotImplementedError
+
+    def start_from(self, head: ImagenetHead) -> None:
+        """Give the class head the rows of the classes that are known."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:

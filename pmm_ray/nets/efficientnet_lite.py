@@ -1,14 +1,16 @@
-"""EfficientNet-lite0 with an adjustable output stride and feature taps.
+"""EfficientNet-lite0, -lite1 and -lite2 with an adjustable output stride and feature taps.
 
 Legend: B = batch, C = channels, H, W = input px, h, w = feature px.
 
-The network of the TensorFlow TPU repository (`efficientnet/lite`, lite0: width 1, depth 1, ReLU6,
-no squeeze-and-excitation), with TensorFlow's SAME padding, because its public weights were trained
+The networks of the TensorFlow TPU repository (`efficientnet/lite`: ReLU6, no
+squeeze-and-excitation), with TensorFlow's SAME padding, because their public weights were trained
 with it. An output stride below 32 replaces the last strides by dilation; the dilated network then
 computes the strided one's features and those in between.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,9 @@ from pmm_ray.nets.backbone import Backbone, FeatureInfo, Shape
 
 _STEM = 32
 _HEAD = 1280
-# repeats, kernel, stride of the first block, expansion, output channels
+# width and depth over lite0's
+_SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
+# of lite0: repeats, kernel, stride of the first block, expansion, output channels
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -88,12 +92,20 @@ class InvertedResidual(nn.Module):
         return x + input if self.shortcut else x
 
 
-class EfficientNetLite0(Backbone):
-    """EfficientNet-lite0.
+def _channels(channels: int, width: float) -> int:
+    """The multiple of 8 nearest to the scaled number, but no less than 90 % of it."""
+    wanted = channels * width
+    nearest = max(8, int(wanted + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * wanted else nearest
+
+
+class EfficientNetLite(Backbone):
+    """EfficientNet-lite.
 
     Args:
+        size: 0, 1 or 2. Stem, head, and the repeats of the first and last stage are lite0's.
         output_stride: 8, 16 or 32, input px per px of the last feature.
-        with_head: also build the last 1x1 convolution (320 -> 1280 channels).
+        with_head: also build the last 1x1 convolution (to 1280 channels).
         num_classes: also build the linear classifier of the pretrained network; needs the head.
 
     Raises:
@@ -103,11 +115,19 @@ class EfficientNetLite0(Backbone):
     """
 
     heads = ("fc", "conv_head", "bn1")
+    # stem and the blocks before output stride 8: edges and textures
+    first_layers = ("conv_stem", "bn0", "blocks.0", "blocks.1", "blocks.2")
 
     def __init__(
-        self, output_stride: int = 32, *, with_head: bool = True, num_classes: int | None = None
+        self,
+        size: int = 0,
+        output_stride: int = 32,
+        *,
+        with_head: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        width, depth = _SCALES[size]
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         if num_classes is not None and not with_head:
@@ -119,6 +139,9 @@ class EfficientNetLite0(Backbone):
         features = []
         channels, stride, dilation = _STEM, 2, 1
         for stage, (repeats, kernel, step, expansion, outputs) in enumerate(_STAGES, start=1):
+            outputs = _channels(outputs, width)
+            if 1 < stage < len(_STAGES):
+                repeats = math.ceil(repeats * depth)
             dilated = step > 1 and stride * step > output_stride
             for repeat in range(repeats):
                 # a block that lost its stride still reads the grid of the block before it
@@ -158,6 +181,16 @@ class EfficientNetLite0(Backbone):
         return last if self.fc is None else self.fc(torch.mean(last, dim=(2, 3)))
 
 
-def efficientnet_lite0(shape: Shape) -> Backbone:
+def efficientnet_lite0(shape: Shape, size: int = 0) -> Backbone:
     """See `Shape`; always dilated: at smaller strides its strided form has no public weights."""
-    return EfficientNetLite0(shape.output_stride, with_head=not shape.dilate)
+    return EfficientNetLite(size, shape.output_stride, with_head=not shape.dilate)
+
+
+def efficientnet_lite1(shape: Shape) -> Backbone:
+    """See `efficientnet_lite0`."""
+    return efficientnet_lite0(shape, 1)
+
+
+def efficientnet_lite2(shape: Shape) -> Backbone:
+    """See `efficientnet_lite0`."""
+    return efficientnet_lite0(shape, 2)

@@ -5,7 +5,8 @@ Legend: B = batch, C = foreground classes, H, W = input px, h, w = feature px.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,20 +17,24 @@ from pmm_ray.config.backbones import backbone_row
 from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, temper
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, stored_section
+from pmm_ray.nets.imagenet_head import ImagenetHead, imagenet_groups, imagenet_head
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, check_types
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
+_log = logging.getLogger("ray.pmm.weights")
+
 
 class CamClassifier(CamNetwork):
-    """A backbone and a bias-free 1x1 convolution; its maps are the CAM scores.
+    """A backbone and a 1x1 convolution; its maps are the CAM scores.
 
     Args:
         backbone: gives `forward(images) -> [B, channels, h, w]`.
         num_foreground: C.
-        freeze_norm, freeze_first: see `CamNetwork`.
+        freeze_norm, freeze_first, freeze_backbone: see `CamNetwork`.
+        bias: give the convolution one; released code: no.
     """
 
     head_layers = ("head",)
@@ -42,13 +47,21 @@ class CamClassifier(CamNetwork):
         *,
         freeze_norm: bool,
         freeze_first: bool = False,
+        freeze_backbone: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__(
-            backbone, num_foreground, freeze_norm=freeze_norm, freeze_first=freeze_first
+            backbone,
+            num_foreground,
+            freeze_norm=freeze_norm,
+            freeze_first=freeze_first,
+            freeze_backbone=freeze_backbone,
         )
         self.backbone = backbone
-        self.head = nn.Conv2d(backbone.features[-1].channels, num_foreground, 1, bias=False)
+        self.head = nn.Conv2d(backbone.features[-1].channels, num_foreground, 1, bias=bias)
         nn.init.xavier_uniform_(self.head.weight)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Image-level logits and class score maps.
@@ -63,12 +76,28 @@ class CamClassifier(CamNetwork):
         return scores_BChw.mean(dim=(2, 3)), scores_BChw
 
     def cam_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
-        """The score maps, not rectified and not normalised; see `CamNetwork`."""
-        return self.forward(images_B3HW)[1].float()
+        """The score maps, not normalised; see `CamNetwork`.
+
+        With a bias they are max(score + bias, 0): what speaks against a class in one view takes
+        nothing from the others.
+        """
+        scores = self.forward(images_B3HW)[1].float()
+        return scores if self.head.bias is None else scores.relu()
+
+    def start_from(self, head: ImagenetHead) -> None:
+        known = torch.tensor(head.known)
+        with torch.no_grad():
+            self.head.weight[known] = head.weight[known][:, :, None, None]
+            if self.head.bias is not None:
+                self.head.bias[known] = head.bias[known]
 
 
 def build_classifier(
-    config: AnyClassifierConfig, num_foreground: int, source: ModelSource | None = None
+    config: AnyClassifierConfig,
+    num_foreground: int,
+    source: ModelSource | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> CamNetwork:
     """The classifier that a configuration names, pretrained weights loaded.
 
@@ -78,6 +107,7 @@ def build_classifier(
     Args:
         num_foreground: C.
         source: of `config.model`, see `classifier_source`; None: `config.backbone`.
+        names: of the C classes; `head_init: imagenet` needs them.
 
     Returns:
         `CamClassifier` or `SeamNetwork`, by `config.kind`; its `loaded` tells what the file gave.
@@ -86,10 +116,13 @@ def build_classifier(
         CannotRunError: the weights are missing or do not fit.
     """
     if source is not None:
-        return _build_registered(config, num_foreground, source, start=True)
+        network = _build_registered(config, num_foreground, source, start=True)
+        uri = backbone_weights(config.weights, source)
+        _start_head(config, network, uri, names)
+        return network
     uri = find_weights(config.weights, config.backbone)
     state = None if uri is None else read_state(uri)
-    network = _build(config, num_foreground, state)
+    network = _build(config, num_foreground, state, config.training_stride)
     if state is None and config.freeze_norm:
         temper(network.backbone)
     if uri is not None and state is not None:
@@ -100,7 +133,31 @@ def build_classifier(
             )
         else:
             network.loaded = load_pretrained(network.backbone, state, uri, heads=heads)
+    _start_head(config, network, uri, names)
     return network
+
+
+def _start_head(
+    config: AnyClassifierConfig, network: CamNetwork, uri: str | None, names: Sequence[str]
+) -> None:
+    """Give the head ImageNet's rows, where the section asks for them."""
+    if config.head_init != "imagenet":
+        return
+    if uri is None:
+        raise CannotRunError("head_init: imagenet needs weights with ImageNet's head, not none")
+    groups = imagenet_groups(names, config.head_classes)
+    without = [name for name, group in zip(names, groups, strict=True) if not group]
+    if without:
+        end = "start at random" if config.epochs else "have no map"
+        told = f"ImageNet has no class for {', '.join(without)}: they {end}"
+        if not config.epochs or len(without) == len(names):
+            raise CannotRunError(
+                f"{told}. Name ImageNet classes for them in a file, `hound: [beagle, 160-170]`, "
+                "and set classifier.head_classes to it; or train: classifier.epochs above 0"
+            )
+        _log.warning("%s", told)
+    channels = network.backbone.features[-1].channels
+    network.start_from(imagenet_head(read_state(uri), channels, groups, uri))
 
 
 def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
@@ -131,10 +188,13 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
 
 
 def _build(
-    config: AnyClassifierConfig, num_foreground: int, state: Mapping[str, Tensor] | None
+    config: AnyClassifierConfig,
+    num_foreground: int,
+    state: Mapping[str, Tensor] | None,
+    stride: int | None = None,
 ) -> CamNetwork:
     row = backbone_row(config.backbone)
-    stride = row.cam_stride or config.output_stride
+    stride = row.cam_stride or stride or config.output_stride
     shape = Shape(stride, last_dilation=config.resnet38_dilation, state=state)
     backbone = build_backbone(config.backbone, shape)
     return _with_head(config, num_foreground, backbone, row.taps, row.dropout)
@@ -167,19 +227,14 @@ def _with_head(
     taps: tuple[str, str],
     dropout: float,
 ) -> CamNetwork:
+    frozen = {
+        "freeze_norm": config.freeze_norm,
+        "freeze_first": config.freeze_first,
+        "freeze_backbone": config.freeze_backbone,
+    }
     if config.kind == "plain":
-        return CamClassifier(
-            backbone,
-            num_foreground,
-            freeze_norm=config.freeze_norm,
-            freeze_first=config.freeze_first,
-        )
+        return CamClassifier(backbone, num_foreground, bias=config.head_bias, **frozen)
+    gate = config.pcm.gate_labels
     return SeamNetwork(
-        backbone,
-        num_foreground,
-        taps=taps,
-        dropout=dropout,
-        gate_labels=config.pcm.gate_labels,
-        freeze_norm=config.freeze_norm,
-        freeze_first=config.freeze_first,
+        backbone, num_foreground, taps=taps, dropout=dropout, gate_labels=gate, **frozen
     )

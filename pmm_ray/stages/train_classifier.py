@@ -9,6 +9,8 @@ from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -23,13 +25,13 @@ from pmm_ray.nets.classifier_validation import ClassifierValidation
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, classifier_source
-from pmm_ray.nets.weight_files import file_identity, weights_identity
+from pmm_ray.nets.weight_files import PUBLIC_NAMES, file_identity, weights_identity
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import augment
-from pmm_ray.runtime.training.loader import Sample, TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow, with_repeats
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import train
 
@@ -70,15 +72,21 @@ def target_vector(labels: Sequence[int], num_foreground: int) -> Tensor:
 
 
 class ClassifierLoss(LossModule):
-    """Multilabel soft margin loss of the image-level logits."""
+    """Multilabel soft margin loss of the image-level logits.
 
-    def __init__(self, network: CamNetwork) -> None:
+    Args:
+        network: the classifier.
+        classes: indices of the classes that take part; None: all.
+    """
+
+    def __init__(self, network: CamNetwork, classes: Sequence[int] | None = None) -> None:
         super().__init__()
         self.network = network
+        self._classes = slice(None) if classes is None else list(classes)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits_BC, _ = self.network(inputs)
-        return F.multilabel_soft_margin_loss(logits_BC.float(), targets)
+        logits_BC = self.network(inputs)[0][:, self._classes]
+        return F.multilabel_soft_margin_loss(logits_BC.float(), targets[:, self._classes])
 
 
 class SiameseLoss(LossModule):
@@ -133,9 +141,21 @@ class AnyClassifierTask(TrainingTask[Classifier]):
                     f"{error}): choose another; docs/guides/mmseg-models.md says what works"
                 ) from error
 
+    def rows(self) -> pa.Table:
+        rows = super().rows()
+        return with_repeats(rows, self.config.repeat_below) if self.config.repeat_below else rows
+
     def build(self) -> LossModule:
-        network = build_classifier(self.config, self.space.num_foreground, self.model)
-        return SiameseLoss(network) if self.config.kind == "seam" else ClassifierLoss(network)
+        space = self.space
+        names = space.names[1:]
+        network = build_classifier(self.config, space.num_foreground, self.model, names=names)
+        if self.config.kind == "seam":
+            return SiameseLoss(network)
+        present = None
+        if self.config.skip_absent:
+            labels = pc.unique(pc.list_flatten(self.rows().column("labels"))).to_pylist()
+            present = sorted(label - 1 for label in labels)
+        return ClassifierLoss(network, present)
 
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
         fields = set(ClassifierConfig.model_fields)
@@ -170,13 +190,20 @@ def model_identity(config: AnyClassifierConfig) -> list[str]:
     """What decides the result beside the section: the content of the files that it names.
 
     Raises:
-        CannotRunError: a file cannot be read, or the model cannot be used.
+        CannotRunError: a file cannot be read, the model cannot be used, or the head begins at
+            values that no training would change.
     """
+    if config.epochs == 0 and config.head_init == "random" and config.weights in PUBLIC_NAMES:
+        raise CannotRunError(
+            "epochs: 0 leaves the class head at random values: set head_init: imagenet, or weights "
+            "to a checkpoint that holds a head"
+        )
+    table = [] if config.head_classes is None else [file_identity(config.head_classes)]
     source = classifier_source(config)
     if source is None:
-        return [weights_identity(config.weights, config.backbone)]
+        return [weights_identity(config.weights, config.backbone), *table]
     uri = backbone_weights(config.weights, source)
-    return [source.identity(), "none" if uri is None else file_identity(uri)]
+    return [source.identity(), "none" if uri is None else file_identity(uri), *table]
 
 
 def validation_of(

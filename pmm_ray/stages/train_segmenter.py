@@ -25,7 +25,7 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
-from pmm_ray.runtime.training.task import LossModule, TrainingTask, poly
+from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import UNDERFITTING, masks_identity, train
 
 STAGE = "train_segmenter"
@@ -155,16 +155,9 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
             {"params": heads, "rate": self.config.head_multiplier, "weight_decay": decay},
         ]
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """SGD, or AdamW where the section asks for it."""
-        if self.config.optimizer == "adamw":
-            return torch.optim.AdamW(self.parameter_groups(network), lr=0.0)
-        return super().optimizer(network)
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        config = self.config
-        floor = min(config.min_learning_rate, config.learning_rate)
-        return poly(step, steps, config.learning_rate, floor, config.poly_power)
+    @property
+    def last_rate(self) -> float:
+        return min(self.config.min_learning_rate, self.config.learning_rate)
 
     def validates(self, step: int, steps: int, steps_per_epoch: int) -> bool:
         """Every so many iterations, and after the last one."""

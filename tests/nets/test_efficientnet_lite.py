@@ -1,4 +1,4 @@
-"""EfficientNet-lite0: the pretrained network, its dilation, its taps."""
+"""EfficientNet-lite: the pretrained network, its dilation, its taps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pmm_ray.config.backbones import BACKBONES
-from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
+from pmm_ray.nets.efficientnet_lite import EfficientNetLite
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, read_state
 
@@ -20,27 +20,19 @@ DOGS = range(151, 269)
 VOC_DOG = 11
 
 
-def load_public(net: EfficientNetLite0) -> None:
-    file = str(find_weights("imagenet", "efficientnet_lite0"))
+def load_public(net: EfficientNetLite, size: int = 0) -> None:
+    file = str(find_weights("imagenet", f"efficientnet_lite{size}"))
     load_pretrained(net, read_state(file), file, heads=net.heads)
 
 
-@pytest.fixture(scope="module")
-def pretrained() -> EfficientNetLite0:
-    net = EfficientNetLite0(32, num_classes=1000)
-    load_public(net)
-    return net.eval()
-
-
-@pytest.mark.parametrize(("stride", "factor"), [(16, 2), (8, 4)])
-def test_a_dilated_network_computes_the_strided_one(
-    pretrained: EfficientNetLite0, stride: int, factor: int
-) -> None:
-    dilated = EfficientNetLite0(stride)
-    load_public(dilated)
+@pytest.mark.parametrize(("size", "stride", "factor"), [(0, 16, 2), (0, 8, 4), (2, 16, 2)])
+def test_a_dilated_network_computes_the_strided_one(size: int, stride: int, factor: int) -> None:
+    strided, dilated = EfficientNetLite(size, 32), EfficientNetLite(size, stride)
+    load_public(strided, size)
+    load_public(dilated, size)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        want = pretrained.forward_features(images)[-1]
+        want = strided.eval().forward_features(images)[-1]
         got = dilated.eval()(images)
     assert got.shape[-2:] == (64 // stride, 96 // stride)
     # SAME padding puts the strided kernels' centres on the odd pixels
@@ -52,7 +44,7 @@ def test_a_dilated_network_computes_the_strided_one(
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize("size", [(64, 64), (65, 33), (1, 1)])
 def test_features_are_as_announced(stride: int, size: tuple[int, int]) -> None:
-    net = EfficientNetLite0(stride).eval()
+    net = EfficientNetLite(0, stride).eval()
     with torch.no_grad():
         taps = net.forward_features(torch.zeros(1, 3, *size))
     assert len(taps) == len(net.features) == 8
@@ -64,10 +56,14 @@ def test_features_are_as_announced(stride: int, size: tuple[int, int]) -> None:
 
 def test_other_output_strides_are_refused() -> None:
     with pytest.raises(ValueError, match="8, 16 or 32"):
-        EfficientNetLite0(4)
+        EfficientNetLite(0, 4)
 
 
-def test_the_pretrained_network_knows_dogs(shared: Path, pretrained: EfficientNetLite0) -> None:
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_the_pretrained_network_knows_dogs(shared: Path, size: int) -> None:
+    pretrained = EfficientNetLite(size, 32, num_classes=1000)
+    load_public(pretrained, size)
+    pretrained.eval()
     voc = shared / "data/voc12-mini/VOCdevkit/VOC2012"
     # a pickle, but a known one of the development data
     labels = np.load(voc / "cls_labels.npy", allow_pickle=True).item()

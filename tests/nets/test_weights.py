@@ -13,7 +13,7 @@ from torch import Tensor
 from pmm_ray.config import ClassifierConfig
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
-from pmm_ray.nets.efficientnet_lite import EfficientNetLite0
+from pmm_ray.nets.efficientnet_lite import EfficientNetLite
 from pmm_ray.nets.registry import build_classifier, load_classifier
 from pmm_ray.nets.weight_files import find_weights, weights_identity
 from pmm_ray.nets.weights import load_pretrained, load_torch, read_state
@@ -23,7 +23,7 @@ LITE = "efficientnet_lite0"
 PUBLIC = str(find_weights("imagenet", LITE))
 
 
-def load(net: EfficientNetLite0, file: str) -> None:
+def load(net: EfficientNetLite, file: str) -> None:
     load_pretrained(net, read_state(file), file, heads=net.heads)
 
 
@@ -33,7 +33,7 @@ def test_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
     state["_conv_stem.weight"] = state["_conv_stem.weight"][:, :1]
     state["extra"] = torch.zeros(1)
     torch.save(state, tmp_path / "w.pth")
-    net = EfficientNetLite0(16)
+    net = EfficientNetLite(0, 16)
     before = net.conv_stem.weight.clone()
     with pytest.raises(CannotRunError) as error:
         load(net, str(tmp_path / "w.pth"))
@@ -49,14 +49,14 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"a": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(CannotRunError, match="plain tensors"):
-        load(EfficientNetLite0(16), str(tmp_path / "evil.pth"))
+        load(EfficientNetLite(0, 16), str(tmp_path / "evil.pth"))
     with pytest.raises(CannotRunError, match="cannot read"):
-        load(EfficientNetLite0(16), str(tmp_path / "absent.pth"))
+        load(EfficientNetLite(0, 16), str(tmp_path / "absent.pth"))
 
 
 def test_the_public_weights_fit_whole(tmp_path: Path) -> None:
     public = torch.load(PUBLIC, weights_only=True)
-    net = EfficientNetLite0(32, num_classes=1000)
+    net = EfficientNetLite(0, 32, num_classes=1000)
     load(net, PUBLIC)
     loaded = net.state_dict()
     renamed = {".".join(p.lstrip("_") for p in name.split(".")): t for name, t in public.items()}
@@ -65,7 +65,7 @@ def test_the_public_weights_fit_whole(tmp_path: Path) -> None:
 
 
 def test_a_path_loads_what_was_saved(tmp_path: Path) -> None:
-    saved, net = EfficientNetLite0(16), EfficientNetLite0(16)
+    saved, net = EfficientNetLite(0, 16), EfficientNetLite(0, 16)
     torch.save(saved.state_dict(), tmp_path / "w.pth")
     load(net, str(tmp_path / "w.pth"))
     assert torch.equal(net.conv_stem.weight, saved.conv_stem.weight)
@@ -75,7 +75,7 @@ def test_a_path_loads_what_was_saved(tmp_path: Path) -> None:
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CannotRunError, match="not a state dict"):
-        load(EfficientNetLite0(16), str(tmp_path / "w.pth"))
+        load(EfficientNetLite(0, 16), str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -26,7 +26,7 @@ from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
-from pmm_ray.runtime.training.task import poly
+from pmm_ray.runtime.training.task import decayed
 from pmm_ray.runtime.training.train import loader_processes, training_job
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
@@ -188,7 +188,12 @@ def test_loader_processes(
 
 @pytest.mark.parametrize(("step", "want"), [(0, 1.0), (50, 0.1 + 0.9 * 0.5**0.9), (100, 0.1)])
 def test_the_poly_schedule(step: int, want: float) -> None:
-    assert poly(step, 100, 1.0, 0.1, 0.9) == pytest.approx(want)
+    assert decayed(step, 100, 1.0, 0.1, 0.9) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("step", "want"), [(0, 1.0), (25, 0.8682), (50, 0.55), (100, 0.1)])
+def test_the_cosine_schedule(step: int, want: float) -> None:
+    assert decayed(step, 100, 1.0, 0.1, None) == pytest.approx(want, abs=1e-4)
 
 
 DRIVER = """

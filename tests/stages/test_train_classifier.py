@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import torch
 
-from pmm_ray.config import RunConfig
-from pmm_ray.nets.registry import load_classifier
+from pmm_ray.config import ClassifierConfig, RunConfig
+from pmm_ray.nets.registry import build_classifier, load_classifier
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.training.loader import with_repeats
 from pmm_ray.stages import train_classifier
 
 
@@ -65,3 +68,48 @@ def test_too_many_bad_images_end_it(shapes: Manifest, make_context: Any, tmp_pat
     with pytest.raises(BudgetExceededError, match=r"(?s)1 images failed, the budget is 0.*missing"):
         train_classifier.run(context.config.classifier, context, folder)
     assert not storage.exists(folder.path("model.pt"))
+
+
+def test_without_a_step_the_classifier_is_what_class_names_say(
+    shapes: Manifest, make_context: Any, tmp_path: Path
+) -> None:
+    table = tmp_path / "classes.yaml"
+    names = shapes.label_space.names[1:]
+    table.write_text("".join(f"{name}: [{index}]\n" for index, name in enumerate(names)))
+    section = {"epochs": 0, "head_init": "imagenet", "head_classes": str(table)}
+    context = make_context(shapes, RunConfig.model_validate({"classifier": section}))
+    folder = StageFolder.below(context.run_dir, "train_classifier", "0")
+    summary = train_classifier.run(context.config.classifier, context, folder)
+    assert summary.details["steps"] == 0
+    assert not list(read_events(context.run_dir, "train_step"))
+    net, _ = load_classifier(folder.path("model.pt"))
+    assert net.num_foreground == len(names)
+    # no training could mend a head of random values
+    with pytest.raises(CannotRunError, match="epochs: 0 leaves the class head at random"):
+        train_classifier.model_identity(ClassifierConfig(epochs=0))
+    one, other = (
+        train_classifier.model_identity(ClassifierConfig(head_classes=str(path)))
+        for path in (table, Path(__file__))
+    )
+    assert one != other
+
+
+def test_absent_classes_take_no_part_in_the_loss(shapes: Manifest) -> None:
+    network = build_classifier(ClassifierConfig(weights="none"), 3)
+    images, targets = torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    some = train_classifier.ClassifierLoss(network, [0, 1])
+    before = some(images, targets)
+    with torch.no_grad():
+        network.head.weight[2] += 1.0
+    torch.testing.assert_close(some(images, targets), before)
+    some(images, targets).backward()
+    assert network.head.weight.grad[2].abs().sum() == 0
+
+
+def test_images_of_rare_classes_are_seen_more_often() -> None:
+    labels = [[1]] * 15 + [[1, 2]]
+    rows = pa.table({"image_id": [str(n) for n in range(16)], "labels": labels})
+    # class 2 has a share of 1/16: sqrt((1/4) / (1/16)) = 2
+    repeated = with_repeats(rows, 0.25).column("image_id").to_pylist()
+    assert repeated == [str(n) for n in range(16)] + ["15"]
+    assert with_repeats(rows, 1e-9).num_rows == 16

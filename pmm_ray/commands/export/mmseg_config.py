@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmm_ray.config import RunConfig, UnderfittingConfig
+from pmm_ray.config import RunConfig, SegmenterConfig, UnderfittingConfig
 from pmm_ray.nets.segmenter_config import segmenter_model
 from pmm_ray.nets.segmenter_source import backbone_weights, dicts_in, our_backbone, read_model
 from pmm_ray.runtime.core.manifest import Manifest
@@ -199,6 +199,19 @@ def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
     }
 
 
+def _rates(section: SegmenterConfig, steps: int) -> list[dict[str, Any]]:
+    rising = round(section.warmup * steps)
+    span = {"begin": rising, "end": steps, "by_epoch": False}
+    falling: dict[str, Any] = {"type": "PolyLR", "power": section.poly_power}
+    if section.schedule == "cosine":
+        falling = {"type": "CosineAnnealingLR", "T_max": steps - rising}
+    falling |= {"eta_min": min(section.min_learning_rate, section.learning_rate), **span}
+    if not rising:
+        return [falling]
+    first = {"type": "LinearLR", "start_factor": 1 / (rising + 1)}
+    return [first | {"begin": 0, "end": rising, "by_epoch": False}, falling]
+
+
 def _schedule(config: RunConfig) -> dict[str, Any]:
     section = config.segmenter
     optimizer: dict[str, Any] = {"type": "AdamW"}
@@ -219,16 +232,7 @@ def _schedule(config: RunConfig) -> dict[str, Any]:
         }
     return {
         "optim_wrapper": wrapper,
-        "param_scheduler": [
-            {
-                "type": "PolyLR",
-                "eta_min": min(section.min_learning_rate, section.learning_rate),
-                "power": section.poly_power,
-                "begin": 0,
-                "end": _iterations(config),
-                "by_epoch": False,
-            }
-        ],
+        "param_scheduler": _rates(section, _iterations(config)),
         "train_cfg": {
             "type": "IterBasedTrainLoop",
             "max_iters": _iterations(config),

@@ -25,7 +25,7 @@ class TrainingJob:
     fingerprint: str
     """Checkpoints of another one are not resumed from."""
     images: int
-    """Images of the training split."""
+    """Images of an epoch; one of a rare class may count more than once."""
     steps: int
     workers: int
     loader_processes: int

@@ -5,7 +5,9 @@ Legend: B = images of one worker's share of a batch.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -87,6 +89,23 @@ def training_rows(
         ids = pa.array(list(among), pa.string())
         table = table.filter(pc.is_in(table.column("image_id"), value_set=ids))
     return table.select(["image_id", "uri", "labels"]).sort_by("image_id").combine_chunks()
+
+
+def with_repeats(rows: pa.Table, below: float) -> pa.Table:
+    """The rows with those of rare classes more than once.
+
+    Args:
+        rows: from `training_rows`.
+        below: classes that less than this share of the images has are rare.
+
+    An image is there round(max over its classes of sqrt(below / share)) times, at least once.
+    Source: repeat factor sampling (Gupta et al., LVIS, 2019), rounded instead of by chance.
+    """
+    labels = rows.column("labels").to_pylist()
+    count = Counter(label for of_image in labels for label in set(of_image or ()))
+    factor = {label: math.sqrt(below * len(labels) / n) for label, n in count.items()}
+    times = [max(1, *(round(factor[label]) for label in of_image or ()), 1) for of_image in labels]
+    return rows.take(pa.array(np.repeat(np.arange(len(labels)), times)))
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):

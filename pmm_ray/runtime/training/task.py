@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -161,11 +162,24 @@ class TrainingTask(ABC, Generic[Config]):
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of these groups; the learning rate is set at every step."""
         groups = self.parameter_groups(network)
+        if self.config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=0.0)
         return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum)
+
+    @property
+    def last_rate(self) -> float:
+        """Where the learning rate ends."""
+        return 0.0
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, 0-based."""
-        return poly(step, steps, self.config.learning_rate, 0.0, self.config.poly_power)
+        config = self.config
+        rising = round(config.warmup * steps)
+        if step < rising:
+            return config.learning_rate * (step + 1) / (rising + 1)
+        power = None if config.schedule == "cosine" else config.poly_power
+        step, steps = step - rising, steps - rising
+        return decayed(step, steps, config.learning_rate, self.last_rate, power)
 
     def validates(self, step: int, steps: int, steps_per_epoch: int) -> bool:
         """Whether held-out images are scored after a step, 1-based."""
@@ -180,6 +194,12 @@ class TrainingTask(ABC, Generic[Config]):
     @abstractmethod
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
         """Write the trained network, and what is known of its training."""
+
+    def save_untrained(self, uri: str) -> None:
+        """Write the network as it begins, where no step is asked for."""
+        torch.manual_seed(self.seed)
+        zero = dict.fromkeys(("seconds", "images_per_second", "loader_wait", "skipped"), 0.0)
+        self.save(uri, self.build().network, zero)
 
     @abstractmethod
     def trained(self, uri: str) -> dict[str, float]:
@@ -212,6 +232,12 @@ def head_groups(
     return [group for group in groups if group["params"]]
 
 
-def poly(step: int, steps: int, first: float, last: float, power: float) -> float:
-    """`(first - last) * (1 - step / steps) ** power + last` (released code; mmsegmentation)."""
-    return (first - last) * (1 - step / steps) ** power + last
+def decayed(step: int, steps: int, first: float, last: float, power: float | None) -> float:
+    """The learning rate of a step, from `first` down towards `last`.
+
+    With a power `(first - last) * (1 - step / steps) ** power + last` (released code;
+    mmsegmentation), without one half a cosine.
+    """
+    left = 1 - step / steps
+    share = (1 - math.cos(math.pi * left)) / 2 if power is None else left**power
+    return (first - last) * share + last

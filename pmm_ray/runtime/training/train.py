@@ -49,7 +49,10 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
     task.check(job.config.batch_size // job.workers // job.config.accumulate)
     if task.notice is not None:
         context.progress.message(f"{folder.stage}: {task.notice}")
-    run_training(job, context)
+    if job.steps:
+        run_training(job, context)
+    else:
+        task.save_untrained(job.model_uri)
     training = task.trained(job.model_uri)
     details = {
         "checkpoint": job.model_uri,
@@ -64,7 +67,7 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
-        images=job.images,
+        images=len(task.rows().column("image_id").unique()),
         errors=len(tables.read_errors(job.errors_uri)),
         images_per_second=training["images_per_second"],
         metrics={name: training[name] for name in _METRICS if name in training},
