@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pmm_ray.config.backbones import BackboneName
-from pmm_ray.config.base import Auto, IntRange, Positive, Scale, Section, added, execution
+from pmm_ray.config.base import Auto, IntRange, Natural, Positive, Scale, Section, added, execution
 from pmm_ray.config.training import EpochTrainingConfig
 
 
@@ -54,6 +54,10 @@ class AnyClassifierConfig(EpochTrainingConfig):
     the losses of SEAM (reference: SEAM; the paper's baseline)."""
     pcm: PcmConfig = PcmConfig()
     """Pixel correlation module, for `seam`."""
+    epochs: Natural = 8
+    """Passes over the training split; 0: the network as it begins, see `head_init`."""
+    freeze_backbone: bool = added(False)
+    """Keep all of the backbone as pretrained and train the new layers alone."""
     head_init: Literal["random", "imagenet"] = added("random")
     """`imagenet`: the head starts from ImageNet's own, for each class the mean of the rows that
     belong to its name, less the mean of all rows. Classes without such rows start at random."""

@@ -64,15 +64,13 @@ class TrainingConfig(Section):
 class EpochTrainingConfig(TrainingConfig):
     """A training that ends after some passes over its images."""
 
-    epochs: Natural = 8
-    """Passes over the training split; 0: the network as it begins, see `head_init`."""
+    epochs: Positive = 8
+    """Passes over the training split."""
     color_jitter: float = Field(0.3, ge=0, le=1)
     """Strength of brightness, contrast and saturation jitter, a third of it for the hue
     (released code: 0.3)."""
     freeze_first: bool = False
     """Keep the first layers as pretrained (released code: yes)."""
-    freeze_backbone: bool = added(False)
-    """Keep all of the backbone as pretrained and train the new layers alone."""
 
     def steps(self, steps_per_epoch: int) -> int:
         return self.epochs * steps_per_epoch
