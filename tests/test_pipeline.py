@@ -101,13 +101,17 @@ def test_multi_crop_training_needs_base_masks_of_a_first_classifier() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["voc12", "voc12-released", "coco14", "coco14-released", "voc12-mini", "shapes"]
+    "recipe",
+    [
+        *("voc12", "voc12-released", "voc12-mini", "shapes"),
+        *("coco14", "coco14-released", "coco14-gate-labels", "coco14-mini"),
+    ],
 )
 def test_every_recipe_can_be_read(recipe: str) -> None:
     config = load_recipe(Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml")
     assert config.name == recipe
     released = recipe.endswith("released")
-    if recipe.startswith(("voc12", "coco14")) and recipe != "voc12-mini":
+    if recipe.startswith(("voc12", "coco14")) and not recipe.endswith("-mini"):
         assert config.multicrop.enabled is (recipe != "coco14-released")
         # the published rates are those of 5e-4: with 0.9 SEAM collapses
         for section in (config.classifier, config.multicrop, config.affinity):
@@ -115,6 +119,17 @@ def test_every_recipe_can_be_read(recipe: str) -> None:
         assert config.segmenter.momentum == 0.9
         assert config.cams.crops.geometry == ("released" if released else "paper")
         assert ("train_multicrop" in planned(config)) is config.multicrop.enabled
+
+
+def test_the_variant_with_gated_labels_differs_in_nothing_else() -> None:
+    recipes = Path(__file__).parent.parent / "recipes"
+    plain = load_recipe(recipes / "coco14.yaml")
+    gated = load_recipe(recipes / "coco14-gate-labels.yaml")
+    assert gated.classifier.pcm.gate_labels
+    assert gated.multicrop.pcm.gate_labels
+    gates = [f"{section}.pcm.gate_labels=true" for section in ("classifier", "multicrop")]
+    same = load_recipe(recipes / "coco14.yaml", ["name=coco14-gate-labels", *gates])
+    assert gated == same != plain
 
 
 def chosen(**selection: object) -> list[str]:

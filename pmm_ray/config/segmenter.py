@@ -76,7 +76,7 @@ class SegmenterConfig(TrainingConfig):
     learning_rate: float = Field(0.005, gt=0)
     """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
-    """Floor of the schedule (released code: 1e-4)."""
+    """Floor of the schedule (released code: VOC 1e-4, COCO 5e-5)."""
     head_multiplier: float = Field(1.0, gt=0)
     """The heads' learning rate over the backbone's (released code: 1)."""
     resize_base: tuple[Positive, Positive] = (2048, 512)
@@ -96,9 +96,11 @@ class SegmenterConfig(TrainingConfig):
     """Iterations from one scoring of held-out images to the next (released code: VOC 2000, COCO
     4000). The last iteration is scored too; if it would be the only one, nothing is scored."""
     validation_images: int | None = execution(500, ge=0)
-    """Held-out images with ground truth to score, single-scale and without CRF; the seed chooses
-    them. Empty: all (released code); 0: none. No step finishes meanwhile: see
-    `runtime.stall_seconds`."""
+    """Held-out images with ground truth to score; the seed chooses them. Empty: all (released
+    code); 0: none. No step finishes meanwhile: see `runtime.stall_seconds`."""
+    validation: Literal["one_view", "test"] = execution("one_view")
+    """How they are scored: `one_view` at ratio 1 without CRF, or as `predict` makes masks
+    (released code): windows, scales, mirror images and CRF, which may take longer than training."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> SegmenterConfig:
@@ -119,6 +121,8 @@ class SegmenterConfig(TrainingConfig):
         out = super().identity()
         if self.choose == "best":
             out |= {name: getattr(self, name) for name in ("validate_every", "validation_images")}
+            if self.validation != "one_view":
+                out["validation"] = self.validation
         return out
 
 

@@ -14,7 +14,8 @@ class TrainingConfig(Section):
     """A training of a network by stochastic gradient descent."""
 
     batch_size: Positive = 16
-    """Images per optimiser step, over all workers (paper, released code: 16)."""
+    """Images per optimiser step, over all workers (released code, VOC: 24 for the base masks, else
+    16; COCO: 8, segmenter 32)."""
     optimizer: Literal["sgd", "adamw"] = added("sgd")
     """`adamw` suits new heads on backbones that are kept (`freeze_backbone`)."""
     learning_rate: float = Field(0.01, gt=0)

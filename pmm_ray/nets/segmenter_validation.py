@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pmm_ray.config import PredictConfig
 from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.rows.scores import pack_scores, refine
 from pmm_ray.runtime.training.sampling import validation_rows
 
 MIOU = "validation_miou"
@@ -42,8 +44,8 @@ class SegmenterShare:
 class SegmenterValidation:
     """Scores a segmenter on held-out images with ground truth; small and picklable.
 
-    One view of each image, without mirror images and CRF: the released code scores with its whole
-    test pipeline, which takes longer than the training.
+    One view of each image, without mirror images and CRF; or, with `predict`, the whole test
+    pipeline, as in the released code.
 
     Attributes:
         manifest_uri: the Parquet file.
@@ -51,6 +53,8 @@ class SegmenterValidation:
         photographs: how images and truth are read.
         images: how many to score, chosen by the seed; None: all.
         resize_base: (long, short) size of a view, px.
+        seed: of the run.
+        predict: of the test pipeline; None: one view.
     """
 
     manifest_uri: str
@@ -59,6 +63,7 @@ class SegmenterValidation:
     images: int | None
     resize_base: tuple[int, int]
     seed: int
+    predict: PredictConfig | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the manifest that are scored, see `validation_rows`."""
@@ -82,7 +87,10 @@ class SegmenterValidation:
                 image_HW3, truth_HW = self._read(row)
             except RowError:
                 continue
-            predicted_HW = self._predict(network, image_HW3, device)
+            if self.predict is None:
+                predicted_HW = self._predict(network, image_HW3, device)
+            else:
+                predicted_HW = self._masked(network, row, image_HW3, device)
             total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
             images += 1
         return SegmenterShare(total, images)
@@ -133,3 +141,26 @@ class SegmenterValidation:
         logits = nn.functional.interpolate(logits, (height, width), mode="bilinear")
         predicted: NDArray[np.int64] = logits[0].argmax(0).cpu().numpy()
         return predicted
+
+    def _masked(
+        self,
+        network: nn.Module,
+        row: dict[str, Any],
+        image_HW3: NDArray[np.uint8],
+        device: torch.device,
+    ) -> NDArray[np.int64]:
+        """The mask that `predict_masks` would make."""
+        from pmm_ray.nets.segmenter_views import mean_probabilities
+
+        config = self.predict
+        assert config is not None
+        scores_CHW = mean_probabilities(image_HW3, network, config, device)
+        classes = np.arange(len(scores_CHW))
+        if config.use_image_labels:
+            classes = np.array([0, *self.photographs.labels(row)])
+        scores_CHW = np.ascontiguousarray(scores_CHW[classes])
+        if not config.use_crf:
+            return np.asarray(classes[scores_CHW.argmax(0)])
+        packed = pack_scores(row["image_id"], image_HW3, classes, scores_CHW, config)
+        height, width = image_HW3.shape[:2]
+        return refine(packed, height, width, config)

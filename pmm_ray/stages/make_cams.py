@@ -36,7 +36,7 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
 STAGE = "make_cams"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def stored_size(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -76,15 +76,20 @@ def multi_scale_cam(
     Raises:
         RowError: `nonfinite` when the model's scores are not finite.
 
-    Source: released code's multi-scale CAM (PIL bicubic views, summed, negatives dropped,
-    min-max with a margin of 1e-5); there at image size, here at storage size.
+    Source: SEAM's multi-scale CAM (PIL bicubic views; maps brought to the view's size as the
+    network does it, then to the image's; summed, negatives dropped, min-max with a margin of
+    1e-5). The result is then stored smaller; images above `max_long` have that size here.
     """
     height, width = image_HW3.shape[:2]
     size = stored_size(height, width, config.stride)
+    ((full_height, full_width),) = view_sizes(
+        height, width, config.model_copy(update={"scales": (1.0,)})
+    )
+    full = full_height, full_width
     rows = torch.tensor([label - 1 for label in labels], device=device)
     present_1C = torch.zeros((1, model.num_foreground), device=device)
     present_1C[:, rows] = 1.0
-    total_Khw = torch.zeros((len(labels), *size), device=device)
+    total_KHW = torch.zeros((len(labels), *full), device=device)
     for view_height, view_width in view_sizes(height, width, config):
         view = Image.fromarray(image_HW3).resize(
             (view_width, view_height), Image.Resampling.BICUBIC
@@ -93,12 +98,18 @@ def multi_scale_cam(
         batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
         views = normalise_views(batch, model.input_mean, model.input_std)
         maps = model.cam_scores(views, present_1C.expand(len(views), -1))[:, rows]
-        maps = functional.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
-        total_Khw += maps[0] + maps[1].flip(-1) if config.flip else maps[0]
-    scores = total_Khw.cpu().numpy()
+        maps = functional.interpolate(
+            maps.float(), views.shape[2:], mode="bilinear", align_corners=model.align_corners
+        )
+        maps = functional.interpolate(maps, full, mode="bilinear", align_corners=False)
+        total_KHW += maps[0] + maps[1].flip(-1) if config.flip else maps[0]
+    scores = total_KHW.cpu().numpy()
     if not np.isfinite(scores).all():
         raise RowError("nonfinite", "the classifier's scores are not finite")
-    return normalize(scores, "multi_scale").astype(np.float16)
+    # before storing: extremes of fewer px would stretch the map otherwise
+    normal_1KHW = torch.from_numpy(normalize(scores, "multi_scale"))[None]
+    stored = functional.interpolate(normal_1KHW, size, mode="bilinear", align_corners=False)
+    return stored[0].numpy().astype(np.float16)
 
 
 def cam_worker(

@@ -219,6 +219,7 @@ def validation_of(config: SegmenterConfig, context: RunContext) -> SegmenterVali
         images=config.validation_images,
         resize_base=config.resize_base,
         seed=context.config.seed,
+        predict=context.config.predict if config.validation == "test" else None,
     )
     return validation if validation.rows() else None
 
@@ -301,6 +302,7 @@ def stage(
         *model_identity(config, recipe.data.held_out_split),
         # weights that are chosen by the truth depend on how it was made
         *(data.truth if chooses(config) else ()),
+        *((recipe.predict,) if chooses(config) and config.validation == "test" else ()),
         *masks_identity(recipe, masks),
         round,
         CODE_VERSION,

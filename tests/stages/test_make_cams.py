@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pmm_ray.config import CamsConfig, RunConfig
+from pmm_ray.method.cams import normalize
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import index_file, read_all
@@ -33,6 +34,7 @@ class Redness(nn.Module):
     input_mean = (0.0, 0.0, 0.0)
     input_std = (1.0, 1.0, 1.0)
     num_foreground = 3
+    align_corners = False
 
     def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
         self.labels = labels_BC
@@ -71,6 +73,29 @@ def test_views_are_turned_back_before_they_are_added() -> None:
     mirrored = cam(np.ascontiguousarray(image[:, ::-1]), [1], scales=(1.0, 2.0), flip=True)
     straight = cam(image, [1], scales=(1.0, 2.0), flip=True)
     np.testing.assert_allclose(mirrored[..., ::-1], straight, atol=2e-3)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_maps_are_brought_to_the_views_size_as_the_network_does(align_corners: bool) -> None:
+    """Then to the image's without aligned corners, and normalised before they are stored."""
+
+    class Coarse(Redness):
+        def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(images_B3HW, 8)
+
+    network = Coarse()
+    network.align_corners = align_corners
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    config = CamsConfig(stride=4, scales=(1.0,), flip=False)
+    got = multi_scale_cam(image, [1], network, config, CPU)  # type: ignore[arg-type]
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    coarse = torch.nn.functional.avg_pool2d(pixels, 8)[:, :1]
+    full = torch.nn.functional.interpolate(
+        coarse, (32, 40), mode="bilinear", align_corners=align_corners
+    )
+    normal = torch.from_numpy(normalize(full[0].numpy(), "multi_scale"))[None]
+    want = torch.nn.functional.interpolate(normal, (8, 10), mode="bilinear")[0]
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-3)
 
 
 def test_a_map_without_any_score_is_zero_not_nan() -> None:

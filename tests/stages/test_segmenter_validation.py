@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from latticecrf import CrfParameters, DenseCrf
+from pmm_ray.config import PredictConfig
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.nets.segmenter import build_segmenter, describe, predict_logits
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterShare
+from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
@@ -53,6 +57,29 @@ def test_validation_is_the_evaluators_miou_whatever_the_number_of_workers(
     assert (
         validation(shapes, "nothing").metrics([SegmenterShare(np.zeros((4, 4), np.int64), 0)]) == {}
     )
+
+
+@pytest.mark.parametrize("use_crf", [True, False])
+def test_the_test_pipeline_scores_what_predict_would_make(shapes: Manifest, use_crf: bool) -> None:
+    torch.manual_seed(0)
+    network = build_segmenter(section(), 4, 255).eval()
+    base = (80, 60)
+    predict = PredictConfig(
+        ratios=(0.5, 1.0), resize_base=base, crop_size=48, stride=32, use_crf=use_crf
+    )
+    this = dataclasses.replace(validation(shapes), predict=predict, images=2)
+    total = np.zeros((4, 4), np.int64)
+    for row in this.rows():
+        image_HW3 = this.photographs.image(row)
+        scores = mean_probabilities(image_HW3, network, predict, torch.device("cpu"))
+        if use_crf:
+            scores = DenseCrf(image_HW3, CrfParameters.segmentation()).joint(scores)
+        total += confusion_matrix(this.photographs.truth(row), scores.argmax(0), 4, 255)
+    share = this.measure(network, torch.device("cpu"), 0, 1)
+    assert share.images == 2
+    assert np.abs(share.confusion - total).sum() <= 0.001 * total.sum()  # float16 between both
+    alone = dataclasses.replace(this, predict=None).measure(network, torch.device("cpu"), 0, 1)
+    assert not np.array_equal(alone.confusion, share.confusion)
 
 
 def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The classifier's training augmentation: resize, mirror, colour jitter, normalise, crop.
 
-Legend: H, W = image px, S = side of the crop. Order and ranges: released code (SEAM's); the jitter
-is applied to the crop instead of the whole image, which only its contrast's mean can tell.
+Legend: H, W = image px, S = side of the crop. Order and ranges: released code (SEAM's), but for two
+things: the jitter is applied to the crop instead of the whole image (and to a window after it is
+resized, not before), which only its contrast's mean can tell; and resizing is OpenCV's (area or
+cubic), the released code's PIL's bicubic.
 """
 
 from __future__ import annotations
