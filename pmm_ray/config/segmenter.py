@@ -91,6 +91,10 @@ class SegmenterConfig(TrainingConfig):
     them. Empty: all (released code); 0: none. No step finishes meanwhile: see
     `runtime.stall_seconds`."""
 
+    @property
+    def least_images(self) -> int:
+        return 2  # BatchNorm behind the coarsest pooling sees one px of each
+
     def steps(self, steps_per_epoch: int) -> int:
         return self.iterations
 

@@ -29,7 +29,8 @@ from pmm_ray.runtime.training.checkpoint import checkpoints, load_checkpoint, sa
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.runtime.training.task import poly
-from pmm_ray.runtime.training.train import loader_processes, training_job
+from pmm_ray.runtime.training.train import training_job
+from pmm_ray.runtime.training.workers import loader_processes
 from pmm_ray.stages.train_classifier import ClassifierLoss, ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
 

@@ -81,7 +81,7 @@ class Session:
         if self._cluster is None:
             assert self._connect is not None, "this session's stages need no Ray"
             self._cluster = self._exit.enter_context(self._connect())
-            self.events.write("cluster", **self._cluster.__dict__)
+            self.events.write("cluster", **self._cluster.facts())
         return self._cluster
 
     @property
@@ -135,5 +135,5 @@ class Session:
             finished=finished,
             plan=self.selection.plan if self.selection.whole else None,
             manifest=None if self.data is None else self.data.uri,
-            cluster=None if self._cluster is None else self._cluster.__dict__,
+            cluster=None if self._cluster is None else self._cluster.facts(),
         )

@@ -74,6 +74,8 @@ ERRORS = pa.schema(
         ("kind", pa.string()),
         ("message", pa.string()),
         ("uri", pa.string()),
+        ("host", pa.string()),
+        ("process", pa.int64()),
     ]
 )
 
@@ -115,7 +117,7 @@ def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> None:
 def read_errors(folder: str) -> list[ErrorRow]:
     """All error rows of a folder, by image id."""
     rows = [
-        ErrorRow(**row)
+        ErrorRow(**({"host": "", "process": 0} | row))
         for part in storage.list_files(folder, ".parquet")
         for row in read_table(part).to_pylist()
     ]

@@ -30,6 +30,8 @@ from pmm_ray.runtime.training.checkpoint import (
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
 from pmm_ray.runtime.training.log import TrainLog
+from pmm_ray.runtime.training.losses import WorkerFailedError
+from pmm_ray.runtime.training.reporter import TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
 # a training whose loss is not finite so many times in a row will not recover
@@ -52,19 +54,31 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     context = ray.train.get_context()
-    worker = _Worker(
-        config["job"],
-        config["reporter"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        ray.train.torch.get_device(),
-    )
-    return worker.run()
+    rank = context.get_world_rank()
+    with Phase(config["reporter"], rank).told() as phase:
+        try:
+            worker = _Worker(
+                config["job"],
+                config["reporter"],
+                rank,
+                context.get_world_size(),
+                ray.train.torch.get_device(),
+                phase,
+            )
+            return worker.run()
+        except Exception as error:  # the driver judges it, and wants to know where it was
+            raise WorkerFailedError.of(error) from error
 
 
 class _Worker:
     def __init__(
-        self, job: TrainingJob, reporter: Any, rank: int, world: int, device: torch.device
+        self,
+        job: TrainingJob,
+        reporter: Any,
+        rank: int,
+        world: int,
+        device: torch.device,
+        phase: Phase,
     ) -> None:
         self.job = job
         self.task = job.task
@@ -73,6 +87,7 @@ class _Worker:
         self.world = world
         self.device = device
         self.reporter = reporter
+        self.phase = phase
         self.problem: str | None = None
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
@@ -102,7 +117,11 @@ class _Worker:
         return {"stopped": reason} if reason is not None else result
 
     def _prepare(self) -> None:
-        self.task.prepare(self.job.scratch)
+        self.phase.set("prepares its data")
+        self.task.prepare(
+            self.job.scratch, lambda done, total: self.phase.set("prepares masks", done, total)
+        )
+        self.phase.set("builds the network")
         self.dataset = self.task.dataset()
         if len(self.dataset) != self.job.images:
             raise CannotRunError(
@@ -128,6 +147,7 @@ class _Worker:
             processes=self.job.loader_processes,
             pin_memory=self.device.type == "cuda",
         )
+        self.phase.set(TRAINING)
         saved = started = time.monotonic()
         warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
         for step in range(first, self.job.steps):
