@@ -43,11 +43,11 @@ def worker(sick, words, good):
         seen.append(row)
         if here == sick and len(seen) > good:
             raise RuntimeError(words)
-        time.sleep(0.2)
+        time.sleep(0.3)
         return {"image_id": row["manifest"]["image_id"], "node": here}
     return row_by_row("area", make)
 
-manifest = make_shapes(run_dir + "/data", images=40, size=32, classes=3, seed=1).manifest
+manifest = make_shapes(run_dir + "/data", images=200, size=48, classes=3, seed=1).manifest
 config = RunConfig.model_validate({"runtime": {"preflight": False}})
 attempt = uuid.uuid4().hex
 with lease.hold(run_dir, attempt), connect(address, config.runtime, run_dir) as cluster:
@@ -97,7 +97,7 @@ def test_the_sick_node_is_avoided_and_its_error_rows_are_withdrawn(
     assert event["node"] == sick
     assert sick[:6] in said
     table = read_all(str(run_dir / "area-0")).to_pylist()
-    assert len({row["image_id"] for row in table}) == len(table) == 40
+    assert len({row["image_id"] for row in table}) == len(table) == 200
     # what it made while it was well stays
     assert len({row["node"] for row in table}) == 2
     assert tables.read_errors(str(run_dir / "area-0" / "errors")) == []

@@ -56,7 +56,7 @@ class Passes:
             BudgetExceededError: too many error rows.
             CannotRunError: see `stream`; a stall; devices that fail and no node to go to.
         """
-        blame, size = Blame(), batch_size
+        blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
         while todo:
             verdict = self._pass(todo, size, blame)
@@ -72,9 +72,14 @@ class Passes:
                 silent, todo = len(todo), self.ledger.uncommitted(todo)
                 self.progress.advance(silent - len(todo))
             if size == 1:
-                again = [i for i in todo if 0 < blame.broke[i] < TRIES]
+                again = {i for i in todo if 0 < blame.broke[i] < TRIES}
+                alone = [i for i in todo if not blame.broke[i]]
+                if 1 < len(alone) < silent_before:
+                    # a process that died may have taken a neighbour along that was in its queue
+                    again.update(alone)
+                silent_before = len(alone)
                 self._poison([i for i in todo if i not in again], blame)
-                todo = again
+                todo = [i for i in todo if i in again]
             size = 1
 
     def _pass(self, todo: Sequence[str], size: int, blame: Blame) -> Verdict | None:
