@@ -14,6 +14,7 @@ from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
 from pmm_ray.runtime.mapping.ledger import Ledger
+from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError
 from pmm_ray.runtime.mapping.stream import Output, Pool, Producer, Worker, make_chunks
@@ -94,6 +95,7 @@ class Passes:
         for one in (pool, producer.pool) if producer else (pool,):
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
         chunks = make_chunks(todo, self.inputs, size)
+        meters = Meters(stage, cluster, pool, producer)
         try:
             results = stream(chunks, self.factory, self.output, pool, limits, producer)
             with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
@@ -104,7 +106,9 @@ class Passes:
                     self.mapped += counts["images"] - counts["errors"]
                     self.progress.advance(counts["images"], counts["errors"])
                     said = {name: counts[name] for name in _IN_EVENTS}
-                    self.context.events.write("chunk", stage=stage, **said)
+                    kinds = json.loads(counts["kinds"])
+                    self.context.events.write("chunk", stage=stage, kinds=kinds, **said)
+                    meters.chunk(counts, kinds, self.progress.total - self.progress.done)
                     if counts["fault"]:
                         self._say_fault(counts["fault"])
                     if released := blame.second_opinion():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -295,6 +296,7 @@ def run_chunk(
         earlier=len(earlier),
         in_a_row=results.in_a_row,
         fault=results.fault,
+        kinds=Counter(f"{row.kind}@{row.host}" for row in results.errors),
         size=size,
         seconds=time.monotonic() - started,
     )
@@ -322,6 +324,7 @@ def _result(
     seconds: float = 0.0,
     failure: str = "",
     fault: str = "",
+    kinds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     return {
         "images": len(done) + len(failed),
@@ -336,4 +339,5 @@ def _result(
         "seconds": seconds,
         "failure": failure,
         "fault": fault,
+        "kinds": json.dumps(kinds or {}),  # error rows by kind and host
     }

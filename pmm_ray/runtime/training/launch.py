@@ -62,6 +62,14 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
         return
     import ray
 
+    context.events.write(
+        "training_start",
+        stage=job.stage,
+        steps=job.steps,
+        batch_size=job.config.batch_size,
+        workers=job.workers,
+        cpus=job.cpus,
+    )
     reporter = make_reporter()
     losses = Losses(job, context)
     try:
