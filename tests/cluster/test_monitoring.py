@@ -52,12 +52,8 @@ def lost(given: Any, kept: Any, at: str = "") -> list[str]:
     """What a reader of Grafana's schema did not take."""
     if isinstance(given, dict) and isinstance(kept, dict):
         missing = [f"{at}/{key}" for key in given if key not in kept]
-        return missing + [
-            line
-            for key in given
-            if key in kept
-            for line in lost(given[key], kept[key], f"{at}/{key}")
-        ]
+        both = [key for key in given if key in kept]
+        return missing + [x for key in both for x in lost(given[key], kept[key], f"{at}/{key}")]
     if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
         return [
             line
