@@ -84,7 +84,7 @@ def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> Trai
 def train(job: TrainingJob, rank: int = 0) -> dict[str, Any]:
     """Run the loop here, in a process group of its workers; nobody listens to its reports."""
     remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote)
+    reporter = SimpleNamespace(update=remote, failed=remote, saved=remote)
     phase = Phase(reporter, rank)
     return _Worker(job, reporter, rank, job.workers, torch.device("cpu"), phase).run()
 

@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     "ray._private.worker": ("_global_node", "print_to_stdstream"),
     "ray._private.runtime_env.packaging": ("_dir_travel",),
+    "ray._private.state": ("state",),
     "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
     "ray.data._internal.execution.execution_callback": ("ExecutionCallback",),
 }
+STATE_ACCESS = "get_draining_nodes"
 CALLBACK = ("before_execution_starts", "on_execution_step")
 EXECUTOR = ("_output_node", "_topology")
 OPERATOR = (
@@ -86,6 +88,12 @@ def test_a_running_plan_has_them(ray_session: ClusterResources) -> None:
     finally:
         context.custom_execution_callback_classes = before
     assert seen == [[]], lacks(", ".join(seen[0] or ["ExecutionCallback.on_execution_step"]))
+
+
+def test_the_clusters_state_tells_drains(ray_session: ClusterResources) -> None:
+    state = ray._private.state.state
+    assert hasattr(state, STATE_ACCESS), lacks(f"state.{STATE_ACCESS}")
+    assert state.get_draining_nodes() == {}
 
 
 def test_the_wrapper_of_a_workers_exception_has_its_cause() -> None:

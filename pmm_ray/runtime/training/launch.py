@@ -16,6 +16,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
+from pmm_ray.runtime.training.interruptions import Drains, save_at_once
 from pmm_ray.runtime.training.losses import Losses
 from pmm_ray.runtime.training.reporter import make_reporter
 
@@ -99,9 +100,20 @@ def _attempt(
     """What the workers return; None: some were lost, and the training may begin again."""
     fit = _Fit(_trainer(job, reporter, context.cluster))
     clock = Clock(job, context.config.runtime)
-    while not fit.done(_POLL_SECONDS):
-        _show(progress, reporter, job, clock)
-        clock.check()
+    drains = Drains(context.cluster.local)
+    try:
+        while not fit.done(_POLL_SECONDS):
+            _show(progress, reporter, job, clock)
+            clock.check()
+            if leaving := drains.new():
+                context.events.write("nodes_drained", stage=job.stage, nodes=leaving)
+                context.progress.message(
+                    f"{job.stage}: {len(leaving)} nodes are taken away soon: a checkpoint is saved"
+                )
+                reporter.ask_to_save.remote()
+    except KeyboardInterrupt:
+        save_at_once(reporter, context.progress)
+        raise
     _show(progress, reporter, job, clock)
     if fit.error is None:
         return fit.values

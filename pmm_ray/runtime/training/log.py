@@ -73,6 +73,10 @@ class TrainLog:
         self._board.add({f"validation/{name}": value for name, value in values.items()}, step)
         self._since += seconds
 
+    def event(self, event: str, **fields: object) -> None:
+        """Record what happened to the training."""
+        self._events.write(event, stage=self._job.stage, **fields)
+
     def recent_loss(self, default: float) -> float:
         """Mean of the last twenty finite losses: the number a summary shows."""
         finite = [loss for loss in self.recent if math.isfinite(loss)]

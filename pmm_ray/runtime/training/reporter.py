@@ -9,10 +9,10 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 0.5
 # a busy machine may be late; a worker that is silent for longer is not there
 _SILENT_SECONDS = 30.0
 TRAINING = "trains"
@@ -44,6 +44,8 @@ class Reporter:
         self._loss = math.nan
         self._errors = 0
         self._beats: dict[int, tuple[float, str, int, int]] = {}
+        self._asked = 0
+        self._saved = 0
 
     def update(self, step: int, loss: float) -> None:
         self._step, self._loss = step, loss
@@ -52,9 +54,22 @@ class Reporter:
         """Images that could not be used so far, over all workers."""
         self._errors = max(self._errors, errors)
 
-    def beat(self, rank: int, phase: str, done: int, total: int) -> None:
-        """A worker is there, and does this."""
+    def beat(self, rank: int, phase: str, done: int, total: int) -> int:
+        """A worker is there, and does this; returns how often the driver asked for a checkpoint."""
         self._beats[rank] = (time.monotonic(), phase, done, total)
+        return self._asked
+
+    def ask_to_save(self) -> None:
+        """The next thing that the workers do is to save a checkpoint."""
+        self._asked += 1
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of a step is written."""
+        self._saved = max(self._saved, step)
+
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint that is written."""
+        return self._saved
 
     def leave(self, rank: int) -> None:
         """A worker has ended."""
@@ -94,6 +109,8 @@ class Phase:
         self._reporter = reporter
         self._rank = rank
         self._now = ("begins", 0, 0)
+        self.asked = 0
+        """How often the driver asked for a checkpoint."""
 
     def set(self, name: str, done: int = 0, total: int = 0) -> None:
         """Say what is done now, and how much of it."""
@@ -105,8 +122,12 @@ class Phase:
         ended = threading.Event()
 
         def tell() -> None:
+            import ray
+
             while not ended.wait(BEAT_SECONDS):
-                self._reporter.beat.remote(self._rank, *self._now)
+                with suppress(ray.exceptions.RayError):  # it restarts, and does not know the number
+                    beat = self._reporter.beat.remote(self._rank, *self._now)
+                    self.asked = max(self.asked, ray.get(beat, timeout=10 * BEAT_SECONDS))
 
         self._reporter.beat.remote(self._rank, *self._now)
         thread = threading.Thread(target=tell, name="phase", daemon=True)
