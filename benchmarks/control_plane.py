@@ -44,7 +44,7 @@ from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_mani
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
 ROW = pa.schema([("image_id", pa.string()), ("seconds", pa.float32())])
@@ -102,7 +102,6 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
             context,
             StageFolder.below(run_dir, "masks", "00000000"),
             inputs={"manifest": index_file(manifest)},
-            primary="manifest",
             factory=partial(sleeping_worker, options.image_seconds),
             schema=ROW,
             # small shares: what an actor holds of a CPU must not be what bounds their number

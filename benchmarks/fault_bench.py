@@ -42,10 +42,10 @@ HOOK = """
 import ctypes, os, sys, time
 
 if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
-    from pmm_ray.runtime.mapping import stream
+    from pmm_ray.runtime.mapping import chunks
 
     accidents = {"segfault": lambda: ctypes.string_at(0), "hang": lambda: time.sleep(10**6)}
-    inner = stream.row_by_row
+    inner = chunks.row_by_row
 
     def row_by_row(stage, function):
         def broken(row):
@@ -57,7 +57,7 @@ if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
 
         return inner(stage, broken)
 
-    stream.row_by_row = row_by_row
+    chunks.row_by_row = row_by_row
 """
 
 

@@ -45,7 +45,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file, read_index
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.stream import Output, make_chunks, run_chunk
+from pmm_ray.runtime.mapping.chunks import Output, make_chunks, run_chunk
 from pmm_ray.runtime.mapping.table_stage import auto_batch
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.masks import mask_parameters
@@ -65,7 +65,6 @@ def stage_side(context: RunContext, cams: str, name: str) -> tuple[Rates, StageF
         context,
         folder,
         cams=Cams(index_file(cams), "0"),
-        images=index_file(context.manifest.uri),
     )
     return clock.rates(context.cluster.default_tasks()), folder
 

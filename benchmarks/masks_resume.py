@@ -26,7 +26,7 @@ from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts, write
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import make_chunks
+from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.stages import make_masks
 

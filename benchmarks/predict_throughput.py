@@ -41,7 +41,7 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.stream import (
+from pmm_ray.runtime.mapping.chunks import (
     InputRow,
     Output,
     Worker,

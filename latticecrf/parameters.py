@@ -46,7 +46,7 @@ class CrfParameters:
     @classmethod
     def base_mask(cls) -> CrfParameters:
         """The base mask of multi-crop training, all labels jointly (released code of PMM)."""
-        return cls(10, 3.0, 3.0, 80.0, 13.0, 10.0)
+        return cls.seam()
 
     @classmethod
     def ppmg(cls) -> CrfParameters:

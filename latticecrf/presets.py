@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -12,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from latticecrf.checks import Float32Array, FloatArray, check_array, check_image
-from latticecrf.dense_crf import DenseCrf
+from latticecrf.dense_crf import Backend, DenseCrf
 from latticecrf.parameters import CrfParameters
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Solve = Callable[[FloatArray], FloatArray]
 
 IGNORE = 255
 # What Caffe's networks take from blue, green and red.
@@ -48,6 +50,56 @@ class Setting:
     strengths: tuple[float, ...] = ()
     certainty: float = 0.7
     least_posterior: float = 0.0
+
+    def crf(self, image_HW3: Image, backend: Backend = "lattice") -> DenseCrf:
+        """The CRF of an image, RGB uint8 [H, W, 3], in this program's colours and numbers."""
+        image = check_image(image_HW3)
+        if self.colors == "bgr - mean":
+            shifted = image[..., ::-1].astype(np.float32) - _MEAN_BGR
+            # A cast of negative floats to uint8 is undefined; in the program it wraps around.
+            image = shifted.astype(np.int32).astype(np.uint8)
+        return DenseCrf(image, self.parameters, backend)
+
+    def labels(self, planes: FloatArray, solve: Solve) -> Labels:
+        """The labels of one image, however its scores become posteriors.
+
+        Args:
+            planes: As for `Preset.labels`.
+            solve: Makes posteriors [M, H, W] of scores [M, H, W]: `DenseCrf.joint`, or nothing.
+
+        Returns:
+            As `Preset.labels`.
+        """
+        if self.background == "given":
+            return self._strongest(solve(planes))
+        found = [self._strongest(solve(self._scores(planes, s))) for s in self.strengths]
+        labels_HW = found[0]
+        if len(found) == 2:
+            sure_foreground, sure_background = found
+            labels_HW = np.where(sure_foreground > 0, sure_foreground, IGNORE)
+            labels_HW[(sure_foreground == 0) & (sure_background == 0)] = 0
+        return labels_HW
+
+    def _scores(self, maps_KHW: FloatArray, strength: float) -> FloatArray:
+        """Scores of the background and every map, [K + 1, H, W]."""
+        if self.background == "exponent":
+            highest_HW = maps_KHW.max(axis=0, initial=0.0)
+            return np.concatenate([((1 - highest_HW) ** strength)[None], maps_KHW])
+        threshold_1HW = np.full((1, *maps_KHW.shape[1:]), strength, maps_KHW.dtype)
+        padded = np.concatenate([threshold_1HW, maps_KHW])
+        if self.background == "softmax":
+            grown = np.exp(padded - padded.max(axis=0))
+            return grown / grown.sum(axis=0)
+        label_HW = padded.argmax(axis=0)
+        certainty, count = self.certainty, len(padded)
+        wrong = (1 - certainty) / max(1, count - 1)
+        right = label_HW == np.arange(count)[:, None, None]
+        return np.where(right, certainty, wrong).astype(np.float32)
+
+    def _strongest(self, posterior_MHW: FloatArray) -> Labels:
+        labels_HW = posterior_MHW.argmax(axis=0)
+        labels_HW[posterior_MHW.max(axis=0) < self.least_posterior] = IGNORE
+        return labels_HW
 
 
 class Preset(Enum):
@@ -100,7 +152,7 @@ class Preset(Enum):
         Raises:
             ValueError: An argument does not fit.
         """
-        return self._crf(image_HW3).joint(scores_MHW)
+        return self.value.crf(image_HW3).joint(scores_MHW)
 
     def labels(self, image_HW3: Image, planes: FloatArray) -> Labels:
         """The labels that this program gives an image.
@@ -117,46 +169,7 @@ class Preset(Enum):
         Raises:
             ValueError: An argument does not fit.
         """
-        setting = self.value
-        crf = self._crf(image_HW3)
+        crf = self.value.crf(image_HW3)
         height, width = image_HW3.shape[:2]
         checked = check_array("planes", planes, "KHW", (None, height, width))
-        if setting.background == "given":
-            return self._strongest(crf, checked)
-        found = [self._strongest(crf, self._scores(checked, s)) for s in setting.strengths]
-        labels_HW = found[0]
-        if len(found) == 2:
-            sure_foreground, sure_background = found
-            labels_HW = np.where(sure_foreground > 0, sure_foreground, IGNORE)
-            labels_HW[(sure_foreground == 0) & (sure_background == 0)] = 0
-        return labels_HW
-
-    def _crf(self, image_HW3: Image) -> DenseCrf:
-        image = check_image(image_HW3)
-        if self.value.colors == "bgr - mean":
-            shifted = image[..., ::-1].astype(np.float32) - _MEAN_BGR
-            # A cast of negative floats to uint8 is undefined; in the program it wraps around.
-            image = shifted.astype(np.int32).astype(np.uint8)
-        return DenseCrf(image, self.value.parameters)
-
-    def _scores(self, maps_KHW: FloatArray, strength: float) -> FloatArray:
-        """Scores of the background and every map, [K + 1, H, W]."""
-        if self.value.background == "exponent":
-            highest_HW = maps_KHW.max(axis=0, initial=0.0)
-            return np.concatenate([((1 - highest_HW) ** strength)[None], maps_KHW])
-        threshold_1HW = np.full((1, *maps_KHW.shape[1:]), strength, maps_KHW.dtype)
-        padded = np.concatenate([threshold_1HW, maps_KHW])
-        if self.value.background == "softmax":
-            grown = np.exp(padded - padded.max(axis=0))
-            return grown / grown.sum(axis=0)
-        label_HW = padded.argmax(axis=0)
-        certainty, count = self.value.certainty, len(padded)
-        wrong = (1 - certainty) / max(1, count - 1)
-        right = label_HW == np.arange(count)[:, None, None]
-        return np.where(right, certainty, wrong).astype(np.float32)
-
-    def _strongest(self, crf: DenseCrf, scores_MHW: FloatArray) -> Labels:
-        posterior_MHW = crf.joint(scores_MHW)
-        labels_HW = posterior_MHW.argmax(axis=0)
-        labels_HW[posterior_MHW.max(axis=0) < self.value.least_posterior] = IGNORE
-        return labels_HW
+        return self.value.labels(checked, crf.joint)

@@ -10,18 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext
+from pmm_ray.runtime.training import train as runtime_train
+from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.sources.shapes import make_shapes
 
-from .training import truth_masks
+from .training import train, truth_masks
 
 MakeContext = Callable[..., RunContext]
 
@@ -71,6 +75,29 @@ def group() -> Iterator[None]:
     yield
     dist.destroy_process_group()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pickled_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the test's module defines is sent to Ray's processes, which cannot import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
+def loop_here(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of one worker run their loop in this process.
+
+    What Ray Train adds is tested on its own and in whole runs.
+    """
+
+    def run(job: TrainingJob, context: RunContext) -> None:
+        found = train(job)
+        if "stopped" in found:
+            raise CannotRunError(found["stopped"])
+
+    monkeypatch.setattr(runtime_train, "run_training", run)
 
 
 @pytest.fixture

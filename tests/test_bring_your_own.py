@@ -94,6 +94,23 @@ def test_bad_input_costs_its_own_image_only(folder: Path, ray_session: ClusterRe
     assert run(folder, settings=("errors.budget=0",)) == 3
 
 
+def test_what_the_files_do_not_tell_is_asked_for(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in IDS:
+        maps = cam_of(name).astype(np.float32)
+        np.save(folder / "cams" / f"{name}.npy", {0: maps[0], 5: maps[1]})
+    assert run(folder, trust_pickle=True) == 1
+    assert "--background-channel or --first-class 0" in capfd.readouterr().err
+    assert not (folder / "out" / "masks").exists()
+    assert run(folder, trust_pickle=True, background_channel=True) == 0
+    assert {*np.unique(mask(folder, "a"))} == {0, 5}
+    assert run(folder, trust_pickle=True, first_class=0) == 0
+    assert "classes count from 0" in " ".join(capfd.readouterr().err.split())
+    np.testing.assert_array_equal(mask(folder, "a"), expected("a", [1, 6]))
+    assert run(folder, trust_pickle=True, first_class=0, layout="irn") == 1
+
+
 def test_a_table_settings_and_a_second_run(folder: Path, ray_session: ClusterResources) -> None:
     rows = [
         {

@@ -47,6 +47,7 @@ def test_unknown_key_names_the_nearest(recipe: Path) -> None:
         ("classifier.backbone=scalnet101", r"did you mean scalenet101\? known are efficientnet"),
         ("segmenter.backbone=my_nets", r"unknown backbone 'my_nets'; known are"),
         ("affinity.backbone=my-nets:TINY", "unknown backbone"),
+        ("segmenter.batch_size=5", r"5 images of one pass .* no whole number of groups"),
         ("ablate.backbones=[resnet83]", r"did you mean resnet38\?"),
         ("ablate.weights={resnet83: none}", r"did you mean resnet38\?"),
     ],

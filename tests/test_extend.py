@@ -45,6 +45,7 @@ def files_of_the_guide() -> dict[str, str]:
     return dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", text, flags=re.S))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stage_and_a_way_to_masks_from_outside(tmp_path: Path) -> None:
     files = files_of_the_guide()

@@ -124,7 +124,7 @@ def test_imports_only_look_down() -> None:
         ("pmm_ray/pipeline/steps.py", "from pmm_ray.commands import run"),
         ("pmm_ray/commands/run.py", "from pmm_ray.cli import app"),
         ("pmm_ray/runtime/core/stage.py", "from pmm_ray.runtime.cluster import connect"),
-        ("pmm_ray/runtime/mapping/stream.py", "from pmm_ray.runtime.training.job import poly"),
+        ("pmm_ray/runtime/mapping/chunks.py", "from pmm_ray.runtime.training.job import poly"),
         ("pmm_ray/scoring.py", "import json"),
         ("pmm_ray/stages/make_cams.py", "import mmseg.models"),
         ("pmm_ray/nets/segmenter_other.py", "import mmseg.models"),

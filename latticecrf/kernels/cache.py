@@ -4,22 +4,25 @@ Numba's own cache stands beside the source files, which fails in a read-only ins
 everything when the package is shipped to a new folder for every job, and may hand one process
 the other's file when two save at once. Here a compiled kernel is one file named after everything
 it depends on: Numba and Python version, CPU, package source, function and argument types. Files
-appear by an atomic rename, so processes may race and the worst is work done twice.
+appear by an atomic rename. Of processes that need a kernel at once, one compiles it and the others
+wait for its file; where a file system has no locks, the worst is work done twice.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.resources
 import os
 import pickle
 import platform
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import llvmlite.binding  # type: ignore[import-untyped, unused-ignore]
 import numba
@@ -29,6 +32,10 @@ from numba.core.serialize import dumps
 
 # Where kernels and what they are made of stand: a change there compiles them anew.
 KERNEL_ROOMS = ("kernels", "lattice", "mean_field", "simd")
+
+# How long a process waits for another's kernel, and how often it looks, seconds. A lock ends with
+# its process, so that only one that is stopped costs all of it.
+_PATIENCE, _LOOK = 300.0, 0.05
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -88,6 +95,7 @@ class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = f"{function.__module__.removeprefix('latticecrf.')}.{function.__qualname__}"
         self._enabled = True
+        self._held: dict[Path, IO[str]] = {}
 
     @property
     def cache_path(self) -> str:
@@ -95,10 +103,22 @@ class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
         return str(cache_folder())
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled kernel, or None when it must be compiled."""
+        """The compiled kernel, or None when it must be compiled: then this process holds its lock.
+
+        Numba calls `save_overload` next, which gives the lock back.
+        """
         path = self._path(signature, target_context.codegen())
         if path is None:
             return None
+        found = self._read(path, target_context)
+        if found is None:
+            self._lock(path)
+            found = self._read(path, target_context)
+            if found is not None:
+                self._unlock(path)
+        return found
+
+    def _read(self, path: Path, target_context: Any) -> Any:
         try:
             content = path.read_bytes()
         except OSError:
@@ -108,6 +128,34 @@ class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
             return None
         target_context.refresh()
         return compiler.CompileResult._rebuild(target_context, *pickle.loads(payload))
+
+    def _lock(self, path: Path) -> None:
+        """Be the one that compiles a kernel, or wait until another has; neither is certain."""
+        if path in self._held:  # an earlier attempt did not compile
+            return
+        try:
+            file = path.with_suffix(".lock").open("w")
+        except OSError:
+            return
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._held[path] = file
+                return
+            except BlockingIOError:
+                if path.exists():
+                    break
+                time.sleep(_LOOK)
+            except OSError:  # no locks on this file system
+                break
+        file.close()
+
+    def _unlock(self, path: Path) -> None:
+        file = self._held.pop(path, None)
+        if file is not None:
+            path.with_suffix(".lock").unlink(missing_ok=True)
+            file.close()
 
     def save_overload(self, signature: Any, result: Any) -> None:
         """Write a compiled kernel; a full disk only costs the next process its time."""
@@ -121,6 +169,8 @@ class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
             Path(file.name).replace(path)
         except OSError as error:
             warnings.warn(f"compiled CRF kernels cannot be kept: {error}", stacklevel=2)
+        finally:
+            self._unlock(path)
 
     def enable(self) -> None:
         """Use the disk (the default)."""

@@ -208,26 +208,26 @@ def row_max(typing, a, b):
     return a(a, a), generate
 
 
+def _by_scalar(operation: str) -> Any:
+    """Code of an operation between a row and a scalar."""
+
+    def generate(context, builder, signature, args):
+        scalar = broadcast(builder, args[1], signature.args[0].lanes)
+        return by_parts(builder, getattr(builder, operation), args[0], scalar)
+
+    return generate
+
+
 @intrinsic
 def row_scale(typing, row, factor):
     """Row times scalar."""
-
-    def generate(context, builder, signature, args):
-        factor = broadcast(builder, args[1], signature.args[0].lanes)
-        return by_parts(builder, builder.fmul, args[0], factor)
-
-    return row(row, types.float32), generate
+    return row(row, types.float32), _by_scalar("fmul")
 
 
 @intrinsic
 def row_shift(typing, row, offset):
     """Row plus scalar."""
-
-    def generate(context, builder, signature, args):
-        offset = broadcast(builder, args[1], signature.args[0].lanes)
-        return by_parts(builder, builder.fadd, args[0], offset)
-
-    return row(row, types.float32), generate
+    return row(row, types.float32), _by_scalar("fadd")
 
 
 @intrinsic

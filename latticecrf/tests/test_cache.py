@@ -42,13 +42,17 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def test_processes_that_start_together_share_one_cache(tmp_path: Path) -> None:
     processes = [start(LATTICECRF_CACHE_DIR=str(tmp_path)) for _ in range(3)]
+    hits = []
     for process in processes:
         output = finish(process)
         assert EXPECTED in output
         assert str(tmp_path) in output
+        hits.append(output.split()[-1])
+    # one compiled, the others waited for it
+    assert sorted(hits) == ["0", "1", "1"]
     files = list(tmp_path.glob("*/mean_field.binary_updates.lower-*.kernel"))
     assert len(files) == 1
-    assert not list(tmp_path.glob("*/*.tmp"))
+    assert not list(tmp_path.glob("*/*.tmp")) + list(tmp_path.glob("*/*.lock"))
     assert finish(start(LATTICECRF_CACHE_DIR=str(tmp_path))).endswith(" 1\n")
 
     files[0].write_bytes(files[0].read_bytes()[:-5])

@@ -3,10 +3,10 @@
 One module holds the commands of one subject; importing it registers them.
 """
 
-from pmm_ray.cli import ablate, data, eval, export, masks, plan, run
+from pmm_ray.cli import ablate, data, eval, export, masks, plan, refine, run
 from pmm_ray.cli.app import app
 
-__all__ = ["ablate", "app", "data", "eval", "export", "main", "masks", "plan", "run"]
+__all__ = ["ablate", "app", "data", "eval", "export", "main", "masks", "plan", "refine", "run"]
 
 
 def main() -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import Address, RunDir, Setting, app
+from pmm_ray.cli.app import Address, Recipe, RunDir, Setting, app
 
 
 @app.command()
 def ablate(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
+    recipe: Recipe,
     table: Annotated[int | None, typer.Option(min=1, max=6, help="A table of the paper.")] = None,
     sweep: Annotated[
         list[str] | None,
@@ -21,7 +20,9 @@ def ablate(
             help="Score every combination of masks.alpha, masks.smoothing, masks.threshold.",
         ),
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Images used at most.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images used at most; a table: all, a sweep: 100.")
+    ] = None,
     run_dir: RunDir = None,
     setting: Setting = None,
     address: Address = "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make or import a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+Recipe = Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key.")
 ]

@@ -19,11 +19,13 @@ def data_shapes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a synthetic, textured, multi-class data set with exact masks."""
+    from pmm_ray.commands.data import show_import
     from pmm_ray.sources.shapes import make_shapes
 
-    _print_import(
+    code = show_import(
         lambda: make_shapes(str(out), images=images, classes=classes, size=size, seed=seed)
     )
+    raise typer.Exit(code)
 
 
 @data_app.command("import")
@@ -63,7 +65,7 @@ def data_import(
     address: Address = "auto",
 ) -> None:
     """Turn a data set into a manifest; what cannot be used becomes error rows beside it."""
-    from pmm_ray.commands.data import draw_masks, import_dataset
+    from pmm_ray.commands.data import import_dataset
     from pmm_ray.config import DataConfig, RunConfig
 
     splits = split or (["train_aug", "val"] if source == "voc12" else ["train", "val"])
@@ -79,8 +81,7 @@ def data_import(
             trust_pickle=trust_pickle,
         )
     )
-    _print_import(lambda: import_dataset(config, out, splits))
-    raise typer.Exit(draw_masks(config, out, address))
+    raise typer.Exit(import_dataset(config, out, splits, address))
 
 
 @data_app.command("download")
@@ -107,20 +108,3 @@ def data_download(
     except KeyboardInterrupt as error:
         typer.echo("pmm: interrupted; run the same command again to go on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from error
-
-
-def _print_import(make: object) -> None:
-    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
-    from pmm_ray.sources.understood import console
-
-    assert callable(make)
-    try:
-        result = make()
-    except (CannotRunError, ValueError) as error:
-        typer.echo(f"pmm: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN) from error
-    for name, count in result.counts.items():
-        typer.echo(f"{name}: {count}")
-    typer.echo(console(result))
-    for line in result.accounting.lines(f"{result.manifest.uri}, errors/ beside it"):
-        typer.echo(line)

@@ -14,15 +14,19 @@ def export(
     run_dir: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or uri.")],
     out: Annotated[str, typer.Argument(help="Folder or uri to write below.")],
     name: Annotated[
-        Literal["voc", "coco", "mmseg"],
-        typer.Option("--format", help="Palette PNG tree, COCO RLE JSON, or mmseg config and data."),
+        Literal["voc", "coco", "mmseg", "yolo", "hf"],
+        typer.Option(
+            "--format",
+            help="Palette PNG tree, COCO RLE JSON, mmseg config and data, YOLO segmentation, or "
+            "Parquet of Hugging Face.",
+        ),
     ],
     masks: Annotated[
         str | None,
         typer.Option(metavar="STAGE", help="Whose masks. Default: each split's last ones."),
     ] = None,
 ) -> None:
-    """Write a run's masks as a VOC tree, COCO JSON, or an mmsegmentation project."""
+    """Write a run's masks for other programs: VOC, COCO, mmsegmentation, YOLO, Hugging Face."""
     from pmm_ray.commands.export import export_run
 
     raise typer.Exit(export_run(run_dir, out, name, masks))

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pmm_ray.cli.app import Address, Setting, app
+
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Allow .npy dictionaries, which are pickles.")
+]
+Layout = Annotated[
+    str | None, typer.Option(help="What wrote the files: irn, seam, clip-es ... Default: told.")
+]
+Key = Annotated[str | None, typer.Option(help="Name of the arrays in a dictionary or archive.")]
+FirstClass = Annotated[
+    int | None, typer.Option(min=0, max=1, help="Number of the first class in the files.")
+]
+BackgroundChannel = Annotated[
+    bool, typer.Option("--background-channel", help="Class 0 of the files is the background.")
+]
+Normalize = Annotated[
+    Literal["max", "minmax", "none"], typer.Option(help="Bring each map to 0..1.")
+]
+ClassIds = Annotated[
+    Literal["auto", "contiguous", "coco90"],
+    typer.Option(help="Classes without gaps, or COCO's 90 ids."),
+]
 
 
 @app.command()
 def masks(
     images: Annotated[Path, typer.Option(help="Folder of photographs.")],
     cams: Annotated[
-        Path, typer.Option(help="Folder of a cams table, .npz files, or .npy of SEAM, IRN, PMM.")
+        Path, typer.Option(help="Folder of a cams table, or of .npz, .npy or ID_k.png files.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
     labels: Annotated[
         Path | None,
         typer.Option(help="CSV: image_id,labels (classes that count), or id,name (their names)."),
     ] = None,
-    trust_pickle: Annotated[bool, typer.Option(help="Allow .npy, which are pickles.")] = False,
+    trust_pickle: TrustPickle = False,
+    layout: Layout = None,
+    key: Key = None,
+    first_class: FirstClass = None,
+    background_channel: BackgroundChannel = False,
+    normalize: Normalize = "none",
+    class_ids: ClassIds = "auto",
     setting: Setting = None,
     address: Address = "auto",
 ) -> None:
@@ -34,6 +61,12 @@ def masks(
         out,
         labels_csv=labels,
         trust_pickle=trust_pickle,
+        layout=layout,
+        key=key,
+        first_class=first_class,
+        background_channel=background_channel,
+        normalize=normalize,
+        class_ids=class_ids,
         settings=setting or (),
         address=address,
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import Address, RunDir, Setting, app
+from pmm_ray.cli.app import Address, Recipe, RunDir, Setting, app
 
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
-    run_dir: RunDir = None,
-    setting: Setting = None,
+    recipe: Recipe,
     sample: Annotated[int, typer.Option(min=2, help="Images to time.")] = 20,
     cores: Annotated[
         int | None, typer.Option(min=1, help="Also predict for a cluster with so many CPUs.")
@@ -23,6 +20,8 @@ def plan(
         float | None,
         typer.Option("--price-per-core-hour", min=0, help="Of one core, in your currency."),
     ] = None,
+    run_dir: RunDir = None,
+    setting: Setting = None,
     address: Address = "auto",
 ) -> None:
     """Time a few images and training steps; print images, bytes, hours and cost of every stage."""

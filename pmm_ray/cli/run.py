@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import Address, RunDir, Setting, app
+from pmm_ray.cli.app import Address, Recipe, RunDir, Setting, app
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")],
+    recipe: Recipe,
     run_dir: RunDir = None,
     setting: Setting = None,
     first: Annotated[str | None, typer.Option("--from", help="First stage that may run.")] = None,

@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import AGAIN, Step, open_run
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.understood import console
 from pmm_ray.stages import import_data, rasterize_masks
 
 
-def import_dataset(config: RunConfig, out: str, splits: Sequence[str]) -> ImportReport:
-    """Import what `config.data` names into the folder `out`, without masks.
+def import_dataset(
+    config: RunConfig, out: str, splits: Sequence[str] = (), address: str = "auto"
+) -> int:
+    """Import what `config.data` names into the folder `out`, and draw its masks on Ray.
 
     Args:
-        config: its section `data` counts.
-        out: folder or uri.
+        config: its sections `data` and `runtime` count.
+        out: folder or uri; the same command goes on with the masks where it was interrupted.
         splits: in place of the configuration's two; the last one is the held-out one.
-
-    Raises:
-        CannotRunError: the data set cannot be read.
-        ValueError: its classes make no label space.
-    """
-    return import_data.import_source(config.data, storage.absolute(out), config.seed, splits)
-
-
-def draw_masks(config: RunConfig, out: str, address: str = "auto") -> int:
-    """Make the masks that the imported manifest of `out` names, on Ray; resumes.
+        address: see `run_recipe`.
 
     Returns:
-        The exit code, as of `run_recipe`; 0 at once if there are no masks to make.
+        The exit code, as of `run_recipe`.
     """
     place = storage.absolute(out)
-    uri = storage.join(place, "manifest.parquet")
-    if rasterize_masks.objects_fingerprint(uri) is None:
-        return 0
+
+    def read() -> ImportReport:
+        return import_data.import_source(config.data, place, config.seed, splits)
+
+    return show_import(read, lambda progress: _draw_masks(config, place, address, progress))
+
+
+def show_import(
+    read: Callable[[], ImportReport], then: Callable[[Progress], None] = lambda progress: None
+) -> int:
+    """Import, say what was understood, and close with the sum.
+
+    Args:
+        read: imports.
+        then: what else is done before the closing lines.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
 
     def body(progress: Progress) -> None:
-        draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
-        with open_run(place, config, [draw], progress, address, **AGAIN) as run:
-            run.data = DataSet.open(uri)
-            run.follow()
-            for name, count in run["rasterize_masks"].finished().details["counts"].items():
-                run.say(f"{name}: {count}")
+        report = read()
+        for name, count in report.counts.items():
+            print(f"{name}: {count}")
+        print(console(report), flush=True)
+        then(progress)
+        close(report.accounting, f"{report.manifest.uri}, errors/ beside it", _print)
 
     return guarded(body)
+
+
+def _print(text: str) -> None:
+    print(storage.printable(text), flush=True)
+
+
+def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress) -> None:
+    """Make the masks that the imported manifest of `place` names; nothing where it names none."""
+    uri = storage.join(place, "manifest.parquet")
+    if rasterize_masks.objects_fingerprint(uri) is None:
+        return
+    draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
+    with open_run(place, config, [draw], progress, address, **AGAIN) as run:
+        run.data = DataSet.open(uri)
+        run.follow()
+        for name, count in run["rasterize_masks"].finished().details["counts"].items():
+            run.say(f"{name}: {count}")

@@ -12,7 +12,14 @@ from pmm_ray.config import load_recipe
 from pmm_ray.labels import LabelSpace
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.core.accounting import account, close
+from pmm_ray.runtime.core.errors import (
+    BudgetExceededError,
+    CannotRunError,
+    ErrorKind,
+    ErrorRow,
+    error_budget,
+)
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import Progress
@@ -77,12 +84,24 @@ def score(
             space = _label_space(label_space, found, truth)
             listed = None if images is None else read_lines(storage.absolute(str(images)), "list")
             readings = (_reading(truth_ids, truth), _reading(mask_ids, found))
-            matched, pairs, unmatched = _match(run.session, found, truth, listed)
+            matched, pairs, unmatched, left_out = _match(run.session, found, truth, listed)
             run.say(
                 f"{score_masks.STAGE}: pixel labels used ({len(pairs)} images of {truth.place})"
             )
             run.follow()
-            _show(run[score_masks.STAGE].finished(), place)
+            stage = run[score_masks.STAGE]
+            values = [ErrorRow(**row) for row in stage.finished().details["values"]]
+            tables.write_errors(storage.join(place, "errors"), "values", values)
+            _show(stage.finished(), place)
+            failed = [*unmatched, *tables.read_errors(stage.errors_uri), *values]
+            total = account(
+                "masks",
+                found=matched.found + sum(side.others for side in (found, truth)),
+                made=stage.finished().details["scored"],
+                errors=failed,
+                left_out=left_out,
+            )
+            close(total, f"{place}/scores.json, {place}/errors, {stage.errors_uri}", run.say)
 
     return guarded(body)
 
@@ -111,20 +130,27 @@ def _reading(wanted: str, files: MaskFiles) -> str:
 
 def _match(
     session: Session, masks: MaskFiles, truth: MaskFiles, listed: Sequence[str] | None
-) -> tuple[Matched, TableIndex, list[ErrorRow]]:
-    """The images to score, as a table of ids and places, and those that lack one side."""
+) -> tuple[Matched, TableIndex, list[ErrorRow], dict[str, list[str]]]:
+    """The images to score, as a table of ids and places; those that lack one side; the rest."""
     listings = ("mask-pairs.parquet", "truth-pairs.parquet")
     places = tuple(storage.join(session.run_dir, name) for name in listings)
     found = match_masks(masks, truth, (places[0], places[1]), listed)
     stage = score_masks.STAGE
     errors = [ErrorRow(i, stage, "missing", text) for i, text in sorted(found.lacking.items())]
     errors += [ErrorRow(i, stage, "label", text) for i, text in sorted(found.unsure.items())]
+    left_out = {"not in the list": list(found.unasked)}
     for side, what in ((masks, "mask"), (truth, "ground truth")):
-        for uri in side.repeated:
+        for reason, names in side.left_out.items():
+            left_out.setdefault(reason, []).extend(names)
+        second = f"a second {what} of that name; the first one counts"
+        faulty: list[tuple[str, ErrorKind, str]] = [(uri, "label", second) for uri in side.repeated]
+        faulty += [(entry.uri, "missing", entry.fault) for entry in side.broken]
+        for uri, kind, text in faulty:
             image_id = safe_image_id(stem_path(uri, side.place))
             if listed is None or image_id in found.image_ids:
-                text = f"a second {what} of that name; the first one counts"
-                errors.append(ErrorRow(image_id, stage, "label", text, uri))
+                errors.append(ErrorRow(image_id, stage, kind, text, storage.printable(uri)))
+            else:
+                left_out["not in the list"].append(uri)
     tables.write_errors(storage.join(session.run_dir, "errors"), "matching", errors)
     for note in found.notes:
         session.progress.message(note)
@@ -144,7 +170,7 @@ def _match(
         )
         raise BudgetExceededError(stage, len(errors), budget, errors)
     pairs = storage.join(session.run_dir, "pairs.parquet")
-    return found, write_listing(pairs, {i: i for i in found.image_ids}), errors
+    return found, write_listing(pairs, {i: i for i in found.image_ids}), errors, left_out
 
 
 def _show(summary: Summary, place: str) -> None:
@@ -171,10 +197,8 @@ def _show(summary: Summary, place: str) -> None:
         print(f"the masks leave {metrics['left_open'] * 100:.2f} % of the pixels open: not hit")
     if details["note"]:
         print(details["note"])
-    if details["error_rows"]:
-        print(f"{details['error_rows']} error rows, see {storage.join(place, 'errors')}")
     uri = storage.join(place, "scores.json")
     keys = ("scored", "error_rows", "readings", "note", "excluded", "class_iou")
     content = metrics | {key: details[key] for key in (*keys, "truth_pixels", "mask_pixels")}
     storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
-    print(uri)
+    print(uri, flush=True)

@@ -8,7 +8,10 @@ from pathlib import Path
 from pmm_ray.config import load_recipe
 from pmm_ray.pipeline.run import open_run
 from pmm_ray.pipeline.steps import steps
+from pmm_ray.report.outcome import account_run
+from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
@@ -65,6 +68,8 @@ def run_recipe(
                 raise
             run.session.write_record(finished=True)
             _report(place)
+            where = f"{place}/report.html, {place}/*/errors"
+            close(account_run(load_run(place, with_curves=False)), where, run.say)
 
     return guarded(body)
 
@@ -76,4 +81,4 @@ def _report(run_dir: str) -> None:
 
     report = build_report(run_dir)
     print_stage_table(run_dir, Console(highlight=False))
-    print(report)
+    print(report, flush=True)

@@ -17,7 +17,7 @@ class AblateConfig(Section):
     """Tab. 1: weights of networks, as `classifier.weights`; else the recipe's, else `imagenet`."""
     alphas: tuple[Scale, ...] = Field((1, 2, 3, 4, 5, 6, 8, 11, 14, 17, 20), min_length=1)
     """Background exponents to score every row with; the best one counts (paper: a grid
-    search over 0..20)."""
+    search over 0..20). Rows of CAMs alone have the exponents of thresholds 0.02 to 0.6."""
 
     @model_validator(mode="after")
     def _each_once(self) -> AblateConfig:

@@ -55,6 +55,8 @@ class AffinityConfig(EpochTrainingConfig):
     """CRF implementation; both give the same labels."""
     learning_rate: float = Field(0.02, gt=0)
     """Step size of the backbone at step 0 (released code)."""
+    momentum: float = Field(5e-4, ge=0, lt=1)
+    """As `classifier.momentum`."""
     crop_size: Positive = Field(448, multiple_of=8)
     """Square training crop, px; smaller images are padded with the mean, which is ignored."""
     freeze_first: bool = True

@@ -57,8 +57,9 @@ class AnyClassifierConfig(EpochTrainingConfig):
     """Input px per feature px, of `efficientnet_lite0`; the others have 8."""
     resnet38_dilation: Literal[2, 4] = 4
     """Dilation of the last block of `resnet38` (released classifier: 2; everyone else: 4)."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """SGD momentum. The released code's effective value is 5e-4 (a swapped argument)."""
+    momentum: float = Field(5e-4, ge=0, lt=1)
+    """SGD momentum. The paper names none; the published rates were used with 5e-4 (the released
+    code passes weight decay in its place). 0.9 moves ten times as far: divide the rate by ten."""
     validation_images: int = execution(100, ge=0)
     """Held-out images to score after every epoch (mean average precision, and CAM mIoU of those
     with ground truth); 0: none. The scores decide nothing."""

@@ -20,13 +20,23 @@ class UnderfittingConfig(Section):
     kind: Literal["none", "clamp", "pow", "ignore", "reweight"] = "clamp"
     """Operation on the loss map while its mean is below beta: `clamp` (Eq. 11), `pow` (Eq. 12),
     `ignore` (Eq. 13), `reweight` (Eq. 11 with kappa / L as a constant weight), or `none`."""
-    scope: Literal["worker", "image", "global"] = "worker"
-    """Whose mean is compared with beta: one worker's images of one pass, padding included (released
-    code); each image's own (the paper's text); or the images of all workers."""
+    scope: Literal["group", "worker", "image", "global"] = "group"
+    """Whose mean is compared with beta: that of `group` images, padding included (released code);
+    of one worker's images of one pass; each image's own (the paper's text); or of all workers'."""
+    group: Positive = 2
+    """Images of a group, whatever the number of GPUs and `accumulate`; BatchNorm sees the whole
+    batch all the same (released code: 2, one GPU's)."""
     beta: float = Field(0.5, ge=0)
     """Warm-up threshold on the mean loss (VOC 0.5, COCO 0.8)."""
     kappa: float = Field(0.5, gt=0)
     """Level of the loss or, for `pow`, exponent (VOC 0.5, COCO 0.8)."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: the size of groups only where there are any."""
+        out = super().identity()
+        if self.scope != "group":
+            del out["group"]
+        return out
 
 
 class SegmenterConfig(TrainingConfig):
@@ -90,6 +100,17 @@ class SegmenterConfig(TrainingConfig):
     """Held-out images with ground truth to score, single-scale and without CRF; the seed chooses
     them. Empty: all (released code); 0: none. No step finishes meanwhile: see
     `runtime.stall_seconds`."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> SegmenterConfig:
+        pus, passed = self.underfitting, self.batch_size // self.accumulate
+        if pus.kind != "none" and pus.scope == "group" and passed % pus.group:
+            raise ValueError(
+                f"{passed} images of one pass (batch_size / accumulate) make no whole number of "
+                f"groups of underfitting.group {pus.group}: change one of them, or "
+                "underfitting.scope"
+            )
+        return self
 
     @property
     def least_images(self) -> int:

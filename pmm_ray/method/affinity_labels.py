@@ -1,4 +1,4 @@
-"""What an affinity network learns from: pixels of which two CRF strengths agree (Tab. 2 and 3)."""
+"""What an affinity network learns from: where two CRF strengths agree (Tab. 2 and 3)."""
 
 # K: present classes; H, W: image.
 
@@ -15,6 +15,9 @@ from latticecrf.dense_crf import Backend
 from latticecrf.ranges import check_number
 from pmm_ray.method.masks import Mask, check_cams, with_background
 
+CELL = 8
+"""Input px per feature px of the affinity network."""
+
 
 def confident_labels(
     image_HW3: npt.NDArray[np.uint8],
@@ -24,14 +27,16 @@ def confident_labels(
     alpha_low: float = 4.0,
     alpha_high: float = 24.0,
     ignore: int = 255,
+    cell: int = CELL,
     crf: CrfParameters | None = None,
     backend: Backend = "lattice",
 ) -> Mask:
-    """Hard labels where the pixel's class does not depend on how strong the background is.
+    """Hard labels of cells whose class does not depend on how strong the background is.
 
-    With a low exponent the background score is high: what still becomes a class is confident
-    foreground. With a high one it is low: what still becomes background is confident background.
-    The rest is ignored, and so is what claims to be both.
+    Both posteriors are averaged over the cells of a feature px. With a low exponent the background
+    score is high: what is a class all the same is confident foreground. With a high one it is low:
+    what is background all the same is confident background, whatever the low one says. The rest is
+    ignored.
 
     Args:
         image_HW3: RGB image, uint8 [H, W, 3].
@@ -40,32 +45,39 @@ def confident_labels(
         alpha_low: the low exponent of the background score, > 0 (released SEAM code: 4).
         alpha_high: the high one, above it (released SEAM code: 24).
         ignore: value of pixels that are neither.
+        cell: side of the squares that are averaged, from the upper left corner, px, at least 1.
         crf: kernels and iterations of both joint CRFs; `CrfParameters.seam()` when None.
         backend: CRF backend, see `DenseCrf`.
 
     Returns:
-        [H, W] of 0, label ids and `ignore`; uint8, or uint16 where an id or `ignore` needs it.
-        All `ignore` without a class.
+        [H, W] of 0, label ids and `ignore`, alike within a cell; uint8, or uint16 where an id or
+        `ignore` needs it. All `ignore` without a class.
 
     Raises:
         ValueError: a shape, dtype, label or value does not fit, or the exponents are not in order.
 
-    Source: AffinityNet 3.2; SEAM's and PMM's released code use its two files of CRF results.
+    Source: AffinityNet 3.2; released code of AffinityNet, SEAM and PMM, which averages the two
+    posteriors over 8 x 8 px after cropping, wherever the crop begins.
     """
     check_number("alpha_low", alpha_low, 0.0, low_open=True)
     check_number("alpha_high", alpha_high, alpha_low, low_open=True)
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
     dtype = np.uint16 if max(ignore, *label_ids.tolist(), 0) > 255 else np.uint8
-    out_HW: Mask = np.full(image.shape[:2], ignore, dtype)
     if len(cam) == 0:
-        return out_HW
+        return np.full(image.shape[:2], ignore, dtype)
     solver = DenseCrf(image, crf if crf is not None else CrfParameters.seam(), backend)
-    low_HW, high_HW = (
-        solver.joint(with_background(cam, label_ids, alpha)).argmax(axis=0)
+    low_hw, high_hw = (
+        _cell_sums(solver.joint(with_background(cam, label_ids, alpha)), cell).argmax(axis=0)
         for alpha in (alpha_low, alpha_high)
     )
-    ids = np.concatenate([[0], np.sort(label_ids)]).astype(dtype)
-    object_HW, background_HW = low_HW > 0, high_HW == 0
-    np.copyto(out_HW, ids[low_HW], where=object_HW & ~background_HW)
-    np.copyto(out_HW, dtype(0), where=background_HW & ~object_HW)
-    return out_HW
+    labels_hw = np.concatenate([[ignore], np.sort(label_ids)]).astype(dtype)[low_hw]
+    labels_hw[high_hw == 0] = 0
+    whole = labels_hw.repeat(cell, axis=0).repeat(cell, axis=1)
+    return whole[: image.shape[0], : image.shape[1]]
+
+
+def _cell_sums(planes_MHW: FloatArray, cell: int) -> FloatArray:
+    """Sums over squares; the last ones of a row or column may be narrower."""
+    height, width = planes_MHW.shape[1:]
+    rows = np.add.reduceat(planes_MHW, np.arange(0, height, cell), axis=1)
+    return np.add.reduceat(rows, np.arange(0, width, cell), axis=2)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -85,6 +86,23 @@ def background_score(cam_KHW: FloatArray, alpha: float) -> Float32Array:
     return np.asarray((1.0 - strongest_HW) ** np.float32(alpha), dtype=np.float32)
 
 
+def exponent_of(threshold: float) -> float:
+    """The exponent whose argmax against the background is a threshold on the strongest score.
+
+    (1 - v) ** a = v at v = b where a = ln b / ln(1 - b): 0.05 is 58, 0.19 is 7.9, 0.5 is 1.
+
+    Args:
+        threshold: the paper's and SEAM's fixed background score b, in (0, 1).
+
+    Raises:
+        ValueError: out of its range.
+    """
+    check_number("threshold", threshold, 0.0, 1.0, low_open=True)
+    if threshold == 1.0:
+        raise ValueError("threshold must be below 1")
+    return math.log(threshold) / math.log1p(-threshold)
+
+
 def proportional_masks(
     image_HW3: npt.NDArray[np.uint8],
     cam_KHW: FloatArray,
@@ -115,11 +133,10 @@ def proportional_masks(
             different lattices.
     """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    if len({p.crf for p in combinations}) != 1:
-        raise ValueError("the combinations must share one set of CRF parameters")
+    crf = _shared_crf(combinations)
     if len(cam) == 0:
         return [np.zeros(image.shape[:2], _mask_dtype(label_ids)) for _ in combinations]
-    inside_SKHW = _inside(image, cam, combinations, backend)
+    inside_SKHW = _inside(DenseCrf(image, crf, backend), cam, combinations)
     wide_KHW = cam.astype(np.float64)
     return [
         _largest_proportion(wide_KHW, label_ids, inside_KHW, parameters.proportion_offset)
@@ -128,25 +145,21 @@ def proportional_masks(
 
 
 def _inside(
-    image: npt.NDArray[np.uint8],
-    cam_KHW: Float32Array,
-    combinations: Sequence[MaskParameters],
-    backend: Backend,
+    crf: DenseCrf, cam_KHW: Float32Array, combinations: Sequence[MaskParameters]
 ) -> npt.NDArray[np.bool_]:
     """Where each combination segments each class (Eq. 7), bool [S, K, H, W]."""
-    smoothings = {(p.smoothing, p.threshold, p.zero_below_threshold): p for p in combinations}
+    smoothings = {_smoothing(p): p for p in combinations}
     smooth_KHW = {key: _smooth(cam_KHW, p) for key, p in smoothings.items()}
-    crf = DenseCrf(image, combinations[0].crf, backend)
     problems = [(s, k) for s in range(len(combinations)) for k in range(len(cam_KHW))]
     inside_SKHW = np.empty((len(combinations), *cam_KHW.shape), np.bool_)
     # In groups: the memory does not grow with the number of combinations.
     for first in range(0, len(problems), _TOGETHER):
         group = problems[first : first + _TOGETHER]
-        foreground = np.empty((len(group), *image.shape[:2]), np.float32)
+        foreground = np.empty((len(group), *cam_KHW.shape[1:]), np.float32)
         background = np.empty_like(foreground)
         for i, (s, k) in enumerate(group):
             p = combinations[s]
-            foreground[i] = smooth_KHW[p.smoothing, p.threshold, p.zero_below_threshold][k]
+            foreground[i] = smooth_KHW[_smoothing(p)][k]
             background[i] = (1.0 - foreground[i]) ** np.float32(p.alpha)
         for (s, k), posterior_HW in zip(group, crf.binary(foreground, background), strict=True):
             np.greater(posterior_HW, combinations[s].foreground_threshold, out=inside_SKHW[s, k])
@@ -202,13 +215,15 @@ def argmax_masks(
         ValueError: see `proportional_masks`.
     """
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    if len({p.crf for p in combinations}) != 1:
-        raise ValueError("the combinations must share one set of CRF parameters")
-    solver = DenseCrf(image, combinations[0].crf, backend) if use_crf and len(cam) else None
+    crf = _shared_crf(combinations)
+    solver = DenseCrf(image, crf, backend) if use_crf and len(cam) else None
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
     masks = []
+    smoothings = {_smoothing(p): p for p in combinations}
+    smooth_KHW = {key: _smooth(cam, p) for key, p in smoothings.items()}
     for parameters in combinations:
-        scores_MHW = with_background(_smooth(cam, parameters), label_ids, parameters.alpha)
+        foreground_KHW = smooth_KHW[_smoothing(parameters)]
+        scores_MHW = with_background(foreground_KHW, label_ids, parameters.alpha)
         posterior_MHW = scores_MHW if solver is None else solver.joint(scores_MHW)
         masks.append(np.asarray(ids_M[posterior_MHW.argmax(axis=0)]))
     return masks
@@ -219,14 +234,8 @@ def _of(
 ) -> Callable[..., list[Mask]]:
     """The same way to masks, with other parameters."""
 
-    def masks(
-        image_HW3: npt.NDArray[np.uint8],
-        cam_KHW: FloatArray,
-        labels: Sequence[int],
-        combinations: Sequence[MaskParameters],
-        backend: Backend = "lattice",
-    ) -> list[Mask]:
-        return make(image_HW3, cam_KHW, labels, list(map(change, combinations)), backend)
+    def masks(image: Any, cam: Any, labels: Any, combinations: Any, *rest: Any) -> list[Mask]:
+        return make(image, cam, labels, list(map(change, combinations)), *rest)
 
     return masks
 
@@ -307,9 +316,20 @@ def check_cams(
     return image, cam, label_ids.astype(np.int64)
 
 
+def _shared_crf(combinations: Sequence[MaskParameters]) -> CrfParameters:
+    if len({p.crf for p in combinations}) != 1:
+        raise ValueError("the combinations must share one set of CRF parameters")
+    return combinations[0].crf
+
+
 def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:
     p = parameters
     return smooth(cam_KHW, p.smoothing, p.threshold, p.zero_below_threshold)
+
+
+def _smoothing(parameters: MaskParameters) -> tuple[float, float, bool]:
+    """What a smoothed map depends on."""
+    return parameters.smoothing, parameters.threshold, parameters.zero_below_threshold
 
 
 def with_background(

@@ -238,7 +238,7 @@ def class_sizes(base_HW: npt.NDArray[np.integer[Any]]) -> dict[int, int]:
     return {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i > 0}
 
 
-def draw_window(
+def random_window(
     choices: Sequence[Sequence[Window]],
     base_HW: npt.NDArray[np.integer[Any]],
     rng: np.random.Generator,
@@ -246,8 +246,8 @@ def draw_window(
 ) -> tuple[Window, list[int]]:
     """A training window with its labels: a scale, then a window of it, each equally likely.
 
-    A window that shows no class is chosen again, as often as there are windows; the last draw is
-    kept even then.
+    A window that shows no class is chosen again within its scale, at most as often as the scale has
+    windows; the last one is kept even then.
 
     Args:
         choices: from `windows`.
@@ -264,8 +264,8 @@ def draw_window(
     Source: released code.
     """
     totals = class_sizes(base_HW)
-    for _ in range(sum(len(of_scale) for of_scale in choices)):
-        of_scale = choices[int(rng.integers(len(choices)))]
+    of_scale = choices[int(rng.integers(len(choices)))]
+    for _ in of_scale:
         window = of_scale[int(rng.integers(len(of_scale)))]
         labels = relabel(base_HW, window.original, share, totals)
         if labels:

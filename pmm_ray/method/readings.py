@@ -51,7 +51,6 @@ def reading_table(space: LabelSpace, reading: str) -> Ints:
     """Contiguous id by value, int64 [65536]; C for the ignore value, -1 for values of no meaning.
 
     Args:
-        space: The classes.
         reading: `contiguous`: a value is a contiguous id; `dataset`: the data set's own id.
     """
     out = np.full(IGNORE_16BIT + 1, -1, np.int64)
@@ -92,7 +91,6 @@ def add_up(
 
     Args:
         counts: Of all images.
-        space: The classes.
         readings: Of truth and masks, each of `READINGS`.
 
     Returns:
@@ -124,7 +122,6 @@ def choose_readings(
 
     Args:
         counts: Of all images.
-        space: The classes.
         wanted: For truth and masks: `auto`, or one of `READINGS`.
 
     Returns:

@@ -21,7 +21,7 @@ same constant, unless its weight kappa / L is held fixed when the gradient is ta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from torch import Tensor
 from latticecrf.ranges import check_number
 
 UnderfittingKind = Literal["none", "clamp", "pow", "ignore", "reweight"]
-UnderfittingScope = Literal["worker", "image", "global"]
+UnderfittingScope = Literal["group", "worker", "image", "global"]
 
 # the released code's guard: the power's gradient at 0 would be infinite
 _EPSILON = 1e-9
@@ -69,6 +69,7 @@ def pretended_underfitting(
     beta: float,
     kappa: float,
     scope: UnderfittingScope = "worker",
+    group: int = 2,
     labelled: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The mean of a loss map, of its limited version where training has warmed up (Eq. 10-13).
@@ -77,15 +78,18 @@ def pretended_underfitting(
     as zeros; they count in the mean that is returned.
 
     Args:
-        loss_map: floating point, >= 0, not empty; any shape, [B, ...] for scope `image`.
+        loss_map: floating point, >= 0, not empty; any shape, [B, ...] for `group` and `image`.
         kind: `clamp` (Eq. 11), `pow` (Eq. 12), `ignore` (Eq. 13), `reweight` (Eq. 11 with a fixed
             weight), or `none` (the plain mean).
         beta: warm-up threshold on the mean, >= 0 (VOC 0.5, COCO 0.8).
         kappa: level or, for `pow`, exponent, > 0 (VOC 0.5, COCO 0.8).
-        scope: whose mean is tested. `worker`: of all that is given, ignored pixels included, as in
-            the released code, where that is one GPU's mini-batch of one head. `image`: each
-            image's own, over its labelled pixels, as the paper's text has it. `global`: as
-            `worker`, over the mini-batches of all workers of the default process group.
+        scope: whose mean is tested. `group`: of each `group` consecutive images, ignored pixels
+            included: the released code, where they are one GPU's mini-batch of one head, on any
+            number of GPUs. `worker`: of all that is given. `image`: each image's own, over its
+            labelled pixels, as the paper's text has it. `global`: as `worker`, over the
+            mini-batches of all workers of the default process group.
+        group: images of a group (released code: 2). Where a mini-batch holds no whole number of
+            groups they go on at the next worker's, and all workers must have as many images.
         labelled: bool, of the map's shape: False where a pixel is ignored; None: nowhere. Read by
             `image` only.
 
@@ -95,7 +99,8 @@ def pretended_underfitting(
         gradient; 0 or 1 but for scope `image`.
 
     Raises:
-        ValueError: an empty map, an unknown kind or scope, or beta or kappa out of range.
+        ValueError: an empty map, an unknown kind or scope, or beta, kappa or group out of range,
+            or images that make no whole number of groups.
 
     Where the paper and the released code differ this is the released code: a loss of exactly kappa
     is kept (Eq. 11 and 13 limit it), and `pow` adds 1e-9 first.
@@ -104,20 +109,27 @@ def pretended_underfitting(
         raise ValueError(f"loss_map must be floating point and not empty, got {loss_map.shape}")
     check_number("beta", beta, 0)
     check_number("kappa", kappa, 0, low_open=True)
-    if scope not in ("worker", "image", "global"):
-        raise ValueError(f"unknown scope {scope!r}: worker, image, global")
+    if scope not in get_args(UnderfittingScope):
+        raise ValueError(f"unknown scope {scope!r}: {', '.join(get_args(UnderfittingScope))}")
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")
     if kind == "none":
         return loss_map.mean(), loss_map.new_zeros(())
     operation = _OPERATIONS.get(kind)
     if operation is None:
         raise ValueError(f"unknown kind {kind!r}: none, {', '.join(_OPERATIONS)}")
     # chosen on the device: comparing in Python would wait for the GPU at every step
-    warm = _tested_mean(loss_map.detach(), scope, labelled) < beta
+    warm = _tested_mean(loss_map.detach(), scope, group, labelled) < beta
     return torch.where(warm, operation(loss_map, kappa), loss_map).mean(), warm.float().mean()
 
 
-def _tested_mean(loss_map: Tensor, scope: str, labelled: Tensor | None) -> Tensor:
-    """The mean that is compared with beta: a scalar, or [B, 1, ...] for `image`."""
+def _tested_mean(
+    loss_map: Tensor, scope: UnderfittingScope, group: int, labelled: Tensor | None
+) -> Tensor:
+    """The mean that is compared with beta: a scalar, or [B, 1, ...] for `group` and `image`."""
+    if scope == "group":
+        means = _group_means(loss_map.flatten(1).mean(1) if loss_map.ndim > 1 else loss_map, group)
+        return means.reshape(-1, *(1,) * (loss_map.ndim - 1))
     if scope == "image":
         axes = tuple(range(1, loss_map.ndim))
         if labelled is None:
@@ -130,3 +142,17 @@ def _tested_mean(loss_map: Tensor, scope: str, labelled: Tensor | None) -> Tenso
         dist.all_reduce(both)
         return both[0] / both[1]
     return loss_map.mean()
+
+
+def _group_means(means_B: Tensor, group: int) -> Tensor:
+    """For each image the mean of its group [B]."""
+    images, first = len(means_B), 0
+    everyone = means_B
+    if images % group and dist.is_available() and dist.is_initialized():
+        shares = [torch.empty_like(means_B) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, means_B.contiguous())
+        everyone, first = torch.cat(shares), dist.get_rank() * images
+    if len(everyone) % group:
+        raise ValueError(f"{len(everyone)} images make no whole number of groups of {group}")
+    of_groups = everyone.reshape(-1, group).mean(1)
+    return of_groups.repeat_interleave(group)[first : first + images]

@@ -20,11 +20,9 @@ from pmm_ray.method.precision import average_precision
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.augment import resize_to_long
-from pmm_ray.runtime.training.sampling import sample_seed
+from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
+from pmm_ray.runtime.training.sampling import validation_rows
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
 """A px whose scores are all below one of these is background; the best of them is reported."""
@@ -51,7 +49,6 @@ class ClassifierValidation:
         photographs: how images and truth are read.
         images: how many to score; the seed chooses them.
         long_side: of the resized images, px.
-        seed: of the run.
     """
 
     manifest_uri: str
@@ -62,15 +59,8 @@ class ClassifierValidation:
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the manifest that are scored: the same on every worker and every epoch."""
-        columns = ["image_id", "uri", "height", "width", "labels", "split", "ground_truth_uri"]
-        rows = [
-            row
-            for row in tables.read_table(self.manifest_uri, columns).to_pylist()
-            if row["split"] == self.split and row["labels"]
-        ]
-        rows.sort(key=lambda row: sample_seed(self.seed, 0, row["image_id"], "validation"))
-        return rows[: self.images]
+        """The rows of the manifest that are scored, see `validation_rows`."""
+        return validation_rows(self.manifest_uri, self.split, "labels", self.images, self.seed)
 
     @torch.no_grad()
     def measure(
@@ -132,7 +122,7 @@ def _score(
     device: torch.device,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(image-level scores [C], CAM scores of the present classes [K, h, w])."""
-    view = np.ascontiguousarray(resize_to_long(image_HW3, long_side).transpose(2, 0, 1))
+    view = np.ascontiguousarray(with_long_side(image_HW3, long_side).transpose(2, 0, 1))
     batch = normalise_views(
         torch.from_numpy(view)[None].to(device), network.input_mean, network.input_std
     )

@@ -1,7 +1,7 @@
 """Multi-crop CAMs: windows of all scales in one stream of batches, merged as they come.
 
-A batch takes the windows of one image after the other, whatever their scale, so that it is always
-full; an image's maps are a running mean, so that memory does not grow with the number of windows.
+A batch takes the windows of one image after the other, whatever their scale: it is always full. An
+image's maps are a running mean: memory does not grow with the number of windows.
 """
 
 # K: present classes; C: foreground classes; H, W: image; h, w: the network's maps; S: a view.
@@ -84,7 +84,7 @@ class CropCams:
 
     def __init__(self, model: CamNetwork, config: CamsConfig, device: torch.device) -> None:
         self._model = model
-        self._config = config
+        self.config = config
         self._device = device
         automatic = _VIEWS_ON_CPU if device.type == "cpu" else _VIEWS_ON_GPU
         self._views = automatic if config.views == "auto" else config.views
@@ -124,12 +124,12 @@ class CropCams:
             yield from self._pass(waiting)
 
     def _views_of(self, subject: _Subject) -> Iterator[_View]:
-        crops, model = self._config.crops, self._model
+        crops, model = self.config.crops, self._model
         image_13HW = torch.tensor(subject.photograph.pixels_hw3, device=self._device)
         image_13HW = image_13HW.permute(2, 0, 1)[None]
         height, width = subject.photograph.pixels_hw3.shape[:2]
         by_scale = crop_windows(height, width, crops)
-        sides = (False, True) if self._config.flip else (False,)
+        sides = (False, True) if self.config.flip else (False,)
         subject.left = sum(len(of_scale) for of_scale in by_scale) * len(sides)
         for of_scale in by_scale:
             pieces = cut_windows(image_13HW, of_scale, crops.geometry, crops.size)
@@ -143,7 +143,7 @@ class CropCams:
 
         In training it is at a random place of them.
         """
-        size = self._config.crops.size
+        size = self.config.crops.size
         (top, bottom), (left, right) = (_margins(side, size) for side in piece_3hw.shape[1:])
         return functional.pad(piece_3hw, (left, right, top, bottom))
 
@@ -163,7 +163,7 @@ class CropCams:
 
     def _placed(self, view: _View, scores_Chw: Tensor) -> Tensor:
         """The maps of a view's present classes at the size of its place in the image."""
-        size, window = self._config.crops.size, view.window
+        size, window = self.config.crops.size, view.window
         maps_1Khw = scores_Chw[None, view.subject.rows].float()
         # first to the view's own size, as the network's own forward does, then to the place's
         maps_1KSS = functional.interpolate(
@@ -171,7 +171,7 @@ class CropCams:
         )
         if view.mirrored:
             maps_1KSS = maps_1KSS.flip(-1)
-        if self._config.crops.geometry == "paper":
+        if self.config.crops.geometry == "paper":
             height, width = window.scaled.height, window.scaled.width
             top, left = _margins(height, size)[0], _margins(width, size)[0]
             maps_1KSS = maps_1KSS[:, :, top : top + height, left : left + width]

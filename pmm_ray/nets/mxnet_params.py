@@ -67,7 +67,7 @@ def resnet38_state(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """The published wide ResNet-38 under the names of `nets.resnet38`.
 
     `arg:res4b3_branch2a_weight` becomes `b4_3.conv_branch2a.weight`, `aux:bn7_moving_var`
-    `bn7.running_var`; a name that is no such layer stays as it is, to be refused by who loads it.
+    `bn7.running_var`. Any other name stays as it is, and is refused when it is loaded.
 
     Source: names of ademxapp's model A1 and of the released PSA and SEAM code.
     """

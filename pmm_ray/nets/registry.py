@@ -76,7 +76,6 @@ def build_classifier(
     heads gets random values of torch's global generator: seed it for a reproducible network.
 
     Args:
-        config: the section.
         num_foreground: C.
         source: of `config.model`, see `classifier_source`; None: `config.backbone`.
 

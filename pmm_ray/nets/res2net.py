@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FeatureInfo, Shape, initialise
+from pmm_ray.nets.backbone import Backbone, FourLayers, Shape
 
 BLOCKS = (3, 4, 23, 3)
 PLANES = (64, 128, 256, 512)
@@ -70,7 +70,7 @@ class HierarchyBlock(nn.Module):
         return F.relu(x + shortcut)
 
 
-class Res2Net101(Backbone):
+class Res2Net101(FourLayers):
     """Res2Net-101 v1b, 26w x 4s.
 
     Args:
@@ -80,10 +80,6 @@ class Res2Net101(Backbone):
 
     Input of any size. Taps `layer1` to `layer4`.
     """
-
-    first_layers = ("conv1", "bn1", "layer1")
-    heads = ("fc",)
-    last_norm = "bn3"
 
     def __init__(
         self,
@@ -104,8 +100,7 @@ class Res2Net101(Backbone):
         )
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        channels, total = 64, 4
-        stages, features = [], []
+        channels, layers = 64, []
         for count, planes, stride, dilation in zip(BLOCKS, PLANES, strides, dilations, strict=True):
             blocks = []
             for block in range(count):
@@ -113,26 +108,8 @@ class Res2Net101(Backbone):
                 step = stride if first else 1
                 blocks.append(HierarchyBlock(channels, planes, step, dilation, first=first))
                 channels = planes * EXPANSION
-            total *= stride
-            stages.append(nn.Sequential(*blocks))
-            features.append(FeatureInfo(f"layer{len(stages)}", channels, total))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
-        self.features = tuple(features)
-        initialise(self)
-
-    def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images_B3HW))))
-        taps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            taps.append(x)
-        return taps
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The last tap [B, 2048, h, w]; with `num_classes`, logits [B, num_classes]."""
-        last = super().forward(images_B3HW)
-        return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
+            layers.append((nn.Sequential(*blocks), channels, stride))
+        self.finish(layers, num_classes)
 
 
 def res2net101(shape: Shape) -> Backbone:

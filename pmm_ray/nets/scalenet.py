@@ -3,8 +3,8 @@
 Legend: B = batch, C = channels, H, W = input px, h, w = map px.
 
 In every block four branches pool the map by 1, 2, 4 and 7, convolve it and bring it back to size.
-How many channels each branch has was found by pruning, so that no formula gives it: ScaleNet-101's
-table is here, those of 50 and 152 are read from a checkpoint. Source: Li et al., "Data-Driven
+Pruning found how many channels each branch has, and no formula gives it: ScaleNet-101's table is
+here, those of 50 and 152 are read from a checkpoint. Source: Li et al., "Data-Driven
 Neuron Allocation for Scale Aggregation Networks", CVPR 2019, and its released code.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Allocation, Backbone, FeatureInfo, Row, Shape, initialise
+from pmm_ray.nets.backbone import Allocation, Backbone, FourLayers, Row, Shape
 from pmm_ray.runtime.core.errors import CannotRunError
 
 POOLS = (1, 2, 4, 7)
@@ -75,25 +75,16 @@ def read_allocation(state: Mapping[str, Tensor], depth: int) -> Allocation:
         weight = state.get(f"layer{stage}.{block}.bn2.{branch}.weight")
         return 0 if weight is None else len(weight)
 
-    table = [
-        [
-            (
-                channels(stage, block, 0),
-                channels(stage, block, 1),
-                channels(stage, block, 2),
-                channels(stage, block, 3),
+    def row(stage: int, block: int) -> Row:
+        first, second, third, fourth = (channels(stage, block, branch) for branch in range(4))
+        if not first + second + third + fourth:
+            raise ValueError(
+                f"not a ScaleNet-{depth}: layer{stage}.{block}.bn2.*.weight are missing"
             )
-            for block in range(blocks)
-        ]
-        for stage, blocks in enumerate(BLOCKS[depth], start=1)
-    ]
-    for stage, rows in enumerate(table, start=1):
-        for block, row in enumerate(rows):
-            if not any(row):
-                raise ValueError(
-                    f"not a ScaleNet-{depth}: layer{stage}.{block}.bn2.*.weight are missing"
-                )
-    return table
+        return first, second, third, fourth
+
+    stages = enumerate(BLOCKS[depth], start=1)
+    return [[row(stage, block) for block in range(blocks)] for stage, blocks in stages]
 
 
 class ScaleBlock(nn.Module):
@@ -154,7 +145,7 @@ class ScaleBlock(nn.Module):
         return F.relu(x + shortcut)
 
 
-class ScaleNet(Backbone):
+class ScaleNet(FourLayers):
     """ScaleNet-50, -101 or -152.
 
     Args:
@@ -165,10 +156,6 @@ class ScaleNet(Backbone):
 
     Input of any size. Taps `layer1` to `layer4`.
     """
-
-    first_layers = ("conv1", "bn1", "layer1")
-    heads = ("fc",)
-    last_norm = "bn3"
 
     def __init__(
         self,
@@ -182,8 +169,7 @@ class ScaleNet(Backbone):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        channels, total = 64, 4
-        stages, features = [], []
+        channels, layers = 64, []
         for rows, planes, stride, dilation, side in zip(
             allocation, PLANES, strides, dilations, _NOMINAL_SIDES, strict=True
         ):
@@ -192,26 +178,8 @@ class ScaleNet(Backbone):
                 first = stride if block == 0 else 1
                 blocks.append(ScaleBlock(channels, planes, row, first, dilation, side))
                 channels = planes * EXPANSION
-            total *= stride
-            stages.append(nn.Sequential(*blocks))
-            features.append(FeatureInfo(f"layer{len(stages)}", channels, total))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
-        self.features = tuple(features)
-        initialise(self)
-
-    def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images_B3HW))))
-        taps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            taps.append(x)
-        return taps
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The last tap [B, 2048, h, w]; with `num_classes`, logits [B, num_classes]."""
-        last = super().forward(images_B3HW)
-        return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
+            layers.append((nn.Sequential(*blocks), channels, stride))
+        self.finish(layers, num_classes)
 
 
 def scalenet101(shape: Shape) -> Backbone:

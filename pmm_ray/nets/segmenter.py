@@ -90,7 +90,6 @@ def build_segmenter(
     The rest gets random values of torch's global generator: seed it for a reproducible network.
 
     Args:
-        config: the section.
         num_classes: C, the background included.
         ignore_index: mask value without loss.
         underfitting: see `segmenter_model`.

@@ -24,7 +24,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 LOSS = "PretendedUnderfittingLoss"
 
 _AUXILIARY_CHANNELS = 256
-# its classes are edges and no edges, whatever the data set's are
+# its two classes are edge and no edge, whatever the data set has
 _OWN_CLASSES = {"STDCHead"}
 
 
@@ -40,7 +40,6 @@ def segmenter_model(
     """The whole model in mmsegmentation's notation.
 
     Args:
-        config: the section.
         num_classes: outputs, the background and unused ones included.
         ignore_index: mask value without loss.
         underfitting: of all heads' losses; default `config.underfitting`. Rounds after the first
@@ -58,6 +57,7 @@ def segmenter_model(
         "beta": pus.beta,
         "kappa": pus.kappa,
         "scope": pus.scope,
+        "group": pus.group,
         "unused": list(unused),
     }
     model = _pspnet(config) if source is None else copy.deepcopy(source.model)

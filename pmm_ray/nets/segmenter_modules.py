@@ -111,7 +111,8 @@ class PretendedUnderfittingLoss(nn.Module):
     pixel is ignored, and its mean counts them, as in the released code.
 
     Args:
-        kind, beta, kappa, scope: see `pretended_underfitting`; `kind="none"` is the plain mean.
+        kind, beta, kappa, scope, group: see `pretended_underfitting`; `kind="none"` is the plain
+            mean.
         loss_weight: multiplies the result, after the test against beta.
         class_weight: factors of the classes [C].
         unused: outputs that no pixel can have: they take no part in the softmax.
@@ -130,6 +131,7 @@ class PretendedUnderfittingLoss(nn.Module):
         beta: float = 0.5,
         kappa: float = 0.5,
         scope: UnderfittingScope = "worker",
+        group: int = 2,
         loss_weight: float = 1.0,
         class_weight: Sequence[float] | None = None,
         unused: Sequence[int] = (),
@@ -140,6 +142,7 @@ class PretendedUnderfittingLoss(nn.Module):
         self._beta = beta
         self._kappa = kappa
         self._scope: UnderfittingScope = scope
+        self._group = group
         self._weight = loss_weight
         self.limited = None
         self.loss_name = loss_name
@@ -186,6 +189,7 @@ class PretendedUnderfittingLoss(nn.Module):
             beta=self._beta,
             kappa=self._kappa,
             scope=self._scope,
+            group=self._group,
             labelled=labels_BHW != ignore_index,
         )
         self.limited = None if self._kind == "none" else limited

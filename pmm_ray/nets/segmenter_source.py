@@ -121,7 +121,6 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
 
     Args:
         weights: as the section has them; `imagenet` is what the model's file names.
-        source: the model.
 
     Raises:
         CannotRunError: the config names an address in the net, a classifier's names nothing, or
@@ -151,21 +150,6 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
             f"set {option} to the file, or set {option}: none"
         )
     return find_weights(named, name)
-
-
-def starting_weights(section: Any) -> str | None:
-    """The file that a section's training starts from; None: at random.
-
-    Args:
-        section: of a classifier or of the affinity network.
-
-    Raises:
-        CannotRunError: see `find_weights` and `classifier_source`.
-    """
-    source = classifier_source(section) if isinstance(section, AnyClassifierConfig) else None
-    if source is None:
-        return find_weights(section.weights, section.backbone)
-    return backbone_weights(section.weights, source)
 
 
 @contextlib.contextmanager

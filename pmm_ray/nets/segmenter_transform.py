@@ -31,7 +31,7 @@ def training_transform(
 ) -> Transform:
     """mmsegmentation's training augmentation as a function of (image, mask, seed).
 
-    Random resize, crop (redrawn while one class fills more than `cat_max_ratio`), mirror,
+    Random resize, crop (chosen again while one class fills more than `cat_max_ratio`), mirror,
     photometric distortion, normalisation, padding with zeros and `ignore_index`.
 
     Args:
@@ -41,8 +41,8 @@ def training_transform(
 
     Returns:
         `transform(image_HW3 uint8 RGB, mask_HW ids, seed 0..2**32 - 1)` -> (float32 [3, S, S],
-        int64 [S, S]), S = `config.crop_size`. It seeds NumPy's global generator, from which the
-        transforms draw: the result depends on its arguments only.
+        int64 [S, S]), S = `config.crop_size`. It seeds NumPy's global generator, which the
+        transforms use: the result depends on its arguments only.
     """
     steps = [
         RandomResize(config.resize_base, ratio_range=config.resize_ratio, keep_ratio=True),

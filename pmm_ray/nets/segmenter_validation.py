@@ -18,10 +18,9 @@ from torch import nn
 
 from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
 from pmm_ray.nets.views import normalise_views
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.sampling import sample_seed
+from pmm_ray.runtime.training.sampling import validation_rows
 
 MIOU = "validation_miou"
 """Name of what is measured."""
@@ -52,7 +51,6 @@ class SegmenterValidation:
         photographs: how images and truth are read.
         images: how many to score, chosen by the seed; None: all.
         resize_base: (long, short) size of a view, px.
-        seed: of the run.
     """
 
     manifest_uri: str
@@ -63,15 +61,10 @@ class SegmenterValidation:
     seed: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the manifest that are scored: the same on every worker and every time."""
-        columns = ["image_id", "uri", "height", "width", "split", "ground_truth_uri"]
-        rows = [
-            row
-            for row in tables.read_table(self.manifest_uri, columns).to_pylist()
-            if row["split"] == self.split and row["ground_truth_uri"]
-        ]
-        rows.sort(key=lambda row: sample_seed(self.seed, 0, row["image_id"], "validation"))
-        return rows[: self.images]
+        """The rows of the manifest that are scored, see `validation_rows`."""
+        return validation_rows(
+            self.manifest_uri, self.split, "ground_truth_uri", self.images, self.seed
+        )
 
     @torch.no_grad()
     def measure(
@@ -79,8 +72,8 @@ class SegmenterValidation:
     ) -> SegmenterShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be used is left out, see `unusable`: what becomes an error row of it is
-        the evaluation.
+        An image that cannot be used is left out, see `unusable`; the evaluation makes an error row
+        of it.
         """
         space = self.photographs.label_space
         total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
-from pmm_ray.config import ConfigError
+from pmm_ray.config import AnyClassifierConfig, ConfigError
 from pmm_ray.config.backbones import BACKBONES, backbone_row, imported
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -46,6 +47,23 @@ def find_weights(weights: str, backbone: str) -> str | None:
             f"{folder} (or set ${FOLDER_VARIABLE}), or set weights to a path or to `none`"
         )
     return uri
+
+
+def pretrained_file(section: Any) -> str | None:
+    """The file that a training starts from; None: at random.
+
+    Args:
+        section: of a classifier or of the affinity network.
+
+    Raises:
+        CannotRunError: see `find_weights` and `classifier_source`.
+    """
+    from pmm_ray.nets.segmenter_source import backbone_weights, classifier_source
+
+    source = classifier_source(section) if isinstance(section, AnyClassifierConfig) else None
+    if source is None:
+        return find_weights(section.weights, section.backbone)
+    return backbone_weights(section.weights, source)
 
 
 def _packaged(function: str) -> str:

@@ -25,7 +25,7 @@ _HEADS = {
     *("fc", "fc8", "f8_3", "f8_4", "f8_5", "f9", "linear1000"),
     *("head", "decode_head", "auxiliary_head"),
 }
-# its own state dict, below the name of the network's class head, has as many rows as classes
+# layers with a row for each class: a file may have them for other classes
 _CLASS_HEADS = {"fc8", "head"}
 
 
@@ -97,7 +97,6 @@ def load_pretrained(
     """Load all of a network but new heads from all of a file but old heads.
 
     Args:
-        module: the network.
         state: see `read_state`.
         source: for messages.
         fresh: layers of the network that the file need not have; the class head (`fc8`, `head`)

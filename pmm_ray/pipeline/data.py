@@ -10,6 +10,7 @@ from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
 
@@ -18,7 +19,6 @@ def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
     """(i) The outside world -> a manifest, and masks where the ground truth is objects.
 
     Args:
-        config: the recipe.
         needs_truth: what else compares with ground truth, beside what the recipe asks for.
     """
     drawn = config.data.source in ("coco14", "coco") and config.data.ground_truth != "none"
@@ -70,7 +70,6 @@ def require_truth(run: Run, what: str, instead: str = "") -> None:
     """Refuse, before anything is trained, what needs ground truth where there is none.
 
     Args:
-        run: with its data set.
         what: needs it.
         instead: what to do without; empty: nothing can be done.
 
@@ -102,35 +101,35 @@ def pin_workers(run: Run) -> None:
         import yaml
 
         earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
-    ahead = _trainings_ahead(run)
+    from pmm_ray.runtime.training.workers import plan_workers
+
     update: dict[str, Any] = {}
     for name in TRAININGS:
         section = getattr(run.config, name)
         if section.workers == "auto":
-            pinned = earlier.get(name, {}).get("workers", "auto")
-            section = section.model_copy(update={"workers": pinned})
-        if section.workers == "auto" or name in ahead:
-            from pmm_ray.runtime.training.workers import plan_workers
-
-            count = plan_workers(name, section, run.session.cluster).count
-            section = section.model_copy(update={"workers": count})
-        update[name] = section
+            workers = earlier.get(name, {}).get("workers", "auto")
+            if workers == "auto":
+                workers = plan_workers(name, section, run.session.cluster).count
+            update[name] = section.model_copy(update={"workers": workers})
     run.config = run.config.model_copy(update=update)
+    for step in _trainings_ahead(run):
+        assert step.section is not None
+        name = base_name(step.name).removeprefix("train_")
+        plan_workers(name, step.section(run.config), run.session.cluster)
 
 
-def _trainings_ahead(run: Run) -> set[str]:
-    """Sections of the trainings that may run now and that no attempt finished."""
+def _trainings_ahead(run: Run) -> list[Step]:
+    """The trainings that may run now and that no attempt finished."""
     selection, record = run.session.selection, storage.join(run.session.run_dir, "run.json")
     known = json.loads(storage.read_bytes(record))["stages"] if storage.exists(record) else []
     finished = {
         stage["stage"]
         for stage in known
-        if storage.exists(storage.join(run.session.run_dir, stage["folder"], "summary.json"))
+        if not selection.fresh
+        and storage.exists(storage.join(run.session.run_dir, stage["folder"], "summary.json"))
     }
-    if selection.fresh:
-        finished = set()
-    return {
-        step.section
+    return [
+        step
         for step in run.steps
         if step.section and selection.has(step.name) and step.name not in finished
-    }
+    ]

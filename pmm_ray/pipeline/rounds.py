@@ -7,7 +7,7 @@ masks of round 0 -> train_segmenter-r0 -> predict_masks-r1 -> train_segmenter-r1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -62,7 +62,6 @@ def rounds(config: RunConfig, variant: Variant | None = None) -> list[Step]:
     """The steps of all rounds. `stop_when` and `if_better` may end them early.
 
     Args:
-        config: the recipe.
         variant: default the run's own segmenter.
     """
     variant = variant or Variant()
@@ -79,7 +78,7 @@ def rounds(config: RunConfig, variant: Variant | None = None) -> list[Step]:
     return found
 
 
-def evaluation(name: str, title: str, masks: str, split: str) -> Step:
+def evaluation(name: str, title: str | Callable[[Run], str], masks: str, split: str) -> Step:
     """The scores of a step's masks, on the images of a split that have truth, if there are any."""
 
     def make(run: Run) -> Stage | None:
@@ -90,7 +89,8 @@ def evaluation(name: str, title: str, masks: str, split: str) -> Step:
         among = read_index(run[masks].uri).select(run.data.with_truth(split))
         if not len(among):
             return None
-        return evaluate.stage(run.data, run[masks], among, title=title, split=split, name=name)
+        text = title if isinstance(title, str) else title(run)
+        return evaluate.stage(run.data, run[masks], among, title=text, split=split, name=name)
 
     return Step(name, make, measures=True)
 
@@ -102,17 +102,18 @@ def _train(variant: Variant, number: int) -> Step:
     def make(run: Run) -> Stage:
         from pmm_ray.stages import train_segmenter
 
-        config = _with(run.config.segmenter, variant.segmenter)
-        masks = run[variant.training_masks(number)]
+        config, masks = section(run.config), run[variant.training_masks(number)]
         return train_segmenter.stage(config, run.config, run.data, masks, round=number, name=name)
+
+    def section(config: RunConfig) -> SegmenterConfig:
+        return _with(config.segmenter, variant.segmenter)
 
     def check(config: RunConfig) -> None:
         from pmm_ray.stages import train_segmenter
 
-        section = _with(config.segmenter, variant.segmenter)
-        train_segmenter.model_identity(section, config.data.held_out_split)
+        train_segmenter.model_identity(section(config), config.data.held_out_split)
 
-    return Step(name, make, check=check, section="segmenter", cycle=_cycle(variant))
+    return Step(name, make, check=check, section=section, cycle=_cycle(variant))
 
 
 def _predict_held_out(variant: Variant, number: int, config: RunConfig) -> Step:
@@ -194,7 +195,7 @@ def _compare(variant: Variant, number: int) -> Step:
         from pmm_ray.stages import compare_masks
 
         earlier, later = (run[variant.training_masks(n)] for n in (number - 1, number))
-        return compare_masks.stage(run.data, earlier, later, name)
+        return compare_masks.stage(earlier, later, name)
 
     def settled(run: Run) -> bool:
         agreement, limit = run[name].finished().metrics["agreement"], run.config.cycles.stop_when

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.config import RunConfig, to_yaml
+from pmm_ray.config import ClassifierConfig, MulticropConfig, RunConfig, to_yaml
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.selection import Selection, base_name
@@ -35,7 +35,7 @@ class Step:
         check: finds out at the start, not after hours, that a file it needs cannot be used.
         measures: it measures what the step before it made, and is selected with it.
         streamed: what it would make is made on the way by those that read it, and not stored.
-        section: the section of the configuration, where it is a training.
+        section: what it trains by, where it is a training.
         pool: the key that bounds its workers, where one does: `masks.tasks`.
         cycle: steps of one cycle end together.
     """
@@ -46,7 +46,7 @@ class Step:
     check: Callable[[RunConfig], object] = lambda config: None
     measures: bool = False
     streamed: bool = False
-    section: str = ""
+    section: Callable[[RunConfig], Any] | None = None
     pool: str = ""
     cycle: str = ""
 
@@ -155,10 +155,6 @@ def open_run(
     """Become the one writer of a run folder, for the length of a `with` block.
 
     Args:
-        place: folder or uri of the run.
-        config: the recipe.
-        steps: of the run.
-        progress: where lines go.
         address: `auto`, `local`, or a Ray address.
         adds, kept: see `RunRecord`.
         selected: `first`, `last`, `only`, `fresh`, `retry_errors`, see `Selection`.
@@ -187,34 +183,47 @@ def open_run(
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
     """Refuse a cluster of several nodes if one of them cannot do its part."""
-    from pmm_ray.runtime.cluster.preflight import inspect_cluster, training_scratch
+    from pmm_ray.runtime.cluster.preflight import inspect_cluster
 
-    config, data = session.config, session.config.data
-    sections = {step.section for step in steps if step.section}
-    files = {data.root, *(getattr(config, name).weights for name in sections)} - _NO_FILES
-    needed = 0
-    # the first classifier learns from labels; the others from masks, which the variants of a round
-    # share
-    learn = [step for step in steps if step.section not in ("", "classifier")]
-    tables = {(step.section, step.name.rsplit("-", 1)[-1]) for step in learn}
-    if session.data is not None:
-        needed = len(tables) * training_scratch(session.data.uri, data.train_split)
+    manifest = None if session.data is None else session.data.uri
+    inputs, scratch = needs_of_nodes(session.config, steps, manifest)
     inspect_cluster(
-        session.run_dir,
-        config.runtime,
-        inputs=sorted(storage.absolute(uri) for uri in files),
-        scratch_bytes=needed,
+        session.run_dir, session.config.runtime, inputs=inputs, scratch_bytes=scratch
     ).require_healthy()
+
+
+def needs_of_nodes(
+    config: RunConfig, steps: Sequence[Step], manifest_uri: str | None
+) -> tuple[list[str], int]:
+    """What steps need of every node: files and folders, and bytes of scratch.
+
+    Args:
+        steps: that will run.
+        manifest_uri: of the data set; None: not imported yet, its masks are not counted.
+    """
+    from pmm_ray.runtime.cluster.preflight import training_scratch
+
+    trainings = [(step, step.section(config)) for step in steps if step.section]
+    files = {config.data.root, *(section.weights for _, section in trainings)} - _NO_FILES
+    # the first classifiers learn from labels; the others from masks, which those of other backbones
+    # and the variants of a round share
+    tables = {
+        (kind, "" if kind is MulticropConfig else step.name.rsplit("-", 1)[-1])
+        for step, section in trainings
+        if (kind := type(section)) is not ClassifierConfig
+    }
+    scratch = len(tables) * training_scratch(manifest_uri, config.data.train_split)
+    return sorted(storage.absolute(uri) for uri in files), scratch
 
 
 def check_weights(section: str, config: RunConfig) -> None:
     """Find out now that the weights of a training are not where they should be.
 
     Raises:
-        CannotRunError: see `starting_weights`.
+        CannotRunError: see `pretrained_file`.
     """
-    from pmm_ray.nets.segmenter_source import starting_weights
+    from pmm_ray.nets.weight_files import pretrained_file
 
-    uri = starting_weights(getattr(config, section))
+    uri = pretrained_file(getattr(config, section))
     if uri is not None and not storage.exists(uri):
         raise CannotRunError(f"{section}.weights: there is no file {uri}")

@@ -11,7 +11,9 @@ use its parts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 
 from pmm_ray.config import RunConfig
 from pmm_ray.method.mask_methods import MASK_METHODS
@@ -61,7 +63,7 @@ def train_classifier() -> Step:
         return train_classifier.stage(run.config.classifier, run.config, run.data)
 
     check = partial(check_weights, "classifier")
-    return Step("train_classifier", make, check=check, section="classifier")
+    return Step("train_classifier", make, check=check, section=attrgetter("classifier"))
 
 
 def base_steps() -> list[Step]:
@@ -78,7 +80,7 @@ def base_steps() -> list[Step]:
     def masks(run: Run) -> Stage:
         from pmm_ray.stages import make_base_masks
 
-        return make_base_masks.stage(run.config.base, run.data, run["make_base_cams"])
+        return make_base_masks.stage(run.config.base, run["make_base_cams"])
 
     return [
         Step("make_base_cams", maps, pool="base.cams.actors"),
@@ -93,7 +95,7 @@ def train_multicrop() -> Step:
         return train_multicrop.stage(run.config.multicrop, run.config, run["make_base_masks"])
 
     check = partial(check_weights, "multicrop")
-    return Step("train_multicrop", make, check=check, section="multicrop")
+    return Step("train_multicrop", make, check=check, section=attrgetter("multicrop"))
 
 
 def last_classifier(run: Run) -> StageFolder:
@@ -131,13 +133,12 @@ def walk_steps() -> list[Step]:
     def walk(run: Run) -> Stage:
         from pmm_ray.stages import walk_cams
 
-        config, network = run.config.affinity, run["train_affinity"]
-        return walk_cams.stage(config, run.data, run["make_cams"], network)
+        return walk_cams.stage(run.config.affinity, run["make_cams"], run["train_affinity"])
 
     check = partial(check_weights, "affinity")
     return [
         Step("make_affinity_labels", labels),
-        Step("train_affinity", network, check=check, section="affinity"),
+        Step("train_affinity", network, check=check, section=attrgetter("affinity")),
         Step("walk_cams", walk, pool="affinity.walk.actors"),
     ]
 
@@ -168,16 +169,44 @@ def choose_alpha(config: RunConfig) -> Step:
 
 
 def ladder_steps(config: RunConfig, method: str) -> list[Step]:
-    """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores."""
+    """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores.
+
+    The argmax of CAMs has the best of all exponents, as the field scores it: see `CAM_ALPHAS`.
+    """
     name, held_out = f"make_masks-{method}", config.data.held_out_split
+    searched = f"sweep_masks-{method}"
+
+    def search(run: Run) -> Stage | None:
+        from pmm_ray.stages import sweep_masks
+
+        cams = recipe_cams(run)
+        if cams.summary() is None or not run.data.with_truth(held_out):
+            return None  # CAMs that are streamed cannot be read twice
+        grid = sweep_masks.grid({"alpha": sweep_masks.CAM_ALPHAS})
+        return sweep_masks.stage(
+            run.config, run.data, cams, grid, images=None, method=method, name=searched
+        )
 
     def make(run: Run) -> Stage | None:
         wanted = run.data.with_truth(held_out)
-        return masks_of(run, recipe_cams(run), method, name, wanted) if wanted else None
+        if not wanted:
+            return None
+        return masks_of(run, recipe_cams(run), method, name, wanted, best(run))
 
-    title = MASK_METHODS[method].title
+    def best(run: Run) -> dict[str, float]:
+        found = run.folders.get(searched)
+        return {} if found is None else found.finished().details["chosen"]
+
+    def title(run: Run) -> str:
+        found = best(run)
+        exponent = f", alpha {found['alpha']:g} (the best)" if found else ""
+        return MASK_METHODS[method].title + exponent
+
     scored = evaluation(f"evaluate-{method}", title, name, held_out)
-    return [Step(name, make, pool="masks.tasks"), scored]
+    steps = [Step(name, make, pool="masks.tasks"), scored]
+    if method != "cam_argmax":
+        return steps
+    return [Step(searched, search, pool="masks.tasks"), *steps]
 
 
 def mask_steps(config: RunConfig) -> list[Step]:
@@ -196,9 +225,17 @@ def mask_steps(config: RunConfig) -> list[Step]:
 
 
 def masks_of(
-    run: Run, cams: StageFolder, method: str, name: str, among: list[str] | None = None
+    run: Run,
+    cams: StageFolder,
+    method: str,
+    name: str,
+    among: list[str] | None = None,
+    update: Mapping[str, float] | None = None,
 ) -> Stage:
-    """Masks of the images of some CAMs, stored or not, or of those `among` them."""
+    """Masks of the images of some CAMs, stored or not, or of those `among` them.
+
+    `update` has fields of the section that take the place of the recipe's.
+    """
     from pmm_ray.stages import make_masks
 
     if cams.summary() is None:
@@ -208,4 +245,5 @@ def masks_of(
     else:
         maps = Cams.of(cams)
     maps = maps if among is None else maps.select(among)
-    return make_masks.stage(run.config.masks, run.data, maps, method=method, name=name)
+    masks = run.config.masks.model_copy(update=update)
+    return make_masks.stage(masks, maps, method=method, name=name)

@@ -20,7 +20,6 @@ def extract(archive: Path, folder: Path) -> None:
     """Extract a tar (plain, gzip) or zip archive; every name is checked before a byte is written.
 
     Args:
-        archive: the file.
         folder: where to; files in it of the same name are replaced.
 
     Raises:

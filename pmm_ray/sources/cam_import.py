@@ -30,7 +30,9 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.cam_files import CamFolder, CamReader
+from pmm_ray.sources.cam_files import CamFolder
+from pmm_ray.sources.cam_layouts import UNREAD, Reading
+from pmm_ray.sources.cam_reader import CamReader
 from pmm_ray.sources.folder import read_folder_classes
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.label_files import has_id_names, read_class_pairs
@@ -61,6 +63,8 @@ def import_photographs(
     labels_csv: str | None = None,
     trust_pickle: bool = False,
     max_pixels: int = MAX_PIXELS,
+    reading: Reading = UNREAD,
+    space: LabelSpace | None = None,
 ) -> ImportReport:
     """Write the manifest of those photographs of a folder that have a CAM.
 
@@ -75,21 +79,25 @@ def import_photographs(
         labels_csv: see above; without it every class of a CAM counts.
         trust_pickle: whether the user vouches for `.npy` files.
         max_pixels: a photograph that declares more becomes an error row.
+        reading: what is known of the files.
+        space: the classes, where they are known; None: see above.
 
     Raises:
         CannotRunError: no photographs, a CSV that cannot be read, or no CAM with a photograph.
     """
     photographs = find_photographs(images, out)
     names, lines = _read_csv(labels_csv) if labels_csv else (None, None)
-    space, exif = _known_classes(cams, photographs.root, names)
+    known, exif = _known_classes(cams, photographs.root, names)
+    space = space or known or (COCO14 if reading.class_ids == "coco90" else None)
     joined = None
     if lines is not None:
         joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
     matched = _match(photographs, cams)
     if space is None:
-        space = _space_of(joined, matched, cams, trust_pickle, max_pixels)
+        reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels, reading)
+        space = _space_of(joined, matched, cams, reader)
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
-    importer.labels_from = labels_csv or "the CAMs: every class of one counts"
+    importer.labels_from = labels_csv or f"the {cams.what}s: every class of one counts"
     importer.notes += joined.notes if joined else ()
     for image_id in cams.index.image_ids:
         files = matched.get(image_id, ())
@@ -103,19 +111,20 @@ def import_photographs(
         for other in map(photographs.files.__getitem__, files[1:]):
             importer.fail(image_id, "label", f"a second photograph of that name: {other}", other)
     for uri in cams.repeated:
-        importer.fail(stem_path(uri), "label", "a second CAM of that name", uri)
+        importer.fail(stem_path(uri), "label", f"a second {cams.what} of that name", uri)
     for uri in cams.left_out:
-        importer.leave_out("no CAM", uri)
+        importer.leave_out(f"no {cams.what}", uri)
     with_cam = {name for files in matched.values() for name in files}
     lone = [name for name in photographs.files if name not in with_cam]
+    without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
     for name in lone:
-        importer.leave_out(WITHOUT_CAM, name)
+        importer.leave_out(without, name)
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
     cam_files = len(cams.index) + len(cams.repeated) + len(cams.left_out)
     return importer.finish(
-        {WITHOUT_CAM: len(lone)} if lone else None,
+        {without: len(lone)} if lone else None,
         found=cam_files + others + photographs.found - len(with_cam),
     )
 
@@ -194,8 +203,7 @@ def _space_of(
     joined: JoinedLines | None,
     matched: Mapping[str, Sequence[str]],
     cams: CamFolder,
-    trust_pickle: bool,
-    max_pixels: int,
+    reader: CamReader,
 ) -> LabelSpace:
     """The label space where only the labels of photographs are known, or nothing at all."""
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)], "cams")
@@ -210,12 +218,14 @@ def _space_of(
     candidates += [known for known in (VOC12, COCO14) if set(names) <= set(known.names)]
     if len(candidates) == 1:
         return candidates[0]
-    reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels)
     looked_into = _look_into(cams, reader, matched, lines)
     fitting = [
         space
         for space in candidates
-        if all({space.id_of(name) for name in line} <= labels for line, labels in looked_into)
+        if any(
+            all({ids[space.id_of(name)] for name in line} <= labels for line, labels in looked_into)
+            for ids in (range(space.num_classes), space.dataset_ids)
+        )
     ]
     return (fitting or candidates)[0]
 
@@ -234,7 +244,7 @@ def _look_into(
             continue
         names = {word for word in line.labels if not word.isdecimal() and not is_background(word)}
         try:
-            labels = set(reader.labels(tables.read_rows(uri, [row])[0]))
+            labels = set(reader.peek(tables.read_rows(uri, [row])[0]).labels)
         except RowError:
             continue
         found.append((names, labels))

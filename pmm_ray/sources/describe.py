@@ -5,12 +5,22 @@ python -m pmm_ray.sources.describe > docs/reference/inputs.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pmm_ray.labels import is_background
 from pmm_ray.runtime.core.errors import ERROR_KINDS
 from pmm_ray.runtime.rows.images import EXTRAS, FORMATS, UNREAD
-from pmm_ray.sources import cam_files, coco, folder, foreign, label_files, names, photographs
+from pmm_ray.sources import (
+    cam_layouts,
+    coco,
+    folder,
+    foreign,
+    label_files,
+    names,
+    photographs,
+    score_files,
+)
 
 _SPELLINGS = ("background", "_background_", "__background__", "BG", "bkg")
 
@@ -74,10 +84,20 @@ def _sections() -> Iterable[str]:
         "",
         "## CAMs (`pmm masks`)",
         "",
-        *_table(("file", "written by"), cam_files.LAYOUTS.items()),
+        *_table(("`--layout`", "file", "written by"), _layouts(cam_layouts.LAYOUTS)),
         "",
-        "Planes that add up to one are scores with a background (SEAM, PSA and EPS after the "
-        "CRF): such a file is a `label` error.",
+        "`part-*.parquet`, our own cams table, says itself what it holds. The layout is told from "
+        "the names in a file. Refused, with the flag to use: planes that add up to one (scores "
+        "with a background), and a class 0 in every file, which may be the background.",
+        "",
+        "## Scores (`pmm refine`)",
+        "",
+        *_table(("`--layout`", "file", "written by"), _layouts(score_files.LAYOUTS)),
+        "",
+        "Numbers are mask values, 0 the background; planes without numbers stand in the order of "
+        "the classes, the background first. Refused, with the flag to use: scores without a "
+        "background, numbered planes that do not add up to one, and values that may be logits or "
+        "probabilities.",
     )
 
 
@@ -85,6 +105,10 @@ def _formats() -> Iterable[tuple[str, str, str]]:
     for name, endings in FORMATS.items():
         needs = "`pip install 'pmm-ray[photos]'`" if name in EXTRAS else ""
         yield name, _code(endings) or "as `.jpg`", needs
+
+
+def _layouts(layouts: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    return ((f"`{name}`", layout.file, layout.written_by) for name, layout in layouts.items())
 
 
 def _doc(source: str, text: str | None) -> Iterable[str]:

@@ -1,8 +1,8 @@
 """`pmm data download`: official archives, resumed, checked, and extracted without trust.
 
-An archive is loaded into `ROOT/archives/NAME.part`, which a broken connection leaves to be gone on
-with; it is renamed once its size and checksum are right. What is extracted is noted in
-`ROOT/archives/NAME.extracted`, so that the same command again does only what is missing.
+An archive is loaded into `ROOT/archives/NAME.part`. After a broken connection the next attempt goes
+on where it ended. The file is renamed once its size and checksum are right. What is extracted is
+noted in `ROOT/archives/NAME.extracted`: the same command again does only what is missing.
 """
 
 from __future__ import annotations

@@ -101,7 +101,6 @@ class Importer:
 
     Args:
         out: folder that gets `manifest.parquet` and `errors/part-import.parquet`.
-        label_space: what the labels mean.
         source: the importer's name.
         exif: the manifest's EXIF rule.
         max_pixels: a photograph that declares more becomes an error row.

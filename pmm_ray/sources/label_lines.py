@@ -90,8 +90,6 @@ def label_ids(line: LabelLine, space: LabelSpace, *, listed: bool) -> list[int]:
     """The contiguous ids of a line.
 
     Args:
-        line: of the CSV.
-        space: the classes.
         listed: whether a list names them; else they are those that the CSV uses.
 
     Raises:
@@ -123,7 +121,6 @@ def join_lines(
     Two lines of one photograph must say the same, else it gets a line with a fault.
 
     Args:
-        lines: of the CSV.
         index: of the photographs' names.
         spellings: the ways to look a written name up, the best first.
     """

@@ -6,7 +6,6 @@ by these, and by names alone only where they are unique.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
+from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.names import NameIndex, Pairs, has_ending, pair, safe_image_id, stem_path
 
-FILES = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+FILES = tables.columns(image_id=tables.TEXT, uri=tables.TEXT)
 _COLUMN = "mask_png"
 
 
@@ -34,8 +34,9 @@ class MaskFiles:
     `index` says where each image's mask is: a row of a masks table, or a row that names a file.
     `fingerprint` changes when a mask is added, removed or written again (sizes and times).
     `files` gives the uri of each path without its ending, empty for a table. `repeated` are files
-    whose path another file has already, `left_out` those that are no PNG. `space` is the label
-    space of the manifest beside them, if there is one.
+    whose path another file has already, `broken` what cannot be opened and why, `left_out` the
+    names of all other files by reason. `space` is the label space of the manifest beside them, if
+    there is one.
     """
 
     place: str
@@ -44,13 +45,20 @@ class MaskFiles:
     fingerprint: str
     files: Mapping[str, str] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    broken: tuple[Entry, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     space: LabelSpace | None = None
 
     @property
     def names(self) -> list[str]:
         """What the masks are known by: ids of a table, paths of a tree."""
         return list(self.files) if not self.is_table else self.index.image_ids
+
+    @property
+    def others(self) -> int:
+        """Files that were met, beside those of `names`."""
+        passed = sum(len(names) for names in self.left_out.values())
+        return len(self.repeated) + len(self.broken) + passed
 
 
 def find_masks(place: str, listing: str) -> MaskFiles:
@@ -81,31 +89,64 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         index, broken = scan_parts(place)
         if broken:
             raise CannotRunError(f"{broken[0]} cannot be read: run the stage that made it again")
-        return MaskFiles(place, True, index, _fingerprint(parts), space=_space(place))
+        others = {"beside a masks table": _beside_table(place, parts)}
+        fingerprint = _fingerprint(parts)
+        return MaskFiles(place, True, index, fingerprint, left_out=others, space=_space(place))
     if storage.exists(storage.join(place, "run.json")):
         raise CannotRunError(_which(place))
+    return _find_files(place, listing)
+
+
+def _find_files(place: str, listing: str) -> MaskFiles:
     entries = storage.list_entries(place, recursive=True)
-    found = [entry.uri for entry in entries if not entry.fault and _is_mask(entry.uri, place)]
-    if not found:
-        raise CannotRunError(
-            f"no masks in {place}: a masks table (part-*.parquet) or PNG files are expected"
-        )
     files: dict[str, str] = {}
-    repeated = []
-    for uri in found:
-        if files.setdefault(stem_path(uri, place), uri) != uri:
-            repeated.append(uri)
-    used = set(found)
-    left_out = tuple(entry.uri for entry in entries if entry.uri not in used)
+    repeated: list[str] = []
+    broken: list[Entry] = []
+    left_out: dict[str, list[str]] = {}
+    for entry in entries:
+        reason = _left_out(entry.uri, place)
+        if reason:
+            left_out.setdefault(reason, []).append(entry.uri.removeprefix(place.rstrip("/") + "/"))
+        elif entry.fault:
+            broken.append(entry)
+        elif files.setdefault(stem_path(entry.uri, place), entry.uri) != entry.uri:
+            repeated.append(entry.uri)
+    if not files:
+        there = [text for names in left_out.values() for text in names]
+        there += [f"{entry.uri}: {entry.fault}" for entry in broken]
+        shown = storage.printable(", ".join(there[:3])) or "nothing"
+        raise CannotRunError(
+            f"no masks in {place}: a masks table (part-*.parquet) or PNG files are expected; there "
+            f"is {shown}"
+        )
     index = write_listing(listing, {safe_image_id(name): uri for name, uri in files.items()})
-    fingerprint = _fingerprint(found)
-    space = _space(place)
-    return MaskFiles(place, False, index, fingerprint, files, tuple(repeated), left_out, space)
+    return MaskFiles(
+        place,
+        False,
+        index,
+        _fingerprint([*files.values(), *repeated]),
+        files,
+        tuple(repeated),
+        tuple(broken),
+        left_out,
+        _space(place),
+    )
 
 
-def _is_mask(uri: str, place: str) -> bool:
+def _beside_table(place: str, parts: Sequence[str]) -> list[str]:
+    """What a table's folder holds that is not of the table: a user's own masks, perhaps."""
+    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", "summary.json"))}
+    errors = storage.join(place, "errors") + "/"
+    uris = [entry.uri for entry in storage.list_entries(place, recursive=True)]
+    return [uri for uri in uris if uri not in ours and not uri.startswith(errors)]
+
+
+def _left_out(uri: str, place: str) -> str:
+    """Why a file of a tree is passed over; empty for a mask."""
     path = uri.removeprefix(place.rstrip("/") + "/")
-    return has_ending(uri, ".png") and not any(p.startswith(".") for p in path.split("/"))
+    if any(part.startswith(".") for part in path.split("/")):
+        return "hidden"
+    return "" if has_ending(uri, ".png") else "no PNG"
 
 
 @dataclass(frozen=True)
@@ -113,7 +154,8 @@ class Matched:
     """Two sides, paired.
 
     `masks` and `truth` are indices of the pairs' common ids; `lacking` says by id what one side
-    lacks, `unsure` by id which masks may be meant; `notes` count pairs found by another rule.
+    lacks, `unsure` by id which masks may be meant, `unasked` are ids that the list of images does
+    not name; `notes` count pairs found by another rule.
     """
 
     masks: TableIndex
@@ -121,7 +163,11 @@ class Matched:
     image_ids: tuple[str, ...]
     lacking: dict[str, str]
     unsure: dict[str, str]
+    unasked: tuple[str, ...]
     notes: tuple[str, ...]
+    found: int
+    """What was met, counted from both sides: a mask and its truth are one, as is a line of the
+    list that names neither."""
 
 
 def match_masks(
@@ -141,35 +187,49 @@ def match_masks(
     pairs = _pair_sides(masks, truth)
     lacking: dict[str, str] = {}
     kept = {*masks.names, *truth.names}
+    met = len(masks.names) + len(truth.names) - len(pairs.of)
     if wanted is not None:
         kept, nowhere = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
         lacking |= {safe_image_id(x): f"the list names {x!r}: neither side has it" for x in nowhere}
+        met += len(lacking)
     # a table's ids are fixed, a tree's are ours to give
     ids = {m: safe_image_id(t if truth.is_table else m) for m, t in pairs.of.items()}
     of = {m: t for m, t in pairs.of.items() if m in kept or t in kept}
-    for name in masks.names:
-        if name in kept and name not in of and name not in pairs.several:
-            lacking[safe_image_id(name)] = f"no ground truth of that name in {truth.place}"
-    paired = set(of.values())
-    rivals = {t for several in pairs.several.values() for t in several}
-    for name in truth.names:
-        if name in kept and name not in paired and name not in rivals:
-            lacking[safe_image_id(name)] = f"no mask of that name in {masks.place}"
-    unsure = {
-        safe_image_id(name): f"{name} may go with {', '.join(names)}, and more than one fits: "
-        "make the paths of both sides alike"
-        for name, names in pairs.several.items()
-        if name in kept
-    }
-    indices = [
+    paired = (set(pairs.of), set(pairs.of.values()))
+    unasked = [ids[m] for m in pairs.of if m not in of]
+    rivals = {t: m for m, several in pairs.several.items() for t in several}
+    unsure: dict[str, str] = {}
+    sides: tuple[tuple[MaskFiles, MaskFiles, str, Mapping[str, str | Sequence[str]]], ...] = (
+        (masks, truth, "ground truth", pairs.several),
+        (truth, masks, "mask", rivals),
+    )
+    for (side, other, what, several), known in zip(sides, paired, strict=True):
+        for name in side.names:
+            image_id = safe_image_id(name)
+            if name in known:
+                continue
+            if name not in kept:
+                unasked.append(image_id)
+            elif name in several:
+                unsure[image_id] = _several(name, several[name])
+            else:
+                lacking[image_id] = f"no {what} of that name in {other.place}"
+    masks_index, truth_index = (
         side.index.select([ids[m] for m in of])
         if side.is_table
         else write_listing(listing, {ids[m]: side.files[(m, t)[number]] for m, t in of.items()})
         for number, (side, listing) in enumerate(zip((masks, truth), listings, strict=True))
-    ]
+    )
     notes = tuple(f"pairs found {rule}: {count}" for rule, count in pairs.how.items())
     image_ids = tuple(sorted(ids[m] for m in of))
-    return Matched(indices[0], indices[1], image_ids, lacking, unsure, notes)
+    return Matched(masks_index, truth_index, image_ids, lacking, unsure, tuple(unasked), notes, met)
+
+
+def _several(name: str, others: str | Sequence[str]) -> str:
+    listed = others if isinstance(others, str) else ", ".join(others)
+    return (
+        f"{name} may go with {listed}, and more than one fits: make the paths of both sides alike"
+    )
 
 
 def _pair_sides(masks: MaskFiles, truth: MaskFiles) -> Pairs:
@@ -256,9 +316,4 @@ def _space(place: str) -> LabelSpace | None:
 
 
 def _fingerprint(uris: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for uri in uris:
-        filesystem, path = storage.resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"{uri}\x00{info.size}\x00{info.mtime_ns}\x00".encode())
-    return digest.hexdigest()
+    return storage.fingerprint({uri: uri for uri in uris})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,12 +62,22 @@ def refusal(uri: str) -> str:
     )
 
 
-def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of the array of a `.npy` file, which follows in the stream."""
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(stream)]
+    shape, _, dtype = read_header(stream)
+    return shape, dtype
+
+
+def load_pickled_dict(uri: str, *, trust_pickle: bool, data: bytes | None = None) -> dict[str, Any]:
     """The dictionary in a `.npy` file that `np.save(path, some_dict)` wrote.
 
     Args:
-        uri: of the file.
         trust_pickle: whether the user vouches for the file.
+        data: the file's bytes; None: they are read.
 
     Returns:
         Keys are strings; values as stored.
@@ -77,14 +87,9 @@ def load_pickled_dict(uri: str, *, trust_pickle: bool) -> dict[str, Any]:
     """
     if not trust_pickle:
         raise CannotRunError(refusal(uri))
-    stream = io.BytesIO(storage.read_bytes(uri))
+    stream = io.BytesIO(storage.read_bytes(uri) if data is None else data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read_header(stream)
+        shape, dtype = read_npy_header(stream)
         if shape != () or dtype != np.dtype(object):
             raise ValueError(f"it holds an array {shape} of {dtype}")
         # latin1 reads what numpy wrote under Python 2, too

@@ -36,7 +36,6 @@ def read_text(uri: str, what: str = "file") -> str:
     """The text of a file.
 
     Args:
-        uri: of the file.
         what: it is called where there is none.
 
     Raises:

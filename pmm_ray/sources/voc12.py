@@ -1,13 +1,15 @@
 """PASCAL VOC 2012, and anything laid out like it, used in place; with or without SBD's masks.
 
 Photographs and masks are not copied: the manifest names them where they are. VOC's mask values
-are contiguous already, so its masks are the ground truth as they stand. SBD's `.mat` files, where
-there is no folder SegmentationClassAug, become PNG files beside the manifest.
+are contiguous already, so its masks are the ground truth as they stand. An official mask
+(SegmentationClass) wins over one of SegmentationClassAug, and this over SBD's `.mat` file, which
+becomes a PNG file beside the manifest.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -36,8 +38,9 @@ LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 Reader = Callable[[str], tuple[int, ...] | None]
 
 _LISTS = "ImageSets/Segmentation"
-# the masks of SBD's additional annotations first: the official ones are among them
-_MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")
+# the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has
+# an official one, as more than half of val do where mmsegmentation's converter wrote the folder
+_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 _SPELLINGS = {"train_aug": "trainaug", "trainaug": "train_aug"}
 
 
@@ -111,6 +114,7 @@ def import_voc12(
     importer.labels_from = chosen or "none"
     photographs = {_stem(uri): uri for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES)}
     listed_splits = _read_lists(voc, splits, lists, sbd, importer)
+    origins: dict[str, Counter[str]] = {split: Counter() for split in listed_splits}
     for split, image_ids in listed_splits.items():
         for image_id in image_ids:
             try:
@@ -118,6 +122,8 @@ def import_voc12(
             except (ValueError, OSError) as error:
                 importer.fail(image_id, "label", str(error))
                 continue
+            if truth is not None:
+                origins[split][_origin(masks[image_id])] += 1
             importer.add(
                 image_id,
                 photographs.get(image_id, f"{voc}/JPEGImages/{image_id}.jpg"),
@@ -125,14 +131,19 @@ def import_voc12(
                 partial(labels_of, image_id),
                 truth,
             )
+    importer.notes += [
+        f"masks of {split}: " + ", ".join(f"{n} of {name}" for name, n in found.most_common())
+        for split, found in origins.items()
+        if found
+    ]
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
         here = {image_id: row.labels for image_id, row in importer.rows.items()}
         differences = compare_labels(here, listed)
         write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
         counts |= count_differences(differences)
-    found = sum(map(len, listed_splits.values()))
-    return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=found)
+    total = sum(map(len, listed_splits.values()))
+    return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=total)
 
 
 def _find_voc(root: str) -> str:
@@ -155,6 +166,11 @@ def _find_masks(voc: str, sbd: str | None) -> dict[str, str]:
         for uri in _files(f"{voc}/{folder}", ".png"):
             found[_stem(uri)] = uri
     return found
+
+
+def _origin(uri: str) -> str:
+    """The folder of a mask, `SBD` for a `.mat` file."""
+    return "SBD" if has_ending(uri, ".mat") else uri.rsplit("/", 2)[-2]
 
 
 def _as_png(uri: str | None, out: str, image_id: str) -> str | None:

@@ -30,10 +30,8 @@ def run(
     """Compare two evaluations on the images they share.
 
     Args:
-        context: of the run.
-        folder: the stage's folder.
         segmenter: evaluation of what the segmenter predicts.
-        supervision: evaluation of masks made in the way of those that it learnt from.
+        supervision: evaluation of masks made like those that it learnt from.
         split: the held-out split, whose pixel labels both used.
 
     Returns:

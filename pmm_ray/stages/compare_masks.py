@@ -19,9 +19,8 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
 
 CODE_VERSION = 1
@@ -113,36 +112,29 @@ def run(
     *,
     earlier: TableIndex,
     later: TableIndex,
-    images: TableIndex,
     stages: tuple[str, str],
 ) -> Summary:
     """Compare two masks tables image by image.
 
     Args:
-        context: the run.
-        folder: the stage's folder.
         earlier: index of the masks before.
         later: index of the masks after; its ids are compared, and each must be in `earlier`.
-        images: index of the manifest.
         stages: names of the stages that made them.
     """
     summary = run_table_stage(
         context,
         folder,
-        inputs={"later": later, "earlier": earlier, "manifest": images},
-        primary="later",
+        inputs={"later": later, "earlier": earlier},
         factory=partial(compare_worker, context.manifest.label_space, folder.stage),
         schema=tables.EVALUATION,
     )
     table = read_all(folder.uri).select(["cells", "counts"])
     metrics, details = churn(table.to_pylist(), context.manifest.label_space)
     about = {"earlier": stages[0], "later": stages[1]}
-    return summary.model_copy(
-        update={"metrics": metrics, "details": summary.details | about | details}
-    )
+    return summary.extended(about | details, metrics)
 
 
-def stage(data: DataSet, earlier: StageFolder, later: StageFolder, name: str) -> Stage:
+def stage(earlier: StageFolder, later: StageFolder, name: str) -> Stage:
     """The comparison of two finished masks tables, on the images of both."""
     before, after = read_index(earlier.uri), read_index(later.uri)
     both = after.select(before.image_ids)
@@ -150,6 +142,6 @@ def stage(data: DataSet, earlier: StageFolder, later: StageFolder, name: str) ->
     return Stage(
         name,
         (earlier.stage, earlier.hash, later.stage, later.hash, CODE_VERSION),
-        partial(run, earlier=before, later=both, images=data.images, stages=stages),
+        partial(run, earlier=before, later=both, stages=stages),
         rows=len(both),
     )

@@ -16,7 +16,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
@@ -77,7 +77,6 @@ def run(
     folder: StageFolder,
     *,
     masks: TableIndex,
-    images: TableIndex,
     title: str,
     split: str,
     masks_stage: str,
@@ -85,10 +84,7 @@ def run(
     """Score a masks table on the images of one split that have ground truth.
 
     Args:
-        context: the run.
-        folder: the stage's folder.
         masks: index of the masks, restricted to images that have truth.
-        images: index of the manifest.
         title: what the masks are, for people.
         split: whose images these are.
         masks_stage: name of the stage that made them.
@@ -97,8 +93,7 @@ def run(
     summary = run_table_stage(
         context,
         folder,
-        inputs={"masks": masks, "manifest": images},
-        primary="masks",
+        inputs={"masks": masks},
         factory=partial(evaluation_worker, Photographs.of(context), folder.stage),
         schema=tables.EVALUATION,
     )
@@ -111,13 +106,7 @@ def run(
     if "not_scored" in details:
         context.progress.message(f"{folder.stage}: no score: {details['not_scored']}")
     about = {"title": title, "split": split, "masks_stage": masks_stage}
-    return summary.model_copy(
-        update={
-            "metrics": metrics,
-            "details": summary.details | about | details,
-            "pixel_labels_used": True,
-        }
-    )
+    return summary.extended(about | details, metrics, pixel_labels_used=True)
 
 
 def stage(
@@ -126,15 +115,11 @@ def stage(
     """The scores of finished masks.
 
     Args:
-        data: of the run.
         masks: whose scores.
         among: those of them that have ground truth, of one split.
         title: what the masks are, for people.
         split: whose images these are.
-        name: of the stage.
     """
-    body = partial(
-        run, masks=among, images=data.images, title=title, split=split, masks_stage=masks.stage
-    )
+    body = partial(run, masks=among, title=title, split=split, masks_stage=masks.stage)
     identity = (masks.stage, masks.hash, data.hash, *data.truth, CODE_VERSION)
     return Stage(name, identity, body, rows=len(among))

@@ -24,6 +24,8 @@ from pmm_ray.sources.voc12 import import_voc12
 
 STAGE = "import_data"
 CODE_VERSION = 1
+_VERSIONS = {"voc12": 2}
+"""Those of the sources that read otherwise by now."""
 
 
 def import_source(
@@ -115,6 +117,7 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
             "counts": report.counts,
             "labels_from": labels_from,
             "understood": understood(report),
+            "accounting": report.accounting.as_dict(),
         },
         pixel_labels_used=labels_from == "masks",
     )
@@ -122,4 +125,5 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
 
 def stage(config: RunConfig) -> Stage:
     """The import of the data set that a recipe names."""
-    return Stage(STAGE, (config.data, config.seed, CODE_VERSION), partial(run, config))
+    version = _VERSIONS.get(config.data.source, CODE_VERSION)
+    return Stage(STAGE, (config.data, config.seed, version), partial(run, config))

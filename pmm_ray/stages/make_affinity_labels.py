@@ -11,7 +11,7 @@ from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -19,7 +19,7 @@ from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_affinity_labels"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
@@ -46,20 +46,14 @@ def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
 
 
 def run(
-    config: AffinityConfig,
-    context: RunContext,
-    folder: StageFolder,
-    *,
-    cams: TableIndex,
-    images: TableIndex,
+    config: AffinityConfig, context: RunContext, folder: StageFolder, *, cams: TableIndex
 ) -> Summary:
     """Labels of every image of `cams`, an index of a cams table: a masks table with ignored px."""
     memory = mask_memory(large_image(context.manifest.uri), context.cluster.node_memory)
     return run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
+        inputs={"cams": cams},
         factory=partial(label_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
         pool=cpu_pool(context, memory=memory),
@@ -72,6 +66,6 @@ def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, split: str) 
     return Stage(
         STAGE,
         ([config.alpha_low, config.alpha_high], config.crf, cams.hash, split, CODE_VERSION),
-        partial(run, config, cams=index, images=data.images),
+        partial(run, config, cams=index),
         rows=len(index),
     )

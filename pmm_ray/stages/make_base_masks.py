@@ -13,10 +13,9 @@ from pmm_ray.method.masks import base_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages.make_masks import mask_pool
@@ -42,19 +41,13 @@ def base_worker(config: BaseConfig, photographs: Photographs) -> Worker:
 
 
 def run(
-    config: BaseConfig,
-    context: RunContext,
-    folder: StageFolder,
-    *,
-    cams: TableIndex,
-    images: TableIndex,
+    config: BaseConfig, context: RunContext, folder: StageFolder, *, cams: TableIndex
 ) -> Summary:
     """Base masks of every image of `cams` (an index of a cams table)."""
     return run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
+        inputs={"cams": cams},
         factory=partial(base_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
         pool=mask_pool(config, context),
@@ -62,12 +55,9 @@ def run(
     )
 
 
-def stage(config: BaseConfig, data: DataSet, cams: StageFolder) -> Stage:
+def stage(config: BaseConfig, cams: StageFolder) -> Stage:
     """The base masks of finished maps."""
     index = read_index(cams.uri)
     return Stage(
-        STAGE,
-        (config, cams.hash, CODE_VERSION),
-        partial(run, config, cams=index, images=data.images),
-        rows=len(index),
+        STAGE, (config, cams.hash, CODE_VERSION), partial(run, config, cams=index), len(index)
     )

@@ -29,13 +29,12 @@ from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.machine import MachineError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, not_an_images, row_by_row
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, not_an_images, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.augment import resize_to_long
+from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
 STAGE = "make_cams"
 CODE_VERSION = 1
@@ -119,14 +118,13 @@ def cam_worker(
         config: kind and parameters of the maps.
         photographs: how images are read.
         use_gpu: where the model goes.
-        stage: named in error rows.
         ahead: images that tasks of their own read before windows are cut, see `read_ahead`.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_classifier(checkpoint_uri)
     model = model.to(device).eval()
     if config.kind == "multi_crop":
-        return crop_worker(CropCams(model, config, device), config, photographs, stage, ahead)
+        return crop_worker(CropCams(model, config, device), photographs, stage, ahead)
 
     def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         manifest = row["manifest"]
@@ -137,19 +135,15 @@ def cam_worker(
 
 
 def crop_worker(
-    cams: CropCams,
-    config: CamsConfig,
-    photographs: Photographs,
-    stage: str = STAGE,
-    ahead: int = AHEAD,
+    cams: CropCams, photographs: Photographs, stage: str = STAGE, ahead: int = AHEAD
 ) -> Worker:
     """Multi-crop CAMs of a chunk's images, their windows batched together."""
-    read = partial(_read, photographs, config.max_long)
+    read = partial(_read, photographs, cams.config.max_long)
 
     def photograph(key: int, row: InputRow, pixels: NDArray[np.uint8]) -> Photograph:
         size = row["manifest"]["height"], row["manifest"]["width"]
         labels = photographs.labels(row["manifest"])
-        return Photograph(key, pixels, labels, stored_size(*size, config.stride))
+        return Photograph(key, pixels, labels, stored_size(*size, cams.config.stride))
 
     def readable(rows: Sequence[InputRow], failed: dict[int, RowError]) -> Iterator[Photograph]:
         images = read_ahead([row["manifest"] for row in rows], read, ahead)
@@ -170,7 +164,7 @@ def crop_worker(
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
         failed: dict[int, RowError] = {}
         made: dict[int, dict[str, Any]] = {}
-        # an image may take those of its batch along: each is tried again alone, and tells itself
+        # one image may fail its whole batch: each is tried again alone, and gets its own error row
         fault: MachineError | None = None
         try:
             for key, cam in cams(readable(rows, failed)):
@@ -201,7 +195,7 @@ def _read(
     """A labelled photograph, its long side at most `max_long` px."""
     photographs.labels(manifest)
     image = photographs.image(manifest)
-    return resize_to_long(image, max_long) if max(image.shape) > max_long else image
+    return with_long_side(image, max_long) if max(image.shape) > max_long else image
 
 
 def run(
@@ -217,7 +211,6 @@ def run(
         context,
         folder,
         inputs={"manifest": images},
-        primary="manifest",
         factory=cam_factory(config, context, checkpoint_uri, folder.stage),
         schema=tables.CAMS,
         pool=cam_pool(config, context),
@@ -262,12 +255,9 @@ def stage(
     """The maps of some images by a trained classifier.
 
     Args:
-        config: a section of maps.
-        data: of the run.
         classifier: finished.
         images: rows of the manifest.
         chosen_by: the splits or the ids that say which images these are.
-        name: of the stage.
     """
     return Stage(
         name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,19 +14,10 @@ from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import (
-    CONSUMER_CPUS,
-    PRODUCER_CPUS,
-    InputRow,
-    Pool,
-    Producer,
-    Worker,
-)
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
@@ -67,7 +57,6 @@ def run(
     folder: StageFolder,
     *,
     cams: Cams,
-    images: TableIndex,
     method: str = "ppmg",
     png_folder: str | None = None,
 ) -> Summary:
@@ -78,44 +67,34 @@ def run(
     errors table.
 
     Args:
-        config: the mask section.
-        context: of the run.
-        folder: of the stage.
         cams: stored or streamed.
-        images: index of the manifest.
         method: a name of `MASK_METHODS`.
         png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
     """
-    pool = mask_pool(config, context)
     shape: dict[str, Any] = {
         "factory": mask_factory(config, context, folder.stage, method, cams.read, png_folder),
         "schema": tables.MASKS,
+        "pool": (pool := mask_pool(config, context)),
     }
+    batch = config.batch_size
     if cams.streamed_from is None:
-        batch = config.batch_size
         if batch == "auto":
             batch = auto_batch(len(cams.index), pool.size, IMAGE_SECONDS)
-        inputs = {"cams": cams.index, "manifest": images}
         return run_table_stage(
-            context, folder, inputs=inputs, primary="cams", pool=pool, batch_size=batch, **shape
+            context, folder, inputs={"cams": cams.index}, batch_size=batch, **shape
         )
     from pmm_ray.stages import make_cams  # torch, which a process of the other pool never imports
 
-    first = make_cams.cam_pool(context.config.cams, context)
-    if first.gpus == 0:
-        first = replace(first, cpus=PRODUCER_CPUS, labels=pool.labels)
-    batch = config.batch_size
+    maps = context.config.cams
     if batch == "auto":
-        batch = make_cams.cam_batch(context.config.cams, context)
-    maker = make_cams.cam_factory(context.config.cams, context, cams.streamed_from)
+        batch = make_cams.cam_batch(maps, context)
+    maker = make_cams.cam_factory(maps, context, cams.streamed_from)
     return run_table_stage(
         context,
         folder,
         inputs={"manifest": cams.index},
-        primary="manifest",
-        pool=replace(pool, cpus=CONSUMER_CPUS),
         batch_size=batch,
-        producer=Producer("cams", maker, tables.CAMS, first),
+        producer=Producer("cams", maker, tables.CAMS, make_cams.cam_pool(maps, context)),
         **shape,
     )
 
@@ -149,7 +128,6 @@ def mask_factory(
 
 def stage(
     config: MasksConfig,
-    data: DataSet,
     cams: Cams,
     *,
     method: str | None = None,
@@ -159,11 +137,8 @@ def stage(
     """The masks of some CAMs.
 
     Args:
-        config: the mask section.
-        data: of the run.
         cams: stored or streamed.
         method: in place of the section's.
-        name: of the stage.
         png_folder: see `run`.
     """
     method = method or config.method
@@ -171,6 +146,6 @@ def stage(
     return Stage(
         name,
         (config, known_as, cams.hash, CODE_VERSION),
-        partial(run, config, cams=cams, images=data.images, method=method, png_folder=png_folder),
+        partial(run, config, cams=cams, method=method, png_folder=png_folder),
         rows=len(cams.index),
     )

@@ -9,7 +9,7 @@ tasks on every CPU, and nothing of it touches disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,7 @@ from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import (
-    CONSUMER_CPUS,
-    PRODUCER_CPUS,
-    InputRow,
-    Pool,
-    Producer,
-    Worker,
-    row_by_row,
-)
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput
@@ -47,7 +39,6 @@ class Scorer:
 
     Args:
         checkpoint_uri: of a segmenter.
-        config: the section.
         photographs: how images are found and read.
         use_gpu: whether the network runs on one.
     """
@@ -123,29 +114,23 @@ def run(
     output = MaskOutput(photographs.label_space, round_number, png_folder)
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
     size = cluster.default_actors() if config.actors == "auto" else config.actors
-    cpus = 0.0 if use_gpu else PRODUCER_CPUS if config.use_crf else 1.0
-    actors = Pool(
-        size,
-        actors=True,
-        cpus=cpus,
-        gpus=1.0 if use_gpu else 0.0,
-        labels={} if use_gpu else cluster.cpu_stage_labels,
-    )
+    if use_gpu:
+        actors = Pool(size, actors=True, cpus=0.0, gpus=1.0)
+    else:
+        actors = Pool(size, actors=True, labels=cluster.cpu_stage_labels)
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
-        "primary": "manifest",
         "schema": tables.MASKS,
         "batch_size": config.batch_size,
     }
     if not config.use_crf:
         worker = partial(argmax_worker, *model, output)
         return run_table_stage(context, folder, factory=worker, pool=actors, **shape)
-    tasks = replace(cpu_pool(context, memory=task_memory(context)), cpus=CONSUMER_CPUS)
     return run_table_stage(
         context,
         folder,
         factory=partial(refine_worker, config, folder.stage, output),
-        pool=tasks,
+        pool=cpu_pool(context, memory=task_memory(context)),
         producer=Producer("scores", partial(score_worker, *model), SCORES, actors),
         **shape,
     )
@@ -177,12 +162,9 @@ def stage(
     """The masks of some images by a trained segmenter.
 
     Args:
-        config: the section, or another in its place.
-        data: of the run.
         segmenter: the trained one.
         images: rows of the manifest.
         round: the cyclic round.
-        name: of the stage.
         png_folder: see `run`.
     """
     return Stage(

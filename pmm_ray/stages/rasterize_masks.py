@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pmm_ray.config import DataConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.core.tables import FLOAT, LABELS, TEXT, columns
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
@@ -23,15 +23,7 @@ from pmm_ray.sources.raster import draw_objects, require_pycocotools
 STAGE = "rasterize_masks"
 CODE_VERSION = 1
 
-DRAWN = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("labels", pa.list_(pa.int16())),
-        ("hidden", pa.list_(pa.int16())),
-        ("foreground", pa.float32()),
-        ("ignored", pa.float32()),
-    ]
-)
+DRAWN = columns(image_id=TEXT, labels=LABELS, hidden=LABELS, foreground=FLOAT, ignored=FLOAT)
 """One row per mask: the classes that appear in it, those of the image's labels that do not
 (small ones under later objects), and the shares of its pixels that are foreground and ignored."""
 
@@ -89,7 +81,6 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
             "manifest": wanted,
             "objects": read_index(storage.join(manifest.root, OBJECTS_FOLDER)),
         },
-        primary="manifest",
         factory=partial(
             rasterize_worker,
             manifest.root,
@@ -103,8 +94,8 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
     drawn = read_all(folder.uri)
     hidden = sum(bool(labels) for labels in drawn.column("hidden").to_pylist())
     counts = {"masks": drawn.num_rows, "masks without one of the image's labels": hidden}
-    details = summary.details | {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
-    return summary.model_copy(update={"details": details, "pixel_labels_used": True})
+    details = {"counts": counts, "overlap": data.overlap, "crowd": data.crowd}
+    return summary.extended(details, pixel_labels_used=True)
 
 
 def stage(config: DataConfig, data: DataSet) -> Stage:

@@ -26,21 +26,17 @@ from pmm_ray.runtime.core.errors import (
 )
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.core.tables import INT64, TEXT, columns
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles, Matched
 
 STAGE = "score_masks"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
-COUNTED = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("truth", pa.list_(pa.uint16())),
-        ("mask", pa.list_(pa.uint16())),
-        ("counts", pa.list_(pa.int64())),
-    ]
+COUNTED = columns(
+    image_id=TEXT, truth=pa.list_(pa.uint16()), mask=pa.list_(pa.uint16()), counts=pa.list_(INT64)
 )
 """One row per image: how many pixels have each pair of (true value, mask value)."""
 
@@ -91,8 +87,7 @@ def run(
     context: RunContext,
     folder: StageFolder,
     *,
-    masks: TableIndex,
-    truth: TableIndex,
+    matched: Matched,
     pairs: TableIndex,
     space: LabelSpace,
     wanted: Sequence[str],
@@ -101,9 +96,7 @@ def run(
     """Count and score.
 
     Args:
-        context: of the run.
-        folder: the stage's folder.
-        masks, truth: where the masks and the ground truth are.
+        matched: where the masks and the ground truth are.
         pairs: the images that have both.
         space: what the classes are.
         wanted: how truth and masks are to be read, see `choose_readings`.
@@ -116,14 +109,15 @@ def run(
     summary = run_table_stage(
         context,
         folder,
-        inputs={"manifest": pairs, "masks": masks, "truth": truth},
-        primary="manifest",
+        inputs={"manifest": pairs, "masks": matched.masks, "truth": matched.truth},
         factory=partial(scoring_worker, folder.stage),
         schema=COUNTED,
     )
     table = read_all(folder.uri)
     if not table.num_rows:
-        raise CannotRunError(f"not one image could be scored, see {folder.errors_uri}")
+        first = next(iter(tables.read_errors(folder.errors_uri)), None)
+        reason = "" if first is None else f", the first reason: {first.image_id}: {first.message}"
+        raise CannotRunError(f"0 of {len(pairs)} masks could be scored{reason}")
     counts = counts_of(table)
     try:
         readings, note = choose_readings(counts, space, wanted)
@@ -141,14 +135,9 @@ def run(
         "note": note,
         "scored": len(pairs) - summary.errors - len(rows),
         "error_rows": len(failed),
+        "values": [row.as_dict() for row in rows],
     }
-    return summary.model_copy(
-        update={
-            "metrics": metrics,
-            "details": summary.details | about | details,
-            "pixel_labels_used": True,
-        }
-    )
+    return summary.extended(about | details, metrics, pixel_labels_used=True)
 
 
 def stage(
@@ -177,12 +166,6 @@ def stage(
         CODE_VERSION,
     )
     body = partial(
-        run,
-        masks=matched.masks,
-        truth=matched.truth,
-        pairs=pairs,
-        space=space,
-        wanted=readings,
-        unmatched=unmatched,
+        run, matched=matched, pairs=pairs, space=space, wanted=readings, unmatched=unmatched
     )
     return Stage(STAGE, identity, body, rows=len(pairs))

@@ -26,13 +26,13 @@ from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, to_sparse
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
-from pmm_ray.method.masks import MaskParameters
+from pmm_ray.method.masks import MaskParameters, exponent_of
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Worker
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -50,7 +50,14 @@ walked table has these scores, and they have no exponent (released code; row RW 
 # `masks.alpha: auto`: the paper searched 0..20 by hand; low values suit CAMs that are compact
 AUTO_ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 16.0, 24.0)
 SAMPLE_IMAGES = 100
-"""Held-out images that are scored, unless the user says otherwise."""
+"""Held-out images that are scored by a search, unless the user says otherwise; tables score all."""
+_THRESHOLDS = (
+    *(hundredths / 100 for hundredths in range(2, 20)),
+    *(twentieths / 20 for twentieths in range(4, 13)),
+)
+CAM_ALPHAS = tuple(float(f"{exponent_of(threshold):.4g}") for threshold in _THRESHOLDS)
+"""Exponents of CAM argmax: its best thresholds, 0.02 to 0.6, are far apart for different CAMs. The
+released code scans 0.05 to 0.19, SEAM's 0 to 0.59."""
 
 Combination = dict[str, float]
 """Field of the mask section -> value."""
@@ -65,13 +72,13 @@ def grid(values: Mapping[str, Sequence[float]]) -> list[Combination]:
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
-def sample(image_ids: Sequence[str], images: int, seed: int) -> list[str]:
-    """At most so many of the ids, the same ones in every call and on every machine."""
+def sample(image_ids: Sequence[str], images: int | None, seed: int) -> list[str]:
+    """At most so many of the ids, None: all; the same in every call and on every machine."""
 
-    def draw(image_id: str) -> bytes:
+    def place(image_id: str) -> bytes:
         return hashlib.sha256(f"{seed}-sweep-{image_id}".encode()).digest()
 
-    return sorted(sorted(image_ids, key=draw)[:images])
+    return sorted(sorted(image_ids, key=place)[:images])
 
 
 def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
@@ -126,7 +133,6 @@ def run(
     folder: StageFolder,
     *,
     cams: TableIndex,
-    images: TableIndex,
     method: str,
     combinations: Sequence[Combination],
     split: str,
@@ -135,10 +141,7 @@ def run(
 
     Args:
         config: the mask section; a combination replaces some of its fields.
-        context: of the run.
-        folder: of the stage.
         cams: index of the cams table, restricted to held-out images with truth.
-        images: index of the manifest.
         method: a name of `MASK_METHODS`, or `WALK`.
         combinations: from `grid`.
         split: whose images these are.
@@ -150,8 +153,7 @@ def run(
     summary = run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
+        inputs={"cams": cams},
         factory=partial(
             score_worker,
             None if method == WALK else MASK_METHODS[method].load(),
@@ -176,13 +178,7 @@ def run(
     }
     storage.write_bytes(folder.path("sweep.parquet"), tables.to_bytes(pa.Table.from_pylist(table)))
     storage.write_bytes(folder.path("sweep.json"), json.dumps(details, indent=1).encode())
-    return summary.model_copy(
-        update={
-            "metrics": {"mean_iou": best["mean_iou"]},
-            "details": summary.details | details,
-            "pixel_labels_used": True,
-        }
-    )
+    return summary.extended(details, {"mean_iou": best["mean_iou"]}, pixel_labels_used=True)
 
 
 def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int:
@@ -226,7 +222,7 @@ def stage(
     cams: StageFolder,
     combinations: Sequence[Combination],
     *,
-    images: int = SAMPLE_IMAGES,
+    images: int | None = SAMPLE_IMAGES,
     among: Sequence[str] | None = None,
     method: str = "ppmg",
     name: str = STAGE,
@@ -235,13 +231,11 @@ def stage(
 
     Args:
         recipe: for the mask section, the seed and the held-out split.
-        data: of the run.
         cams: finished.
         combinations: from `grid`; `WALK` has one without a field.
-        images: so many are scored at most.
+        images: so many are scored at most; None: all.
         among: ids of which those with a CAM are scored; None: a sample of all with both.
         method: a name of `MASK_METHODS`, or `WALK`.
-        name: of the stage.
 
     Raises:
         CannotRunError: no held-out image has both a CAM and a ground-truth mask.
@@ -261,7 +255,6 @@ def stage(
         run,
         config,
         cams=index.select(chosen),
-        images=data.images,
         method=method,
         combinations=combinations,
         split=split,

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from pmm_ray.config import AffinityConfig, RunConfig, WalkConfig
 from pmm_ray.config.backbones import backbone_row
 from pmm_ray.method.affinity import affinity_loss, pair_affinities, pair_labels
+from pmm_ray.method.affinity_labels import CELL
 from pmm_ray.nets.affinity import KIND, AffinityNetwork, build_affinity
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.training.augment import jitter, window
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.augment import jitter
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import masks_identity, train
 
 STAGE = "train_affinity"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,18 @@ class PairSample:
     ignore: int
     labels: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """(float32 [3, S, S], int32 [S, S]): mirrored or not, cut at a random place.
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
+        """(float32 [3, S, S], int32 [S, S]): cut at a random place, mirrored or not.
 
         Source: released code of AffinityNet: crops of the image as it is, jitter, mirror images.
+        Here crops begin where cells of the labels do, so that a feature px sees one cell.
         """
         height, width = image_HW3.shape[:2]
         label_HW = self.labels.mask(row.image_id, (height, width))
         size, rng = self.config.crop_size, np.random.default_rng(seed)
-        if rng.random() < 0.5:
-            image_HW3, label_HW = image_HW3[:, ::-1], label_HW[:, ::-1]
-        rows, top = window(height, size, rng)
-        columns, left = window(width, size, rng)
+        mirrored = rng.random() < 0.5
+        rows, top = _window(height, size, rng)
+        columns, left = _window(width, size, rng)
         network = backbone_row(self.config.backbone)
         mean, std = (np.array(v, np.float32) for v in (network.input_mean, network.input_std))
         crop: NDArray[Any] = np.ascontiguousarray(image_HW3[rows, columns], np.float32)
@@ -68,7 +67,17 @@ class PairSample:
         image_3SS[:, *place] = crop.transpose(2, 0, 1)
         labels_SS = np.full((size, size), self.ignore, np.int32)
         labels_SS[place] = label_HW[rows, columns]
+        if mirrored:
+            image_3SS, labels_SS = image_3SS[..., ::-1].copy(), labels_SS[:, ::-1].copy()
         return torch.from_numpy(image_3SS), torch.from_numpy(labels_SS)
+
+
+def _window(side: int, crop: int, rng: np.random.Generator) -> tuple[slice, int]:
+    """(what to cut from an axis, where it goes in the crop); both begin at multiples of CELL."""
+    if side >= crop:
+        start = CELL * int(rng.integers(0, -(-(side - crop) // CELL) + 1))
+        return slice(start, min(side, start + crop)), 0
+    return slice(0, side), CELL * int(rng.integers(0, (crop - side) // CELL + 1))
 
 
 class AffinityLoss(LossModule):
@@ -114,8 +123,6 @@ def run(
     """Train the affinity network on the training split's images that have labels.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.affinity.load_affinity`), and error rows of
             images that had to be substituted.
         labels_uri: folder that `make_affinity_labels` filled.
@@ -130,7 +137,7 @@ def run(
 def stage(recipe: RunConfig, labels: StageFolder) -> Stage:
     """The training of the recipe's affinity network on finished labels."""
     config = recipe.affinity
-    # neither what comes after nor whether masks are made of it changes the network
+    # neither the walk, which comes later, nor whether there is one changes the network
     own = config.model_copy(update={"walk": WalkConfig(), "enabled": True})
     weights = weights_identity(config.weights, config.backbone)
     identity = (own, weights, *masks_identity(recipe, labels), CODE_VERSION)

@@ -29,7 +29,7 @@ from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.augment import augment
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.task import LossModule, TrainingTask
 from pmm_ray.runtime.training.train import train
 
@@ -48,9 +48,7 @@ class ClassifierSample:
     num_foreground: int
     statistics: tuple[Triple, Triple]
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         mean, std = self.statistics
         view_3SS = augment(
             image_HW3,
@@ -187,8 +185,6 @@ def validation_of(
     """What is scored after every epoch, if anything.
 
     Args:
-        config: the section.
-        context: of the run.
         long_side: of the held-out images, px.
     """
     if not config.validation_images:
@@ -207,8 +203,6 @@ def run(config: ClassifierConfig, context: RunContext, folder: StageFolder) -> S
     """Train the classifier on the labelled images of the training split.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.registry.load_classifier`), and error rows
             of images that had to be substituted.
 
@@ -227,10 +221,7 @@ def stage(config: ClassifierConfig, recipe: RunConfig, data: DataSet, name: str 
     """The training of a classifier on the labelled images of the training split.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the training split.
-        data: of the run.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

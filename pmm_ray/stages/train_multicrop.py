@@ -8,16 +8,15 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.config.backbones import Triple
-from pmm_ray.method.multicrop import draw_window
+from pmm_ray.method.multicrop import random_window
 from pmm_ray.nets.segmenter_source import classifier_source
 from pmm_ray.nets.views import crop_windows, cut_windows
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.training.augment import crop_view
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.augment import augment
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.train import masks_identity, train
 from pmm_ray.stages.train_classifier import (
@@ -28,7 +27,7 @@ from pmm_ray.stages.train_classifier import (
 )
 
 STAGE = "train_multicrop"
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of the stage's hash: raised by hand when the code gives another result."""
 
 
@@ -41,19 +40,17 @@ class WindowSample:
     statistics: tuple[Triple, Triple]
     masks: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         height, width = image_HW3.shape[:2]
         base_HW = self.masks.mask(row.image_id, (height, width))
         config, crops = self.config, self.config.crops
         rng = np.random.default_rng(seed)
         choices = crop_windows(height, width, crops)
-        window, labels = draw_window(choices, base_HW, rng, config.relabel_share)
+        window, labels = random_window(choices, base_HW, rng, config.relabel_share)
         image_13HW = torch.from_numpy(image_HW3).permute(2, 0, 1)[None]
         (piece,) = cut_windows(image_13HW, [window], crops.geometry, crops.size)
         mean, std = self.statistics
-        view_3SS = crop_view(
+        view_3SS = augment(
             piece[0].permute(1, 2, 0).numpy(),
             rng,
             crop_size=crops.size,
@@ -83,8 +80,6 @@ def run(
     """Train the second classifier on the training split's images that have a base mask.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: as for the first classifier, see `train_classifier.run`.
         masks_uri: folder of the base masks.
 
@@ -110,10 +105,8 @@ def stage(
     """The training of the second classifier on windows relabelled by finished base masks.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the training split.
         base_masks: which know the data set.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

@@ -22,7 +22,7 @@ from pmm_ray.nets.weight_files import file_identity, weights_identity
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.loader import TrainingRow
+from pmm_ray.runtime.training.loader import Sample, TrainingRow
 from pmm_ray.runtime.training.mask_file import MaskFile
 from pmm_ray.runtime.training.task import LossModule, TrainingTask, poly
 from pmm_ray.runtime.training.train import UNDERFITTING, masks_identity, train
@@ -44,9 +44,7 @@ class SegmenterSample:
     statistics: tuple[Triple, Triple]
     masks: MaskFile
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         height, width = image_HW3.shape[:2]
         mask_HW = self.masks.mask(row.image_id, (height, width))
         if self.config.layout == "dataset":
@@ -241,8 +239,6 @@ def run(
     """Train a fresh segmenter on the training split's images that have a mask.
 
     Args:
-        config: the section.
-        context: of the run.
         folder: `model.pt` is written here (see `nets.segmenter.load_segmenter`), and error rows
             of images that had to be substituted.
         masks_uri: folder of a masks table.
@@ -278,8 +274,7 @@ def run(
             context.progress.message(f"{folder.stage}: {image_id} was not scored: {reason}")
         if len(unusable) > _MOST_NAMED:
             context.progress.message(f"{folder.stage}: nor were {len(unusable) - _MOST_NAMED} more")
-    details = summary.details | {"split": validation.split, SCORED: scored}
-    return summary.model_copy(update={"details": details})
+    return summary.extended({"split": validation.split, SCORED: scored})
 
 
 def stage(
@@ -294,12 +289,9 @@ def stage(
     """The training of a fresh segmenter on finished masks.
 
     Args:
-        config: the section, or another in its place.
         recipe: for the seed and the splits.
-        data: of the run.
         masks: of the training split.
         round: 0 for the first masks, then the number of the cycle.
-        name: of the stage.
 
     Raises:
         CannotRunError: see `model_identity`.

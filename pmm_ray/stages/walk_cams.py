@@ -1,7 +1,7 @@
 """CAMs + affinities -> CAMs after a random walk (AffinityNet): a cams table with two more columns.
 
-A walk has scores for the background too. They are kept, and so is the largest score of each class,
-which divides its map: the maps are 0..1 like all CAMs, and give back the walked scores.
+A walk has scores for the background too, which are kept. Each class's map is divided by its largest
+score, so that it is 0..1 like all CAMs. That score is kept too: it gives back the walked scores.
 """
 
 # K: present classes; M: K and the background; h, w: feature px; D: directions.
@@ -26,12 +26,10 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, cam_row
-from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.augment import resize_to_long
+from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
 STAGE = "walk_cams"
 CODE_VERSION = 1
@@ -73,7 +71,7 @@ def walk_scores(
     scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
     view = image_HW3
     if max(view.shape[:2]) > config.max_long:
-        view = resize_to_long(view, config.max_long)
+        view = with_long_side(view, config.max_long)
     pixels = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1))).to(device)
     features = network(normalise_views(pixels[None], network.input_mean, network.input_std))
     affinity_Dhw = pair_affinities(features, radius)[0].cpu().numpy()
@@ -117,7 +115,6 @@ def run(
     folder: StageFolder,
     *,
     cams: TableIndex,
-    images: TableIndex,
     checkpoint_uri: str,
 ) -> Summary:
     """Walked CAMs of every image of `cams`, an index of a cams table."""
@@ -127,8 +124,7 @@ def run(
     return run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": images},
-        primary="cams",
+        inputs={"cams": cams},
         factory=partial(walk_worker, checkpoint_uri, config, Photographs.of(context), on_gpu),
         schema=WALKED,
         pool=Pool(
@@ -141,13 +137,13 @@ def run(
     )
 
 
-def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, network: StageFolder) -> Stage:
+def stage(config: AffinityConfig, cams: StageFolder, network: StageFolder) -> Stage:
     """The walk on finished maps by a trained affinity network."""
     index = read_index(cams.uri)
     model = network.path("model.pt")
     return Stage(
         STAGE,
         (config.walk, network.result, cams.hash, CODE_VERSION),
-        partial(run, config, cams=index, images=data.images, checkpoint_uri=model),
+        partial(run, config, cams=index, checkpoint_uri=model),
         rows=len(index),
     )

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from pmm_ray.cli import app
@@ -19,7 +22,9 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
-from pmm_ray.runtime.rows.images import encode_mask
+from pmm_ray.runtime.rows.images import decode_mask, encode_mask
+from pmm_ray.runtime.rows.masks import mask_row
+from pmm_ray.sources.parquet import import_parquet
 
 Masks = dict[str, np.ndarray[Any, Any]]
 COCO_IDS = ("COCO_val2014_000000000042", "COCO_val2014_000000000139")
@@ -156,3 +161,76 @@ def test_what_cannot_be_exported_is_explained(
 def test_an_unknown_format_is_a_wrong_use(tmp_path: Path) -> None:
     command = ["export", str(tmp_path), str(tmp_path / "out"), "--format", "png"]
     assert CliRunner().invoke(app, command).exit_code == 2
+
+
+@pytest.fixture
+def regions(tmp_path: Path) -> Masks:
+    """A run of two images in `run`, their photographs beside it, masks of regions without holes."""
+    space = LabelSpace.from_names(["cat", "dog"], name="pets")
+    masks = make_run(tmp_path / "run", ("a", "b"), space)
+    random = np.random.default_rng(0)
+    rows = []
+    for image_id, mask in masks.items():
+        region = ndimage.gaussian_filter(random.random(mask.shape), 2) > 0.5
+        mask[:] = ndimage.binary_fill_holes(region)
+        mask[:, 15:] *= 2
+        mask[0, :2] = space.ignore
+        photograph = tmp_path / "photographs" / f"{image_id}.JPG"
+        photograph.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((*mask.shape, 3), np.uint8)).save(photograph)
+        split = "train" if image_id == "a" else "val"
+        rows.append(ManifestRow(image_id, str(photograph), (2,), *mask.shape, split))
+        about = {"image_id": image_id, "height": mask.shape[0], "width": mask.shape[1]}
+        part = tmp_path / "run/make_masks-00000000" / f"part-{'01'[image_id == 'b']}.parquet"
+        tables.write_rows(str(part), [mask_row(about, mask, space, 0)], tables.MASKS)
+    uri = str(tmp_path / "run/manifest.parquet")
+    write_manifest(uri, rows, space, source="test", exif="ignore")
+    return masks
+
+
+def test_outlines_of_yolo_give_the_regions_back(tmp_path: Path, regions: Masks) -> None:
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "yolo") == 0
+    assert yaml.safe_load((out / "data.yaml").read_text()) == {
+        "train": "images/train",
+        "val": "images/val",
+        "names": {0: "cat", 1: "dog"},
+    }
+    for split, (image_id, mask) in zip(("train", "val"), regions.items(), strict=True):
+        photograph = (tmp_path / f"photographs/{image_id}.JPG").read_bytes()
+        assert (out / f"images/{split}/{image_id}.JPG").read_bytes() == photograph
+        again = np.zeros_like(mask)
+        lines = (out / f"labels/{split}/{image_id}.txt").read_text().splitlines()
+        for line in lines:
+            label, *numbers = line.split()
+            points = np.array(numbers, float).reshape(-1, 2) * mask.shape[::-1]
+            # COCO's rasteriser; the outlines are OpenCV's
+            runs = coco_mask.frPyObjects([points.ravel().tolist()], *mask.shape)
+            again[coco_mask.decode(coco_mask.merge(runs)).astype(bool)] = int(label) + 1
+        assert len({line.split()[0] for line in lines}) == 2
+        assert np.array_equal(again, np.where(mask == 255, 0, mask))
+
+
+def test_parquet_of_hugging_face_comes_back_as_a_data_set(tmp_path: Path, regions: Masks) -> None:
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "hf") == 0
+    for split, (image_id, mask) in zip(("train", "val"), regions.items(), strict=True):
+        [row] = tables.read_table(str(out / f"data/{split}-00000-of-00001.parquet")).to_pylist()
+        assert (row["image_id"], row["labels"]) == (image_id, [2])
+        photograph = (tmp_path / f"photographs/{image_id}.JPG").read_bytes()
+        assert row["image"] == {"bytes": photograph, "path": f"{image_id}.JPG"}
+        assert np.array_equal(decode_mask(row["mask"]["bytes"]), mask)
+    report = import_parquet(str(out), str(tmp_path / "again"))
+    assert report.manifest.splits == {"train": 1, "val": 1}
+    assert report.classes == {"cat": {}, "dog": {"train": 1, "val": 1}}
+
+
+@pytest.mark.parametrize("name", ["yolo", "hf"])
+def test_a_photograph_that_is_gone_is_an_error_row(
+    name: str, tmp_path: Path, regions: Masks, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone, _ = regions
+    (tmp_path / f"photographs/{gone}.JPG").unlink()
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), name) == 0
+    said = capfd.readouterr().err
+    assert f"1 of 2 images\nnot: 1 missing ({gone}: the file does not exist)\n-> " in said

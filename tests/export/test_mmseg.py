@@ -6,63 +6,22 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
 from pmm_ray.commands.export import export_run
-from pmm_ray.config import RunConfig
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import index_file, scan_parts, write_index
-from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, open_manifest, write_manifest
-from pmm_ray.runtime.core.stage import StageFolder, Summary
-from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 
 from ..nets.segmenter_models import small, user_file
-
-SEGMENTER = {
-    "channels": 8,
-    "output_stride": 32,
-    "batch_size": 2,
-    "iterations": 2,
-    "crop_size": 64,
-    "resize_base": [96, 64],
-    "head_multiplier": 10.0,
-}
-
-
-def make_run(root: Path, *stages: str, **sections: Any) -> Manifest:
-    """A finished run on shapes, every mask of a stage one square of class 1."""
-    make_shapes(str(root / "data"), images=8, size=48, classes=3, seed=2)
-    manifest = open_manifest(str(root / "data" / "manifest.parquet"))
-    values = {"segmenter": SEGMENTER, "predict": {"resize_base": [96, 64], "crop_size": 64}}
-    values["predict"] |= {"stride": 48}
-    (root / "resolved.yaml").write_text(
-        yaml.safe_dump(RunConfig.model_validate(values | sections).model_dump(mode="json"))
-    )
-    rows = []
-    for row in tables.read_table(manifest.uri).to_pylist():
-        mask = np.zeros((row["height"], row["width"]), np.uint8)
-        mask[5:20, 5:20] = 1
-        rows.append(mask_row(row, mask, manifest.label_space, 0))
-    records = []
-    for stage in stages:
-        folder = StageFolder.below(str(root), stage, "00000000")
-        tables.write_rows(folder.path("part-0.parquet"), rows, tables.MASKS)
-        write_index(folder.uri, scan_parts(folder.uri)[0])
-        folder.finish(Summary(stage=stage, hash=folder.hash))
-        records.append({"stage": stage, "hash": folder.hash, "folder": f"{stage}-00000000"})
-    record = {"name": "test", "finished": "now", "manifest": "data/manifest.parquet"}
-    (root / "run.json").write_text(json.dumps(record | {"stages": records}))
-    return manifest
+from .runs import SEGMENTER, make_run
 
 
 def read_config(out: Path) -> Config:
@@ -167,10 +126,11 @@ def test_images_that_cannot_be_exported_are_left_out_and_named(
     out = tmp_path / "out"
     assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
     said = " ".join(capfd.readouterr().err.split())
-    assert f"left out: {train[0]['image_id']}: " in said
-    assert "the file does not exist" in said
-    assert f"left out: {held_out[0]['image_id']}: " in said
-    assert "mask values [200] are outside 0..3 and 255" in said
+    assert f"1 missing ({train[0]['image_id']}: the file does not exist)" in said
+    assert f"1 label ({held_out[0]['image_id']}: mask values [200] are outside 0..3" in said
+    assert f"{len(rows) - 2} of {len(rows)} images" in said
+    failed = {row.image_id for row in tables.read_errors(str(out / "errors"))}
+    assert failed == {train[0]["image_id"], held_out[0]["image_id"]}
     for split, left_out, all_rows in (("train", train[0], train), ("val", held_out[0], held_out)):
         ids = sorted(row["image_id"] for row in all_rows if row is not left_out)
         assert (out / "splits" / f"{split}.txt").read_text().split() == ids

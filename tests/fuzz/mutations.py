@@ -46,6 +46,9 @@ fuzz = settings(
 )
 """Of every test here."""
 
+commands = settings(fuzz, max_examples=int(_examples or 8), deadline=None)
+"""Of tests that run whole commands."""
+
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:

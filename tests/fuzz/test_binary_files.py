@@ -17,7 +17,8 @@ from PIL import Image
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, image_size
-from pmm_ray.sources.cam_files import CamReader, find_cams
+from pmm_ray.sources.cam_files import find_cams
+from pmm_ray.sources.cam_reader import CamReader
 from pmm_ray.sources.mask_files import find_masks
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.sbd import read_sbd_mask

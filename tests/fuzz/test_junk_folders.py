@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.sources.cam_files import find_cams
@@ -18,47 +13,8 @@ from pmm_ray.sources.cam_import import import_photographs
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.mask_files import find_masks, match_masks
 
+from .junk import Item, junk, make
 from .mutations import fuzz, ours
-
-
-def encoded(kind: str) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB" if kind == "JPEG" else "L", (8, 6)).save(out, kind)
-    return out.getvalue()
-
-
-def cam() -> bytes:
-    out = io.BytesIO()
-    np.savez(out, keys=np.array([0]), cam=np.linspace(0, 1, 12, dtype=np.float16).reshape(1, 3, 4))
-    return out.getvalue()
-
-
-Item = tuple[str, bytes, bytes | str]
-_STEMS = ("a", "b", "A", "a b", "b%20c", "b c", "ж", "é", "e\u0301", ".a", "a.b", "-", "x" * 200)
-_ENDINGS = (".jpg", ".JPG", ".png", ".heic", ".dng", ".txt", "", ".npz", ".NPZ", ".jpg.jpg")
-_FOLDERS = ("", "images", "images/sub", "masks", "masks/sub", "sub", ".hidden", "out")
-names = st.tuples(st.sampled_from(_STEMS), st.sampled_from(_ENDINGS)).map("".join).map(os.fsencode)
-raw = st.binary(min_size=1, max_size=4).filter(lambda name: not {0, 46, 47} & set(name))
-contents = st.sampled_from(
-    [encoded("JPEG"), encoded("PNG"), cam(), b"", b"junk", "dangling", "up", "itself"]
-)
-junk = st.lists(st.tuples(st.sampled_from(_FOLDERS), names | raw, contents), max_size=14)
-
-
-def make(root: str, items: list[Item]) -> int:
-    """Write them; returns how many files and links to none there are."""
-    for folder, name, content in items:
-        place = Path(root, folder)
-        place.mkdir(parents=True, exist_ok=True)
-        path = Path(os.fsdecode(os.fsencode(place) + b"/" + name))
-        if path.is_symlink() or path.exists():
-            continue
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            targets = {"dangling": "nowhere", "up": root, "itself": path.name}
-            path.symlink_to(targets[content])
-    return sum(len(files) for _, _, files in os.walk(root))
 
 
 @fuzz

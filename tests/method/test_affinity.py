@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from latticecrf import CrfParameters
+from latticecrf import CrfParameters, DenseCrf
 from pmm_ray.method.affinity import affinity_loss, directions, pair_affinities, pair_labels
 from pmm_ray.method.affinity_labels import confident_labels
-from pmm_ray.method.masks import MaskParameters, argmax_masks
 
 IGNORE = 255
 
@@ -121,29 +122,41 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     return image, np.stack([near, 0.3 * np.exp(-((y - 8) ** 2 + (x - 40) ** 2) / 60)])
 
 
-def test_labels_are_what_two_argmax_masks_agree_on(scene: tuple[np.ndarray, np.ndarray]) -> None:
-    image, cam = scene
-    got = confident_labels(image, cam, [9, 5], alpha_low=4, alpha_high=24)
-    low, high = (
-        argmax_masks(
-            image,
-            cam,
-            [9, 5],
-            [
-                MaskParameters(
-                    alpha=alpha, smoothing=0, zero_below_threshold=False, crf=CrfParameters.seam()
-                )
-            ],
-        )[0]
-        for alpha in (4.0, 24.0)
-    )
-    want = np.full(low.shape, IGNORE)
-    want[(low > 0) & (high > 0)] = low[(low > 0) & (high > 0)]
-    want[(high == 0) & (low == 0)] = 0
-    np.testing.assert_array_equal(got, want)
-    assert {0, 9, IGNORE} <= set(np.unique(got))
-    # what the low exponent calls background and the high one an object is not known
-    assert (got[(low == 0) & (high > 0)] == IGNORE).all()
+@pytest.mark.parametrize("size", [(40, 48), (37, 43)])
+def test_labels_are_those_of_averaged_posteriors(
+    scene: tuple[np.ndarray, np.ndarray], size: tuple[int, int]
+) -> None:
+    """The released rule: pooled by 8, then the low exponent's classes, then the high one's 0."""
+    image = np.ascontiguousarray(scene[0][: size[0], : size[1]])
+    cam = np.ascontiguousarray(scene[1][:, : size[0], : size[1]], np.float32)
+    solver = DenseCrf(image, CrfParameters.seam())
+
+    def strongest(alpha: float) -> np.ndarray:
+        scores = np.stack([(1 - cam.max(0)) ** np.float32(alpha), cam[1], cam[0]])
+        posterior = torch.from_numpy(solver.joint(scores))
+        strongest: np.ndarray = F.avg_pool2d(posterior, 8, ceil_mode=True).argmax(0).numpy()
+        return strongest
+
+    seen = set()
+    for alpha_high in (20.0, 24.0):
+        got = confident_labels(image, cam, [9, 5], alpha_low=1, alpha_high=alpha_high)
+        cells = np.array([IGNORE, 5, 9])[strongest(1)]
+        cells[strongest(alpha_high) == 0] = 0
+        want = np.kron(cells, np.ones((8, 8), int))
+        np.testing.assert_array_equal(got, want[: size[0], : size[1]])
+        seen |= set(np.unique(got).tolist())
+    assert seen == {0, 9, IGNORE}
+
+
+def test_a_cell_is_what_its_mean_posterior_says() -> None:
+    still = replace(CrfParameters.seam(), iterations=0)
+    cam = np.zeros((1, 8, 8), np.float32)
+    cam[0, :, :3] = 0.9  # a posterior of nearly 1 on 3 / 8 of the cell
+    labels = confident_labels(np.zeros((8, 8, 3), np.uint8), cam, [3], cell=8, crf=still)
+    assert (labels == 0).all()
+    labels = confident_labels(np.zeros((8, 8, 3), np.uint8), cam, [3], cell=1, crf=still)
+    assert (labels[:, :3] == 3).all()
+    assert (labels[:, 3:] == 0).all()
 
 
 def test_labels_need_the_exponents_in_order(scene: tuple[np.ndarray, np.ndarray]) -> None:

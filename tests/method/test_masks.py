@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from latticecrf import CrfParameters
+from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import (
     MaskParameters,
     argmax_masks,
     background_score,
     base_mask,
+    exponent_of,
     proportional_masks,
 )
 
@@ -169,3 +171,16 @@ def test_oracle_masks_of_some_photographs(oracle: Oracle, backend: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_oracle_masks_of_all_photographs(oracle: Oracle, backend: Any) -> None:
     assert min(_equal_share(oracle, oracle.ids(), backend)) >= 0.9999
+
+
+@pytest.mark.parametrize("threshold", [0.02, 0.06, 0.19, 0.5, 0.6])
+def test_an_exponent_is_a_threshold_of_the_argmax(threshold: float) -> None:
+    cam = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, 1, -1)
+    image = np.zeros((1, 1001, 3), np.uint8)
+    [mask] = MASK_METHODS["cam_argmax"].load()(
+        image, cam, [1], [MaskParameters(alpha=exponent_of(threshold))]
+    )
+    clear = np.abs(cam[0, 0] - threshold) > 1e-4  # a tie is decided by rounding
+    np.testing.assert_array_equal((mask[0] == 1)[clear], (cam[0, 0] > threshold)[clear])
+    with pytest.raises(ValueError, match="threshold"):
+        exponent_of(1.0)

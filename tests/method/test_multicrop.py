@@ -14,7 +14,7 @@ from pmm_ray.method.multicrop import (
     Geometry,
     WindowMerger,
     axis_windows,
-    draw_window,
+    random_window,
     relabel,
     windows,
 )
@@ -127,7 +127,7 @@ def test_the_relabel_rule() -> None:
 
 def drawn(seed: int, base: Any) -> tuple[Box, list[int]]:
     choices = windows(60, 80, [1.0, 2.0, 3.0], size=50, stride=30)
-    window, labels = draw_window(choices, base, np.random.default_rng(seed))
+    window, labels = random_window(choices, base, np.random.default_rng(seed))
     return window.original, labels
 
 
@@ -136,7 +136,13 @@ def test_drawing_is_seeded_and_looks_for_a_class() -> None:
     base[50:60, 70:80] = 2
     assert [drawn(i, base) for i in range(9)] == [drawn(i, base) for i in range(9)]
     found = [drawn(i, base) for i in range(200)]
-    assert sum(labels == [2] for _, labels in found) >= 195  # tries again where there is nothing
+    scales = windows(60, 80, [1.0, 2.0, 3.0], size=50, stride=30)
+    shows = [sum(relabel(base, w.original) == [2] for w in s) / len(s) for s in scales]
+    # tries again where there is nothing, but only as often as the scale has windows
+    want = np.mean([1 - (1 - p) ** len(s) for p, s in zip(shows, scales, strict=True)])
+    once = np.mean(shows)
+    assert sum(labels == [2] for _, labels in found) / 200 == pytest.approx(want, abs=0.1)
+    assert once + 0.1 < want < 0.9
     assert all(labels in ([], [2]) for _, labels in found)
     assert len({place for place, _ in found}) > 3
     # nothing to find: any window, without labels
@@ -148,8 +154,20 @@ def test_scales_are_drawn_alike_however_many_windows_they_have() -> None:
     choices = windows(60, 80, [1.0, 3.0], size=100, stride=30)
     assert [len(of_scale) for of_scale in choices] == [1, 24]
     base = np.ones((60, 80), np.uint8)
-    draws = [draw_window(choices, base, np.random.default_rng(i))[0].scale for i in range(400)]
+    draws = [random_window(choices, base, np.random.default_rng(i))[0].scale for i in range(400)]
     assert draws.count(1.0) == pytest.approx(200, abs=50)
+
+
+def test_the_scale_stays_while_windows_are_drawn_again() -> None:
+    """One of the 24 windows of scale 3 shows the class; scale 1 always does, and is not taken."""
+    choices = windows(60, 80, [1.0, 3.0], size=100, stride=30)
+    base = np.zeros((60, 80), np.uint8)
+    base[:2, :2] = 4
+    nothing = np.zeros_like(base)
+    for seed in range(50):
+        first, _ = random_window(choices, nothing, np.random.default_rng(seed))
+        found, _ = random_window(choices, base, np.random.default_rng(seed))
+        assert found.scale == first.scale
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,20 @@ def test_each_image_has_its_own_warm_up_in_scope_image() -> None:
     assert float(own) == pytest.approx((0.2 + 0.5 + 0.0 + 3.0) / 6)
 
 
+def test_the_mean_of_two_images_decides_in_scope_group_however_many_there_are() -> None:
+    """Means 0.4 and 1.0, 0.2 and 0.4: the second pair is warm; all four together are not."""
+    maps = torch.tensor([[[0.2, 0.6]], [[0.4, 1.6]], [[0.4, 0.0]], [[0.0, 0.8]]])
+    options = {"beta": 0.45, "kappa": 0.3}
+    assert torch.equal(mean_loss(maps, "clamp", scope="worker", **options), maps.mean())
+    want = (0.2 + 0.6 + 0.4 + 1.6 + 0.3 + 0.0 + 0.0 + 0.3) / 8
+    result, share = pretended_underfitting(maps, "clamp", scope="group", **options)
+    assert float(result) == pytest.approx(want)
+    assert float(share) == 0.5
+    # as on two GPUs of two images, and as in two passes
+    halves = [mean_loss(half, "clamp", scope="worker", **options) for half in maps.chunk(2)]
+    assert float(sum(halves) / 2) == pytest.approx(want)
+
+
 @pytest.mark.parametrize(
     ("kind", "scope", "beta", "want"),
     [
@@ -185,11 +199,18 @@ maps = [torch.tensor([[0.4, 0.0]]), torch.tensor([[0.6, 0.6, 0.6, 1.0]])][rank]
 for scope in ("worker", "global"):
     for beta in (0.5, 0.6):
         print(float(pretended_underfitting(maps, "clamp", beta=beta, kappa=0.3, scope=scope)[0]))
+# one image each, means 0.2 and 0.7: the group's is 0.45
+maps = [torch.tensor([[0.4, 0.0]]), torch.tensor([[0.6, 0.8]])][rank]
+for beta in (0.4, 0.5):
+    print(float(pretended_underfitting(maps, "clamp", beta=beta, kappa=0.3, scope="group")[0]))
 """
 
 
-def test_two_workers_share_their_mean_in_scope_global(tmp_path: Path) -> None:
-    """Unequal shares: 3.2 / 6 = 0.53 decides for both, whatever their own means 0.2 and 0.7."""
+def test_two_workers_share_their_mean_in_scopes_global_and_group(tmp_path: Path) -> None:
+    """Unequal shares: 3.2 / 6 = 0.53 decides for both, whatever their own means 0.2 and 0.7.
+
+    A group of two goes on at the next worker, where each has one image.
+    """
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path / "store")],
@@ -199,8 +220,8 @@ def test_two_workers_share_their_mean_in_scope_global(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     first, second = ([float(v) for v in p.communicate(timeout=120)[0].split()] for p in processes)
-    assert first == pytest.approx([0.15, 0.15, 0.2, 0.15])
-    assert second == pytest.approx([0.7, 0.7, 0.7, 0.3])
+    assert first == pytest.approx([0.15, 0.15, 0.2, 0.15, 0.2, 0.15])
+    assert second == pytest.approx([0.7, 0.7, 0.7, 0.3, 0.7, 0.3])
 
 
 def test_bad_arguments_are_named() -> None:
@@ -215,3 +236,5 @@ def test_bad_arguments_are_named() -> None:
         mean_loss(ones, "other", beta=0.5, kappa=0.5)
     with pytest.raises(ValueError, match="unknown scope"):
         mean_loss(ones, "clamp", beta=0.5, kappa=0.5, scope="all")
+    with pytest.raises(ValueError, match="3 images make no whole number of groups of 2"):
+        mean_loss(torch.ones(3, 4), "clamp", beta=0.5, kappa=0.5, scope="group")

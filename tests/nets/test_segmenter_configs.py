@@ -37,7 +37,7 @@ def test_a_users_model_is_fitted_to_the_data_set(tmp_path: Path) -> None:
     pus = UnderfittingConfig(kind="reweight", beta=0.8, kappa=0.7, scope="image")
     model = segmenter_model(CONFIG, 4, 255, underfitting=pus, source=source)
     ours = {"type": "PretendedUnderfittingLoss", "kind": "reweight", "beta": 0.8, "kappa": 0.7}
-    ours |= {"scope": "image", "unused": []}
+    ours |= {"scope": "image", "group": 2, "unused": []}
     head_model, [extra] = model["decode_head"], model["auxiliary_head"]
     assert head_model["loss_decode"] == [{**ours, "loss_weight": 0.5}, {"type": "DiceLoss"}]
     assert extra["loss_decode"] == ours

@@ -26,9 +26,9 @@ from pmm_ray.nets.segmenter import (
     forward_loss,
     load_segmenter,
     predict_logits,
-    training_transform,
     underfitting_share,
 )
+from pmm_ray.nets.segmenter_transform import training_transform
 from pmm_ray.runtime.core.errors import CannotRunError
 
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,7 +46,7 @@ def test_backbone_and_loss_are_built_from_mmsegs_registry() -> None:
 
 
 KINDS: tuple[UnderfittingKind, ...] = ("none", "clamp", "pow", "ignore", "reweight")
-SCOPES: tuple[UnderfittingScope, ...] = ("worker", "image", "global")
+SCOPES: tuple[UnderfittingScope, ...] = ("group", "worker", "image", "global")
 
 
 @pytest.mark.parametrize("beta", [10.0, 1.6, 0.0])

@@ -29,6 +29,7 @@ TIMINGS: dict[str, Timing] = {
     "import_data": ImportTiming(5.0, 12_000),
     "train_classifier": TrainingTiming(10.0, 0.1, 0.05, 2, 4, 999),
     "make_cams": table(1.0, ALL),
+    "sweep_masks-cam_argmax": table(0.2, frozenset({VAL})),
     "make_masks-cam_argmax": table(0.1, frozenset({VAL})),
     "evaluate-cam_argmax": table(0.01, frozenset({VAL})),
     "make_masks-crf_argmax": table(0.3, frozenset({VAL})),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pmm_ray.commands.plan.sample import draw_sample, spread
+from pmm_ray.commands.plan.sample import choose_sample, spread
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -37,7 +37,7 @@ def test_spread_takes_the_middles_of_equal_parts() -> None:
 
 
 def test_both_splits_and_every_kind_of_image_are_there(tmp_path: Path) -> None:
-    sample = draw_sample(manifest(tmp_path), str(tmp_path), ("train", "val"), 20)
+    sample = choose_sample(manifest(tmp_path), str(tmp_path), ("train", "val"), 20)
     opened = open_manifest(sample.uri)
     assert opened.label_space == SPACE
     assert opened.apply_exif
@@ -52,7 +52,7 @@ def test_both_splits_and_every_kind_of_image_are_there(tmp_path: Path) -> None:
 
 
 def test_class_counts_and_sizes_are_spread(tmp_path: Path) -> None:
-    sample = draw_sample(manifest(tmp_path), str(tmp_path), ("train", "val"), 18)
+    sample = choose_sample(manifest(tmp_path), str(tmp_path), ("train", "val"), 18)
     rows = [r for r in tables.read_table(sample.uri).to_pylist() if r["split"] == "train"]
     assert sorted(len(r["labels"]) for r in rows) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     for classes in (1, 2, 3):
@@ -62,7 +62,7 @@ def test_class_counts_and_sizes_are_spread(tmp_path: Path) -> None:
 
 def test_uris_hold_in_another_folder(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    sample = draw_sample(manifest(tmp_path), str(tmp_path / "scratch"), ("train", "val"), 6)
+    sample = choose_sample(manifest(tmp_path), str(tmp_path / "scratch"), ("train", "val"), 6)
     opened = open_manifest(sample.uri)
     for row in tables.read_table(sample.uri).to_pylist():
         folder = "/far" if row["split"] == "val" else str(tmp_path)
@@ -71,4 +71,4 @@ def test_uris_hold_in_another_folder(tmp_path: Path) -> None:
 
 def test_a_data_set_without_the_splits_of_the_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="no image of the splits training, held"):
-        draw_sample(manifest(tmp_path), str(tmp_path), ("training", "held"), 6)
+        choose_sample(manifest(tmp_path), str(tmp_path), ("training", "held"), 6)

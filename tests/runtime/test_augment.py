@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pmm_ray.runtime.training.augment import augment, jitter, resize_to_long
+from pmm_ray.runtime.rows.photographs import with_long_side
+from pmm_ray.runtime.training.augment import augment, jitter
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -85,7 +86,7 @@ def test_resizing_keeps_the_aspect_and_never_loses_a_side() -> None:
         ((3, 900), 90, (1, 90)),
         ((1, 1), 64, (64, 64)),
     ]:
-        assert resize_to_long(np.zeros((*shape, 3), np.uint8), long_side).shape[:2] == want
+        assert with_long_side(np.zeros((*shape, 3), np.uint8), long_side).shape[:2] == want
 
 
 def test_the_strength_bounds_the_jitter() -> None:

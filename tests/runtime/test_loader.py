@@ -21,7 +21,8 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.runtime.training.augment import augment, jitter, resize_to_long
+from pmm_ray.runtime.rows.photographs import with_long_side
+from pmm_ray.runtime.training.augment import augment, jitter
 from pmm_ray.runtime.training.loader import (
     TrainingRow,
     TrainingSet,
@@ -254,4 +255,4 @@ def test_jitter_without_strength_changes_nothing_and_greys_stay_grey() -> None:
     grey = np.repeat(rng.random((8, 8, 1)).astype(np.float32), 3, axis=2)
     out = jitter(grey, rng, 0.3)
     assert np.allclose(out, out[..., :1], atol=1e-5)
-    assert resize_to_long(np.zeros((10, 1000, 3), np.uint8), 50).shape == (1, 50, 3)
+    assert with_long_side(np.zeros((10, 1000, 3), np.uint8), 50).shape == (1, 50, 3)

@@ -27,7 +27,7 @@ from pmm_ray.runtime.core.machine import (
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.blame import Blame
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 
 from .test_table_stage import SCHEMA
@@ -254,7 +254,6 @@ def run(
         context,
         folder,
         inputs={"manifest": index.select(index.image_ids[:images])},
-        primary="manifest",
         factory=factory,
         schema=SCHEMA,
         pool=Pool(1, actors=True),

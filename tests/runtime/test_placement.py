@@ -12,7 +12,7 @@ from pmm_ray.pipeline.data import TRAININGS
 from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
-from pmm_ray.runtime.mapping.stream import Pool
+from pmm_ray.runtime.mapping.chunks import Pool
 from pmm_ray.runtime.training.workers import plan_workers
 
 from ..cluster.shapes import RECIPES, SHAPES

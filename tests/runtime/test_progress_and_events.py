@@ -63,7 +63,9 @@ def test_events_are_lines_in_order_and_a_torn_one_is_passed_over(tmp_path: Path)
 def test_a_request_that_can_never_be_met_is_refused_by_name() -> None:
     cluster = ClusterResources(cpus=4, gpus=0, nodes=1, local=True)
     cluster.require("a worker", cpus=4)
-    with pytest.raises(CannotRunError, match="training needs 8 CPUs and 1 GPUs, and there is room for 0"):
+    with pytest.raises(
+        CannotRunError, match="training needs 8 CPUs and 1 GPUs, and there is room for 0"
+    ):
         cluster.require("training", cpus=8, gpus=1)
     assert cluster.default_train_workers() == 2
     assert ClusterResources(1, 0, 1, True).default_train_workers() == 1

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from ray import cloudpickle
 
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.mapping.read_ahead import read_ahead
 
-
-@pytest.fixture(autouse=True)
-def _pickle_this_module_by_value() -> Iterator[None]:
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 class Reader:

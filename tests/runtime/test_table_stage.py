@@ -28,15 +28,7 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.mapping.stream import (
-    CONSUMER_CPUS,
-    PRODUCER_CPUS,
-    InputRow,
-    Pool,
-    Producer,
-    Worker,
-    row_by_row,
-)
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
 MakeContext = Callable[..., RunContext]
@@ -90,7 +82,6 @@ def run(
         context,
         folder,
         inputs={"manifest": images},
-        primary="manifest",
         factory=factory,
         schema=SCHEMA,
         pool=pool,
@@ -182,7 +173,7 @@ def test_the_budget_ends_the_run_with_the_reasons(
         run(context, partial(area_worker, str(log), fail=ids[4]))
 
 
-@pytest.mark.parametrize("actors", [False, True])
+@pytest.mark.parametrize("actors", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours_live(
     make_context: MakeContext, shapes: Manifest, log: Path, actors: bool
 ) -> None:
@@ -226,6 +217,7 @@ def troubled_worker(stage: str, kind: ErrorKind, fail: str, crash: str) -> Worke
     return row_by_row(stage, make)
 
 
+@pytest.mark.slow
 def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
     make_context: MakeContext, shapes: Manifest
 ) -> None:
@@ -235,11 +227,10 @@ def test_images_that_kill_a_process_of_either_of_two_pools_become_error_rows(
         "perimeters",
         partial(troubled_worker, "perimeter", "decode", ids[2], ids[5]),
         SCHEMA,
-        Pool(1, actors=True, cpus=PRODUCER_CPUS),
+        Pool(1, actors=True, cpus=1.0),
     )
-    pool = Pool(2, cpus=CONSUMER_CPUS)
     factory = partial(troubled_worker, "area", "label", ids[9], ids[13])
-    summary, folder = run(context, factory, batch=4, pool=pool, producer=first)
+    summary, folder = run(context, factory, batch=4, producer=first)
     assert (summary.images, summary.errors) == (12, 4)
     assert {row["area"] for row in read_all(folder.uri).to_pylist()} == {5}
     rows = {row.image_id: (row.stage, row.kind) for row in tables.read_errors(folder.errors_uri)}
@@ -339,13 +330,13 @@ def stuck_worker(image_id: str) -> Worker:
 def test_a_stall_says_what_each_pool_waits_for_and_what_to_do(
     make_context: MakeContext, shapes: Manifest
 ) -> None:
-    config = RunConfig.model_validate({"runtime": {"stall_seconds": 15}})
+    config = RunConfig.model_validate({"runtime": {"stall_seconds": 9}})
     context = make_context(shapes, config)
     ids = index_file(shapes.uri).image_ids
     with pytest.raises(CannotRunError) as error:
         run(context, partial(stuck_worker, ids[7]), batch=1)
     said = str(error.value)
-    assert said.startswith("area: no image finished for 15 s.")
+    assert said.startswith("area: no image finished for 9 s.")
     assert "pool 1 of 1 (MapBatches" in said
     assert "15 chunks finished, 1 handed to workers, 0 queued" in said
     assert "of 2 CPUs free" in said

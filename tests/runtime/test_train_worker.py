@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.registry import load_classifier
@@ -171,22 +169,18 @@ def test_unusable_images_end_it_with_one_line(
     assert "\n" not in stopped
 
 
+@pytest.mark.usefixtures("pickled_by_value")
 def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     shapes: Manifest, group: None, make_context: Any, tmp_path: Path
 ) -> None:
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        context = make_context(shapes, CONFIG)
-        run_dir = Path(context.run_dir)
-        marker = tmp_path / "stopped"
-        two = job(shapes, run_dir, workers=2, marker=str(marker))
-        with pytest.raises(CannotRunError, match="told to stop here"):
-            run_training(two, context)
-        marker.touch()
+    context = make_context(shapes, CONFIG)
+    run_dir = Path(context.run_dir)
+    marker = tmp_path / "stopped"
+    two = job(shapes, run_dir, workers=2, marker=str(marker))
+    with pytest.raises(CannotRunError, match="told to stop here"):
         run_training(two, context)
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+    marker.touch()
+    run_training(two, context)
     train(job(shapes, tmp_path / "one"))
     assert [step for step, _ in losses(run_dir)] == [*range(1, STEPS + 1)]
     assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)

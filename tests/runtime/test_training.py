@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from ray import cloudpickle
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
@@ -49,12 +47,7 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-@pytest.fixture(autouse=True)
-def _pickle_this_module_by_value() -> Iterator[None]:
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("pickled_by_value")
 
 
 class FragileTask(SegmenterTask):
@@ -86,6 +79,7 @@ def losses(context: RunContext, stage: str) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["stage"] == stage}
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_replaced_and_the_training_goes_on_exactly(
     shapes: Manifest, make_context: Any, tmp_path: Path
 ) -> None:

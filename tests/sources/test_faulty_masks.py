@@ -14,8 +14,10 @@ from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.sources.cam_files import CamReader, find_cams
+from pmm_ray.sources.cam_files import find_cams
+from pmm_ray.sources.cam_reader import CamReader
 from pmm_ray.sources.mask_files import find_masks, match_masks
+from pmm_ray.sources.names import safe_image_id
 
 # 15, 20: dictionaries of other programs
 
@@ -84,7 +86,8 @@ def test_masks_are_paired_by_path_and_by_name_only_where_unique(tmp_path: Path) 
         "b.png": "deep/b.png",
         "z/c.png": "c.png",
     }
-    assert list(found.unsure) == ["d"]
+    assert list(found.unsure) == ["d", *map(safe_image_id, ("p/d", "q/d"))]
+    assert found.found == len(found.image_ids) + len(found.lacking) + len(found.unsure)
     assert found.unsure["d"].startswith("d may go with p/d, q/d")
     assert not found.lacking
     assert found.notes == ("pairs found by the file's name alone: 2",)

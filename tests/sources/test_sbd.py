@@ -76,6 +76,7 @@ def test_train_aug_is_made_of_voc_and_sbd(root: Path) -> None:
         "d": ("train_aug", [4, 20]),
     }
     assert found["c"]["ground_truth_uri"] == "masks/c.png"
+    assert "masks of train_aug: 2 of SBD, 1 of SegmentationClass" in report.notes
     drawn = (root / "out/masks/c.png").read_bytes()
     np.testing.assert_array_equal(decode_mask(drawn), mask_of(3, 20))
     # VOC's own has the void border, and a palette like SBD's

@@ -92,8 +92,6 @@ def kinds(report: ImportReport) -> dict[str, str]:
 
 
 def test_masks_are_used_in_place_and_give_labels(tree: Tree) -> None:
-    # the augmented folder wins where both hold the image
-    tree.mask("2007_000001", 3, folder="SegmentationClass")
     report = tree.import_(labels_from="masks")
     found = rows(report)
     assert found["2007_000001"]["labels"] == [1, 15]
@@ -108,6 +106,23 @@ def test_masks_are_used_in_place_and_give_labels(tree: Tree) -> None:
     assert not manifest.apply_exif
     assert manifest.splits == {"train_aug": 2, "val": 1}
     assert tables.table_metadata(manifest.uri)["pmm.labels_from"] == "masks"
+
+
+def test_official_masks_win_in_every_split_and_are_counted(tree: Tree) -> None:
+    """mmsegmentation's converter puts SBD's masks, without a border, over more than half of val."""
+    official = tree.mask("2007_000001", 3, folder="SegmentationClass")
+    tree.mask("2007_000003", 9)
+    report = tree.import_(labels_from="masks")
+    found = rows(report)
+    assert found["2007_000001"]["ground_truth_uri"] == str(official)
+    assert [found[i]["labels"] for i in sorted(found)] == [[3], [20], [8]]
+    assert found["2007_000003"]["ground_truth_uri"] == str(
+        tree.voc / "SegmentationClass/2007_000003.png"
+    )
+    assert {
+        "masks of train_aug: 1 of SegmentationClass, 1 of SegmentationClassAug",
+        "masks of val: 1 of SegmentationClass",
+    } <= set(report.notes)
 
 
 @pytest.mark.parametrize("inner", ["", "VOCdevkit", "VOCdevkit/VOC2012"])

@@ -89,7 +89,6 @@ def test_masks_are_compared_image_by_image(
         folder,
         earlier=masks(shapes, tmp_path / "before", before),
         later=masks(shapes, tmp_path / "after", after),
-        images=index_file(shapes.uri),
         stages=("make_masks", "predict_masks-r1"),
     )
     [error] = tables.read_errors(folder.errors_uri)

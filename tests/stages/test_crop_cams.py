@@ -231,9 +231,7 @@ def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
 
     config = cams_config(views=16)
     source = InMemory("", False, 10**6, space)
-    worker = crop_worker(
-        CropCams(Colours(), config, CPU), config, source, "make_base_cams", ahead=0
-    )
+    worker = crop_worker(CropCams(Colours(), config, CPU), source, "make_base_cams", ahead=0)
     results = list(worker(rows))
     failed = [r for r in results if isinstance(r, ErrorRow)]
     assert {r.stage for r in failed} == {"make_base_cams"}
@@ -270,7 +268,8 @@ def test_the_stage_reads_ahead_and_keeps_errors(
     crops = {"scales": [1.0], "size": 48, "stride": 40}
     config = RunConfig.model_validate(
         {
-            "cams": {"kind": "multi_crop", "crops": crops, "flip": False, "batch_size": 5},
+            "cams": {"kind": "multi_crop", "crops": crops, "flip": False, "batch_size": 5}
+            | {"actors": 1},
             "classifier": {"kind": "seam", "output_stride": 32},
         }
     )

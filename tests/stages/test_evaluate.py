@@ -43,7 +43,6 @@ def test_scores_agree_with_torchmetrics_and_name_what_has_no_truth(
         context,
         folder,
         masks=index_file(source),
-        images=index_file(shapes.uri),
         title="noise",
         split="val",
         masks_stage="make_masks",

@@ -105,7 +105,7 @@ def test_sizes() -> None:
 def test_the_stage_writes_one_row_per_labelled_image(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
-    config = RunConfig.model_validate({"cams": {"scales": [1.0], "flip": False}})
+    config = RunConfig.model_validate({"cams": {"scales": [1.0], "flip": False, "actors": 1}})
     context = make_context(shapes, config)
     checkpoint = untrained_classifier(tmp_path)
     folder = StageFolder.below(context.run_dir, "make_cams", "12345678")

@@ -24,7 +24,7 @@ from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.stream import InputRow
+from pmm_ray.runtime.mapping.chunks import InputRow
 from pmm_ray.runtime.rows.cams import Cams, decode_cam
 from pmm_ray.runtime.rows.images import decode_mask, read_image
 from pmm_ray.runtime.rows.masks import mask_parameters
@@ -130,7 +130,6 @@ def test_the_same_table_for_any_number_of_tasks_and_any_order(
             context,
             folder,
             cams=Cams(index_file(source), str(number)),
-            images=index_file(shapes.uri),
         )
         assert (summary.images, summary.errors) == (16, 0)
         table = read_all(folder.uri)

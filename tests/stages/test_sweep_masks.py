@@ -49,7 +49,7 @@ def test_the_sample_does_not_depend_on_order_and_grows_by_adding() -> None:
     assert chosen == sample(ids[::-1], 10, seed=1)
     assert chosen != sample(ids, 10, seed=2)
     assert set(chosen) < set(sample(ids, 11, seed=1))
-    assert sample(ids, 100, seed=1) == sorted(ids)
+    assert sample(ids, 100, seed=1) == sample(ids, None, seed=1) == sorted(ids)
 
 
 def test_a_combination_replaces_the_configured_values() -> None:
@@ -76,7 +76,6 @@ def test_scores_are_those_of_each_combination_alone(
         context,
         folder,
         cams=index_file(source).select(chosen),
-        images=index_file(shapes.uri),
         method="ppmg",
         combinations=points,
         split="val",

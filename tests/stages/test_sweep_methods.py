@@ -90,7 +90,6 @@ def test_the_best_exponent_counts(
         context,
         folder,
         cams=chosen,
-        images=index_file(shapes.uri),
         method="cam_argmax",
         combinations=POINTS,
         split="val",

@@ -18,8 +18,9 @@ from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.stages import train_classifier
 
 
-def config(**errors: int) -> RunConfig:
+def config(workers: int = 2, **errors: int) -> RunConfig:
     classifier = {"batch_size": 4, "resize_long": [48, 64], "crop_size": 64, "epochs": 3}
+    classifier["workers"] = workers
     return RunConfig.model_validate({"classifier": classifier, "errors": errors})
 
 
@@ -59,7 +60,7 @@ def test_it_learns_and_records_a_bad_image(
 
 
 def test_too_many_bad_images_end_it(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
-    context = make_context(without_an_image(shapes, tmp_path), config(budget=0))
+    context = make_context(without_an_image(shapes, tmp_path), config(workers=1, budget=0))
     folder = StageFolder.below(context.run_dir, "train_classifier", "0")
     with pytest.raises(BudgetExceededError, match=r"(?s)1 images failed, the budget is 0.*missing"):
         train_classifier.run(context.config.classifier, context, folder)

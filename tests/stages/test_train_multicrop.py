@@ -20,7 +20,7 @@ from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.runtime.core.index import index_file, read_all, scan_parts
+from pmm_ray.runtime.core.index import read_all, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
@@ -130,9 +130,9 @@ def test_a_loader_process_opens_the_masks_itself(tmp_path: Path) -> None:
 
 
 def test_base_masks_train_the_second_classifier(
-    shapes: Manifest, make_context: Any, tmp_path: Path
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
 ) -> None:
-    training = {"enabled": True, "kind": "seam", "batch_size": 4, "epochs": 2, "workers": 2}
+    training = {"enabled": True, "kind": "seam", "batch_size": 4, "epochs": 2, "workers": 1}
     training |= {"output_stride": 32, "validation_images": 4}
     config = RunConfig.model_validate(
         {
@@ -145,9 +145,7 @@ def test_base_masks_train_the_second_classifier(
     rows = blob_cams(shapes)
     tables.write_rows(f"{cams}/part-0.parquet", rows, tables.CAMS)
     masks = StageFolder.below(context.run_dir, "make_base_masks", "0")
-    made = make_base_masks.run(
-        config.base, context, masks, cams=scan_parts(cams)[0], images=index_file(shapes.uri)
-    )
+    made = make_base_masks.run(config.base, context, masks, cams=scan_parts(cams)[0])
     assert (made.images, made.errors) == (len(rows), 0)
     assert read_all(masks.uri).schema.equals(tables.MASKS)
     folder = StageFolder.below(context.run_dir, "train_multicrop", "0")

@@ -15,7 +15,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
-from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages import train_segmenter
@@ -42,11 +42,19 @@ def masks(manifest: Manifest, folder: Path, value: int) -> str:
     return str(folder)
 
 
-def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
-    context = make_context(shapes, config())
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r1", "0")
-    uri = masks(shapes, tmp_path / "masks", 1)
-    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=1)
+def run(context: Any, value: int = 1, round: int = 0) -> tuple[StageFolder, Summary]:
+    """Train on masks of one value."""
+    folder = StageFolder.below(context.run_dir, f"train_segmenter-r{round}", "0")
+    uri = masks(context.manifest, Path(context.run_dir) / "masks", value)
+    section = context.config.segmenter
+    return folder, train_segmenter.run(section, context, folder, masks_uri=uri, round=round)
+
+
+def test_it_trains_on_masks(
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
+) -> None:
+    context = make_context(shapes, config(workers=1))
+    folder, summary = run(context, round=1)
     assert summary.images == shapes.splits["train"]
     assert np.isfinite(summary.metrics["loss"])
     _, meta = load_segmenter(folder.path("model.pt"))
@@ -59,12 +67,10 @@ def test_it_trains_on_masks(shapes: Manifest, make_context: Any, tmp_path: Path)
 
 @pytest.mark.parametrize(("beta", "share"), [(0.0, 0.0), (99.0, 1.0)])
 def test_underfitting_that_never_began_is_said(
-    shapes: Manifest, make_context: Any, tmp_path: Path, beta: float, share: float
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path, beta: float, share: float
 ) -> None:
-    context = make_context(shapes, config(underfitting={"beta": beta}))
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(shapes, tmp_path / "masks", 1)
-    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    context = make_context(shapes, config(underfitting={"beta": beta}, workers=1))
+    _, summary = run(context)
     assert summary.metrics["underfitting_share"] == share
     said = "under-fitting was never pretended: no head's mean loss fell below"
     assert (said in context.progress._stream.getvalue()) == (share == 0)
@@ -73,9 +79,7 @@ def test_underfitting_that_never_began_is_said(
 def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
     """Two workers score the held-out images; the summary and a message name the pixel labels."""
     context = make_context(shapes, config(validate_every=2, workers=2))
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(shapes, tmp_path / "masks", 1)
-    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    _, summary = run(context)
     assert "pixel labels used (val, 4 images): they choose" in context.progress._stream.getvalue()
     assert summary.pixel_labels_used
     assert summary.details["split"] == "val"
@@ -86,15 +90,15 @@ def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path
     assert summary.metrics["validation_miou"] == scores[best]
 
 
-def test_held_out_images_that_were_not_scored_are_named(make_context: Any, tmp_path: Path) -> None:
+def test_held_out_images_that_were_not_scored_are_named(
+    make_context: Any, loop_here: None, tmp_path: Path
+) -> None:
     make_shapes(str(tmp_path / "data"), images=24, size=48, classes=3, seed=2)
     manifest = open_manifest(str(tmp_path / "data" / "manifest.parquet"))
     held_out = [r for r in tables.read_table(manifest.uri).to_pylist() if r["split"] == "val"]
     Path(manifest.locate(held_out[0]["ground_truth_uri"])).unlink()
     context = make_context(manifest, config(validate_every=2, workers=1))
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(manifest, tmp_path / "masks", 1)
-    summary = train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+    _, summary = run(context)
     assert summary.details["validation_images"] == len(held_out) - 1
     said = context.progress._stream.getvalue()
     assert f"{held_out[0]['image_id']} was not scored: " in said
@@ -118,14 +122,12 @@ def test_without_truth_the_last_weights_are_kept(
 
 
 def test_a_mask_outside_the_label_space_stops_it_before_training(
-    shapes: Manifest, make_context: Any, tmp_path: Path
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path
 ) -> None:
-    context = make_context(shapes, config())
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(shapes, tmp_path / "masks", 9)
+    context = make_context(shapes, config(workers=1))
     first = tables.read_table(shapes.uri, ["image_id"]).column(0)[0].as_py()
     with pytest.raises(CannotRunError, match=rf"{first} .*holds \[9\]: allowed are 0\.\.3 and 255"):
-        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+        run(context, value=9)
     assert not list(read_events(context.run_dir, "train_step"))
 
 
@@ -134,10 +136,8 @@ def test_a_split_without_images_is_named_with_those_that_are_there(
 ) -> None:
     values = {"segmenter": config().segmenter.model_dump(), "data": {"train_split": "Train"}}
     context = make_context(shapes, RunConfig.model_validate(values))
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(shapes, tmp_path / "masks", 1)
     with pytest.raises(CannotRunError, match=r"no image of split 'Train' .*has train \(\d+\), val"):
-        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+        run(context)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,8 @@ def test_batches_that_cannot_work_are_refused_at_once(
     shapes: Manifest, make_context: Any, tmp_path: Path, values: dict[str, int], message: str
 ) -> None:
     context = make_context(shapes, config(**values))
-    folder = StageFolder.below(context.run_dir, "train_segmenter-r0", "0")
-    uri = masks(shapes, tmp_path / "masks", 1)
     with pytest.raises(CannotRunError, match=message):
-        train_segmenter.run(context.config.segmenter, context, folder, masks_uri=uri, round=0)
+        run(context)
 
 
 def test_only_the_first_round_pretends() -> None:

@@ -98,7 +98,7 @@ def run_stages(
     cams = StageFolder.below(context.run_dir, "make_cams", "00000000")
     make_cams.run(config.cams, context, cams, images=images, checkpoint_uri=checkpoint)
     masks = StageFolder.below(context.run_dir, "make_masks", "00000000")
-    make_masks.run(config.masks, context, masks, cams=Cams.of(cams), images=images)
+    make_masks.run(config.masks, context, masks, cams=Cams.of(cams))
     errors = tables.read_errors(cams.errors_uri) + tables.read_errors(masks.errors_uri)
     return {row["image_id"]: row for row in read_all(masks.uri).to_pylist()}, errors
 

@@ -125,7 +125,7 @@ from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.stream import row_by_row
+from pmm_ray.runtime.mapping.chunks import row_by_row
 from pmm_ray.runtime.core.manifest import open_manifest
 from types import SimpleNamespace
 from pmm_ray.runtime.rows.cams import Cams
@@ -171,7 +171,7 @@ with hold(place, "a"), connect(address, config.runtime) as cluster:
     folder = StageFolder.below(place, "make_masks", "12345678")
     images = index_file(manifest_uri)
     cams = Cams(images, "0", streamed_from="none")
-    make_masks.run(config.masks, context, folder, cams=cams, images=images)
+    make_masks.run(config.masks, context, folder, cams=cams)
 """
 
 

@@ -16,10 +16,10 @@ import pytest
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
-from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, scan_parts
+from pmm_ray.runtime.core.index import TableIndex, read_all, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.stream import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.stages.make_masks import mask_factory
 
@@ -100,8 +100,7 @@ def make_masks(
     run_table_stage(
         context,
         folder,
-        inputs={"cams": cams, "manifest": index_file(context.manifest.uri)},
-        primary="cams",
+        inputs={"cams": cams},
         factory=wrap(factory),
         schema=tables.MASKS,
         pool=Pool(2),

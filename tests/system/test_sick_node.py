@@ -29,7 +29,7 @@ from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.machine import Place
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.stream import Pool, row_by_row
+from pmm_ray.runtime.mapping.chunks import Pool, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.sources.shapes import make_shapes
 
@@ -59,7 +59,7 @@ with lease.hold(run_dir, attempt), connect(address, config.runtime, run_dir) as 
         events=EventLog(run_dir, "driver"), progress=Progress(stream=sys.stdout), attempt=attempt)
     folder = StageFolder.below(run_dir, "area", "0")
     summary = run_table_stage(
-        context, folder, inputs={"manifest": index_file(manifest.uri)}, primary="manifest",
+        context, folder, inputs={"manifest": index_file(manifest.uri)},
         factory=partial(worker, sick, WORDS[how], 2), schema=SCHEMA,
         pool=Pool(2, actors=True, cpus=0.0, gpus=1.0), batch_size=2)
     print("errors", summary.errors, "avoided", list(cluster.avoided) == [sick])

@@ -13,11 +13,21 @@ import pytest
 
 from pmm_ray.cli import app
 from pmm_ray.config import RunConfig
+from pmm_ray.method.masks import exponent_of
+from pmm_ray.pipeline.run import needs_of_nodes
+from pmm_ray.pipeline.steps import steps
 from pmm_ray.pipeline.tables import TABLES, table1, table2, table3, table_steps
-from pmm_ray.pipeline.tables.cam_tables import check_backbone, table_backbones, with_backbone
+from pmm_ray.pipeline.tables.cam_tables import (
+    check_backbone,
+    exponents,
+    table_backbones,
+    with_backbone,
+)
 from pmm_ray.pipeline.tables.table import table_stage
+from pmm_ray.runtime.cluster.preflight import training_scratch
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.sources.shapes import make_shapes
 
 RECIPE = """
@@ -83,6 +93,27 @@ def test_backbones_are_the_recipe_s_or_those_that_are_asked_for(
     section = with_backbone(named.multicrop, "res2net101", named)
     assert (section.backbone, section.weights) == ("res2net101", "none")
     assert type(section) is type(named.multicrop)
+
+
+def test_every_node_must_see_the_weights_of_every_backbone(shapes: Manifest) -> None:
+    files = {"resnet38": "/weights/a.pth", "res2net101": "/weights/b.pth"}
+    asked = config(ablate={"backbones": list(files), "weights": files})
+    inputs, scratch = needs_of_nodes(asked, table_steps(1, asked, None), shapes.uri)
+    assert inputs == sorted(files.values())
+    # the second classifiers learn from one table of masks
+    assert scratch == training_scratch(shapes.uri, "train")
+    rounds = config(cycles={"rounds": 1}, segmenter={"weights": "/weights/c.pth"})
+    inputs, scratch = needs_of_nodes(rounds, steps(rounds), shapes.uri)
+    assert inputs == ["/weights/c.pth"]
+    assert scratch == 2 * training_scratch(shapes.uri, "train")
+
+
+def test_cams_alone_are_scored_at_thresholds_from_0_02_to_0_6() -> None:
+    found = exponents("cam_argmax", config(ablate={"alphas": [3]}))
+    assert exponents("ppmg", config(ablate={"alphas": [3]})) == (3.0,)
+    thresholds = [t / 100 for t in (2, *range(5, 20), 60)]  # the ends, and the released code's
+    nearest = [min(found, key=lambda a: abs(a / exponent_of(t) - 1)) for t in thresholds]
+    assert nearest == pytest.approx([exponent_of(t) for t in thresholds], rel=1e-3)
 
 
 def test_a_backbone_is_listed_once() -> None:

@@ -1,19 +1,24 @@
 """`pmm export`: the masks of a finished run in formats that other programs read.
 
 A format is a module of this package with a function
-`write(masks: RunMasks, out: str, progress: Progress) -> None`, imported when it is asked for.
+`write(masks: RunMasks, out: str, progress: Progress) -> Written`, imported when it is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pmm_ray.runtime.core import storage
+from pmm_ray.report.outcome import without
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.accounting import account, close
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
-Format = Literal["voc", "coco", "mmseg"]
+if TYPE_CHECKING:
+    from pmm_ray.commands.export.source import RunMasks, Written
+
+Format = Literal["voc", "coco", "mmseg", "yolo", "hf"]
 
 
 def export_run(run_dir: str, out: str, name: Format, stage: str | None = None) -> int:
@@ -34,6 +39,25 @@ def export_run(run_dir: str, out: str, name: Format, stage: str | None = None) -
         from pmm_ray.commands.export.source import open_masks
 
         module = importlib.import_module(f"{__name__}.{name}")
-        module.write(open_masks(run_dir, stage), storage.absolute(out), progress)
+        masks, place = open_masks(run_dir, stage), storage.absolute(out)
+        written = module.write(masks, place, progress)
+        _close(masks, written, place, progress)
 
     return guarded(body)
+
+
+def _close(masks: RunMasks, written: Written, place: str, progress: Progress) -> None:
+    """Keep the error rows, and say what became of every image of the run."""
+    known = written.image_ids | {row.image_id for row in written.errors}
+    errors, left_out = without(masks.run, masks.manifest, known, "no mask to export")
+    if written.errors:
+        tables.write_errors(storage.join(place, "errors"), "export", written.errors)
+    total = account(
+        "images",
+        found=masks.manifest.num_rows,
+        made=len(written.image_ids),
+        errors=[*written.errors, *errors],
+        left_out=left_out,
+    )
+    rest = f"{place}/errors" if written.errors else f"{masks.run.run_dir}/*/errors"
+    close(total, f"{place}, {rest}", progress.message)

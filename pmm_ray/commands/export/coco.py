@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmm_ray.commands.export.source import RunMasks, SplitMasks
+from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.labels import LabelSpace
+from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress, StageProgress
@@ -26,11 +27,10 @@ from pmm_ray.runtime.rows.images import decode_mask
 _COLUMNS = ["image_id", "uri", "height", "width"]
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> None:
+def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write `instances_<split>.json` below `out` for every split.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the images done.
 
@@ -43,11 +43,14 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
         raise CannotRunError(
             "--format coco needs pycocotools: pip install 'pmm-ray[coco]'"
         ) from error
+    written = Written()
     for split in masks.splits:
         uri = storage.join(out, f"instances_{split.split}.json")
         with progress.stage(f"export {split.split}", len(split.index)) as shown:
             storage.write_bytes(uri, b"".join(_document(masks, split, shown)))
+        written.image_ids |= set(split.index.image_ids)
         progress.message(f"{uri}: from {split.stage}")
+    return written
 
 
 def _document(masks: RunMasks, split: SplitMasks, shown: StageProgress) -> Iterator[bytes]:

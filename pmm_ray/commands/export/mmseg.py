@@ -18,7 +18,8 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from pmm_ray.commands.export.mmseg_config import Tree, config_text
-from pmm_ray.commands.export.source import RunMasks, SplitMasks
+from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.progress import Progress
@@ -43,11 +44,10 @@ class _Split:
     """Whether the masks are its ground truth."""
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> None:
+def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write the project below `out`.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the files written.
 
@@ -68,9 +68,9 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     suffixes = {PurePosixPath(row["uri"]).suffix for split in splits for row in split.rows}
     # mmsegmentation knows one suffix: with several, it is part of an image's name
     suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    written = Written()
     for split in splits:
-        for failed in _write_split(masks, split, suffix, out, progress):
-            progress.message(f"left out: {failed}")
+        _write_split(masks, split, suffix, out, progress, written)
     held_out = [s for s in splits if s.masks.split != train]
     tree = Tree(train, held_out[-1].masks.split if held_out else train, suffix)
     taught = next(s.masks for s in splits if s.masks.split == train)
@@ -80,6 +80,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
     told = [f"{s.masks.split} from {'ground truth' if s.truth else s.masks.stage}" for s in splits]
     used = ["pixel labels used"] if any(s.truth for s in splits) else []
     progress.message(f"{out}: {', '.join(told + used)}")
+    return written
 
 
 def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _Split:
@@ -92,9 +93,9 @@ def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _
 
 
 def _write_split(
-    masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress
-) -> list[str]:
-    """Write one split; returns which images cannot be used, and why."""
+    masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress, written: Written
+) -> None:
+    """Write one split; images that cannot be used become error rows of `written`."""
     manifest, name = masks.manifest, split.masks.split
     images, labels = (storage.join(out, kind, name) for kind in ("images", "masks"))
     stems = {
@@ -103,7 +104,7 @@ def _write_split(
         for row in split.rows
     }
 
-    def copy(row: dict[str, Any]) -> str | None:
+    def copy(row: dict[str, Any]) -> RowError | None:
         stem = stems[row["image_id"]]
         uri = manifest.locate(row["uri"])
         try:
@@ -111,8 +112,10 @@ def _write_split(
             if split.truth:
                 uri = manifest.locate(row["ground_truth_uri"])
                 png = encode_mask(decode_mask(read_file(uri), uri=uri), manifest.label_space)
-        except (RowError, ValueError) as error:
-            return f"{row['image_id']}: {uri}: {error}"
+        except RowError as error:
+            return error
+        except ValueError as error:
+            return RowError("label", str(error), uri)
         storage.write_bytes(storage.join(images, stem + suffix), data)
         if split.truth:
             storage.write_bytes(storage.join(labels, f"{stem}.png"), png)
@@ -124,10 +127,10 @@ def _write_split(
         storage.write_bytes(storage.join(labels, f"{stems[row['image_id']]}.png"), row["mask_png"])
 
     with progress.stage(f"export {name}", len(split.rows)) as shown:
-        failed = {}
         for row, problem in zip(split.rows, _in_threads(copy, split.rows), strict=True):
             if problem is not None:
-                failed[row["image_id"]] = problem
+                uri = problem.uri or row["uri"]
+                written.fail(row["image_id"], problem.kind, problem.message, uri)
                 del stems[row["image_id"]]
             shown.advance(1, problem is not None)
         if not split.truth:
@@ -136,7 +139,7 @@ def _write_split(
                     pass
     listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
     storage.write_bytes(storage.join(out, "splits", f"{name}.txt"), listed.encode())
-    return list(failed.values())
+    written.image_ids |= set(stems)
 
 
 def _in_threads(work: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:

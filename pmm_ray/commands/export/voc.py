@@ -10,7 +10,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pmm_ray.commands.export.source import RunMasks
+from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.progress import Progress
 
@@ -22,15 +22,15 @@ CLASS_NAMES = "class_names.txt"
 _WRITERS = 16
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> None:
+def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write the tree below `out`.
 
     Args:
-        masks: of a run.
         out: folder or uri.
         progress: shows the files written.
     """
     folder = storage.join(out, MASKS)
+    written = Written()
 
     def write_mask(row: dict[str, Any]) -> None:
         name = f"{tables.check_image_id(row['image_id'])}.png"
@@ -43,9 +43,11 @@ def write(masks: RunMasks, out: str, progress: Progress) -> None:
         ):
             for part in masks.parts(split):
                 done = list(pool.map(write_mask, part))
+                written.image_ids |= {row["image_id"] for row in part}
                 shown.advance(len(done))
         text = "".join(f"{image_id}\n" for image_id in split.image_ids)
         storage.write_bytes(storage.join(out, LISTS, f"{split.split}.txt"), text.encode())
     names = "".join(f"{name}\n" for name in masks.manifest.label_space.names)
     storage.write_bytes(storage.join(out, CLASS_NAMES), names.encode())
     progress.message(f"{folder}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
+    return written

@@ -24,7 +24,9 @@ from pmm_ray.stages.sweep_masks import SAMPLE_IMAGES
 # Later rounds are not run on the sample: what does the same work for an image.
 _SAME_WORK = {"compare_masks": "evaluate"}
 # Stages that take no more than so many images.
-_MOST_IMAGES = {"sweep_masks": SAMPLE_IMAGES}
+_SCORES = ("evaluate", "sweep_masks")
+"""Stages that are left out where there is no truth."""
+_MOST_IMAGES = {"sweep_masks-alpha": SAMPLE_IMAGES}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,6 @@ def estimate(
     stage of a kind that was not timed is there with `timed=False`.
 
     Args:
-        config: the recipe.
         timings: from `measure`.
         sample: from `measure`.
         gpus: of the cluster.
@@ -99,7 +100,7 @@ def estimate(
         work = _SAME_WORK.get(kind, kind)
         same_kind = [timing for name, timing in timings.items() if base_name(name) == work]
         timing = timings.get(stage, same_kind[-1] if same_kind else None)
-        if stage not in timings and kind == "evaluate" and not _has_truth(stage, config, sample):
+        if stage not in timings and kind in _SCORES and not _has_truth(stage, config, sample):
             continue  # the run leaves it out as well
         costs.append(_cost(step, timing, config, sample, gpus))
     return _fused(costs, config) if config.masks.fused else costs
@@ -168,7 +169,7 @@ def _images(stage: str, groups: frozenset[Group], config: RunConfig, sample: Sam
     if stage.startswith("evaluate-segmenter"):
         return _of(population, lambda g: g.split == data.held_out_split and g.truth)
     images = _of(population, lambda g: g in groups)
-    return min(images, _MOST_IMAGES.get(base_name(stage), images))
+    return min(images, _MOST_IMAGES.get(stage, images))
 
 
 def _of(population: Mapping[Group, int], wanted: Callable[[Group], bool]) -> int:

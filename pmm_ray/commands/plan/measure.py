@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pmm_ray.commands.plan.sample import Group, Sample, draw_sample
+from pmm_ray.commands.plan.sample import Group, Sample, choose_sample
 from pmm_ray.commands.plan.trainings import (
     short_training,
     training_section,
@@ -113,7 +113,7 @@ class _SampleSteps:
         uri, folder = storage.absolute(data.root), run.session.run_dir
         if imported is not None:
             uri, folder = imported.path("manifest.parquet"), imported.uri
-        self.sample = draw_sample(
+        self.sample = choose_sample(
             uri, folder, (data.train_split, data.held_out_split), self._images
         )
         run.data = DataSet.open(self.sample.uri)
@@ -128,11 +128,9 @@ def measure(
     """Time the stages of a recipe.
 
     Args:
-        config: the recipe.
         run_dir: of the timing; the caller deletes it.
         images: in the sample.
         address: see `cluster.connect`.
-        progress: where lines go.
 
     Raises:
         CannotRunError: as of the run itself.
@@ -167,8 +165,6 @@ def sample_config(config: RunConfig, cluster: ClusterResources, training_images:
     """The recipe with short trainings, few workers and small chunks; all else as it is.
 
     Args:
-        config: the recipe.
-        cluster: what there is.
         training_images: of the sample.
     """
     update = {

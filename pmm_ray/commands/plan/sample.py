@@ -51,7 +51,7 @@ def spread(costs: Sequence[tuple[int, ...]], images: int) -> list[int]:
     return [order[int((i + 0.5) * len(order) / images)] for i in range(images)]
 
 
-def draw_sample(manifest_uri: str, folder: str, splits: Sequence[str], images: int) -> Sample:
+def choose_sample(manifest_uri: str, folder: str, splits: Sequence[str], images: int) -> Sample:
     """Choose images of a manifest and write a manifest of them.
 
     Args:

@@ -30,8 +30,6 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
     """The fields that make a few steps of a training, each like those of the whole.
 
     Args:
-        section: of the training.
-        cluster: what there is.
         images: of the training split, in the sample.
     """
     name = type(section).__name__.removesuffix("Config").lower()
@@ -61,10 +59,10 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
 
 def _weights_are_here(section: Any) -> bool:
     """A recipe can be planned before its public weights are downloaded."""
-    from pmm_ray.nets.segmenter_source import starting_weights
+    from pmm_ray.nets.weight_files import pretrained_file
 
     try:
-        uri = starting_weights(section)
+        uri = pretrained_file(section)
     except CannotRunError:
         return False
     return uri is None or storage.exists(uri)
@@ -74,7 +72,6 @@ def training_length(section: Any, images: int, held_out: int, with_truth: int) -
     """(images that all steps take, images that all validations take) of a whole training.
 
     Args:
-        section: of the training.
         images: of the training split.
         held_out: images of the held-out split.
         with_truth: those of them that have a ground-truth mask.

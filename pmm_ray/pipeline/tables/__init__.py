@@ -22,7 +22,6 @@ def table_steps(number: int, config: RunConfig, images: int | None) -> list[Step
 
     Args:
         number: a key of `TABLES`.
-        config: the recipe.
         images: held-out images that are scored at most; None: the table's own default.
 
     Raises:

@@ -49,7 +49,6 @@ def variant_of(
     """A segmenter whose under-fitting is of some kind, without cyclic rounds.
 
     Args:
-        config: the recipe.
         kind: of `segmenter.underfitting`.
         name: see `Variant`; default the kind.
         masks: see `Variant`.

@@ -81,7 +81,7 @@ def connect(
     with _native_stderr_to(run_dir):
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # Ray says with a bare one that a node took too long to start
             what = "start Ray on this machine" if local else f"connect to Ray at {address!r}"
             raise CannotRunError(
                 f"cannot {what}: {error} (`pmm doctor` looks for the cause)"

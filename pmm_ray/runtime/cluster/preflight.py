@@ -210,8 +210,6 @@ def judge(
     """What is wrong with a node.
 
     Args:
-        node: its name.
-        facts: its answer.
         expected: the driver's versions.
         gpus: that Ray counts on it.
         scratch_bytes: that it needs in the scratch folder.

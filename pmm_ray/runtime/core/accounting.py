@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.storage import printable
@@ -55,16 +56,36 @@ class Accounting:
         """Whether the command did nothing of what it was asked for: exit code 1."""
         return self.made == 0
 
-    def after(self, errors: Iterable[ErrorRow]) -> Accounting:
-        """The sum after one more stage, which failed on some of what was made so far."""
-        errors = list(errors)
-        added = _by_kind(errors)
-        merged = dict(self.errors)
-        for kind, group in added.items():
-            old = merged.get(kind, Group(0, ()))
-            first = (*old.first, *group.first)[:_MOST_QUOTED]
-            merged[kind] = Group(old.count + group.count, first)
-        return Accounting(self.what, self.found, self.made - len(errors), merged, self.left_out)
+    def after(
+        self, errors: Sequence[ErrorRow], left_out: Mapping[str, Sequence[str]] | None = None
+    ) -> Accounting:
+        """The sum after one more stage, which failed on some of what was made so far.
+
+        Args:
+            errors: what it failed on.
+            left_out: names of what it passed over on purpose, by reason.
+        """
+        passed = _by_reason(left_out or {})
+        return Accounting(
+            self.what,
+            self.found,
+            self.made - len(errors) - sum(group.count for group in passed.values()),
+            _merged(self.errors, _by_kind(errors)),
+            _merged(self.left_out, passed),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON, for a stage's summary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Accounting:
+        """What `as_dict` gave."""
+        groups = {
+            name: {key: Group(g["count"], tuple(g["first"])) for key, g in content[name].items()}
+            for name in ("errors", "left_out")
+        }
+        return cls(content["what"], content["found"], content["made"], **groups)
 
     def lines(self, where: str) -> tuple[str, str, str]:
         """The three closing lines of a command: how many, what not and why, where the rest stands.
@@ -100,12 +121,7 @@ def account(
         errors: what failed.
         left_out: names of what was passed over, by reason.
     """
-    passed = {
-        reason: Group(len(names), tuple(printable(name) for name in names[:_MOST_QUOTED]))
-        for reason, names in (left_out or {}).items()
-        if names
-    }
-    return Accounting(what, found, made, _by_kind(errors), passed)
+    return Accounting(what, found, made, _by_kind(errors), _by_reason(left_out or {}))
 
 
 def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> None:
@@ -129,6 +145,23 @@ def _by_kind(errors: Iterable[ErrorRow]) -> dict[str, Group]:
     for row in errors:
         rows.setdefault(row.kind, []).append(f"{row.image_id}: {row.message}")
     return {kind: Group(len(texts), tuple(texts[:_MOST_QUOTED])) for kind, texts in rows.items()}
+
+
+def _by_reason(left_out: Mapping[str, Sequence[str]]) -> dict[str, Group]:
+    return {
+        reason: Group(len(names), tuple(printable(name) for name in names[:_MOST_QUOTED]))
+        for reason, names in left_out.items()
+        if names
+    }
+
+
+def _merged(old: Mapping[str, Group], new: Mapping[str, Group]) -> dict[str, Group]:
+    found = dict(old)
+    for key, group in new.items():
+        earlier = found.get(key, Group(0, ()))
+        first = (*earlier.first, *group.first)[:_MOST_QUOTED]
+        found[key] = Group(earlier.count + group.count, first)
+    return found
 
 
 def _quote(group: Group) -> str:

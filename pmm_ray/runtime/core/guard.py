@@ -32,7 +32,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        message = full_disk(error) or storage.store_failure(error)
+        message = full_disk(error) or storage.store_failure(error) or _place_refused(error)
         if message is None:
             raise
         progress.message(f"pmm: {message}")
@@ -43,3 +43,11 @@ def guarded(body: Callable[[Progress], None]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return EXIT_DONE
+
+
+def _place_refused(error: OSError) -> str | None:
+    """What to say of a file or folder that the user named and the system refuses; else None."""
+    refused = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError)
+    if not isinstance(error, refused) or not error.filename:
+        return None
+    return f"{storage.printable(str(error.filename))}: {error.strerror}: choose another place"

@@ -56,7 +56,6 @@ def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> Tab
     """Index of one Parquet file such as a manifest.
 
     Args:
-        uri: the file.
         keep: column -> allowed values, for example `{"split": ["train"]}`.
     """
     keep = keep or {}
@@ -148,9 +147,7 @@ def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None)
     """Write `folder/index.parquet`; parts are named relative to the folder.
 
     Args:
-        folder: of the table.
-        index: of its rows.
-        schema: of the table, which no part tells where every image became an error row.
+        schema: of the table; no part tells it where every image became an error row.
     """
     names = [uri.rsplit("/", 1)[-1] for uri in index.parts]
     metadata = {_PARTS_KEY: json.dumps(names).encode()}
@@ -174,17 +171,18 @@ def _read_index(folder: str) -> tuple[TableIndex, pa.Schema | None]:
     return TableIndex(tuple(storage.join(folder, name) for name in names), table), schema
 
 
-def read_all(folder: str) -> pa.Table:
-    """Every row of a finished table folder, in memory: for small tables and for tests.
+def read_all(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Every row of a finished table folder, in memory: for small tables or columns, and for tests.
 
     A table without rows has its columns all the same.
     """
     index, schema = _read_index(folder)
-    parts = [tables.read_table(uri) for uri in index.parts]
+    parts = [tables.read_table(uri, columns) for uri in index.parts]
     wanted: list[pa.Table] = []
     for number, part in enumerate(parts):
         rows = index.table.filter(pc.equal(index.table.column("part"), number)).column("row")
         wanted.append(part.take(rows))
     if wanted:
         return pa.concat_tables(wanted)
-    return (schema or pa.schema([("image_id", pa.string())])).empty_table()
+    empty = (schema or pa.schema([("image_id", pa.string())])).empty_table()
+    return empty if columns is None else empty.select(list(columns))

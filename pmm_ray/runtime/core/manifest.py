@@ -108,9 +108,7 @@ def write_manifest(
     """Check the rows and write them, in the order of their ids, as one Parquet file, atomically.
 
     Args:
-        uri: of the file to write.
         rows: any order; uris relative to the folder of `uri` or absolute.
-        label_space: what the labels mean.
         source: the importer's name, for people.
         exif: whether readers turn the photographs by their EXIF orientation.
         metadata: more keys for the schema metadata, such as `CONTENT_KEY`.

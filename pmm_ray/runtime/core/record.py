@@ -22,7 +22,6 @@ class RunRecord:
     """The record of a run folder, as one attempt writes it.
 
     Args:
-        run_dir: folder or uri of the run.
         name: of the recipe.
         adds: stages of an ablation. They join the record of the run that is in the folder; None:
             the record is the attempt's own.
@@ -67,9 +66,9 @@ class RunRecord:
         """Write `run.json`.
 
         Args:
-            computed: whether the attempt computed anything. If not, the record of the run that did
-                stays, unless a whole run found other stages than those (`cycles.stop_when` alone
-                can do that: it decides by what is done already).
+            computed: whether the attempt computed anything. If not, the record that is there stays,
+                unless a whole run has other stages than it names (`cycles.stop_when` ends a cycle
+                by what is done already).
             finished: whether the attempt has come to its end.
             plan: all stages, if all may run; None: only some may.
             manifest: its uri, once there is one.

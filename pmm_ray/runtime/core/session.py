@@ -27,10 +27,8 @@ class Session:
     """Does stages once each; connects to Ray when the first one asks for the cluster.
 
     Args:
-        run_dir: folder or uri of the run.
         config: the recipe; stages that decide something replace it.
         selection: which stages may run.
-        progress: where lines go.
         connect: to Ray, until the session ends.
         adds: stages of an ablation, see `RunRecord`.
         kept: see `RunRecord`.
@@ -121,8 +119,8 @@ class Session:
             storage.delete_folder(folder.uri)
             return None
         if selected and self.selection.retry_errors and (summary is None or summary.errors):
-            # a table keeps its rows, and what is not finished what it has; a finished training or
-            # import has to be done again
+            # of a table, and of what is not finished, only the error rows go; a finished training
+            # or import is done again
             again = summary is not None and rows is None
             storage.delete_folder(folder.uri if again else folder.errors_uri)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +39,19 @@ class Summary(BaseModel):
     """Anything else worth keeping, as plain JSON (per-class IoU, checkpoint path...)."""
     pixel_labels_used: bool = False
     """Whether the stage read ground-truth masks."""
+
+    def extended(
+        self,
+        details: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        *,
+        pixel_labels_used: bool = False,
+    ) -> Summary:
+        """The same with further details, and with metrics and the use of pixel labels if given."""
+        update: dict[str, Any] = {"details": {**self.details, **details}}
+        update |= {} if metrics is None else {"metrics": dict(metrics)}
+        update |= {"pixel_labels_used": True} if pixel_labels_used else {}
+        return self.model_copy(update=update)
 
 
 @dataclass(frozen=True)

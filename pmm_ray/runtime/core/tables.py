@@ -23,60 +23,29 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 
 IMAGE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
-_labels = pa.list_(pa.int16())
+TEXT, BYTES = pa.string(), pa.large_binary()
+INT16, INT32, INT64 = pa.int16(), pa.int32(), pa.int64()
+FLOAT, DOUBLE = pa.float32(), pa.float64()
+LABELS = pa.list_(INT16)
 
-MANIFEST = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("uri", pa.string()),
-        ("labels", _labels),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("split", pa.string()),
-        ("ground_truth_uri", pa.string()),
-    ]
+
+def columns(**types: pa.DataType) -> pa.Schema:
+    """A schema: the names of the columns and their types, in order."""
+    return pa.schema(list(types.items()))
+
+
+_SIZE = {"height": INT32, "width": INT32}
+MANIFEST = columns(
+    image_id=TEXT, uri=TEXT, labels=LABELS, **_SIZE, split=TEXT, ground_truth_uri=TEXT
 )
-CAMS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("labels", _labels),
-        ("cam", pa.large_binary()),
-        ("cam_height", pa.int32()),
-        ("cam_width", pa.int32()),
-    ]
-)
-MASKS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("mask_png", pa.large_binary()),
-        ("foreground", pa.float32()),
-        ("labels", _labels),
-        ("round", pa.int16()),
-    ]
+CAMS = columns(image_id=TEXT, **_SIZE, labels=LABELS, cam=BYTES, cam_height=INT32, cam_width=INT32)
+MASKS = columns(
+    image_id=TEXT, **_SIZE, mask_png=BYTES, foreground=FLOAT, labels=LABELS, round=INT16
 )
 # one row per image: the non-zero cells of its confusion matrix, flat index = truth * C + predicted
-EVALUATION = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("split", pa.string()),
-        ("cells", pa.list_(pa.int32())),
-        ("counts", pa.list_(pa.int64())),
-    ]
-)
-ERRORS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("stage", pa.string()),
-        ("kind", pa.string()),
-        ("message", pa.string()),
-        ("uri", pa.string()),
-        ("host", pa.string()),
-        ("process", pa.int64()),
-    ]
+EVALUATION = columns(image_id=TEXT, split=TEXT, cells=pa.list_(INT32), counts=pa.list_(INT64))
+ERRORS = columns(
+    image_id=TEXT, stage=TEXT, kind=TEXT, message=TEXT, uri=TEXT, host=TEXT, process=INT64
 )
 
 # Rows of a manifest row group: a worker reads one group to find the rows of its chunk.
@@ -137,8 +106,8 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 def is_damage(error: BaseException) -> bool:
     """Whether an error of reading a Parquet file speaks of its content.
 
-    A disk's or a system's word (no such file, input/output error) has a number; Arrow's about
-    content has none.
+    Errors of the disk or the system (no such file, input/output error) have a number; those of
+    Arrow about content have none.
     """
     if isinstance(error, OSError):
         return error.errno is None

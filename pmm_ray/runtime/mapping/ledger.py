@@ -59,7 +59,7 @@ class Ledger:
         return broken + broken_errors
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Note what a task committed (see `stream.run_chunk`)."""
+        """Note what a task committed (see `chunks.run_chunk`)."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         if done:
             self._add(part_uri(self._folder.uri, counts["part"]), done)

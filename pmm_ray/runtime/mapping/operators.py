@@ -22,8 +22,7 @@ from pmm_ray.runtime.core.machine import (
     end_process_soon,
     machine_fault,
 )
-from pmm_ray.runtime.mapping.stall import Limits, watchdog
-from pmm_ray.runtime.mapping.stream import (
+from pmm_ray.runtime.mapping.chunks import (
     PRODUCED,
     Output,
     Pool,
@@ -36,6 +35,7 @@ from pmm_ray.runtime.mapping.stream import (
     reason,
     run_chunk,
 )
+from pmm_ray.runtime.mapping.stall import Limits, watchdog
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -167,7 +167,6 @@ def stream(
         chunks: from `make_chunks`.
         factory: makes the worker inside a pool process; its arguments must be small (paths, not
             weights), since Ray keeps them for restarts.
-        output: the table to commit to.
         pool: how many processes.
         limits: of waiting.
         producer: a first pool whose rows the workers take.

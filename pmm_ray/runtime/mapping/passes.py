@@ -13,11 +13,11 @@ from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
+from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError
-from pmm_ray.runtime.mapping.stream import Output, Pool, Producer, Worker, make_chunks
 
 # of what a task says: what the log of events keeps
 _IN_EVENTS = (

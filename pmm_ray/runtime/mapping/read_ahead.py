@@ -20,8 +20,8 @@ from pmm_ray.runtime.core.errors import RowError
 AHEAD = 4
 """Images on their way to one actor."""
 
-# Next to nothing, so that the actors they feed never keep them waiting; not zero, for a head that
-# was started without CPUs must get none. An actor on CPUs leaves so much of its CPU free.
+# Next to nothing: tasks must not wait for CPUs that their actors hold. Not zero: a head that was
+# started without CPUs must get none. An actor on a CPU leaves room for two such tasks.
 READER_CPUS = 0.05
 
 Read = Callable[[Mapping[str, Any]], NDArray[np.uint8]]
@@ -33,7 +33,6 @@ def read_ahead(
     """The images of rows, in their order; what cannot be read is a RowError in its place.
 
     Args:
-        rows: of the manifest.
         read: one image of one row, uint8; sent to the tasks, so it must be small.
         ahead: images that are read while others are mapped; 0 reads here, without Ray.
 

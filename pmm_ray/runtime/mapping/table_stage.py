@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
-from pmm_ray.runtime.core.index import TableIndex, write_index
+from pmm_ray.runtime.core.index import TableIndex, index_file, write_index
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
+from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, side_by_side
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
-from pmm_ray.runtime.mapping.stream import Output, Pool, Producer, Worker
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
 # that sake, which bounds what a dying process can lose. `auto_batch` says when there are more.
@@ -27,13 +27,11 @@ _CHUNKS_PER_SECOND = 30
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     """Images per task.
 
-    At most 32 and few enough for an even end; but more where the driver, which can hand out only
-    so many chunks a second, would otherwise leave workers idle: as many as keep `workers` busy, or,
-    where the images do not last that long, as many as make handing out take no longer than a chunk.
+    At most 32, and few enough that all workers end together. The driver can hand out only so many
+    chunks a second, so that many workers need larger chunks: large enough to keep all of them busy,
+    but not so large that a few workers get all images.
 
     Args:
-        images: to be mapped.
-        workers: at once.
         image_seconds: what one image takes a worker, roughly.
 
     Returns:
@@ -57,26 +55,23 @@ def run_table_stage(
     folder: StageFolder,
     *,
     inputs: Mapping[str, TableIndex],
-    primary: str,
     factory: Callable[[], Worker],
     schema: pa.Schema,
     pool: Pool | None = None,
     batch_size: int | None = None,
     producer: Producer | None = None,
 ) -> Summary:
-    """Map every image of the primary table to a row or an error row, resuming where it stopped.
+    """Map every image of the first table to a row or an error row, resuming where it stopped.
 
     Args:
-        context: the run.
-        folder: the stage's output folder.
-        inputs: the tables a row is joined from; each must know every id of the primary one.
-        primary: the table whose ids are the work.
+        inputs: the tables a row is joined from, by name; the ids of the first are the work, each
+            other must know them. The context's `manifest` is joined unless it is among them.
         factory: makes the worker inside a pool process.
         schema: of the output table.
         pool: how many workers and what each needs; None: see `cpu_pool`.
         batch_size: images per task; None: some seconds of work, see `auto_batch`.
-        producer: a first pool whose rows `factory`'s workers take; error rows of both are rows of
-            this stage's errors table.
+        producer: a first pool whose rows `factory`'s workers take, see `side_by_side`; error rows
+            of both are rows of this stage's errors table.
 
     Returns:
         The summary, to which the stage may add metrics.
@@ -86,8 +81,12 @@ def run_table_stage(
         CannotRunError: see `stream`; and if no image finished for `runtime.stall_seconds`.
     """
     started = time.monotonic()
-    expected = inputs[primary].image_ids
+    expected = next(iter(inputs.values())).image_ids
+    if "manifest" not in inputs:
+        inputs = {**inputs, "manifest": index_file(context.manifest.uri)}
     pool = pool or cpu_pool(context)
+    if producer is not None:
+        pool, producer = side_by_side(pool, producer)
     batch_size = batch_size or auto_batch(len(expected), pool.size)
     ledger = Ledger(folder, schema)
     scan(context, folder, ledger)
@@ -127,7 +126,7 @@ def run_table_stage(
     if not passes.sent or not passes.mapped:
         return summary
     sent = round(passes.sent / passes.mapped)
-    return summary.model_copy(update={"details": summary.details | {"sent_bytes_per_image": sent}})
+    return summary.extended({"sent_bytes_per_image": sent})
 
 
 def _finalize(

@@ -15,7 +15,6 @@ class DataSet:
     """An opened manifest and the ground truth made for it.
 
     Attributes:
-        manifest: of the run.
         truth: hash of the stage that made the ground-truth masks, if one did; else empty.
     """
 

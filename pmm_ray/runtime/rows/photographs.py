@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.stage import RunContext
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, read_file
 
 # Photographs that are read at once, before they are asked for.
@@ -76,7 +77,7 @@ class Photographs:
     def row_by_row(
         self, stage: str, function: Callable[[InputRow, NDArray[np.uint8]], dict[str, Any]]
     ) -> Worker:
-        """`stream.row_by_row` of a function that also takes the row's photograph.
+        """`chunks.row_by_row` of a function that also takes the row's photograph.
 
         The files of the next photographs are read while one is worked on: a bucket answers a read
         in tens of milliseconds, which is as long as a mask takes.
@@ -98,7 +99,6 @@ class Photographs:
         """RGB uint8 [H, W, 3] of a manifest row.
 
         Args:
-            row: of the manifest.
             data: the file's bytes; None: they are read.
 
         Raises:
@@ -165,3 +165,13 @@ def large_image(manifest_uri: str) -> float:
     sizes = tables.read_table(manifest_uri, ["height", "width"])
     height, width = (sizes[name].to_numpy().astype(np.int64) for name in sizes.column_names)
     return float(np.quantile(height * width, 0.99)) if len(height) else 0.0
+
+
+def with_long_side(image_HW3: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
+    """The image with its long side at `long_side` px, aspect kept, no side below 1 px."""
+    height, width = image_HW3.shape[:2]
+    scale = long_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    resized: NDArray[np.uint8] = cv2.resize(image_HW3, size, interpolation=method)
+    return resized

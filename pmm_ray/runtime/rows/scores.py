@@ -14,21 +14,15 @@ from latticecrf import DenseCrf, merge_weak_labels
 from pmm_ray.config import PredictConfig
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core.stage import RunContext
-from pmm_ray.runtime.mapping.stream import InputRow, Worker, row_by_row
+from pmm_ray.runtime.core.tables import BYTES, INT32, TEXT, columns
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import large_image
 
 # What an actor sends of one image. `scores` is float16 [K, H, W], one plane for each of `labels`,
 # or [K + 1, H, W]: then the last one is the sum of all other classes. `pixels` is the photograph,
 # RGB uint8 [H, W, 3], so that it is read once.
-SCORES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("pixels", pa.large_binary()),
-        ("labels", pa.list_(pa.int32())),
-        ("scores", pa.large_binary()),
-    ]
-)
+SCORES = columns(image_id=TEXT, pixels=BYTES, labels=pa.list_(INT32), scores=BYTES)
 # The joint CRF holds about four float32 of a class at each pixel; `mask_memory` counts 300 bytes a
 # pixel without them.
 _CLASSES_PER_UNIT = 15
@@ -44,7 +38,6 @@ def pack_scores(
     """A row of `SCORES`: the classes that can matter to the joint CRF.
 
     Args:
-        image_id: of the photograph.
         image_HW3: RGB, uint8.
         classes: ids of the classes that the image may hold, int64 [C].
         scores_CHW: their probabilities, float32 [C, H, W].
@@ -83,6 +76,6 @@ def refine_worker(config: PredictConfig, stage: str, output: MaskOutput) -> Work
 
 
 def task_memory(context: RunContext) -> int:
-    """Bytes that a task reserves: the worst case is a network that tells no class from another."""
+    """Bytes that a task reserves, for the worst case: a network that keeps every class possible."""
     share = 1 + context.manifest.label_space.num_classes / _CLASSES_PER_UNIT
     return mask_memory(share * large_image(context.manifest.uri), context.cluster.node_memory)

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pmm_ray.runtime.rows.photographs import with_long_side
+
 Image = NDArray[Any]
 # hue's share of the jitter strength: the released code pairs 0.3 with 0.1
 _HUE_SHARE = 1 / 3
@@ -22,73 +24,41 @@ def augment(
     image_HW3: NDArray[np.uint8],
     rng: np.random.Generator,
     *,
-    resize_long: tuple[int, int],
     crop_size: int,
     color_jitter: float,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    resize_long: tuple[int, int] | None = None,
 ) -> Image:
     """One random training view.
 
     Args:
         image_HW3: uint8 RGB.
         rng: the only source of randomness.
-        resize_long: the long side is a random number of this closed range, px.
         crop_size: S, px. Where the resized image is smaller, it is pasted at a random place into
             zeros, which stand for the mean colour.
         color_jitter: brightness, contrast and saturation factors are random in 1 +- this, the
             hue shift from +- a third of it (1 = the whole circle).
         mean, std: normalisation of RGB in 0..1.
+        resize_long: the long side is a random number of this closed range, px; None: as it is.
 
     Returns:
         float32 [3, S, S].
     """
-    resized = resize_to_long(image_HW3, int(rng.integers(resize_long[0], resize_long[1] + 1)))
-    return crop_view(
-        resized, rng, crop_size=crop_size, color_jitter=color_jitter, mean=mean, std=std
-    )
-
-
-def crop_view(
-    resized_HW3: NDArray[np.uint8],
-    rng: np.random.Generator,
-    *,
-    crop_size: int,
-    color_jitter: float,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Image:
-    """What `augment` makes of the resized image: mirror, random crop, jitter, normalise.
-
-    Args:
-        resized_HW3: uint8 RGB.
-        rng, crop_size, color_jitter, mean, std: see `augment`.
-
-    Returns:
-        float32 [3, S, S].
-    """
+    if resize_long is not None:
+        image_HW3 = with_long_side(image_HW3, int(rng.integers(resize_long[0], resize_long[1] + 1)))
     if rng.random() < 0.5:
-        resized_HW3 = resized_HW3[:, ::-1]
-    height, width = resized_HW3.shape[:2]
+        image_HW3 = image_HW3[:, ::-1]
+    height, width = image_HW3.shape[:2]
     rows, top = window(height, crop_size, rng)
     columns, left = window(width, crop_size, rng)
-    crop = np.ascontiguousarray(resized_HW3[rows, columns], np.float32) / np.float32(255)
+    crop = np.ascontiguousarray(image_HW3[rows, columns], np.float32) / np.float32(255)
     crop = (jitter(crop, rng, color_jitter) - np.array(mean, np.float32)) / np.array(
         std, np.float32
     )
     out = np.zeros((3, crop_size, crop_size), np.float32)
     out[:, top : top + crop.shape[0], left : left + crop.shape[1]] = crop.transpose(2, 0, 1)
     return out
-
-
-def resize_to_long(image_HW3: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
-    """The image with its long side at `long_side` px, aspect kept, no side below 1 px."""
-    height, width = image_HW3.shape[:2]
-    scale = long_side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    resized: NDArray[np.uint8] = cv2.resize(image_HW3, size, interpolation=method)
-    return resized
 
 
 def jitter(image_HW3: Image, rng: np.random.Generator, strength: float) -> Image:

@@ -35,7 +35,7 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-# nobody takes this machine away with notice: one process less to start
+# this machine is not taken away with notice: one process less to start
 _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -47,7 +47,6 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
 
     Args:
         job: what is trained, with how many workers.
-        context: of the run.
 
     The trained network is then at `job.model_uri` and the checkpoints are deleted.
 

@@ -36,12 +36,14 @@ class TrainingRow(NamedTuple):
     labels: tuple[int, ...]
 
 
+Sample = tuple[Tensor, Tensor]
+"""Input and target of one image."""
+
+
 class SampleFunction(Protocol):
     """Makes a training sample; pickled into loader processes, so it opens files lazily."""
 
-    def __call__(
-        self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: TrainingRow, image_HW3: NDArray[np.uint8], seed: int) -> Sample:
         """(input, target) of one image; all randomness comes from `seed` (0..2**64 - 1).
 
         Raises:
@@ -94,8 +96,6 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         rows: from `training_rows`.
         photographs: how images are found and decoded, and which labels there are.
         sample: makes the input and the target of one image.
-        seed: of the run.
-        stage: named in error rows.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         return TrainingRow(values["image_id"], values["uri"], tuple(values["labels"] or ()))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, list[ErrorRow]]:
-        """(input, target, errors): a bad image is replaced by another one, drawn by its seed.
+        """(input, target, errors): its seed chooses another image in place of a bad one.
 
         Raises:
             CannotRunError: twenty images in a row cannot be used.
@@ -186,9 +186,6 @@ def batches(
     """This worker's shares of steps `first` .. `last - 1`, in order.
 
     Args:
-        dataset: the samples.
-        plan: the global batches.
-        rank: of this worker.
         processes: decoding processes; 0 decodes in this one. They are started by a fork server,
             never forked from this process, whose threads would leave their locks behind.
         pin_memory: put batches into page-locked memory, for GPUs.

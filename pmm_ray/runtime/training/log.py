@@ -17,7 +17,6 @@ class TrainLog:
     """The record that the first worker keeps.
 
     Args:
-        job: the training.
         first: step that this attempt begins at; TensorBoard drops later points of earlier ones.
         recent: `recent` of the attempt before, at that step.
     """

@@ -24,7 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
 from pmm_ray.runtime.rows.images import decode_mask
@@ -36,7 +36,7 @@ Told = Callable[[int, int], None]
 # 25 connections
 _READERS = 25
 
-_SCHEMA = pa.schema([("image_id", pa.string()), ("mask_png", pa.large_binary())])
+_SCHEMA = tables.columns(image_id=tables.TEXT, mask_png=tables.BYTES)
 
 
 def mask_index(masks_uri: str) -> TableIndex:
@@ -111,7 +111,6 @@ class MaskFile:
         """The mask of an image, integer ids [H, W].
 
         Args:
-            image_id: of the image.
             size: (H, W) of the image, px.
 
         Raises:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 
 
@@ -22,6 +23,26 @@ def sample_seed(seed: int, epoch: int, image_id: str, purpose: str = "") -> int:
     """The seed of one sample's random choices, 0..2**64 - 1: the same on every machine."""
     text = f"{seed}\x00{epoch}\x00{image_id}\x00{purpose}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def validation_rows(
+    manifest_uri: str, split: str, wanted: str, images: int | None, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of a manifest that a training scores: the same on every worker, every time.
+
+    Args:
+        manifest_uri: the Parquet file.
+        split: the held-out one.
+        wanted: the column in which a row must hold something.
+        images: at most so many, which the seed chooses; None: all.
+    """
+    rows = [
+        row
+        for row in tables.read_table(manifest_uri).to_pylist()
+        if row["split"] == split and row[wanted]
+    ]
+    rows.sort(key=lambda row: sample_seed(seed, 0, row["image_id"], "validation"))
+    return rows[:images]
 
 
 @lru_cache(maxsize=2)
@@ -41,7 +62,6 @@ class BatchPlan:
     epoch is one batch in which images repeat.
 
     Args:
-        seed: of the run.
         images: number of training images, > 0.
         batch_size: images per step over all workers.
         workers: each takes an equal slice of every batch.
@@ -81,7 +101,6 @@ class StepSampler:
     """A DataLoader batch sampler: the keys (epoch, index) of one worker's slice of each step.
 
     Args:
-        plan: the global batches.
         rank: of this worker, 0..workers - 1.
         first, last: steps `first` .. `last - 1` are made.
     """

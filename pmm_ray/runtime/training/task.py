@@ -84,7 +84,6 @@ class TrainingTask(ABC, Generic[Config]):
 
         Args:
             config: the stage's section.
-            context, folder: of the stage.
             masks_uri: folder of the masks that are learnt from, if any.
             own: the other fields.
         """

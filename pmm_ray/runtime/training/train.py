@@ -38,8 +38,6 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
     """Train a stage's network and say what came out.
 
     Args:
-        task: what is trained.
-        context: of the run.
         folder: of the stage: `model.pt` is written here, and error rows of images that had to be
             substituted.
 
@@ -78,10 +76,6 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
 
 def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> TrainingJob:
     """The job of a task: what its workers need to know.
-
-    Args:
-        task: what is trained.
-        context, folder: of the stage.
 
     Raises:
         CannotRunError: no images; or see `plan_workers`.

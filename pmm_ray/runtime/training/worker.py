@@ -231,7 +231,7 @@ class _Worker:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        # dropout depends on the position only: a resumed training draws what it would have drawn
+        # dropout depends on the position only: the same in a resumed training
         torch.manual_seed(sample_seed(self.task.seed, step, str(self.rank)))
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from pmm_ray.runtime.core.errors import (
 )
 from pmm_ray.runtime.core.index import TableIndex, part_uri
 from pmm_ray.runtime.core.machine import MachineError, Place, machine_fault, out_of_memory
+from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
@@ -55,8 +56,7 @@ class Producer:
         table: the name under which a row reaches the second worker, `row[table]`.
         factory: makes the first worker inside a pool process.
         schema: of its rows; encoded bytes are `large_binary`.
-        pool: actors, since a producer keeps a model. They must not hold the CPUs that the second
-            pool needs to take their rows: see `PRODUCER_CPUS`.
+        pool: actors, since a producer keeps a model; see `side_by_side`.
     """
 
     table: str
@@ -65,12 +65,18 @@ class Producer:
     pool: Pool
 
 
-# Two pools on the same CPUs. Actors never give theirs back, so that after a node is lost the
-# restarted ones could fill the survivors, and the second pool, on which they wait, would never run
-# again. They ask for next to nothing instead (not zero: a head without CPUs must get none), and
-# tasks for a little less than a CPU, so that as many fit as there are CPUs.
-PRODUCER_CPUS = 0.05
-CONSUMER_CPUS = 0.9
+def side_by_side(pool: Pool, producer: Producer) -> tuple[Pool, Producer]:
+    """Two pools that may share CPUs.
+
+    Actors never give theirs back: after a node is lost, restarted ones could fill the survivors,
+    and the tasks on which they wait would never run again. So actors without a GPU ask for next to
+    nothing (not zero: a head without CPUs must get none) on the tasks' nodes, and tasks for a
+    little less than a CPU, so that as many fit as there are CPUs.
+    """
+    first = producer.pool
+    if not first.gpus:
+        first = replace(first, cpus=0.05, labels=pool.labels)
+    return replace(pool, cpus=0.9), replace(producer, pool=first)
 
 
 @dataclass(frozen=True)
@@ -220,20 +226,18 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
     }
 
 
-PRODUCED = pa.schema(
-    [
-        ("chunk", pa.string()),
-        ("rows", pa.large_binary()),
-        ("errors", pa.string()),
-        ("failure", pa.string()),
-        ("fault", pa.string()),
-        ("in_a_row", pa.int64()),
-        ("cpu_seconds", pa.float64()),
-        ("pool_seconds", pa.float64()),
-        ("node", pa.string()),
-        ("host", pa.string()),
-        ("process", pa.int64()),
-    ]
+PRODUCED = columns(
+    chunk=TEXT,
+    rows=BYTES,
+    errors=TEXT,
+    failure=TEXT,
+    fault=TEXT,
+    in_a_row=INT64,
+    cpu_seconds=DOUBLE,
+    pool_seconds=DOUBLE,
+    node=TEXT,
+    host=TEXT,
+    process=INT64,
 )
 
 
@@ -261,8 +265,6 @@ def run_chunk(
 
     Args:
         payload: from `make_chunks`.
-        worker: maps the rows.
-        output: the table to commit to.
         made: name and rows of a table that a first pool made of this chunk.
         earlier: error rows of the first pool, for the images that it made no row of.
     """

@@ -1,0 +1,131 @@
+"""A run's masks as Parquet files that Hugging Face's `datasets` loads as they are.
+
+    OUT/data/SPLIT-00000-of-00003.parquet
+        image_id: string
+        image, mask: struct<bytes: binary, path: string>   the photograph's bytes, an indexed PNG
+        labels: list<int64>                                the image-level labels, of ClassLabel
+
+Labels and mask values count alike: 0 is the background, 255 no class (65535 with more than 254
+classes). `load_dataset(OUT)` gives the splits; `pmm data import parquet OUT` reads images and
+labels.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.labels import LabelSpace
+from pmm_ray.report.outcome import SplitMasks
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.progress import Progress, StageProgress
+from pmm_ray.runtime.rows.images import read_file
+
+# A file is in memory while it is made; Hugging Face's own have 500 MB at most.
+_FILE_BYTES = 256 << 20
+_ROW_GROUP = 64
+# Files that are read at once: what hides the latency of a bucket.
+_READERS = 16
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", _PICTURE),
+        ("mask", _PICTURE),
+        ("labels", pa.list_(pa.int64())),
+    ]
+)
+
+
+def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+    """Write `data/SPLIT-*.parquet` below `out` for every split.
+
+    Args:
+        masks: of a run.
+        out: folder or uri.
+        progress: shows the images done.
+    """
+    written = Written()
+    schema = _SCHEMA.with_metadata({"huggingface": _features(masks.manifest.label_space)})
+    for split in masks.splits:
+        with (
+            progress.stage(f"export {split.split}", len(split.index)) as shown,
+            ThreadPoolExecutor(_READERS) as pool,
+        ):
+            sizes = pool.map(_size, (masks.photographs[i]["uri"] for i in split.image_ids))
+            files = max(1, -(-sum(sizes) // _FILE_BYTES))
+            rows = _rows(masks, split, pool, written, shown)
+            _write_split(storage.join(out, "data"), split, files, rows, schema)
+        progress.message(f"{out}: {split.split} from {split.stage}")
+    return written
+
+
+def _write_split(
+    folder: str, split: SplitMasks, files: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
+) -> None:
+    """Write the rows as so many files, each of as many images."""
+    each = -(-len(split.index) // files)
+    for number in range(files):
+        name = f"{split.split}-{number:05d}-of-{files:05d}.parquet"
+        content = [row for _, row in zip(range(each), rows, strict=False)]
+        table = pa.Table.from_pylist(content, schema=schema)
+        data = tables.to_bytes(table, row_group_size=_ROW_GROUP)
+        storage.write_bytes(storage.join(folder, name), data)
+
+
+def _rows(
+    masks: RunMasks,
+    split: SplitMasks,
+    pool: ThreadPoolExecutor,
+    written: Written,
+    shown: StageProgress,
+) -> Iterator[dict[str, Any]]:
+    """A row for each image whose photograph can be read; the others become error rows."""
+
+    def read(row: dict[str, Any]) -> bytes | RowError:
+        try:
+            return read_file(masks.photographs[row["image_id"]]["uri"])
+        except RowError as error:
+            return error
+
+    for part in masks.parts(split):
+        for row, data in zip(part, pool.map(read, part), strict=True):
+            image_id = row["image_id"]
+            about = masks.photographs[image_id]
+            failed = data if isinstance(data, RowError) else None
+            written.add(image_id, failed)
+            shown.advance(1, failed is not None)
+            if failed is None:
+                name = image_id + posixpath.splitext(about["uri"])[1]
+                yield {
+                    "image_id": image_id,
+                    "image": {"bytes": data, "path": name},
+                    "mask": {"bytes": row["mask_png"], "path": f"{image_id}.png"},
+                    "labels": about["labels"],
+                }
+
+
+def _size(uri: str) -> int:
+    filesystem, path = storage.resolve(uri)
+    return int(filesystem.get_file_info(path).size or 0)
+
+
+def _features(space: LabelSpace) -> str:
+    """What the columns are, in the words of `datasets`."""
+    features: dict[str, Any] = {
+        "image_id": {"dtype": "string", "_type": "Value"},
+        "image": {"_type": "Image"},
+        "mask": {"_type": "Image"},
+        "labels": {
+            "feature": {"names": list(space.names), "_type": "ClassLabel"},
+            "_type": "Sequence",
+        },
+    }
+    return json.dumps({"info": {"features": features}})

@@ -1,0 +1,114 @@
+"""A run's masks as a data set for YOLO segmentation: photographs, outlines as text, `data.yaml`.
+
+    OUT/data.yaml                names of the classes from 0, and the folder of each split
+    OUT/images/SPLIT/ID.jpg      the photographs, byte for byte
+    OUT/labels/SPLIT/ID.txt      a line a region: class x y x y ..., shares of the sides
+
+A region is a connected part of one class. Its outline runs along the borders of pixels, so that a
+region without holes is given back exactly; holes are filled, as the format knows none. The
+background and pixels of no class (255) have no line.
+"""
+
+# H, W: height, width in px; N: points of an outline.
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.rows.images import decode_mask, read_file
+
+# Files that are written at once: what hides the latency of a disk's sync or of a bucket.
+_WRITERS = 16
+
+
+def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+    """Write the data set below `out`.
+
+    Args:
+        masks: of a run.
+        out: folder or uri.
+        progress: shows the images done.
+    """
+    manifest, written = masks.manifest, Written()
+
+    def write_image(row: dict[str, Any], split: str) -> RowError | None:
+        image_id = tables.check_image_id(row["image_id"])
+        uri = masks.photographs[image_id]["uri"]
+        try:
+            data = read_file(uri)
+        except RowError as error:
+            return error
+        lines = "".join(_lines(decode_mask(row["mask_png"]), manifest.label_space.ignore))
+        name = image_id + PurePosixPath(uri).suffix
+        storage.write_bytes(storage.join(out, "images", split, name), data)
+        storage.write_bytes(storage.join(out, "labels", split, f"{image_id}.txt"), lines.encode())
+        return None
+
+    for split in masks.splits:
+        with (
+            progress.stage(f"export {split.split}", len(split.index)) as shown,
+            ThreadPoolExecutor(_WRITERS) as pool,
+        ):
+            for part in masks.parts(split):
+                faults = pool.map(write_image, part, [split.split] * len(part))
+                for row, fault in zip(part, faults, strict=True):
+                    written.add(row["image_id"], fault)
+                    shown.advance(1, fault is not None)
+    storage.write_bytes(storage.join(out, "data.yaml"), _data_yaml(masks).encode())
+    progress.message(f"{out}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
+    return written
+
+
+def _data_yaml(masks: RunMasks) -> str:
+    """Where the splits are, below the file's own folder, and the names of the classes from 0."""
+    splits = [split.split for split in masks.splits]
+    data = masks.config.data
+    train = data.train_split if data.train_split in splits else splits[0]
+    held_out = data.held_out_split if data.held_out_split in splits else train
+    places = {"train": f"images/{train}", "val": f"images/{held_out}"}
+    if "test" in splits:
+        places["test"] = "images/test"
+    names = dict(enumerate(masks.manifest.label_space.names[1:]))
+    return yaml.safe_dump(places | {"names": names}, sort_keys=False, allow_unicode=True)
+
+
+def _lines(mask_HW: NDArray[Any], ignore: int) -> list[str]:
+    """A line of text for each connected region of each class."""
+    height, width = mask_HW.shape
+    lines = []
+    for label in np.unique(mask_HW):
+        if label in (0, ignore):
+            continue
+        for outline in outlines(mask_HW == label):
+            shares = outline / (width, height)
+            numbers = " ".join(f"{value:.6g}" for value in shares.ravel())
+            lines.append(f"{label - 1} {numbers}\n")
+    return lines
+
+
+def outlines(region_HW: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """The outer outlines of the connected parts of a region, along the borders of its pixels.
+
+    OpenCV's `findContours` goes through the centres of pixels and would lose half a pixel at every
+    side. Here each pixel is four: the outer ones at 2 x and 2 x + 1 mean its borders x and x + 1.
+
+    Args:
+        region_HW: bool [H, W].
+
+    Returns:
+        float64 [N, 2] each: x 0..W, y 0..H, in px from the upper left corner.
+    """
+    doubled = np.repeat(np.repeat(region_HW.astype(np.uint8), 2, axis=0), 2, axis=1)
+    found, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [np.ceil(contour[:, 0, :] / 2) for contour in found]

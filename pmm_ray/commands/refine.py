@@ -1,0 +1,196 @@
+"""`pmm refine`: masks from other programs' scores, or CAMs, by a joint CRF; scored on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmm_ray.commands.masks import clear_other_masks
+from pmm_ray.commands.refine_inputs import Said, read_maps, read_scores
+from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.core.tables import read_errors
+from pmm_ray.runtime.rows.masks import crf_parameters
+
+if TYPE_CHECKING:
+    from latticecrf.presets import Setting
+
+
+def refine_folder(
+    scores: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    ground_truth: str | Path | None = None,
+    compare: bool = False,
+    confidence: float | None = None,
+    strengths: str | None = None,
+    truth_ids: str = "auto",
+    said: Said | None = None,
+    settings: Sequence[str] = (),
+    address: str = "auto",
+) -> int:
+    """Refine scores; writes `OUT/masks/ID.png`, the masks table, and the scores if there is truth.
+
+    Args:
+        scores: folder of scores with a background (see `pmm_ray.sources.score_files`), or of CAMs
+            where the preset makes a background of its own.
+        images: folder of photographs; those without scores are left aside.
+        out: output folder; the same command goes on where it was interrupted.
+        preset: name of a `Preset`, in any case, with `-`; None: the CRF of `predict.crf`.
+        ground_truth: masks of some of the photographs.
+        compare: also say what the scores' own masks score, before the CRF.
+        confidence: pixels whose best posterior is below it are ignored, in place of the preset's.
+        strengths: exponents or thresholds in place of the preset's, `0.3,0.05`.
+        truth_ids: what the truth's values are: `contiguous` ids, the `dataset`'s own, or `auto`.
+        said: of the files.
+        settings: `predict.crf.key=value` and other overrides of the defaults.
+        address: see `run_recipe`.
+
+    Returns:
+        The exit code, as of `run_recipe`.
+    """
+    place, said = storage.absolute(str(out)), said or Said()
+
+    def body(progress: Progress) -> None:
+        if compare and ground_truth is None:
+            raise CannotRunError("--compare needs --ground-truth: what should it compare with?")
+        config = load_recipe(None, settings)
+        setting = setting_of(preset, config, settings, confidence, strengths)
+
+        from pmm_ray.sources.cam_files import find_cams
+        from pmm_ray.sources.truth_pairs import find_truth
+        from pmm_ray.stages import refine_scores
+
+        masks = storage.join(place, "masks")
+
+        def make(run: Run) -> Stage:
+            stage = refine_scores.stage(
+                setting,
+                run.data,
+                seeds,
+                backend=config.predict.backend,
+                truth=truth,
+                png_folder=masks,
+            )
+            clear_other_masks(run, masks, stage)
+            return stage
+
+        steps = [Step(refine_scores.STAGE, make)]
+        with open_run(place, config, steps, progress, address, **AGAIN) as run:
+            listing = storage.join(place, "score-files.parquet")
+            found = find_cams(
+                str(scores),
+                listing,
+                trust_pickle=said.trust_pickle,
+                layout=said.layout or "",
+                what="score file",
+            )
+            read = read_scores if setting.background == "given" else read_maps
+            report, seeds = read(run, found, str(images), said)
+            truth = None
+            if ground_truth is not None:
+                truth = find_truth(str(ground_truth), run.data.images, place)
+                run.say(
+                    f"{refine_scores.STAGE}: pixel labels used ({truth.count} of "
+                    f"{len(seeds.index)} images have them in {truth.place})"
+                )
+            run.follow()
+            folder = run[refine_scores.STAGE]
+            if truth is not None:
+                reading = "contiguous" if truth.is_table else truth_ids
+                space = run.data.manifest.label_space
+                show(*refine_scores.scores(place, folder, space, truth, reading), place, compare)
+            total = report.accounting.after(read_errors(folder.errors_uri))
+            close(total, f"{masks}, {place}/errors", run.say)
+
+    return guarded(body)
+
+
+def setting_of(
+    preset: str | None,
+    config: RunConfig,
+    settings: Sequence[str],
+    confidence: float | None,
+    strengths: str | None,
+) -> Setting:
+    """The CRF of a command.
+
+    Raises:
+        CannotRunError: no such preset, or numbers that do not go with it.
+    """
+    from latticecrf.presets import Preset, Setting
+
+    names = {one.name.lower().replace("_", "-"): one.value for one in Preset}
+    if preset is None:
+        setting = Setting("predict.crf", crf_parameters(config.predict.crf))
+    elif preset.lower().replace("_", "-") not in names:
+        raise CannotRunError(f"--preset {preset}: it is one of {', '.join(names)}")
+    else:
+        if any(word.startswith("predict.crf") for word in settings):
+            raise CannotRunError("--preset and --set predict.crf contradict each other")
+        setting = names[preset.lower().replace("_", "-")]
+    if confidence is not None:
+        if not 0 <= confidence <= 1:
+            raise CannotRunError(f"--confidence {confidence:g}: it is within 0..1")
+        setting = replace(setting, least_posterior=confidence)
+    if strengths is None:
+        return setting
+    if setting.background == "given":
+        raise CannotRunError(
+            "--strengths belong to presets that make a background of their own: "
+            + ", ".join(name for name, one in names.items() if one.background != "given")
+        )
+    try:
+        numbers = tuple(float(word) for word in strengths.split(","))
+    except ValueError as error:
+        raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B") from error
+    if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
+        raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B")
+    return replace(setting, strengths=numbers)
+
+
+def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> None:
+    """Print the scores, and keep them as `scores.json`."""
+    if not details["scored"]:
+        print(f"no image could be scored, see {storage.join(place, 'errors')}")
+        return
+    moments = ("before", "after") if compare else ("after",)
+    truth = details["after"]["truth_pixels"]
+    named = [name for name, pixels in truth.items() if pixels]
+    width = max(len(name) for name in named)
+    print(f"{'class':{width}}" + "".join(f"  {when:>6}" for when in moments) + "   IoU %")
+    for name in named:
+        values = (details[when]["class_iou"][name] for when in moments)
+        print(f"{name:{width}}" + "".join(f"  {(value or 0) * 100:6.2f}" for value in values))
+    for when in moments:
+        print(
+            f"mIoU {when} the CRF: {metrics[f'{when}_mean_iou'] * 100:.2f} % over the "
+            f"{len(named)} classes that have truth, {details['scored']} images"
+        )
+    if metrics["after_left_open"]:
+        open_ = metrics["after_left_open"] * 100
+        print(f"the masks leave {open_:.2f} % of the pixels open: not hit")
+    if details["note"]:
+        print(details["note"])
+    if details["truth_errors"]:
+        print(
+            f"{details['truth_errors']} images have ground truth that cannot be used, see "
+            f"{storage.join(place, 'errors')}"
+        )
+    uri = storage.join(place, "scores.json")
+    content = metrics | {
+        key: details[key] for key in ("scored", "truth_errors", "readings", "note", *moments)
+    }
+    storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    print(uri)

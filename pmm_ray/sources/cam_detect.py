@@ -1,0 +1,236 @@
+"""What a folder of CAMs is, decided once from some of its files, or refused with what to say.
+
+One look costs a few files; what it decides holds for all of them, and a file that contradicts it
+becomes an error row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from pmm_ray.labels import COCO14, LabelSpace
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.sources.cam_files import CamFolder
+from pmm_ray.sources.cam_layouts import LAYOUTS, OWN, UNREAD, ClassIds, Normalize, Reading
+from pmm_ray.sources.cam_reader import SHARES, TABLE, CamReader, adds_up
+
+# files that are opened: the first, and others at equal steps
+_LOOKED_INTO = 20
+# COCO's ids up to here are the same as numbers without gaps
+_SAME_IDS = 11
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What is known of one file that was opened."""
+
+    image_id: str
+    layout: str
+    key: str
+    labels: tuple[int, ...]
+    numbers: tuple[int, ...]
+    sure: bool
+    adds_up: bool
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What the files are: the reading that holds for all, and what was seen of some."""
+
+    reading: Reading
+    peeks: tuple[Peek, ...]
+    looked_into: int
+
+    @property
+    def line(self) -> str:
+        """What was detected, for people."""
+        if not self.peeks:
+            return f"CAMs: not one of the {self.looked_into} files looked into can be read"
+        count = Counter((peek.layout, peek.key) for peek in self.peeks)
+        layouts = "; ".join(_described(*of, number) for of, number in count.most_common())
+        parts = [f"CAMs: {layouts}", *self._rules()]
+        return ", ".join(parts) + f" ({len(self.peeks)} of {self.looked_into} files looked into)"
+
+    def _rules(self) -> list[str]:
+        reading = self.reading
+        if all(peek.layout == TABLE for peek in self.peeks):
+            return []
+        if all(peek.sure for peek in self.peeks):
+            where = "the file says which plane is the background"
+            if reading.background_channel:
+                where = "the background's plane is left out"
+        else:
+            where = f"classes count from {reading.first_class or 0}"
+        rules = [where]
+        if reading.class_ids == "coco90":
+            rules.append("COCO's 90 ids become 1..80")
+        if reading.normalize != "none":
+            rules.append(f"maps are normalized ({reading.normalize})")
+        return rules
+
+
+def asked(
+    *,
+    layout: str | None = None,
+    key: str | None = None,
+    first_class: int | None = None,
+    background_channel: bool = False,
+    normalize: str = "none",
+    class_ids: str = "auto",
+) -> Reading:
+    """What the user says, checked.
+
+    Raises:
+        CannotRunError: an unknown word, or two that contradict each other.
+    """
+    for word, known, option in (
+        (layout, (*LAYOUTS, None), "--layout"),
+        (normalize, get_args(Normalize), "--normalize"),
+        (class_ids, get_args(ClassIds), "--class-ids"),
+        (first_class, (0, 1, None), "--first-class"),
+    ):
+        if word not in known:
+            names = ", ".join(str(name) for name in known if name is not None)
+            raise CannotRunError(f"{option} {word}: it is one of {names}")
+    if background_channel and first_class == 0 and layout != "excel":
+        raise CannotRunError(
+            "--background-channel and --first-class 0 contradict each other: either class 0 is the "
+            "background, or the first class"
+        )
+    return Reading(layout or "", key or "", first_class, background_channel, normalize, class_ids)  # type: ignore[arg-type]
+
+
+def detect(cams: CamFolder, reader: CamReader) -> Detected:
+    """Look into some files, and refuse what they cannot tell.
+
+    Args:
+        cams: from `find_cams`.
+        reader: with what the user says.
+
+    Raises:
+        CannotRunError: the files are not what the user says, planes add up to one, or every file
+            has a class 0 that may be the background.
+    """
+    reading = reader.reading
+    if cams.is_table and reading != UNREAD:
+        raise CannotRunError("a cams table of ours says what it holds: leave the flags out")
+    # what numbers mean comes last: the classes are not known yet
+    reader = replace(reader, reading=replace(reading, class_ids="contiguous"))
+    places = places_of(cams.index)
+    peeks, faults = [], []
+    for image_id, uri, row in places:
+        try:
+            planes = reader.peek(tables.read_rows(uri, [row])[0])
+        except RowError as error:
+            faults.append(error)
+            continue
+        labels, numbers = tuple(planes.labels), tuple(planes.numbers)
+        both = adds_up(planes)
+        peeks.append(Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, both))
+    if not peeks and faults and reading != UNREAD:
+        first = faults[0]
+        raise CannotRunError(f"the CAMs are not what the flags say: {first.uri}: {first.message}")
+    _refuse_shares([peek for peek in peeks if not peek.sure])
+    if reading.first_class is None and not reading.background_channel:
+        _refuse_class_0([peek for peek in peeks if not peek.sure])
+    return Detected(reading, tuple(peeks), len(places))
+
+
+def places_of(index: TableIndex, most: int = _LOOKED_INTO) -> list[tuple[str, str, int]]:
+    """(image id, uri, row) of the rows that are looked into."""
+    places = sorted((i, uri, row) for i, (uri, row) in index.locations().items())
+    step = max(1, -(-len(places) // most))
+    return places[::step]
+
+
+def _refuse_shares(peeks: Sequence[Peek]) -> None:
+    several = [peek for peek in peeks if len(peek.numbers) > 1 or peek.numbers == (0,)]
+    if several and all(peek.adds_up for peek in several):
+        first = several[0]
+        raise CannotRunError(
+            f"{first.image_id}: the planes of classes {list(first.numbers)} add up to one, as in "
+            f"every CAM that was looked into ({len(several)}): they {SHARES}"
+        )
+
+
+def _refuse_class_0(peeks: Sequence[Peek]) -> None:
+    # what our own guide describes counts from 0
+    named = [peek for peek in peeks if peek.numbers and peek.layout != OWN]
+    alone = any(peek.numbers == (0,) for peek in named)
+    if named and not alone and all(0 in peek.numbers for peek in named):
+        raise CannotRunError(
+            f"every CAM that was looked into ({len(named)}, such as {named[0].image_id} with "
+            f"classes {list(named[0].numbers)}) has a class 0: is it the background or the first "
+            "class? Say --background-channel or --first-class 0"
+        )
+
+
+def with_class_ids(
+    found: Detected, space: LabelSpace, labels: Mapping[str, Sequence[int]]
+) -> Detected:
+    """The same, with its class ids decided.
+
+    Args:
+        found: what was detected.
+        space: what the classes are.
+        labels: contiguous image-level labels by image id, where they are known.
+
+    Raises:
+        CannotRunError: the numbers may be COCO's 90 ids, and nothing tells.
+    """
+    reading = found.reading
+    if reading.class_ids != "auto" or all(peek.layout == TABLE for peek in found.peeks):
+        return found
+    seen = {label for peek in found.peeks for label in peek.labels}
+    gapless = set(range(1, COCO14.num_classes))
+    own = set(COCO14.dataset_ids[1:])
+    coco = space.names == COCO14.names
+    # a class beyond 80 says COCO's ids, one that COCO lacks says none of them
+    if not seen <= own or not (coco or _nameless(space)):
+        ids: ClassIds = "contiguous"
+    elif not seen <= gapless:
+        if not coco:
+            raise CannotRunError(
+                f"classes go up to {max(seen)}, and none is one that COCO lacks among its 90 ids: "
+                "say --class-ids coco90 if they are COCO's, else --class-ids contiguous"
+            )
+        ids = "coco90"
+    elif not coco or max(seen, default=0) <= _SAME_IDS:
+        ids = "contiguous"
+    else:
+        ids = _by_labels(found, labels)
+    return replace(found, reading=replace(reading, class_ids=ids)) if ids == "coco90" else found
+
+
+def _nameless(space: LabelSpace) -> bool:
+    return space.names[1] == "class 1"
+
+
+def _by_labels(found: Detected, labels: Mapping[str, Sequence[int]]) -> ClassIds:
+    """The ids under which every CAM has the classes that its image-level labels name."""
+    fits = {"contiguous": True, "coco90": True}
+    known = False
+    for peek in found.peeks:
+        wanted = list(labels.get(peek.image_id) or ())
+        known |= any(label > _SAME_IDS for label in wanted)
+        fits["contiguous"] &= set(wanted) <= set(peek.labels)
+        fits["coco90"] &= {COCO14.dataset_ids[i] for i in wanted} <= set(peek.labels)
+    if known and fits["contiguous"] != fits["coco90"]:
+        return "contiguous" if fits["contiguous"] else "coco90"
+    raise CannotRunError(
+        "the classes of the CAMs may be COCO's 90 ids or numbered without gaps, and those looked "
+        "into fit both: say --class-ids coco90 or contiguous"
+    )
+
+
+def _described(layout: str, key: str, count: int) -> str:
+    if layout == TABLE:
+        return "a table of ours"
+    known = LAYOUTS[layout]
+    maps = f", maps `{key}`" if key else ""
+    return f"layout {layout} ({known.written_by}; {known.file}{maps}) in {count}"

@@ -1,0 +1,206 @@
+"""What a folder of scores is, decided once from some of its files, or refused with what to say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from pmm_ray.labels import COCO14, LAST_8BIT_CLASS, VOC12, LabelSpace
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.sources.cam_detect import places_of
+from pmm_ray.sources.cam_files import CamFolder
+from pmm_ray.sources.score_files import (
+    LAYOUTS,
+    NO_BACKGROUND,
+    NOT_SHARES,
+    ScorePlanes,
+    ScoreReader,
+    ScoreReading,
+    Values,
+)
+
+# files that are opened: one may have 100 MB
+_LOOKED_INTO = 8
+# what a number of planes means where nobody says it: COCO's ids go to 90
+_KNOWN = {VOC12.num_classes: VOC12, COCO14.num_classes: COCO14, COCO14.dataset_ids[-1] + 1: COCO14}
+_WITHOUT_BACKGROUND = {space.num_foreground for space in (VOC12, COCO14)}
+
+
+@dataclass(frozen=True)
+class DetectedScores:
+    """What the files are.
+
+    Attributes:
+        reading: holds for all.
+        space: the classes: said, known by the number of planes, or without names.
+        planes: most planes that a file had; what a task needs memory for.
+        line: what was detected, for people.
+    """
+
+    reading: ScoreReading
+    space: LabelSpace
+    planes: int
+    line: str
+
+
+@dataclass(frozen=True)
+class _Peek:
+    image_id: str
+    planes: ScorePlanes
+    count: int
+
+
+def asked_scores(
+    *,
+    layout: str | None = None,
+    key: str | None = None,
+    first_class: int | None = None,
+    background_channel: bool = False,
+    values: str = "auto",
+) -> ScoreReading:
+    """What the user says, checked. Raises CannotRunError of an unknown word."""
+    for word, known, option in (
+        (layout, (*LAYOUTS, None), "--layout"),
+        (values, get_args(Values), "--values"),
+        (first_class, (0, 1, None), "--first-class"),
+    ):
+        if word not in known:
+            names = ", ".join(str(name) for name in known if name is not None)
+            raise CannotRunError(f"{option} {word}: of scores it is one of {names}")
+    if background_channel and first_class == 0:
+        raise CannotRunError("--background-channel and --first-class 0 contradict each other")
+    return ScoreReading(layout or "", key or "", first_class, background_channel, values)  # type: ignore[arg-type]
+
+
+def detect_scores(
+    scores: CamFolder,
+    reading: ScoreReading,
+    space: LabelSpace | None,
+    *,
+    trust_pickle: bool,
+    max_pixels: int,
+) -> DetectedScores:
+    """Look into some files, and refuse what they cannot tell.
+
+    Args:
+        scores: from `find_cams`.
+        reading: what the user says.
+        space: the classes, if the user says them.
+        trust_pickle, max_pixels: see `ScoreReader`.
+
+    Raises:
+        CannotRunError: no background, the files are not what the user says, or nothing tells what
+            their planes or values are.
+    """
+    if scores.is_table:
+        raise CannotRunError(f"{scores.index.parts[0]} is a cams table of ours: {NO_BACKGROUND}")
+    nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)])
+    reader = ScoreReader(space or nameless, trust_pickle, max_pixels, reading)
+    places = places_of(scores.index, _LOOKED_INTO)
+    peeks: list[_Peek] = []
+    faults: list[RowError] = []
+    for image_id, uri, row in places:
+        try:
+            planes = reader.peek(tables.read_rows(uri, [row])[0])
+        except RowError as error:
+            faults.append(error)
+            continue
+        # the values themselves are not kept
+        head = replace(planes, scores=planes.scores[:0].copy())
+        peeks.append(_Peek(image_id, head, len(planes.scores)))
+    if not peeks and faults:
+        raise CannotRunError(f"not one file can be used: {faults[0].uri}: {faults[0].message}")
+    numbered = [peek for peek in peeks if peek.planes.numbers is not None]
+    _refuse_cams([p for p in numbered if p.planes.layout == "crf"], reading)
+    reading = replace(reading, first_class=_first_class(numbered, reading))
+    plain = [peek for peek in peeks if peek.planes.numbers is None]
+    space = space or _space_of(plain) or nameless
+    reading = replace(reading, values=_values(peeks, reading))
+    return DetectedScores(
+        reading,
+        space,
+        max((peek.count for peek in peeks), default=1),
+        _line(peeks, len(places), reading, space),
+    )
+
+
+def _refuse_cams(peeks: Sequence[_Peek], reading: ScoreReading) -> None:
+    if not peeks or reading.background_channel:
+        return
+    first = peeks[0]
+    if not any(0 in (peek.planes.numbers or ()) for peek in peeks):
+        raise CannotRunError(
+            f"no file that was looked into ({len(peeks)}, such as {first.image_id} with classes "
+            f"{first.planes.numbers}) has a class 0, the background: {NO_BACKGROUND}"
+        )
+    if not any(peek.planes.verdict == "probabilities" for peek in peeks):
+        raise CannotRunError(f"{first.image_id}: {NOT_SHARES}")
+
+
+def _first_class(peeks: Sequence[_Peek], reading: ScoreReading) -> int | None:
+    """Where class numbers begin: at 1 if any file has the background as 0."""
+    with_zero = [peek for peek in peeks if 0 in (peek.planes.numbers or ())]
+    if reading.first_class == 0 and len(with_zero) == len(peeks) and peeks:
+        raise CannotRunError(
+            f"every file that was looked into has a class 0, such as {peeks[0].image_id}: of "
+            "scores it is the background, and the first class is 1"
+        )
+    if peeks and not with_zero and reading.first_class is None and not reading.background_channel:
+        raise CannotRunError(
+            f"no file that was looked into ({len(peeks)}, such as {peeks[0].image_id} with classes "
+            f"{peeks[0].planes.numbers}) has a class 0: say --first-class 1 if 0 would be the "
+            "background, --first-class 0 if it would be a class"
+        )
+    return reading.first_class
+
+
+def _space_of(peeks: Sequence[_Peek]) -> LabelSpace | None:
+    """The classes that a number of planes stands for; None where there are class numbers."""
+    if not peeks:
+        return None
+    count = Counter(peek.count for peek in peeks).most_common(1)[0][0]
+    if count in _KNOWN:
+        return _KNOWN[count]
+    if count in _WITHOUT_BACKGROUND:
+        raise CannotRunError(
+            f"the scores have {count} planes, as many as there are classes without the background: "
+            f"{NO_BACKGROUND}; if one of them is the background, name the classes with "
+            "--label-space"
+        )
+    if count < 2:
+        raise CannotRunError(f"the scores have {count} plane: a background and classes are needed")
+    return LabelSpace.from_names([f"class {i}" for i in range(1, count)])
+
+
+def _values(peeks: Sequence[_Peek], reading: ScoreReading) -> Values:
+    """Logits or probabilities, if all files agree; else each file tells."""
+    verdicts = {p.planes.verdict for p in peeks if p.planes.layout != "crf"}
+    if reading.values != "auto":
+        other = "logits" if reading.values == "probabilities" else "probabilities"
+        if verdicts == {other}:
+            raise CannotRunError(f"the values are said to be {reading.values}, but are {other}")
+        return reading.values
+    if verdicts == {"unknown"}:
+        raise CannotRunError(
+            "the values are within 0..1 and do not add up to one: say --values logits or "
+            "--values probabilities"
+        )
+    return "auto"
+
+
+def _line(
+    peeks: Sequence[_Peek], looked_into: int, reading: ScoreReading, space: LabelSpace
+) -> str:
+    of = Counter((p.planes.layout, p.planes.key, p.planes.verdict) for p in peeks)
+    layouts = []
+    for (layout, key, verdict), count in of.most_common():
+        known = LAYOUTS[layout]
+        name = f", `{key}`" if key else ""
+        values: str = verdict if reading.values == "auto" else reading.values
+        values = "scores as they are" if values == "unknown" else values
+        layouts.append(f"layout {layout} ({known.written_by}{name}), {values}, in {count}")
+    classes = f"classes {space.name}" if space in (VOC12, COCO14) else f"{space.num_classes} values"
+    return f"scores: {'; '.join(layouts)}; {classes} ({len(peeks)} of {looked_into} looked into)"

@@ -1,0 +1,74 @@
+"""Ground truth of a folder beside the images of a run: some images have it, others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, table_of
+from pmm_ray.sources.mask_files import MaskFiles, find_masks, match_masks, write_listing
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where the ground truth of each image is.
+
+    Attributes:
+        index: of all images: a row of a masks table or of a list of files; of an image without
+            truth a row whose `uri` is empty.
+        fingerprint: of the masks, see `MaskFiles`.
+        place: where they are.
+        count: images that have one.
+        is_table: whether it is a table of ours, which holds contiguous ids.
+        unsure: what may be the truth of an image, by its id, where more than one mask may be.
+    """
+
+    index: TableIndex
+    fingerprint: str
+    place: str
+    count: int
+    is_table: bool
+    unsure: dict[str, str]
+
+
+def find_truth(place: str, images: TableIndex, out: str) -> Truth:
+    """Pair the images of a manifest with masks.
+
+    Args:
+        place: a masks table, or a folder of PNG files.
+        images: index of the manifest.
+        out: folder that gets the lists of files.
+
+    Raises:
+        CannotRunError: no masks, or not one of an image.
+    """
+    truth = find_masks(place, storage.join(out, "truth-files.parquet"))
+    side = MaskFiles(place, True, images, "")
+    listings = (storage.join(out, "unused"), storage.join(out, "truth-pairs.parquet"))
+    matched = match_masks(side, truth, listings, None)
+    if not matched.image_ids:
+        raise CannotRunError(
+            f"no image has ground truth of its name in {truth.place}: there are images such as "
+            f"{sorted(images.image_ids)[:3]} and truth such as {sorted(truth.names)[:3]}"
+        )
+    known = matched.truth.locations()
+    lacking = [image_id for image_id in images.image_ids if image_id not in known]
+    none = write_listing(storage.join(out, "no-truth.parquet"), dict.fromkeys(lacking, ""))
+    unsure = {i: text for i, text in matched.unsure.items() if i in set(lacking)}
+    index = _joined(matched.truth, none)
+    return Truth(index, truth.fingerprint, truth.place, len(known), truth.is_table, unsure)
+
+
+def _joined(first: TableIndex, second: TableIndex) -> TableIndex:
+    """Two indices as one."""
+    columns = [index.table.to_pydict() for index in (first, second)]
+    shift = len(first.parts)
+    return TableIndex(
+        (*first.parts, *second.parts),
+        table_of(
+            [i for column in columns for i in column["image_id"]],
+            [*columns[0]["part"], *(part + shift for part in columns[1]["part"])],
+            [row for column in columns for row in column["row"]],
+        ),
+    )

@@ -1,0 +1,258 @@
+"""Masks from other programs' scores or CAMs by a joint CRF, scored where there is ground truth.
+
+A task reads the scores of its own images, and nothing of them leaves it: what flows back are ids.
+Counts of pixels stand in the table, and are given a meaning when all are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from latticecrf.dense_crf import Backend
+from latticecrf.presets import Setting
+from pmm_ray.labels import LabelSpace
+from pmm_ray.method.cams import upsample_cam
+from pmm_ray.method.confusion import count_pairs
+from pmm_ray.method.readings import SIDES, Counts, add_up, choose_readings, describe
+from pmm_ray.method.refinement import before_crf, refine
+from pmm_ray.runtime.cluster.placement import mask_memory
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.core.index import TableIndex, read_all
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
+from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
+from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.runtime.rows.images import decode_mask, read_file
+from pmm_ray.runtime.rows.masks import MaskOutput
+from pmm_ray.runtime.rows.photographs import Photographs, large_image
+from pmm_ray.sources.truth_pairs import Truth
+
+STAGE = "refine_scores"
+CODE_VERSION = 1
+
+MOMENTS = ("before", "after")
+"""Of the CRF."""
+_COUNTS = {"truth": pa.uint16(), "mask": pa.uint16(), "pixels": pa.int64()}
+REFINED = pa.schema(
+    [
+        *tables.MASKS,
+        pa.field("truth_fault", pa.string()),
+        *(pa.field(f"{w}_{name}", pa.list_(of)) for w in MOMENTS for name, of in _COUNTS.items()),
+    ]
+)
+"""A masks table, with how many pixels have each pair of (true value, mask value), before the CRF
+and after; empty without truth, which `truth_fault` explains if it is there and cannot be used."""
+
+# A joint CRF of an image of VOC's size on one core, and about what a task holds of a plane: the
+# file, its array, the resized one, and the CRF's own.
+_IMAGE_SECONDS = 0.3
+_BYTES_PER_PLANE = 28
+
+ReadPlanes = Callable[[Mapping[str, Mapping[str, Any]]], tuple[list[int], NDArray[Any]]]
+"""Class ids and planes of a joined row: a `ScoreReader`, or a `CamReader`."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Where the scores or CAMs of some images are.
+
+    Attributes:
+        index: rows that name files, or of a cams table.
+        hash: of the files and of how they are read.
+        read: how the planes of a row are read.
+        planes: the most that a file has.
+    """
+
+    index: TableIndex
+    hash: str
+    read: ReadPlanes
+    planes: int
+
+
+def refining_worker(
+    setting: Setting,
+    backend: Backend,
+    read: ReadPlanes,
+    photographs: Photographs,
+    stage: str,
+    png_folder: str | None = None,
+) -> Worker:
+    """Makes the worker of one task."""
+    output = MaskOutput(photographs.label_space, png_folder=png_folder)
+    ignore = photographs.label_space.ignore
+
+    def make(row: InputRow, image_HW3: NDArray[np.uint8]) -> dict[str, Any]:
+        manifest = row["manifest"]
+        labels, planes = read({"manifest": manifest, "cams": row["scores"]})
+        if setting.background != "given":
+            planes = upsample_cam(planes, *image_HW3.shape[:2])
+        truth, fault = _truth(row.get("truth"), image_HW3.shape[:2])
+        before = {}
+        if truth is not None:
+            plain = before_crf(setting, labels, planes, ignore)
+            before = _counted("before", truth, plain)
+        mask = refine(setting, image_HW3, labels, planes, ignore, backend)
+        after = _counted("after", truth, mask) if truth is not None else {}
+        return {**output(manifest, mask), "truth_fault": fault, **before, **after}
+
+    return photographs.row_by_row(stage, make)
+
+
+def _truth(
+    row: Mapping[str, Any] | None, size: tuple[int, ...]
+) -> tuple[NDArray[Any] | None, str | None]:
+    """The true mask of a row, and what is wrong with it: it costs the score, not the mask."""
+    if row is None:
+        return None, None
+    data, uri = row.get("mask_png"), row.get("uri") or ""
+    if data is None and not uri:
+        return None, None
+    try:
+        truth = decode_mask(read_file(uri) if data is None else data, uri=uri)
+    except (RowError, ValueError) as error:
+        return None, f"{uri}: {error}"
+    if truth.shape != size:
+        sizes = [f"{width} x {height}" for height, width in (truth.shape, size)]
+        return None, f"{uri}: the ground truth has {sizes[0]} px, the photograph {sizes[1]}"
+    return truth, None
+
+
+def _counted(when: str, truth: NDArray[Any], mask: NDArray[Any]) -> dict[str, list[int]]:
+    columns = count_pairs(truth, mask)
+    return {f"{when}_{n}": c.tolist() for n, c in zip(_COUNTS, columns, strict=True)}
+
+
+def run(
+    context: RunContext,
+    folder: StageFolder,
+    *,
+    setting: Setting,
+    backend: Backend,
+    seeds: Seeds,
+    images: TableIndex,
+    truth: Truth | None,
+    png_folder: str | None,
+) -> Summary:
+    """Refine every image, and count its pixels where there is truth."""
+    memory = mask_memory(
+        large_image(context.manifest.uri),
+        context.cluster.node_memory,
+        _BYTES_PER_PLANE * seeds.planes,
+    )
+    pool = cpu_pool(context, memory=memory)
+    inputs = {"scores": seeds.index, "manifest": images}
+    summary = run_table_stage(
+        context,
+        folder,
+        inputs=inputs if truth is None else inputs | {"truth": truth.index},
+        factory=partial(
+            refining_worker,
+            setting,
+            backend,
+            seeds.read,
+            Photographs.of(context),
+            folder.stage,
+            png_folder,
+        ),
+        schema=REFINED,
+        pool=pool,
+        batch_size=auto_batch(len(seeds.index), pool.size, _IMAGE_SECONDS),
+    )
+    return summary.model_copy(update={"pixel_labels_used": truth is not None})
+
+
+def scores(
+    run_dir: str, folder: StageFolder, space: LabelSpace, truth: Truth, reading: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics, details) of a finished table: each metric before the CRF and after.
+
+    Truth that cannot be used is written to the run's errors.
+
+    Args:
+        run_dir: of the run.
+        folder: of the stage.
+        space: the classes.
+        truth: as it was found.
+        reading: how its values are to be read, see `choose_readings`.
+
+    Raises:
+        CannotRunError: the truth's values mean nothing, or fit two readings.
+    """
+    table = read_all(folder.uri, ["image_id", *REFINED.names[len(tables.MASKS) :]])
+    ids = table.column("image_id").to_pylist()
+    faults = dict(zip(ids, table.column("truth_fault").to_pylist(), strict=True))
+    wrong = {image_id: text for image_id, text in faults.items() if text} | {
+        i: truth.unsure[i] for i in ids if i in truth.unsure
+    }
+    counts = {when: _counts(table, when) for when in MOMENTS}
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {}
+    scored = len(np.unique(counts["after"].image))
+    if scored:
+        # the masks are ours; what the truth's values mean is decided once
+        try:
+            readings, note = choose_readings(counts["after"], space, (reading, "contiguous"))
+        except ValueError as error:
+            raise CannotRunError(str(error)) from error
+        for when in MOMENTS:
+            total, strange = add_up(counts[when], space, readings)
+            found, about = describe(total, space)
+            metrics |= {f"{when}_{name}": value for name, value in found.items()}
+            details[when] = about
+        wrong |= {ids[number]: text for number, text in strange.items()}
+        scored -= len(strange)
+        details |= {"readings": dict(zip(SIDES, readings, strict=True)), "note": note}
+    rows = [ErrorRow(i, STAGE, "label", text) for i, text in sorted(wrong.items())]
+    tables.write_errors(storage.join(run_dir, "errors"), "truth", rows)
+    return metrics, details | {"scored": scored, "truth_errors": len(rows)}
+
+
+def _counts(table: pa.Table, when: str) -> Counts:
+    """The counts before or after the CRF; images are numbered by their rows."""
+    columns = [table.column(f"{when}_{name}").combine_chunks().fill_null([]) for name in _COUNTS]
+    lengths = columns[0].value_lengths().to_numpy(zero_copy_only=False)
+    flat = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
+    return Counts(np.repeat(np.arange(table.num_rows), lengths.astype(np.int64)), *flat)
+
+
+def stage(
+    setting: Setting,
+    data: DataSet,
+    seeds: Seeds,
+    *,
+    backend: Backend = "lattice",
+    truth: Truth | None = None,
+    png_folder: str | None = None,
+) -> Stage:
+    """The masks of some scores or CAMs.
+
+    Args:
+        setting: CRF, colours, background, confidence, strengths.
+        data: of the run.
+        seeds: the scores or CAMs.
+        backend: of the CRF.
+        truth: ground truth of some images; None: nothing is scored.
+        png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
+    """
+    plain = {name: value for name, value in asdict(setting).items() if name != "source"}
+    known = None if truth is None else truth.fingerprint
+    space: LabelSpace = data.manifest.label_space
+    identity: Sequence[Any] = (plain, backend, seeds.hash, space.to_json(), known, CODE_VERSION)
+    body = partial(
+        run,
+        setting=setting,
+        backend=backend,
+        seeds=seeds,
+        images=data.images,
+        truth=truth,
+        png_folder=png_folder,
+    )
+    return Stage(STAGE, tuple(identity), body, rows=len(seeds.index))

@@ -1,0 +1,186 @@
+"""Scores of every known program: told, read right, and refused where the flags say another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pmm_ray.labels import COCO14, VOC12, LabelSpace
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.sources.cam_files import CamFolder, find_cams
+from pmm_ray.sources.score_detect import DetectedScores, asked_scores, detect_scores
+from pmm_ray.sources.score_files import ScoreReader
+
+from . import writers
+
+HEIGHT, WIDTH = 24, 28
+PRESENT = {"a": [14, 3], "b": [0], "c": [7]}
+
+
+def logits_of(name: str, classes: int = 21) -> writers.Maps:
+    """Noise, the background everywhere, and a bump for each class that is there."""
+    numbers = PRESENT[name]
+    rng = np.random.default_rng(len(numbers) + numbers[0])
+    out = rng.normal(-4, 0.3, (classes, HEIGHT, WIDTH)).astype(np.float32)
+    out[0] = 2
+    for number, plane in zip(numbers, writers.blobs(numbers, HEIGHT, WIDTH), strict=True):
+        out[number + 1] = 6 * plane
+    return out
+
+
+def write(folder: Path, program: str) -> Path:
+    for name in PRESENT:
+        writers.SCORES[program][1](folder, name, logits_of(name))
+    return folder
+
+
+def find(
+    folder: Path, space: LabelSpace | None = None, **flags: Any
+) -> tuple[CamFolder, DetectedScores]:
+    listing = str(folder.parent / "listing.parquet")
+    found = find_cams(str(folder), listing, trust_pickle=True, what="score file")
+    reading = asked_scores(**flags)
+    return found, detect_scores(found, reading, space, trust_pickle=True, max_pixels=10**6)
+
+
+def read(found: CamFolder, known: DetectedScores, image_id: str) -> tuple[list[int], Any]:
+    uri, row = found.index.locations()[image_id]
+    manifest = {"image_id": image_id, "height": 2 * HEIGHT, "width": 2 * WIDTH}
+    source = tables.read_rows(uri, [row])[0]
+    reader = ScoreReader(known.space, True, 10**6, known.reading)
+    return reader({"manifest": manifest, "cams": source})
+
+
+@pytest.mark.parametrize("program", writers.SCORES)
+@pytest.mark.parametrize("declared", [False, True])
+def test_every_layout_is_told_and_read_right(program: str, declared: bool, tmp_path: Path) -> None:
+    layout = writers.SCORES[program][0]
+    flags = {"layout": layout} if declared else {}
+    found, known = find(write(tmp_path / "scores", program), **flags)
+    assert f"layout {layout} " in known.line
+    named = layout in ("crf", "prob")
+    assert (known.space == VOC12) is not named
+    for name in PRESENT:
+        labels, scores = read(found, known, name)
+        assert scores.shape == (len(labels), 2 * HEIGHT, 2 * WIDTH)
+        assert scores.min() >= 0
+        assert scores.sum(0).max() <= 1.01
+        won = np.array(labels)[scores.argmax(0)]
+        truth = logits_of(name).argmax(0)
+        assert (won[::2, ::2] == truth).mean() > 0.9
+        assert set(np.unique(won)) == set(np.unique(truth))
+
+
+@pytest.mark.parametrize("program", writers.SCORES)
+def test_every_layout_that_is_declared_wrongly_is_refused(program: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "scores", program)
+    own = writers.SCORES[program][0]
+    for layout in {name for name, _ in writers.SCORES.values()} - {own}:
+        with pytest.raises(CannotRunError, match="not one file can be used"):
+            find(folder, layout=layout)
+    if own not in ("crf", "array"):
+        with pytest.raises(CannotRunError, match="not one file can be used"):
+            find(folder, key="absent")
+
+
+@pytest.mark.parametrize("program", ["ToCo", "WeCLIP", "deeplab-pytorch", "ours", "WeakTr"])
+def test_values_that_are_declared_wrongly_are_refused(program: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "scores", program)
+    logits = program in ("ToCo", "WeCLIP", "deeplab-pytorch")
+    right, wrong = ("logits", "probabilities")[:: 1 if logits else -1]
+    with pytest.raises(CannotRunError, match=f"said to be {wrong}, but are {right}"):
+        find(folder, values=wrong)
+    found, known = find(folder, values=right)
+    np.testing.assert_array_equal(read(found, known, "a")[1], read(*find(folder), "a")[1])
+
+
+def test_values_that_may_be_both_are_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    writers.deeplab(tmp_path / "scores", "a", rng.random((21, 9, 9), np.float32))
+    with pytest.raises(CannotRunError, match="--values logits or"):
+        find(tmp_path / "scores")
+    assert read(*find(tmp_path / "scores", values="logits"), "a")[1].sum(0).max() < 1.001
+
+
+@pytest.mark.parametrize("program", ["IRN", "CLIP-ES", "MoRe", "FMA-WSSS", "POT"])
+def test_cams_are_refused_with_where_they_belong(program: str, tmp_path: Path) -> None:
+    writers.CAMS[program][1](tmp_path / "cams", "a", [3, 8], writers.blobs([3, 8], HEIGHT, WIDTH))
+    with pytest.raises(CannotRunError, match=r"pmm masks --cams.*--preset irn"):
+        find(tmp_path / "cams")
+
+
+def test_numbered_cams_are_refused(tmp_path: Path) -> None:
+    for name, numbers in PRESENT.items():
+        writers.seam(tmp_path / "cams", name, numbers, writers.blobs(numbers, HEIGHT, WIDTH))
+    with pytest.raises(CannotRunError, match="do not add up to one"):
+        find(tmp_path / "cams")
+    (tmp_path / "cams" / "b.npy").unlink()
+    with pytest.raises(CannotRunError, match=r"no file .* has a class 0, the background"):
+        find(tmp_path / "cams")
+
+
+def test_a_background_is_taken_on_the_users_word(tmp_path: Path) -> None:
+    shares = writers.softmax(logits_of("a"))[[0, 4, 15]] * 0.7
+    writers.save(tmp_path / "scores", "a", dict(zip([0, 4, 15], shares, strict=True)))
+    with pytest.raises(CannotRunError, match="--background-channel"):
+        find(tmp_path / "scores")
+    assert read(*find(tmp_path / "scores", background_channel=True), "a")[0] == [0, 4, 15]
+
+
+def test_class_numbers_without_a_background_are_asked_for(tmp_path: Path) -> None:
+    shares = writers.softmax(logits_of("a"))[[4, 15]]
+    writers.save(tmp_path / "scores", "a", {"prob": shares, "keys": np.array([4, 15])})
+    with pytest.raises(CannotRunError, match="--first-class 1"):
+        find(tmp_path / "scores")
+    assert read(*find(tmp_path / "scores", first_class=1), "a")[0] == [4, 15]
+    assert read(*find(tmp_path / "scores", first_class=0), "a")[0] == [5, 16]
+    with pytest.raises(CannotRunError, match="first class is 1"):
+        find(write(tmp_path / "all", "SEAM after the CRF"), first_class=0)
+
+
+def test_the_number_of_planes_says_the_classes(tmp_path: Path) -> None:
+    for count, space in {81: COCO14, 91: COCO14}.items():
+        logits = logits_of("a", count)
+        writers.toco_logits(tmp_path / f"{count}", "a", logits)
+        found, known = find(tmp_path / f"{count}")
+        assert known.space == space
+        labels, scores = read(found, known, "a")
+        assert labels == list(range(81))
+        assert set(np.unique(scores.argmax(0))) == ({0, 4, 15} if count == 81 else {0, 4, 14})
+    writers.deeplab(tmp_path / "20", "a", logits_of("a", 20))
+    with pytest.raises(CannotRunError, match="without the background"):
+        find(tmp_path / "20")
+    own = LabelSpace.from_names([f"part {i}" for i in range(1, 20)])
+    assert read(*find(tmp_path / "20", own), "a")[0] == list(range(20))
+    with pytest.raises(RowError, match="--label-space"):
+        read(*find(tmp_path / "20", VOC12), "a")
+
+
+def test_a_bare_array_needs_no_trust(tmp_path: Path) -> None:
+    write(tmp_path / "scores", "deeplab-pytorch")
+    listing = str(tmp_path / "listing.parquet")
+    assert len(find_cams(str(tmp_path / "scores"), listing, trust_pickle=False).index) == 3
+    write(tmp_path / "pickled", "ToCo")
+    with pytest.raises(CannotRunError, match="--trust-pickle"):
+        find_cams(str(tmp_path / "pickled"), listing, trust_pickle=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((21, 0, 4), np.float32), "classes, h, w"),
+        (np.zeros((4, 4), np.float32), "classes, h, w"),
+        (np.full((21, 4, 4), np.nan, np.float32), "NaN"),
+        (np.zeros((21, 4, 4), int), "floating is expected"),
+        ({"prob": np.zeros((2, 4, 4), np.float32), "keys": np.arange(3)}, "2 planes for 3"),
+        ({"scores": 1}, "expected is"),
+    ],
+)
+def test_what_cannot_be_scores_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    writers.save(tmp_path / "scores", "a", content)
+    with pytest.raises(CannotRunError, match=message):
+        find(tmp_path / "scores")
