@@ -18,6 +18,7 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.reporter import Phase
 from pmm_ray.runtime.training.task import TrainingTask
 from pmm_ray.runtime.training.worker import _Worker
 
@@ -83,8 +84,9 @@ def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> Trai
 def train(job: TrainingJob, rank: int = 0) -> dict[str, Any]:
     """Run the loop here, in a process group of its workers; nobody listens to its reports."""
     remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote)
-    return _Worker(job, reporter, rank, job.workers, torch.device("cpu")).run()
+    reporter = SimpleNamespace(update=remote, failed=remote, saved=remote)
+    phase = Phase(reporter, rank)
+    return _Worker(job, reporter, rank, job.workers, torch.device("cpu"), phase).run()
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:

@@ -64,6 +64,28 @@ def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> Non
 
 
 @app.command()
+def watch(
+    run_dir: Annotated[str, typer.Argument(help="A run folder or uri.")],
+    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    once: Annotated[bool, typer.Option(help="Look once.")] = False,
+    price_per_core_hour: Annotated[float, typer.Option(help="Of the cluster's CPUs.")] = 0.0,
+    price_per_gpu_hour: Annotated[float, typer.Option(help="Of the cluster's GPUs.")] = 0.0,
+) -> None:
+    """Follow a run from any machine that sees its folder."""
+    from pmm_ray.commands.watch import watch as follow
+
+    raise typer.Exit(
+        follow(
+            run_dir,
+            every=every,
+            once=once,
+            price_per_core_hour=price_per_core_hour,
+            price_per_gpu_hour=price_per_gpu_hour,
+        )
+    )
+
+
+@app.command()
 def doctor(
     cluster: Annotated[bool, typer.Option(help="Look at every node of a cluster instead.")] = False,
     run_dir: Annotated[

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig
-from pmm_ray.config.base import Section, execution
+from pmm_ray.config.base import Positive, Section, execution
 from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
 from pmm_ray.config.data import DataConfig
 from pmm_ray.config.masks import BaseConfig, MaskMethodName, MasksConfig
@@ -36,6 +36,21 @@ class ReportConfig(Section):
     """Images shown."""
 
 
+class NodeType(Section):
+    """A shape of nodes, as it is declared to Ray."""
+
+    cpus: float = execution(..., gt=0)
+    """CPUs of one node."""
+    gpus: float = execution(0.0, ge=0)
+    """GPUs of one node."""
+    memory: float = execution(0.0, ge=0)
+    """Memory of one node for tasks, bytes; 0: not known."""
+    count: Positive = execution(1)
+    """How many there may be."""
+    labels: dict[str, str] = execution({})
+    """Ray's labels of such a node."""
+
+
 class RuntimeConfig(Section):
     """How the machine is used."""
 
@@ -44,16 +59,21 @@ class RuntimeConfig(Section):
     object_store_bytes: int | None = execution(None, gt=0)
     """Object store of a Ray that the command starts itself, bytes; empty: Ray's default, capped."""
     stall_seconds: float = execution(900.0, gt=0)
-    """A stage fails, and says what it waits for, when no image finishes for this long, s."""
+    """A stage fails, and says what it waits for, when no image finishes for this long although
+    nodes are there to work on it, s."""
+    nodes_seconds: float = execution(3600.0, gt=0)
+    """How long a stage may wait for nodes that hold its workers, s."""
+    prepare_seconds: float = execution(1800.0, gt=0)
+    """How long a training may prepare its data without progress, s."""
     heartbeat_seconds: float = execution(10.0, gt=0)
     """Time between two progress lines in log files, s."""
     cpu_labels: dict[str, str] = execution({})
     """Labels of the nodes where stages without a GPU run, for example {pool: cpu}; empty: the nodes
     without a GPU, or all nodes where each has one."""
-    autoscaled_stage_cpus: int | None = execution(None, gt=0)
-    """CPUs that an autoscaler may give to stages without a GPU; empty: the present ones."""
-    autoscaled_gpus: int | None = execution(None, gt=0)
-    """GPUs that the cluster may have after autoscaling; empty: the present ones."""
+    autoscaled_nodes: tuple[NodeType, ...] = execution(())
+    """Nodes that an autoscaler may run in all, for example
+    `[{cpus: 32, count: 16, labels: {pool: cpu}}, {cpus: 48, gpus: 4, count: 2}]`; empty: only
+    those that are there."""
     preflight: bool = execution(True)
     """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)

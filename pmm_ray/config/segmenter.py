@@ -113,6 +113,10 @@ class SegmenterConfig(TrainingConfig):
             )
         return self
 
+    @property
+    def least_images(self) -> int:
+        return 2  # BatchNorm behind the coarsest pooling sees one px of each
+
     def steps(self, steps_per_epoch: int) -> int:
         return self.iterations
 

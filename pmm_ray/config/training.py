@@ -46,7 +46,8 @@ class TrainingConfig(Section):
     compile: bool = False
     """Compile the network with torch.compile."""
     workers: Positive | Auto = "auto"
-    """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core)."""
+    """Ray Train workers; `auto`: one per GPU, or 2 on CPUs (1 on a single core), and fewer where
+    the batch cannot be split over so many."""
     threads_per_worker: Positive = execution(1)
     """Torch threads and CPUs of one worker on a CPU cluster."""
     loader_processes: Natural | Auto = execution("auto")
@@ -56,6 +57,11 @@ class TrainingConfig(Section):
     """Time between two checkpoints, about, s."""
     max_failures: int = execution(3, ge=0)
     """How often to replace a lost worker or node before the run gives up."""
+
+    @property
+    def least_images(self) -> int:
+        """Images that the network needs in one pass of a worker."""
+        return 1
 
     @abstractmethod
     def steps(self, steps_per_epoch: int) -> int:

@@ -23,6 +23,7 @@ from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
 from pmm_ray.method.multicrop import Window, WindowMerger
 from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.views import crop_windows, cut_windows, normalise_views
 from pmm_ray.runtime.core.errors import RowError
 
@@ -152,7 +153,8 @@ class CropCams:
         for number, view in enumerate(views):
             present_BC[number, view.subject.rows] = 1.0
         batch = torch.stack([view.pixels for view in views])
-        for view, scores_Chw in zip(views, self._model.cam_scores(batch, present_BC), strict=True):
+        scores_BChw = in_halves(self._model.cam_scores, batch, present_BC)
+        for view, scores_Chw in zip(views, scores_BChw, strict=True):
             subject = view.subject
             subject.merger.add(self._placed(view, scores_Chw), view.window.original)
             subject.left -= 1

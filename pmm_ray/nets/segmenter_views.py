@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import cv2
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from pmm_ray.config import PredictConfig
+from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.segmenter import describe, predict_logits
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
@@ -55,7 +58,7 @@ def view_logits(
     for first in range(0, len(places), config.windows_at_once):
         some = places[first : first + config.windows_at_once]
         windows = [views_B3HW[b, :, y : y + crop[0], x : x + crop[1]] for b, y, x in some]
-        logits_NChw = predict_logits(model, torch.stack(windows))
+        logits_NChw = in_halves(partial(predict_logits, model), torch.stack(windows))
         if first == 0:
             shape = (len(views_B3HW), logits_NChw.shape[1], height, width)
             total_BCHW = logits_NChw.new_zeros(shape)

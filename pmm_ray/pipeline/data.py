@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
 
@@ -82,23 +84,52 @@ def require_truth(run: Run, what: str, instead: str = "") -> None:
         )
 
 
-def pin_workers(run: Run) -> None:
-    """Resolve `workers: auto` once per run folder: trained weights depend on it."""
-    from pmm_ray.runtime.training.sampling import split_workers
+TRAININGS = ("classifier", "multicrop", "affinity", "segmenter")
+"""Sections of trainings."""
 
+
+def pin_workers(run: Run) -> None:
+    """Resolve `workers: auto` once per run folder: trained weights depend on it.
+
+    Raises:
+        CannotRunError: the nodes cannot hold the workers of a training that is still to be done;
+            found now, not when its turn comes.
+    """
     uri = storage.join(run.session.run_dir, "resolved.yaml")
     earlier: dict[str, Any] = {}
     if storage.exists(uri) and not run.session.selection.fresh:
         import yaml
 
         earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
+    from pmm_ray.runtime.training.workers import plan_workers
+
     update: dict[str, Any] = {}
-    for name in ("classifier", "multicrop", "affinity", "segmenter"):
+    for name in TRAININGS:
         section = getattr(run.config, name)
         if section.workers == "auto":
             workers = earlier.get(name, {}).get("workers", "auto")
             if workers == "auto":
-                default = run.session.cluster.default_train_workers()
-                workers = split_workers("auto", default, section.batch_size)
+                workers = plan_workers(name, section, run.session.cluster).count
             update[name] = section.model_copy(update={"workers": workers})
     run.config = run.config.model_copy(update=update)
+    for step in _trainings_ahead(run):
+        assert step.section is not None
+        name = base_name(step.name).removeprefix("train_")
+        plan_workers(name, step.section(run.config), run.session.cluster)
+
+
+def _trainings_ahead(run: Run) -> list[Step]:
+    """The trainings that may run now and that no attempt finished."""
+    selection, record = run.session.selection, storage.join(run.session.run_dir, "run.json")
+    known = json.loads(storage.read_bytes(record))["stages"] if storage.exists(record) else []
+    finished = {
+        stage["stage"]
+        for stage in known
+        if not selection.fresh
+        and storage.exists(storage.join(run.session.run_dir, stage["folder"], "summary.json"))
+    }
+    return [
+        step
+        for step in run.steps
+        if step.section and selection.has(step.name) and step.name not in finished
+    ]

@@ -183,8 +183,8 @@ class Importer:
 
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One photograph that cannot be used."""
-        texts = (storage.printable(text) for text in (message, uri))
-        self.errors.append(ErrorRow(storage.printable(image_id), STAGE, kind, *texts))
+        image_id, message, uri = map(storage.printable, (image_id, message, uri))
+        self.errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
 
     def leave_out(self, reason: str, name: str) -> None:
         """One file that is no photograph, or that nobody asked for."""

@@ -7,7 +7,6 @@ Of whole images at several scales, or of windows (see `crop_cams`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,13 +21,15 @@ from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.crop_cams import CropCams, Photograph
+from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.machine import MachineError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, not_an_images, row_by_row
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
@@ -97,7 +98,8 @@ def multi_scale_cam(
         pixels_3HW = torch.from_numpy(np.array(view)).to(device).permute(2, 0, 1)
         batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
         views = normalise_views(batch, model.input_mean, model.input_std)
-        maps = model.cam_scores(views, present_1C.expand(len(views), -1))[:, rows]
+        present_BC = present_1C.expand(len(views), -1)
+        maps = in_halves(model.cam_scores, views, present_BC)[:, rows]
         maps = functional.interpolate(
             maps.float(), views.shape[2:], mode="bilinear", align_corners=model.align_corners
         )
@@ -174,17 +176,25 @@ def crop_worker(
         failed: dict[int, RowError] = {}
         made: dict[int, dict[str, Any]] = {}
         # one image may fail its whole batch: each is tried again alone, and gets its own error row
-        with contextlib.suppress(Exception):
+        fault: MachineError | None = None
+        try:
             for key, cam in cams(readable(rows, failed)):
                 if isinstance(cam, RowError):
                     failed[key] = cam
                 else:
                     made[key] = cam_row(rows[key]["manifest"], cam)
+        except Exception as failure:
+            try:
+                not_an_images(failure)
+            except MachineError as of_machine:
+                fault = of_machine
         yield from made.values()
         for key, error in failed.items():
             manifest = rows[key]["manifest"]
             uri = error.uri or manifest.get("uri") or ""
             yield ErrorRow(manifest["image_id"], stage, error.kind, error.message, uri)
+        if fault is not None:
+            raise fault
         yield from alone([row for key, row in enumerate(rows) if key not in {*made, *failed}])
 
     return worker

@@ -121,7 +121,7 @@ class AnyClassifierTask(TrainingTask[Classifier]):
     def crop_size(self) -> int:
         """Side of what is trained on, px."""
 
-    def check(self, images: int) -> None:
+    def check(self) -> None:
         """Refuse a user's network that cannot be trained, or cannot make maps of any image."""
         if self.model is None:
             return

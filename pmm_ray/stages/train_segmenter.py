@@ -19,7 +19,6 @@ from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -95,14 +94,8 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
     model: ModelSource | None = None
     """The user's, instead of PSPNet."""
 
-    def check(self, images: int) -> None:
-        """Refuse too few images for BatchNorm, and what cannot be built."""
-        if images < 2:
-            raise CannotRunError(
-                f"segmenter.batch_size {self.config.batch_size} leaves each worker one image per "
-                "pass: BatchNorm needs two; raise segmenter.batch_size, or lower "
-                "segmenter.workers or segmenter.accumulate"
-            )
+    def check(self) -> None:
+        """Refuse what cannot be built."""
         if self.model is None:
             segmenter_model(self.config, 2, 255)
             return

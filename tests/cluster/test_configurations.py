@@ -19,6 +19,8 @@ import yaml
 
 from pmm_ray.config import load_recipe
 
+from .shapes import SHAPES
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 LAUNCHERS = ("aws.yaml", "gcp.yaml")
@@ -195,20 +197,63 @@ class TestKubeRay:
             assert node["template"]["metadata"]["labels"] == {"app": "pmm-ray"}
 
     def test_the_jobs_command_is_one_that_runs(self) -> None:
-        words = shlex.split(manifest("rayjob.yaml")["spec"]["entrypoint"])
-        assert (ROOT / words[words.index("python") + 1]).is_file()
+        entrypoint = manifest("rayjob.yaml")["spec"]["entrypoint"]
+        words = shlex.split(entrypoint)
+        # KubeRay's submitter runs it behind `ray job submit --`, in a shell; Ray joins it again
+        assert not {"&&", ";", "|"} & {*words}
+        assert shlex.split(subprocess.list2cmdline(words)) == words
+        for path in (words[words.index("python") + 1], words[words.index("--recipe") + 1]):
+            assert (ROOT / Path(path).relative_to("/opt/pmm-ray")).is_file()
         settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
         config = load_recipe(None, settings)
         assert config.runtime.cpu_labels == {"pool": "cpu"}
-        groups = manifest("raycluster.yaml")["spec"]["workerGroupSpecs"]
-        most = {
-            group["groupName"]: group["maxReplicas"]
-            * int(limits.get("nvidia.com/gpu", limits["cpu"]))
-            for group in groups
-            for limits in [group["template"]["spec"]["containers"][0]["resources"]["limits"]]
-        }
-        assert config.runtime.autoscaled_stage_cpus == most["cpu"]
-        assert config.runtime.autoscaled_gpus == most["gpu"]
+        [shape] = [shape for shape in SHAPES if shape.file == "rayjob.yaml"]
+        assert [
+            (kind.cpus, kind.gpus, kind.count, kind.labels)
+            for kind in config.runtime.autoscaled_nodes
+        ] == [
+            (shape.cpu.cpus, 0, shape.most_cpu, {"pool": "cpu"}),
+            (shape.gpu.cpus, shape.gpu.gpus, shape.most_gpu, {"pool": "gpu"}),
+        ]
+
+    def test_the_runbooks_nodes_are_those_of_the_launcher(self) -> None:
+        text = (CLUSTER / "README.md").read_text()
+        [setting] = re.findall(r"--set '(runtime\.autoscaled_nodes=[^']*)'", text)
+        kinds = load_recipe(None, [setting]).runtime.autoscaled_nodes
+        for shape in (shape for shape in SHAPES if shape.file in LAUNCHERS):
+            assert [(k.cpus, k.gpus, k.count) for k in kinds] == [
+                (shape.cpu.cpus, 0, shape.most_cpu),
+                (shape.gpu.cpus, shape.gpu.gpus, shape.most_gpu),
+            ]
+
+
+class TestImages:
+    """What a file names must be able to run the Dockerfile's CUDA. No cloud is asked."""
+
+    DRIVER_OF_CUDA_13 = 580
+
+    def test_the_dockerfiles_cuda_is_the_one_the_images_are_for(self) -> None:
+        text = (CLUSTER / "README.md").read_text()
+        assert re.findall(r"TORCH=cu(\d+)", text) == ["130"]
+        assert "cu130" in (CLUSTER / "Dockerfile").read_text()
+
+    def test_google_names_one_image_with_a_driver_for_it(self) -> None:
+        types = launcher("gcp.yaml")["available_node_types"].values()
+        images = {n["node_config"]["disks"][0]["initializeParams"]["sourceImage"] for n in types}
+        [image] = images
+        driver = re.fullmatch(r"projects/.*-nvidia-(\d+)-v\d{8}", image)
+        assert driver is not None
+        assert int(driver[1]) >= self.DRIVER_OF_CUDA_13
+        assert image.rsplit("/", 1)[-1] in (CLUSTER / "README.md").read_text()
+
+    def test_amazons_image_is_never_rays_old_default(self) -> None:
+        types = launcher("aws.yaml")["available_node_types"].values()
+        assert {n["node_config"]["ImageId"] for n in types} == {"ami-ID"}
+        text = (CLUSTER / "README.md").read_text()
+        assert "ami-ID" in text
+        assert "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu" in text
+        # the account must have it before the first spot node is asked for
+        assert "create-service-linked-role --aws-service-name spot.amazonaws.com" in text
 
 
 class TestImageAndScripts:

@@ -30,7 +30,7 @@ from pmm_ray.runtime.training.loader import (
     training_rows,
 )
 from pmm_ray.runtime.training.mask_file import build_mask_file, mask_index
-from pmm_ray.runtime.training.sampling import BatchPlan, epoch_order, sample_seed, split_workers
+from pmm_ray.runtime.training.sampling import BatchPlan, epoch_order, sample_seed
 from pmm_ray.stages.train_classifier import ClassifierSample
 
 from ..training import photographs_of
@@ -125,10 +125,6 @@ def test_batches_that_cannot_be_split_are_refused() -> None:
         BatchPlan(0, 10, 16, 3)
     with pytest.raises(CannotRunError, match="no image"):
         BatchPlan(0, 0, 16, 2)
-    assert split_workers("auto", 3, 16) == 2
-    assert split_workers(3, 1, 16) == 3
-    with pytest.raises(CannotRunError, match="at least 1, got 0"):
-        split_workers(0, 2, 16)
 
 
 def test_seeds_are_stable_over_processes_and_machines() -> None:

@@ -1,15 +1,21 @@
-"""Where stages run: decided from the list of nodes."""
+"""Where stages run: decided from the list of nodes, each worker whole on one of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from pmm_ray.config import RuntimeConfig
+from pmm_ray.config import RunConfig, RuntimeConfig, load_recipe
+from pmm_ray.pipeline.data import TRAININGS
 from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
+from pmm_ray.runtime.mapping.chunks import Pool
+from pmm_ray.runtime.training.workers import plan_workers
+
+from ..cluster.shapes import RECIPES, SHAPES
 
 
 def node(name: str, labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
@@ -40,23 +46,114 @@ def test_labels_choose_the_nodes() -> None:
     assert placement.cpu_stage_cpus == 16
     assert placement.cpu_stage_labels == {"pool": "cpu"}
     nowhere = place(nodes, RuntimeConfig(cpu_labels={"pool": "spot"}))
-    cluster = ClusterResources(24, 0, 3, False, cpu_stage_cpus=nowhere.cpu_stage_cpus)
-    with pytest.raises(CannotRunError, match="1 CPUs on nodes with pool=spot, of which there are"):
+    cluster = ClusterResources(24, 0, 3, False, offered=nowhere.nodes)
+    with pytest.raises(
+        CannotRunError, match=r"1 CPUs on nodes with pool=spot.*none of these nodes"
+    ):
         cluster.require("make_masks", cpus=1, labels=nowhere.cpu_stage_labels)
 
 
 def test_what_an_autoscaler_may_add_counts_as_there() -> None:
-    config = RuntimeConfig(autoscaled_stage_cpus=256, autoscaled_gpus=8)
+    types = [
+        {"cpus": 32, "count": 8, "labels": {"pool": "cpu"}},
+        {"cpus": 8, "gpus": 4, "count": 2},
+    ]
+    config = RuntimeConfig.model_validate({"autoscaled_nodes": types})
+    # one of the two GPU nodes is already there
     placement = place([HEAD, node("g", CPU=8, GPU=4)], config)
-    assert (placement.cpus, placement.gpus, placement.cpu_stage_cpus) == (256, 8, 256)
+    assert (placement.cpus, placement.gpus, placement.cpu_stage_cpus) == (272, 8, 256)
     assert placement.cpu_stage_labels == {"ray.io/node-id": "!in(g)"}
+    assert [n.node_id for n in placement.nodes if n.node_id] == ["head", "g"]
     assert place([HEAD], config).cpu_stage_labels == {}
 
 
 def test_a_reservation_never_exceeds_the_largest_node() -> None:
-    nodes = [HEAD, node("a", CPU=1, memory=2e9)]
+    nodes = [Node.of(HEAD), Node(1, memory=2e9)]
     assert largest_memory(nodes) == 8e9
     small, large = mask_memory(320 * 240, 8e9), mask_memory(4000 * 3000, 8e9)
     assert 300e6 < small < 400e6 < large < 8e9
     assert mask_memory(1e9, 8e9) == 8e9
     assert mask_memory(1e6, 0) > 400e6  # a cluster that does not say
+
+
+def nodes_of(count: int, cpus: float, gpus: float = 0.0) -> ClusterResources:
+    offered = tuple(Node(cpus, gpus, node_id=f"n{number}") for number in range(count))
+    return ClusterResources(count * cpus, count * gpus, count, False, offered=offered)
+
+
+def test_workers_are_packed_into_nodes_not_into_their_sum() -> None:
+    cluster = nodes_of(2, 32, 4)
+    # 9 CPUs for each of 8 workers: 72 of 64 + 64, but three to a node
+    assert cluster.room(9, 1) == 6
+    with pytest.raises(CannotRunError) as error:
+        cluster.require("the training", cpus=9, gpus=1, workers=8, key="segmenter.workers")
+    said = str(error.value)
+    assert "8 times 9 CPUs and 1 GPUs, each time on one node, and there is room for 6" in said
+    assert "2 x (32 CPUs, 4 GPUs) hold 3 each" in said
+    assert "set segmenter.workers lower" in said
+    cluster.require("the training", cpus=8, gpus=1, workers=8)
+
+
+def test_avoided_nodes_take_nothing() -> None:
+    cluster = nodes_of(3, 8, 4)
+    cluster.avoid("n1", "sick")
+    assert cluster.room(1, 1) == 8
+    pool = cluster.placed(Pool(12, actors=True, cpus=0.0, gpus=1.0))
+    assert (pool.size, pool.labels) == (8, {"ray.io/node-id": "!in(n1)"})
+    assert away_from({"pool": "cpu", "ray.io/node-id": "!in(b)"}, ["a"]) == {
+        "pool": "cpu",
+        "ray.io/node-id": "!in(a,b)",
+    }
+    cluster.trust("n1")
+    assert cluster.room(1, 1) == 12
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.file)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_training_of_every_recipe_fits(recipe: Any, shape: Any, gpus: int) -> None:
+    config = load_recipe(recipe)
+    count, rest = divmod(gpus, int(shape.gpu.gpus))
+    offered = [shape.gpu] * count
+    if rest:  # a part of a node, as a smaller machine of the kind has it
+        offered.append(Node(shape.gpu.cpus * rest / shape.gpu.gpus, rest))
+    offered += [shape.cpu] * shape.most_cpu
+    cluster = ClusterResources(
+        sum(n.cpus for n in offered), gpus, len(offered), False, offered=tuple(offered)
+    )
+    for name in TRAININGS:
+        section = getattr(config, name)
+        workers = plan_workers(name, section, cluster)
+        assert workers.count <= gpus
+        share = section.batch_size // workers.count
+        assert share * workers.count == section.batch_size
+        assert share >= section.least_images
+        assert cluster.room(workers.cpus, 1) >= workers.count
+        assert workers.loader_processes > 0
+
+
+def test_sixteen_gpus_take_voc() -> None:
+    """The segmenter's batch of 16 has no sixteen shares of two images."""
+    cluster = nodes_of(4, 48, 4)
+    config = load_recipe("recipes/voc12.yaml")
+    counts = {name: plan_workers(name, getattr(config, name), cluster).count for name in TRAININGS}
+    assert counts["multicrop"] == 16
+    assert counts["segmenter"] == counts["classifier"] == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 3, "batch_size": 8}, "cannot be split evenly over 3 workers"),
+        ({"workers": 2, "batch_size": 2}, "BatchNorm needs 2"),
+        ({"workers": 2, "batch_size": 8, "accumulate": 3}, "split evenly over 3 passes"),
+        ({"workers": 4, "loader_processes": 8}, "4 times 9 CPUs and 1 GPUs.*room for 2"),
+        ({"workers": 8}, r"set segmenter\.workers lower"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_with_its_key(
+    values: dict[str, Any], message: str
+) -> None:
+    section: BaseModel = RunConfig.model_validate({"segmenter": values}).segmenter
+    with pytest.raises(CannotRunError, match=message):
+        plan_workers("segmenter", section, nodes_of(1, 24, 4))  # type: ignore[arg-type]

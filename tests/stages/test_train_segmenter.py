@@ -143,8 +143,8 @@ def test_a_split_without_images_is_named_with_those_that_are_there(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_size": 2, "workers": 2}, "BatchNorm needs two"),
-        ({"batch_size": 8, "workers": 2, "accumulate": 4}, "BatchNorm needs two"),
+        ({"batch_size": 2, "workers": 2}, "BatchNorm needs 2"),
+        ({"batch_size": 8, "workers": 2, "accumulate": 4}, "BatchNorm needs 2"),
         ({"batch_size": 8, "workers": 2, "accumulate": 3}, "split evenly over 3 passes"),
         ({"batch_size": 8, "workers": 3}, "split evenly over 3"),
         ({"backbone": "resnet38", "output_stride": 16}, "resnet38 has output stride 8"),

@@ -30,7 +30,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import Stage, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.training.train import loader_processes
+from pmm_ray.runtime.training.workers import loader_processes
 
 # Processes that a table stage is timed on: enough to share memory and caches as in the run.
 _WORKERS = 4

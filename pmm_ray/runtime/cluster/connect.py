@@ -144,7 +144,8 @@ def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
         local=local,
         cpu_stage_cpus=placement.cpu_stage_cpus,
         cpu_stage_labels=placement.cpu_stage_labels,
-        node_memory=largest_memory(alive),
+        node_memory=largest_memory(placement.nodes),
+        offered=placement.nodes,
     )
 
 

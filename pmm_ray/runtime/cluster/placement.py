@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm_ray.config import RuntimeConfig
+from pmm_ray.config.sections import NodeType
+from pmm_ray.runtime.core.resources import Node, away_from
 
 # Measured by benchmarks/crf_memory.py on 2026-11-25: the peak of a process that makes masks.
 _PROCESS_BYTES = 330_000_000
@@ -21,8 +23,9 @@ _BYTES_PER_PIXEL = 300
 class Placement:
     """What a cluster can give to stages with and without a GPU."""
 
+    nodes: tuple[Node, ...]
+    """Those that are there, and those that an autoscaler may add."""
     cpus: float
-    """CPUs in all, those that an autoscaler may add included."""
     gpus: float
     cpu_stage_cpus: float
     """CPUs of the nodes where stages without a GPU run."""
@@ -30,28 +33,46 @@ class Placement:
     """Ray's label selector for these nodes; empty: any node."""
 
 
-def place(nodes: Sequence[Mapping[str, Any]], config: RuntimeConfig) -> Placement:
+def place(rows: Sequence[Mapping[str, Any]], config: RuntimeConfig) -> Placement:
     """Decide where stages run.
 
     Args:
-        nodes: alive nodes as `ray.nodes()` lists them.
+        rows: alive nodes as `ray.nodes()` lists them.
         config: `cpu_labels`, and what an autoscaler may add. Without labels, stages without a GPU
             run on the nodes without one; on all nodes if each has one.
     """
+    there = [Node.of(row) for row in rows]
+    nodes = [*there, *_may_come(there, config.autoscaled_nodes)]
     labels = dict(config.cpu_labels)
     if labels:
-        chosen = [n for n in nodes if labels.items() <= (n.get("Labels") or {}).items()]
+        chosen = [node for node in nodes if node.accepts(labels)]
     else:
-        chosen = [node for node in nodes if _of(node, "CPU") and not _of(node, "GPU")]
-        with_gpu = sorted(str(node["NodeID"]) for node in nodes if _of(node, "GPU"))
-        if not chosen and not config.autoscaled_stage_cpus:
-            chosen = list(nodes)
-        elif with_gpu:
-            labels = {"ray.io/node-id": f"!in({','.join(with_gpu)})"}
-    cpus = max(sum(_of(node, "CPU") for node in chosen), config.autoscaled_stage_cpus or 0)
-    gpus = max(sum(_of(node, "GPU") for node in nodes), config.autoscaled_gpus or 0)
-    everywhere = sum(_of(node, "CPU") for node in nodes)
-    return Placement(max(everywhere, cpus), gpus, cpus, labels)
+        chosen = [node for node in nodes if node.cpus and not node.gpus]
+        with_gpu = [node.node_id for node in there if node.gpus]
+        if not chosen:
+            chosen = nodes
+        else:
+            labels = away_from({}, with_gpu)
+    return Placement(
+        nodes=tuple(nodes),
+        cpus=sum(node.cpus for node in nodes),
+        gpus=sum(node.gpus for node in nodes),
+        cpu_stage_cpus=sum(node.cpus for node in chosen),
+        cpu_stage_labels=labels,
+    )
+
+
+def _may_come(there: Sequence[Node], types: Sequence[NodeType]) -> list[Node]:
+    """The nodes that an autoscaler may still add; a present node counts for one type only."""
+    left, more = list(there), []
+    for kind in types:
+        present = [
+            n for n in left if (n.cpus, n.gpus) == (kind.cpus, kind.gpus) and n.accepts(kind.labels)
+        ][: kind.count]
+        left = [n for n in left if n not in present]
+        absent = kind.count - len(present)
+        more += [Node(kind.cpus, kind.gpus, kind.memory, kind.labels)] * absent
+    return more
 
 
 def mask_memory(pixels: float, largest_node: float, more_per_pixel: float = 0) -> int:
@@ -67,10 +88,6 @@ def mask_memory(pixels: float, largest_node: float, more_per_pixel: float = 0) -
     return int(min(wanted, largest_node) if largest_node > 0 else wanted)
 
 
-def largest_memory(nodes: Iterable[Mapping[str, Any]]) -> float:
+def largest_memory(nodes: Iterable[Node]) -> float:
     """Memory that the largest node offers to tasks, bytes; 0 if no node says."""
-    return max((_of(node, "memory") for node in nodes), default=0.0)
-
-
-def _of(node: Mapping[str, Any], resource: str) -> float:
-    return float((node.get("Resources") or {}).get(resource, 0.0))
+    return max((node.memory for node in nodes), default=0.0)

@@ -71,10 +71,14 @@ def submit(
     job = submission_id or f"pmm-{uuid.uuid4().hex[:12]}"
     known = submission_id is not None and _knows(client, job)
     if not known:
-        runtime_env = {"working_dir": working_dir, "env_vars": dict(env or {})}
+        runtime_env = {"working_dir": working_dir, "env_vars": _STOP | dict(env or {})}
         _submit(client, job, shlex.join(command), runtime_env)
     _say(f"{'following' if known else 'submitted'} {job}; stop it with `ray job stop {job}`")
     return follow(client, job, write) if wait else EXIT_DONE
+
+
+# Ray gives a job that is stopped three seconds; a training wants to save a checkpoint
+_STOP = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, Any]) -> None:

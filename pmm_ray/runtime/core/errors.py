@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import math
+import os
+import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 ErrorKind = Literal["decode", "missing", "label", "nonfinite", "too_large", "internal"]
 ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
@@ -19,22 +21,21 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """One image that one stage could not process; a row of the errors table."""
+    """One image that one stage could not process; a row of the errors table.
+
+    `host` and `process` are those that made the row; tables of older versions have neither.
+    """
 
     image_id: str
     stage: str
     kind: ErrorKind
     message: str
     uri: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    process: int = field(default_factory=os.getpid)
 
-    def as_dict(self) -> dict[str, str]:
-        return {
-            "image_id": self.image_id,
-            "stage": self.stage,
-            "kind": self.kind,
-            "message": self.message,
-            "uri": self.uri,
-        }
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
 
 
 class RowError(Exception):

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
+
+FLUSH_SECONDS = 30.0
+"""A reader of any storage is at most so far behind."""
+# an object of a bucket is written anew with more lines until it is so large
+_OBJECT_BYTES = 256 * 1024
+_READERS = 16
 
 
 class EventLog:
     """Appends events to `RUN/events/<writer>.jsonl`.
 
-    On a local disk each event is one appended line. In a bucket, which cannot append, lines are
-    collected and written as numbered objects whenever `flush` is called.
+    On a local disk each event is one appended line. In a bucket, which cannot append, the lines are
+    numbered objects; the last one is written anew `FLUSH_SECONDS` after an event that it lacks.
 
     Args:
         run_dir: uri of the run folder.
@@ -29,7 +39,10 @@ class EventLog:
         self._folder = storage.join(run_dir, "events")
         self._writer = writer
         self._lock = threading.Lock()
-        self._pending: list[str] = []
+        self._writing = threading.Lock()
+        self._lines: list[str] = []  # of the last object
+        self._unwritten = 0
+        self._timer: threading.Timer | None = None
         self._remote = storage.is_remote(run_dir)
         self._prefix = f"{writer}-{int(time.time() * 1000):x}"
         self._count = 0
@@ -51,21 +64,52 @@ class EventLog:
         )
         with self._lock:
             if self._remote:
-                self._pending.append(line)
+                self._lines.append(line)
+                self._unwritten += 1
+                self._flush_soon()
             else:
                 path = storage.join(self._folder, f"{self._writer}.jsonl")
                 with storage.naming(path), open(path, "a") as file:
                     file.write(line + "\n")
 
+    def _flush_soon(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(FLUSH_SECONDS, self._flush_later)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _flush_later(self) -> None:
+        try:
+            self._write_object()
+        except (OSError, CannotRunError):
+            with (
+                self._lock
+            ):  # the store may answer the next time; a stage finds out what it may not
+                self._timer = None
+                self._flush_soon()
+
     def flush(self) -> None:
-        with self._lock:
-            if not self._pending:
-                return
-            data = ("\n".join(self._pending) + "\n").encode()
-            name = f"{self._prefix}-{self._count:06d}.jsonl"
-            storage.write_bytes(storage.join(self._folder, name), data)
-            self._count += 1
-            self._pending.clear()
+        """Write what is not yet in a bucket."""
+        self._write_object()
+
+    def _write_object(self) -> None:
+        with self._writing:
+            with self._lock:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                if not self._unwritten:
+                    return
+                lines, count = list(self._lines), self._count
+            data = ("\n".join(lines) + "\n").encode()
+            storage.write_bytes(
+                storage.join(self._folder, f"{self._prefix}-{count:06d}.jsonl"), data
+            )
+            with self._lock:
+                self._unwritten = len(self._lines) - len(lines)
+                if len(data) > _OBJECT_BYTES:
+                    del self._lines[: len(lines)]
+                    self._count += 1
 
 
 def read_events(run_dir: str, event: str | None = None) -> Iterator[dict[str, Any]]:
@@ -74,19 +118,63 @@ def read_events(run_dir: str, event: str | None = None) -> Iterator[dict[str, An
     A line torn by a crash in mid-write is passed over: it was never complete.
     """
     rows = []
-    for uri in storage.list_files(storage.join(run_dir, "events"), ".jsonl"):
-        for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if event is None or row.get("event") == event:
-                rows.append(row)
+    uris = storage.list_files(storage.join(run_dir, "events"), ".jsonl")
+    with ThreadPoolExecutor(_READERS) as readers:
+        for data in readers.map(storage.read_bytes, uris):
+            for line in data.decode(errors="replace").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if event is None or row.get("event") == event:
+                    rows.append(row)
     yield from sorted(rows, key=lambda row: float(row["time"]))
 
 
-def tensorboard_folder(run_dir: str, stage: str) -> Path | None:
-    """Where a stage's TensorBoard files go; None where the run folder is not a local path."""
-    if storage.is_remote(run_dir):
-        return None
-    return Path(run_dir) / "tensorboard" / stage
+class Board:
+    """A stage's TensorBoard curves in `RUN/tensorboard/STAGE`, of any storage.
+
+    For a bucket they are written to this machine's disk, and copied every `FLUSH_SECONDS`.
+
+    Args:
+        run_dir: uri of the run folder.
+        stage: whose curves.
+        first: the step that this attempt begins at: later points of earlier ones are dropped.
+    """
+
+    def __init__(self, run_dir: str, stage: str, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._target = storage.join(run_dir, "tensorboard", stage)
+        self._own = tempfile.TemporaryDirectory() if storage.is_remote(run_dir) else None
+        folder = self._target if self._own is None else self._own.name
+        seconds = int(FLUSH_SECONDS)
+        self._board = SummaryWriter(folder, purge_step=first, flush_secs=seconds)
+        self._copied: dict[str, int] = {}
+        self._due = time.monotonic() + FLUSH_SECONDS
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each curve."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + FLUSH_SECONDS
+            self._board.flush()
+            with contextlib.suppress(OSError, CannotRunError):  # the next time, or at the end
+                self._copy()
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._board.close()
+        self._copy()
+        if self._own is not None:
+            self._own.cleanup()
+
+    def _copy(self) -> None:
+        if self._own is None:
+            return
+        for path in Path(self._own.name).iterdir():
+            size = path.stat().st_size
+            if self._copied.get(path.name) != size:
+                storage.write_bytes(storage.join(self._target, path.name), path.read_bytes())
+                self._copied[path.name] = size

@@ -63,6 +63,10 @@ class StageProgress:
             if self._first is None and done > self._already_done:
                 self._first = (now, done)
 
+    def set_note(self, note: str) -> None:
+        """Say what is waited for; empty: nothing."""
+        self.note = note
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started

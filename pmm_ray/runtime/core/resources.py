@@ -1,11 +1,87 @@
-"""What the connected cluster has, and what may be asked of it."""
+"""What the connected cluster has, node by node, and what may be asked of it."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
 
 from pmm_ray.runtime.core.errors import CannotRunError
+
+NODE_ID = "ray.io/node-id"
+_NOT_IN = re.compile(r"!in\((.*)\)")
+# Ray counts in ten-thousandths
+_EPSILON = 1e-6
+
+
+class Demand(Protocol):
+    """What one worker asks of its node; a `Pool` is one."""
+
+    @property
+    def cpus(self) -> float: ...
+    @property
+    def gpus(self) -> float: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+
+
+SomePool = TypeVar("SomePool", bound=Any)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is there, or one that an autoscaler may add."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = 0.0
+    """For tasks, bytes; 0: unknown."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
+    """Ray's; empty: the node is not there yet."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """A row of `ray.nodes()`."""
+        has = row.get("Resources") or {}
+        cpus, gpus, memory = (float(has.get(name, 0.0)) for name in ("CPU", "GPU", "memory"))
+        return cls(cpus, gpus, memory, row.get("Labels") or {}, str(row["NodeID"]))
+
+    def accepts(self, labels: Mapping[str, str]) -> bool:
+        """Whether a label selector (`value` or `!in(a,b)`) chooses the node."""
+        own = {NODE_ID: self.node_id} | dict(self.labels)
+        for key, wanted in labels.items():
+            others = _NOT_IN.fullmatch(wanted)
+            if others and own.get(key) in others[1].split(","):
+                return False
+            if not others and own.get(key) != wanted:
+                return False
+        return True
+
+    def room(self, cpus: float, gpus: float = 0.0, memory: float = 0.0) -> int:
+        """How many workers of this size the empty node holds."""
+        pairs = [(self.cpus, cpus), (self.gpus, gpus)]
+        pairs += [(self.memory, memory)] if self.memory else []
+        counts = [int(has / asks + _EPSILON) for has, asks in pairs if asks > 0]
+        if not counts:  # nothing is asked for: only a node that works at all can take it
+            return int(self.cpus + self.gpus > 0)
+        return min(counts)
+
+    def __str__(self) -> str:
+        labels = "".join(f" {k}={v}" for k, v in self.labels.items() if not k.startswith("ray.io/"))
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.cpus:g} CPUs{gpus}{labels}"
+
+
+def away_from(labels: Mapping[str, str], node_ids: list[str]) -> dict[str, str]:
+    """A label selector that also keeps away from some nodes."""
+    known = _NOT_IN.fullmatch(labels.get(NODE_ID, ""))
+    avoided = sorted({*(known[1].split(",") if known else ()), *node_ids})
+    return dict(labels) | ({NODE_ID: f"!in({','.join(avoided)})"} if avoided else {})
 
 
 @dataclass(frozen=True)
@@ -23,11 +99,27 @@ class ClusterResources:
     """Ray's label selector for these nodes; empty: any node."""
     node_memory: float = 0.0
     """Memory that the largest node offers to tasks, bytes; 0: unknown."""
+    offered: tuple[Node, ...] = ()
+    """Nodes that are there or that an autoscaler may add; empty: one with all that there is."""
+    avoided: dict[str, str] = field(default_factory=dict)
+    """Nodes that were found at fault, by Ray's id, with the reason."""
+
+    @property
+    def places(self) -> list[Node]:
+        """The nodes where work may run."""
+        every = self.offered or (Node(self.cpus, self.gpus, self.node_memory),)
+        return [node for node in every if node.node_id not in self.avoided]
+
+    def facts(self) -> dict[str, Any]:
+        """For the record of a run: plain values, nodes of one shape counted."""
+        shapes = Counter(str(node) for node in self.places)
+        own = {k: v for k, v in self.__dict__.items() if k != "offered"}
+        return own | {"shapes": dict(shapes)}
 
     def default_train_workers(self) -> int:
         """One per GPU; on CPUs 2, or 1 on a single core."""
         if self.gpus >= 1:
-            return int(self.gpus)
+            return int(sum(node.gpus for node in self.places))
         return 2 if self.cpus >= 2 else 1
 
     def default_actors(self) -> int:
@@ -38,24 +130,86 @@ class ClusterResources:
         """Tasks at once of a stage without a GPU: one per CPU where it runs."""
         return max(1, int(self.cpus if self.cpu_stage_cpus is None else self.cpu_stage_cpus))
 
+    def room(
+        self,
+        cpus: float,
+        gpus: float = 0.0,
+        memory: float = 0.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
+        """How many workers of this size fit, each whole on one node, when nothing else runs."""
+        return sum(n.room(cpus, gpus, memory) for n in self.places if n.accepts(labels or {}))
+
+    def placed(self, pool: SomePool) -> SomePool:
+        """A pool kept away from the avoided nodes, with as many workers as the others hold."""
+        if not self.avoided:
+            return pool
+        labels = away_from(pool.labels, list(self.avoided))
+        room = self.room(pool.cpus, pool.gpus, pool.memory, pool.labels)
+        return replace(pool, labels=labels, size=max(1, min(pool.size, room)))
+
+    def elsewhere(self, demand: Demand, node_id: str) -> bool:
+        """Whether another node than this one, there or to be added, can take such a worker."""
+        import ray
+
+        there = [Node.of(row) for row in ray.nodes() if row["Alive"]]
+        may_come = [node for node in self.offered if not node.node_id]
+        return any(
+            node.node_id != node_id
+            and node.node_id not in self.avoided
+            and node.accepts(demand.labels)
+            and node.room(demand.cpus, demand.gpus, demand.memory)
+            for node in [*there, *may_come]
+        )
+
+    def avoid(self, node_id: str, why: str) -> None:
+        """Give no more work to a node, in this stage and those after it."""
+        self.avoided[node_id] = why
+
+    def trust(self, node_id: str) -> None:
+        """Give work to a node again."""
+        self.avoided.pop(node_id, None)
+
     def require(
         self,
         what: str,
         *,
         cpus: float = 0,
         gpus: float = 0,
+        workers: int = 1,
         labels: Mapping[str, str] | None = None,
+        key: str = "",
     ) -> None:
-        """Raise CannotRunError at once if the cluster can never give this much."""
-        missing = []
-        if labels and cpus > (self.cpu_stage_cpus or 0):
-            selected = ", ".join(f"{key}={value}" for key, value in labels.items())
-            missing.append(f"{cpus:g} CPUs on nodes with {selected}, of which there are none")
-        if cpus > self.cpus:
-            missing.append(f"{cpus:g} CPUs (the cluster has {self.cpus:g})")
-        if gpus > self.gpus:
-            missing.append(f"{gpus:g} GPUs (the cluster has {self.gpus:g})")
-        if missing:
-            raise CannotRunError(
-                f"{what} needs {' and '.join(missing)}. Ask for less or add nodes."
-            )
+        """Refuse at once what the nodes can never hold, each worker whole on one of them.
+
+        Args:
+            what: asks.
+            cpus, gpus: of each worker.
+            workers: at the same time.
+            labels: of the nodes it may use.
+            key: of the configuration, that asks for less.
+
+        Raises:
+            CannotRunError: with the need, what nodes have, and the key.
+        """
+        room = self.room(cpus, gpus, 0, labels)
+        if room >= workers:
+            return
+        selected = ", ".join(f"{name}={value}" for name, value in (labels or {}).items())
+        on = f" on nodes with {selected}" if selected else ""
+        parts = [f"{cpus:g} CPUs"] * (cpus > 0) + [f"{gpus:g} GPUs"] * (gpus > 0)
+        each = " and ".join(parts) or "a node that works"
+        need = each if workers == 1 else f"{workers} times {each}, each time on one node"
+        shapes = Counter(
+            (str(n), n.room(cpus, gpus)) for n in self.places if n.accepts(labels or {})
+        )
+        there = "; ".join(
+            f"{count} x ({shape}) {'holds' if count == 1 else 'hold'} {holds} each"
+            for (shape, holds), count in sorted(shapes.items())
+        )
+        less = f"set {key} lower" if key else "ask for less"
+        raise CannotRunError(
+            f"{what} needs {need}{on}, and there is room for {room}: "
+            f"{there or 'there are none of these nodes'}. Do so: {less}, add nodes, or name "
+            "those that an autoscaler may add in runtime.autoscaled_nodes."
+        )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 
 from pmm_ray.config import RunConfig
@@ -79,7 +80,8 @@ class Session:
         if self._cluster is None:
             assert self._connect is not None, "this session's stages need no Ray"
             self._cluster = self._exit.enter_context(self._connect())
-            self.events.write("cluster", **self._cluster.__dict__)
+            self.events.write("cluster", **self._cluster.facts())
+            self._exit.enter_context(_nodes_noted(self.events))
         return self._cluster
 
     @property
@@ -133,5 +135,37 @@ class Session:
             finished=finished,
             plan=self.selection.plan if self.selection.whole else None,
             manifest=None if self.data is None else self.data.uri,
-            cluster=None if self._cluster is None else self._cluster.__dict__,
+            cluster=None if self._cluster is None else self._cluster.facts(),
         )
+
+
+_NOTE_NODES_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def _nodes_noted(events: EventLog) -> Iterator[None]:
+    """Write how many CPUs and GPUs are there, every half minute: what is paid for."""
+    import ray
+
+    ended = threading.Event()
+
+    def note() -> None:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(node.get(name, 0) for node in alive) for name in ("CPU", "GPU"))
+        events.write("nodes", nodes=len(alive), cpus=cpus, gpus=gpus)
+
+    def notes() -> None:
+        # a cluster that is gone ends the run by other means
+        with contextlib.suppress(Exception):
+            while ray.is_initialized():
+                note()
+                if ended.wait(_NOTE_NODES_SECONDS):
+                    return
+
+    thread = threading.Thread(target=notes, name="nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)

@@ -44,7 +44,9 @@ MASKS = columns(
 )
 # one row per image: the non-zero cells of its confusion matrix, flat index = truth * C + predicted
 EVALUATION = columns(image_id=TEXT, split=TEXT, cells=pa.list_(INT32), counts=pa.list_(INT64))
-ERRORS = columns(image_id=TEXT, stage=TEXT, kind=TEXT, message=TEXT, uri=TEXT)
+ERRORS = columns(
+    image_id=TEXT, stage=TEXT, kind=TEXT, message=TEXT, uri=TEXT, host=TEXT, process=INT64
+)
 
 # Rows of a manifest row group: a worker reads one group to find the rows of its chunk.
 MANIFEST_ROW_GROUP = 1024
@@ -84,7 +86,7 @@ def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> None:
 def read_errors(folder: str) -> list[ErrorRow]:
     """All error rows of a folder, by image id."""
     rows = [
-        ErrorRow(**row)
+        ErrorRow(**({"host": "", "process": 0} | row))
         for part in storage.list_files(folder, ".parquet")
         for row in read_table(part).to_pylist()
     ]

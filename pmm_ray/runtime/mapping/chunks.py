@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,9 +18,16 @@ from typing import Any
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease, storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError, full_disk
+from pmm_ray.runtime.core.errors import (
+    CannotRunError,
+    ErrorKind,
+    ErrorRow,
+    RowError,
+    full_disk,
+)
 from pmm_ray.runtime.core.index import TableIndex, part_uri
-from pmm_ray.runtime.core.tables import BYTES, DOUBLE, TEXT, columns
+from pmm_ray.runtime.core.machine import MachineError, Place, machine_fault, out_of_memory
+from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
@@ -86,7 +94,7 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
     """Turn a function of one image into a worker whose failures are error rows.
 
     `RowError` keeps its kind; any other exception becomes `internal`, with its type and text,
-    except what is no image's fault: a full disk, a store that does not answer.
+    except what is no image's fault: a full disk, a store that does not answer, a device that fails.
     """
 
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
@@ -98,15 +106,31 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
                 yield ErrorRow(image_id, stage, error.kind, error.message, error.uri or uri)
             except MemoryError as error:
                 yield ErrorRow(image_id, stage, "too_large", f"out of memory: {error}", uri)
-            except CannotRunError:  # a store that does not answer is no image's fault
-                raise
             except Exception as error:  # one image must not end the run; the row tells
-                if full_disk(error):
-                    raise
-                text = f"{type(error).__name__}: {error}"
-                yield ErrorRow(image_id, stage, "internal", text, uri)
+                not_an_images(error)
+                kind, text = failure_of(error)
+                yield ErrorRow(image_id, stage, kind, text, uri)
 
     return worker
+
+
+def not_an_images(error: Exception) -> None:
+    """Raise anew what is no image's fault: a store, a full disk, a device.
+
+    Raises:
+        MachineError: a device or a driver failed.
+    """
+    if isinstance(error, CannotRunError) or full_disk(error):
+        raise error
+    if fault := machine_fault(error):
+        raise MachineError(fault) from error
+
+
+def failure_of(error: Exception) -> tuple[ErrorKind, str]:
+    """Kind and text of the error row of an unforeseen exception."""
+    if out_of_memory(error):
+        return "too_large", f"out of memory on the GPU, for this image alone: {error}"
+    return "internal", f"{type(error).__name__}: {error}"
 
 
 def make_chunks(image_ids: Sequence[str], inputs: Mapping[str, TableIndex], size: int) -> list[str]:
@@ -140,33 +164,80 @@ def read_chunk(chunk: Mapping[str, Any]) -> list[InputRow]:
     return rows
 
 
+class _Results:
+    """What a worker made of a chunk, as far as it came."""
+
+    def __init__(self, earlier: Sequence[ErrorRow] = ()) -> None:
+        self.done: list[dict[str, Any]] = []
+        self.errors = list(earlier)
+        self.in_a_row = 0
+        """Error rows since the last image that succeeded."""
+        self.fault = ""
+        """A failure of the machine, as JSON of `fault_of`; empty: none."""
+
+    def take(self, worker: Worker, rows: Sequence[InputRow], ids: Sequence[str]) -> None:
+        """Map rows; a device that fails ends it, and what was made so far stays.
+
+        Args:
+            worker: maps them.
+            rows: to be mapped.
+            ids: of the chunk, to name the image at which a device failed.
+        """
+        try:
+            for result in worker(rows):
+                if isinstance(result, ErrorRow):
+                    self.errors.append(result)
+                    self.in_a_row += 1
+                else:
+                    self.done.append(result)
+                    self.in_a_row = 0
+        except MachineError as error:
+            finished = {*(r["image_id"] for r in self.done), *(e.image_id for e in self.errors)}
+            self.fault = fault_of(error, next((i for i in ids if i not in finished), ""))
+            return
+        if len(self.done) + len(self.errors) != len(ids):
+            raise AssertionError(f"{len(ids)} rows in, {len(self.done) + len(self.errors)} out")
+
+
+def fault_of(error: MachineError, image_id: str = "") -> str:
+    """A failure of the machine as JSON: `text`, `image` at which it happened, `node`, `host`,
+    `process`."""
+    return json.dumps({"text": str(error), "image": image_id, **Place.here().__dict__})
+
+
 def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
     """Map one chunk in the first pool; returns a row of `PRODUCED`."""
     sink = pa.BufferOutputStream()
-    done, errors, failure = [], [], ""
+    results, failure = _Results(), ""
     try:
-        rows = read_chunk(json.loads(payload))
-        for result in worker(rows):
-            if isinstance(result, ErrorRow):
-                errors.append(result.as_dict())
-            else:
-                done.append(result)
-        if len(done) + len(errors) != len(rows):
-            raise AssertionError(f"{len(rows)} rows in, {len(done) + len(errors)} out")
+        chunk = json.loads(payload)
+        results.take(worker, read_chunk(chunk), chunk["ids"])
         with pa.ipc.new_stream(sink, producer.schema) as writer:
-            writer.write_table(pa.Table.from_pylist(done, schema=producer.schema))
+            writer.write_table(pa.Table.from_pylist(results.done, schema=producer.schema))
     except Exception as error:  # travels to the driver, which stops the stage with this text
         failure = reason(error)
     return {
         "chunk": payload,
         "rows": sink.getvalue().to_pybytes(),
-        "errors": json.dumps(errors),
+        "errors": json.dumps([row.as_dict() for row in results.errors]),
         "failure": failure,
+        "fault": results.fault,
+        "in_a_row": results.in_a_row,
     }
 
 
 PRODUCED = columns(
-    chunk=TEXT, rows=BYTES, errors=TEXT, failure=TEXT, cpu_seconds=DOUBLE, pool_seconds=DOUBLE
+    chunk=TEXT,
+    rows=BYTES,
+    errors=TEXT,
+    failure=TEXT,
+    fault=TEXT,
+    in_a_row=INT64,
+    cpu_seconds=DOUBLE,
+    pool_seconds=DOUBLE,
+    node=TEXT,
+    host=TEXT,
+    process=INT64,
 )
 
 
@@ -174,8 +245,8 @@ def consume_chunk(
     produced: Mapping[str, Any], table: str, worker: Worker, output: Output
 ) -> dict[str, Any]:
     """Map what the first pool made of a chunk, and commit it with the error rows of both."""
-    if produced["failure"]:
-        return _result(failure=produced["failure"])
+    if produced["failure"] or produced["fault"]:
+        return _result(failure=produced["failure"], fault=produced["fault"])
     with pa.ipc.open_stream(produced["rows"]) as reader:
         made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
     errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
@@ -199,43 +270,43 @@ def run_chunk(
     """
     chunk = json.loads(payload)
     started = time.monotonic()
-    done: list[dict[str, Any]] = []
-    errors = list(earlier)
+    results = _Results(earlier)
     try:
         rows = read_chunk(chunk)
         if made is not None:
             table, row_of = made
             joined = zip(chunk["ids"], rows, strict=True)
             rows = [row | {table: row_of[i]} for i, row in joined if i in row_of]
-        for result in worker(rows):
-            if isinstance(result, ErrorRow):
-                errors.append(result)
-            else:
-                done.append(result)
-        if len(done) + len(errors) != len(chunk["ids"]):
-            raise AssertionError(f"{len(chunk['ids'])} rows in, {len(done) + len(errors)} out")
+        results.take(worker, rows, chunk["ids"])
         if not lease.holds(output.run_dir, output.attempt):
             raise CannotRunError(f"{output.run_dir} was taken over by another run")
-        name = tables.chunk_name(chunk["ids"])
+        done = [row["image_id"] for row in results.done]
+        failed = [row.image_id for row in results.errors]
+        # all of the chunk, unless a device failed in the midst of it
+        name = tables.chunk_name(done + failed)
         size = 0
-        if errors:
-            tables.write_errors(storage.join(output.folder, "errors"), name, errors)
+        if failed:
+            tables.write_errors(storage.join(output.folder, "errors"), name, results.errors)
         if done:
-            size = tables.write_rows(part_uri(output.folder, name), done, output.schema)
+            size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
     except Exception as error:  # reported to the driver, which stops the stage with this text
         return _result(failure=reason(error))
     return _result(
         part=name,
-        done=[row["image_id"] for row in done],
-        failed=[row.image_id for row in errors],
+        done=done,
+        failed=failed,
+        earlier=len(earlier),
+        in_a_row=results.in_a_row,
+        fault=results.fault,
+        kinds=Counter(f"{row.kind}@{row.host}" for row in results.errors),
         size=size,
         seconds=time.monotonic() - started,
     )
 
 
-def failed_chunk(failure: str) -> dict[str, Any]:
+def failed_chunk(failure: str = "", fault: str = "") -> dict[str, Any]:
     """The counts of a chunk whose worker could not be made."""
-    return _result(failure=failure)
+    return _result(failure=failure, fault=fault)
 
 
 def reason(error: Exception) -> str:
@@ -249,9 +320,13 @@ def _result(
     part: str = "",
     done: Sequence[str] = (),
     failed: Sequence[str] = (),
+    earlier: int = 0,
+    in_a_row: int = 0,
     size: int = 0,
     seconds: float = 0.0,
     failure: str = "",
+    fault: str = "",
+    kinds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     return {
         "images": len(done) + len(failed),
@@ -259,8 +334,12 @@ def _result(
         "part": part,
         "done": json.dumps(done),
         "failed": json.dumps(failed),
+        "earlier": earlier,  # of the failed: those of the first pool, which stand first
+        "in_a_row": in_a_row,
         "bytes": size,
         "sent": 0,  # from the first pool to the second
         "seconds": seconds,
         "failure": failure,
+        "fault": fault,
+        "kinds": json.dumps(kinds or {}),  # error rows by kind and host
     }

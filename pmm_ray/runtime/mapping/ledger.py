@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import TableIndex, part_files, part_uri, read_parts, table_of
 from pmm_ray.runtime.core.stage import StageFolder
 
@@ -31,6 +32,7 @@ class Ledger:
         self._parts: list[str] = []
         self._sizes: list[int] = []
         self._rows: dict[str, tuple[int, int]] = {}
+        self._error_parts: set[str] = set()
         self.failed: set[str] = set()
         """Images with an error row and no row."""
 
@@ -52,6 +54,7 @@ class Ledger:
         self._parts, self._sizes, self._rows = [], [], {}
         for uri, ids in parts:
             self._add(uri, ids)
+        self._error_parts = {uri for uri, _ in errors}
         self.failed = {i for _, ids in errors for i in ids} - self._rows.keys()
         return broken + broken_errors
 
@@ -60,7 +63,34 @@ class Ledger:
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         if done:
             self._add(part_uri(self._folder.uri, counts["part"]), done)
+        if failed:
+            self._error_parts.add(part_uri(self._folder.errors_uri, counts["part"]))
         self.failed.update(failed)
+
+    def fail(self, rows: Sequence[ErrorRow]) -> None:
+        """Write error rows that no task wrote."""
+        name = tables.chunk_name(row.image_id for row in rows)
+        tables.write_errors(self._folder.errors_uri, name, rows)
+        self._error_parts.add(part_uri(self._folder.errors_uri, name))
+        self.failed.update(row.image_id for row in rows)
+
+    def withdraw(self, names: Sequence[str], image_ids: Iterable[str]) -> int:
+        """Take back error rows of images that shall run again; returns how many.
+
+        Args:
+            names: of the parts; other rows in them are taken back, too.
+            image_ids: of the rows.
+        """
+        before = len(self.failed)
+        self.failed.difference_update(image_ids)
+        for name in names:
+            uri = part_uri(self._folder.errors_uri, name)
+            self.failed.difference_update(
+                tables.read_table(uri, ["image_id"]).column("image_id").to_pylist()
+            )
+            storage.delete_file(uri)
+            self._error_parts.discard(uri)
+        return before - len(self.failed)
 
     def _add(self, uri: str, image_ids: Sequence[str]) -> None:
         number = len(self._parts)
@@ -78,6 +108,8 @@ class Ledger:
 
         Needed where a task outlived its driver and committed beside the run that went on.
         """
+        for uri in set(part_files(self._folder.errors_uri)) - self._error_parts:
+            storage.delete_file(uri)  # of a task that ended after its rows were withdrawn
         strangers = set(part_files(self._folder.uri)) - set(self._parts)
         kept: list[list[int]] = [[] for _ in self._parts]
         for number, row in self._rows.values():

@@ -6,6 +6,7 @@ Why it is shaped like this: docs/decisions/001-tasks-write-their-own-parts.md.
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,13 @@ import pyarrow as pa
 
 from pmm_ray.runtime.cluster.connect import inference_process
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.machine import (
+    END_SECONDS,
+    MachineError,
+    Place,
+    end_process_soon,
+    machine_fault,
+)
 from pmm_ray.runtime.mapping.chunks import (
     PRODUCED,
     Output,
@@ -22,11 +30,12 @@ from pmm_ray.runtime.mapping.chunks import (
     Worker,
     consume_chunk,
     failed_chunk,
+    fault_of,
     produce_chunk,
     reason,
     run_chunk,
 )
-from pmm_ray.runtime.mapping.stall import watchdog
+from pmm_ray.runtime.mapping.stall import Limits, watchdog
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -53,15 +62,31 @@ class _Mapper:
         self._worker: Worker | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if _ending.is_set():  # Ray gives the chunk to another process when this one is gone
+            time.sleep(10 * END_SECONDS)
         rows = batch.to_pylist()
         if self._worker is None:
             inference_process()
             try:
                 self._worker = self._factory()
             except Exception as error:
-                failed = [self._failed(row, reason(error)) | _NO_TIME for row in rows]
-                return _block(failed)
-        return _block([_timed(self._function, row, self._worker) for row in rows])
+                text, fault = reason(error), machine_fault(error)
+                if fault is not None:
+                    text, fault = "", fault_of(MachineError(fault))
+                failed = [self._failed(row, text, fault or "") | _no_time() for row in rows]
+                return _ended(failed)
+        return _ended([_timed(self._function, row, self._worker) for row in rows])
+
+
+_ending = threading.Event()
+
+
+def _ended(rows: Sequence[Row]) -> pa.Table:
+    """The block of the rows; the last of this process if its device failed."""
+    if any(row["fault"] for row in rows):
+        _ending.set()
+        end_process_soon()
+    return _block(rows)
 
 
 def _timed(function: Callable[[Row, Worker], Row], row: Row, worker: Worker) -> Row:
@@ -71,10 +96,16 @@ def _timed(function: Callable[[Row, Worker], Row], row: Row, worker: Worker) -> 
     return result | {
         "cpu_seconds": time.process_time() - cpu,
         "pool_seconds": time.monotonic() - clock,
+        **Place.here().__dict__,
     }
 
 
-_NO_TIME = {"cpu_seconds": 0.0, "pool_seconds": 0.0}
+_NO_PLACE: Row = {"node": "", "host": "", "process": 0}
+_NO_TIME: Row = {"cpu_seconds": 0.0, "pool_seconds": 0.0} | _NO_PLACE
+
+
+def _no_time() -> Row:
+    return _NO_TIME | Place.here().__dict__
 
 
 def _block(rows: Sequence[Row]) -> pa.Table:
@@ -124,7 +155,7 @@ def stream(
     factory: Callable[[], Worker],
     output: Output,
     pool: Pool,
-    stall_seconds: float,
+    limits: Limits,
     producer: Producer | None = None,
 ) -> Generator[Mapping[str, Any], None, None]:
     """Send chunks through the pool, or the producer's and then the pool; yields committed counts.
@@ -137,15 +168,15 @@ def stream(
         factory: makes the worker inside a pool process; its arguments must be small (paths, not
             weights), since Ray keeps them for restarts.
         pool: how many processes.
-        stall_seconds: with no chunk finished for this long the stream fails.
+        limits: of waiting.
         producer: a first pool whose rows the workers take.
 
     Raises:
         CannotRunError: a task could not do its work at all (full disk, broken model).
-        StalledError: nothing finished for `stall_seconds`; says what each pool waited for.
+        StalledError: nothing finished for too long; says what each pool waited for.
     """
     try:
-        yield from _counts(chunks, factory, output, pool, stall_seconds, producer)
+        yield from _counts(chunks, factory, output, pool, limits, producer)
     finally:
         # Ray Data ends an actor by dropping its last handle. Where a process died, its error holds
         # the pool in a reference cycle, and actors would keep their CPUs from the next stage.
@@ -157,7 +188,7 @@ def _counts(
     factory: Callable[[], Worker],
     output: Output,
     pool: Pool,
-    stall_seconds: float,
+    limits: Limits,
     producer: Producer | None,
 ) -> Generator[Mapping[str, Any], None, None]:
     import ray
@@ -167,7 +198,9 @@ def _counts(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # our own watchdog says more
-    context.custom_execution_callback_classes = [watchdog(stall_seconds)]
+    pools = [producer.pool, pool] if producer is not None else [pool]
+    pools = [producer.pool, pool] if producer is not None else [pool]
+    context.custom_execution_callback_classes = [watchdog(limits, pools)]
     context.max_errored_blocks = -1
     context.op_resource_reservation_enabled = False  # blocks are small: nothing to reserve
 
@@ -185,11 +218,12 @@ def _counts(
         assert producer is not None
         return consume_chunk(row, producer.table, worker, output) | _before(row)
 
-    def not_produced(row: Row, failure: str) -> Row:
-        return {"chunk": row["chunk"], "rows": b"", "errors": "[]", "failure": failure}
+    def not_produced(row: Row, failure: str, fault: str) -> Row:
+        nothing = {"chunk": row["chunk"], "rows": b"", "errors": "[]", "in_a_row": 0}
+        return nothing | {"failure": failure, "fault": fault}
 
-    def not_run(row: Row, failure: str) -> Row:
-        return failed_chunk(failure) | _before(_NO_TIME)
+    def not_run(row: Row, failure: str, fault: str) -> Row:
+        return failed_chunk(failure, fault) | _before(_NO_TIME)
 
     if producer is not None:
         arguments = (producer.factory, produce, not_produced)
@@ -210,7 +244,9 @@ def _counts(
 
 def _before(produced: Row) -> Row:
     """What the first of two pools took for a chunk; nothing where there is but one."""
-    return {f"producer_{name}": produced[name] for name in _NO_TIME}
+    return {f"producer_{name}": produced[name] for name in _NO_TIME} | {
+        "producer_in_a_row": produced.get("in_a_row", 0)
+    }
 
 
 def _first_line(error: BaseException) -> str:

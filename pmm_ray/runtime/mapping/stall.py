@@ -3,55 +3,124 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pmm_ray.runtime.core.progress import format_seconds
+from pmm_ray.runtime.core.resources import Demand, Node
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 # Ray's executor passes its state to callbacks many times a second.
 _LOOK_EVERY_SECONDS = 0.5
+# so long without an image before nodes are counted
+_QUIET_SECONDS = 2.0
 
 
 class StalledError(Exception):
     """No image finished for too long; the message says what each pool waited for."""
 
 
-def watchdog(stall_seconds: float) -> type[Any]:
+@dataclass(frozen=True)
+class Limits:
+    """How long a stream may wait.
+
+    Attributes:
+        stall_seconds: without an output of the last operator, while nodes are there to work.
+        nodes_seconds: without nodes that can hold a worker of each pool.
+        note: takes what is waited for, for the line of progress; '' when it is over.
+    """
+
+    stall_seconds: float
+    nodes_seconds: float
+    note: Callable[[str], None]
+
+    def __reduce__(self) -> tuple[type[Limits], tuple[float, float, Callable[[str], None]]]:
+        # Ray sends the driver's settings to every task; only the driver has a line of progress
+        return Limits, (self.stall_seconds, self.nodes_seconds, _nobody)
+
+
+def _nobody(note: str) -> None:
+    """Hears no note."""
+
+
+def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
     """A callback class for Ray Data's executor that ends an execution in which nothing finishes.
 
+    `StalledError` is raised where the output is awaited. The clock of `stall_seconds` stands still
+    while nodes are missing.
+
     Args:
-        stall_seconds: without an output of the last operator for this long, `StalledError` is
-            raised where the output is awaited.
+        limits: see there.
+        demands: of the pools, each for one worker.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Watchdog(ExecutionCallback):
         def before_execution_starts(self, executor: StreamingExecutor) -> None:
             self._outputs = 0
+            self._waited = 0.0  # for nodes, in all since the last output
+            self._alone: float | None = None  # since when nodes have been missing
             self._changed = self._looked = time.monotonic()
 
         def on_execution_step(self, executor: StreamingExecutor) -> None:
             now = time.monotonic()
-            if now - self._looked < _LOOK_EVERY_SECONDS:
+            passed = now - self._looked
+            if passed < _LOOK_EVERY_SECONDS:
                 return
             self._looked = now
             operator = executor._output_node[0]
             outputs = operator.metrics.num_outputs_taken
             if outputs != self._outputs or operator.has_completed():
-                self._outputs, self._changed = outputs, now
-            elif now - self._changed > stall_seconds:
-                raise StalledError(describe(executor, stall_seconds))
+                self._outputs, self._changed, self._waited = outputs, now, 0.0
+                self._found()
+            elif now - self._changed > _QUIET_SECONDS:
+                self._quiet(executor, now, passed)
+
+        def _found(self) -> None:
+            if self._alone is not None:
+                self._alone = None
+                limits.note("")
+
+        def _quiet(self, executor: StreamingExecutor, now: float, passed: float) -> None:
+            """Nothing has finished for some seconds."""
+            missing = missing_nodes(demands)
+            if missing:
+                self._alone = self._alone or now
+                self._waited += passed
+                limits.note(f"waits for nodes: {missing}")
+                if now - self._alone > limits.nodes_seconds:
+                    first = f"no node came for {format_seconds(limits.nodes_seconds)}: {missing}."
+                    raise StalledError(f"{first}\n{describe(executor)}")
+                return
+            self._found()
+            if now - self._changed - self._waited > limits.stall_seconds:
+                first = f"no image finished for {format_seconds(limits.stall_seconds)}."
+                raise StalledError(f"{first}\n{describe(executor)}")
 
     return Watchdog
 
 
-def describe(executor: StreamingExecutor, stall_seconds: float) -> str:
+def missing_nodes(demands: Sequence[Demand]) -> str:
+    """What no alive node can hold; empty where each pool could have a worker."""
+    import ray
+
+    nodes = [Node.of(row) for row in ray.nodes() if row["Alive"]]
+    for one in demands:
+        if not any(n.accepts(one.labels) and n.room(one.cpus, one.gpus) for n in nodes):
+            asks = f"{one.gpus:g} GPUs" if one.gpus else f"{one.cpus:g} CPUs"
+            labels = "".join(f" {key}={value}" for key, value in one.labels.items())
+            return f"none of {len(nodes)} has {asks}{labels}"
+    return ""
+
+
+def describe(executor: StreamingExecutor) -> str:
     """What each operator of a running plan waits for, and what to do about it."""
     import ray
 
-    from pmm_ray.runtime.core.progress import format_seconds
-
-    lines = [f"no image finished for {format_seconds(stall_seconds)}."]
+    lines = []
     computing = waiting = False
     operators = [item for item in executor._topology.items() if item[0].input_dependencies]
     for number, (operator, state) in enumerate(operators, 1):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from pmm_ray.runtime.core import lease, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, error_budget
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import TableIndex, index_file, write_index
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks, side_by_side
+from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, side_by_side
 from pmm_ray.runtime.mapping.ledger import Ledger
-from pmm_ray.runtime.mapping.operators import stream
-from pmm_ray.runtime.mapping.stall import StalledError
+from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
 # that sake, which bounds what a dying process can lose. `auto_batch` says when there are more.
@@ -24,12 +22,6 @@ _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
-# of what a task says: what the log of events keeps
-_IN_EVENTS = (
-    *("images", "errors", "bytes", "sent", "seconds", "cpu_seconds", "pool_seconds"),
-    *("producer_cpu_seconds", "producer_pool_seconds"),
-)
-_MOST_NAMED = 10
 
 
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
@@ -97,12 +89,11 @@ def run_table_stage(
         pool, producer = side_by_side(pool, producer)
     batch_size = batch_size or auto_batch(len(expected), pool.size)
     ledger = Ledger(folder, schema)
-    _scan(context, folder, ledger)
+    scan(context, folder, ledger)
     todo = ledger.uncommitted(expected)
     earlier = len(expected) - len(todo)
     budget = error_budget(context.config.errors.budget, len(expected))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
-    stall = context.config.runtime.stall_seconds
     context.events.write(
         "stage_start",
         stage=folder.stage,
@@ -113,78 +104,29 @@ def run_table_stage(
         gpus=pool.gpus,
         producer_gpus=producer.pool.gpus if producer else None,
     )
-    rate, sent, mapped = 0.0, 0, 0
     with context.progress.stage(folder.stage, len(expected), already_done=earlier) as progress:
-        # Chunks first; then, one by one, the images of chunks whose process kept dying.
-        for size in (batch_size, 1):
-            if not todo:
-                break
-            for one in (pool, producer.pool) if producer else (pool,):
-                context.cluster.require(
-                    f"{folder.stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels
-                )
-            chunks = make_chunks(todo, inputs, size)
-            try:
-                results = stream(chunks, factory, output, pool, stall, producer)
-                with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
-                    for counts in results:
-                        ledger.add(counts)
-                        sent += counts["sent"]
-                        mapped += counts["images"] - counts["errors"]
-                        progress.advance(counts["images"], counts["errors"])
-                        said = {name: counts[name] for name in _IN_EVENTS}
-                        context.events.write("chunk", stage=folder.stage, **said)
-                        _check_budget(folder, len(ledger.failed), budget)
-            except StalledError as error:
-                left = _named(ledger.uncommitted(todo))
-                raise CannotRunError(f"{folder.stage}: {error}\n  not finished: {left}") from error
-            todo = ledger.uncommitted(todo)
-            if todo:  # a process may have died between its commit and its word
-                _scan(context, folder, ledger)
-                silent, todo = len(todo), ledger.uncommitted(todo)
-                progress.advance(silent - len(todo))
-        if todo:
-            _write_poison(folder, todo, inputs)
-            ledger.failed.update(todo)
-            progress.advance(len(todo), len(todo))
+        passes = Passes(
+            context,
+            folder,
+            ledger,
+            inputs,
+            expected,
+            factory,
+            output,
+            pool,
+            producer,
+            budget,
+            progress,
+        )
+        passes.run(batch_size)
         rate = progress.rate
-    _check_budget(folder, len(ledger.failed.intersection(expected)), budget)
+    check_budget(folder, len(ledger.failed.intersection(expected)), budget)
     seconds = time.monotonic() - started
     summary = _finalize(context, folder, expected, ledger, schema, seconds, rate)
-    if not sent or not mapped:
+    if not passes.sent or not passes.mapped:
         return summary
-    return summary.extended({"sent_bytes_per_image": round(sent / mapped)})
-
-
-def _named(image_ids: Sequence[str]) -> str:
-    more = len(image_ids) - _MOST_NAMED
-    return ", ".join(image_ids[:_MOST_NAMED]) + (f" and {more} more images" if more > 0 else "")
-
-
-def _check_budget(folder: StageFolder, failed: int, budget: int) -> None:
-    if failed > budget:
-        rows = tables.read_errors(folder.errors_uri)
-        raise BudgetExceededError(folder.stage, failed, budget, rows)
-
-
-def _scan(context: RunContext, folder: StageFolder, ledger: Ledger) -> None:
-    """Read the folder; damaged parts are deleted and named."""
-    for uri in ledger.scan():
-        context.events.write("broken_part", stage=folder.stage, uri=uri)
-        context.progress.message(f"{folder.stage}: {uri} is damaged; its images run again")
-
-
-def _write_poison(
-    folder: StageFolder, image_ids: Sequence[str], inputs: Mapping[str, TableIndex]
-) -> None:
-    places = inputs["manifest"].locations()
-    rows = []
-    for image_id in image_ids:
-        uri, row = places[image_id]
-        image = tables.read_rows(uri, [row])[0]
-        message = "the worker process died each time it took this image"
-        rows.append(ErrorRow(image_id, folder.stage, "internal", message, image.get("uri") or ""))
-    tables.write_errors(folder.errors_uri, tables.chunk_name(image_ids), rows)
+    sent = round(passes.sent / passes.mapped)
+    return summary.extended({"sent_bytes_per_image": sent})
 
 
 def _finalize(

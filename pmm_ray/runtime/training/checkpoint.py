@@ -1,19 +1,27 @@
 """Intermediate checkpoints: single files, visible whole or not at all, the last two kept.
 
-With `choose: best` the network with the best score so far is beside them.
+With `choose: best` the network with the best score so far is beside them. They are written beside
+the training, which only copies its state; a store that fails for a while costs it nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 _KEPT = 2
+# after a failure of the store, which itself tries for about a minute
+_AGAIN_SECONDS = 5.0
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -65,3 +73,136 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
 def _best(folder: str, step: int) -> str:
     name = f"best-{step:09d}.pt"
     return storage.join(folder, name) if folder else name
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy on the CPU of a state: of all its tensors, in dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(inner) for inner in value)
+    return value
+
+
+def local_copies(scratch: Path, folder: str) -> str:
+    """Where a node keeps the newest checkpoint of a folder in a bucket, before it is there."""
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return str(scratch / "checkpoints" / name)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own: to this node's disk, then to a bucket.
+
+    What is newer replaces what waits. After a failure it tries again, for as long as it takes.
+
+    Args:
+        folder: uri of the checkpoints.
+        scratch: of this node.
+        told: is called with an event and what it says: `checkpoint`, `checkpoint_failed`.
+    """
+
+    def __init__(self, folder: str, scratch: Path, told: Callable[..., None]) -> None:
+        self._folder = folder
+        self._local = local_copies(scratch, folder) if storage.is_remote(folder) else None
+        self._told = told
+        self._changed = threading.Condition()
+        self._best: tuple[int, dict[str, Any]] | None = None
+        self._state: tuple[int, dict[str, Any]] | None = None
+        self._working = self._ended = False
+        self.failure: str | None = None
+        """Why the last attempt failed; None: it succeeded."""
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def save(self, step: int, content: dict[str, Any]) -> None:
+        """Write the state after `step` steps, soon; the content is copied."""
+        copy = on_cpu(content)
+        with self._changed:
+            self._state = (step, copy)
+            self._changed.notify_all()
+
+    def save_best(self, step: int, network: dict[str, torch.Tensor]) -> None:
+        """Write the best network, before the next state, which names it."""
+        copy = on_cpu(network)
+        with self._changed:
+            self._best = (step, copy)
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all is written; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(self._idle, seconds)
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Write no more, but for what is under way after so many seconds."""
+        self.wait(seconds)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join(seconds or _AGAIN_SECONDS)
+
+    def _idle(self) -> bool:
+        return self._best is None and self._state is None and not self._working
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._best or self._state)
+                if self._ended:
+                    return
+                best, state = self._best, self._state
+                self._working = True
+            # a best network first: a state that names it must find it
+            try:
+                if best is not None:
+                    save_best(self._folder, *best)
+                elif state is not None:
+                    self._write(*state)
+                self.failure = None
+            except (OSError, CannotRunError) as error:
+                self.failure = str(error)
+                self._told("checkpoint_failed", reason=self.failure)
+            with self._changed:
+                self._working = False
+                if self.failure is None and best is not None and self._best is best:
+                    self._best = None
+                if self.failure is None and best is None and self._state is state:
+                    self._state = None
+                self._changed.notify_all()
+                if self.failure is not None:
+                    self._changed.wait_for(lambda: self._ended, _AGAIN_SECONDS)
+
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        if self._local is not None:
+            save_checkpoint(self._local, step, content)
+        save_checkpoint(self._folder, step, content)
+        forget_others(self._folder, content["best"][0])
+        self._told("checkpoint", step=step)
+
+
+def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
+    """Uri of the newest checkpoint of a training; None: there is none.
+
+    One that reached only this node's disk is copied to the bucket first.
+    """
+    found = checkpoints(folder)
+    uri = found[-1][1] if found else None
+    if not storage.is_remote(folder):
+        return uri
+    kept = checkpoints(local_copies(scratch, folder))
+    if kept and (not found or kept[-1][0] > found[-1][0]):
+        step, local = kept[-1]
+        content = load_checkpoint(local)
+        best = content["best"][0]
+        there = not best or storage.exists(_best(folder, best))
+        if content["fingerprint"] == fingerprint and there:
+            save_checkpoint(folder, step, content)
+            uri = checkpoints(folder)[-1][1]
+    return uri
+
+
+def forget_local(folder: str, scratch: Path) -> None:
+    """Delete this node's copies of a training that is done."""
+    storage.delete_folder(local_copies(scratch, folder))

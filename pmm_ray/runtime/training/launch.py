@@ -10,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError
-from pmm_ray.runtime.training.reporter import Reporter
+from pmm_ray.runtime.core.resources import away_from
+from pmm_ray.runtime.training.clock import Clock
+from pmm_ray.runtime.training.interruptions import Drains, save_at_once
+from pmm_ray.runtime.training.losses import Losses
+from pmm_ray.runtime.training.reporter import make_reporter
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.progress import StageProgress
+    from pmm_ray.runtime.core.resources import ClusterResources
     from pmm_ray.runtime.core.stage import RunContext
     from pmm_ray.runtime.training.job import TrainingJob
 
@@ -38,7 +42,8 @@ _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 def run_training(job: TrainingJob, context: RunContext) -> None:
     """Train until the last step, going on from the newest checkpoint if there is one.
 
-    It trains nothing if the network exists already.
+    It trains nothing if the network exists already. After a lost worker or node it begins again at
+    the newest checkpoint, at most `max_failures` times; a node whose device fails twice is avoided.
 
     Args:
         job: what is trained, with how many workers.
@@ -47,33 +52,35 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
 
     Raises:
         CannotRunError: the cluster is too small, the data cannot be trained on, workers failed
-            too often, or nothing happened for `runtime.stall_seconds`.
+            too often, no node came for `runtime.nodes_seconds`, preparing the data made no progress
+            for `runtime.prepare_seconds`, or no step was done for `runtime.stall_seconds`.
         BudgetExceededError: too many images cannot be used.
     """
     if storage.exists(job.model_uri):
         # of a run that was killed just after it wrote the network
         storage.delete_folder(job.checkpoints_uri)
         return
-    gpu = context.cluster.gpus >= 1
-    context.cluster.require(
-        f"{job.stage} with {job.workers} workers",
-        cpus=job.workers * job.cpus,
-        gpus=job.workers if gpu else 0,
-    )
     import ray
 
-    reporter = ray.remote(num_cpus=0)(Reporter).remote()
+    context.events.write(
+        "training_start",
+        stage=job.stage,
+        steps=job.steps,
+        batch_size=job.config.batch_size,
+        workers=job.workers,
+        cpus=job.cpus,
+    )
+    reporter = make_reporter()
+    losses = Losses(job, context)
     try:
-        fit = _Fit(_trainer(job, reporter, gpu, context.cluster.local))
         images = job.steps * job.config.batch_size
         with context.progress.stage(job.stage, images, unit="images") as progress:
-            while not fit.done(_POLL_SECONDS):
-                _show(progress, reporter, job)
-                _check_stall(progress, context.config.runtime.stall_seconds, job)
-            _show(progress, reporter, job)
+            values = None
+            while values is None:
+                losses.require_room()
+                values = _attempt(job, context, reporter, progress, losses)
     finally:
         ray.kill(reporter)
-    values = fit.result(job.stage)
     errors = tables.read_errors(job.errors_uri)
     if len(errors) > job.error_budget:
         raise BudgetExceededError(job.stage, len(errors), job.error_budget, errors)
@@ -82,8 +89,41 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     storage.delete_folder(job.checkpoints_uri)
 
 
-def _trainer(job: TrainingJob, reporter: Any, gpu: bool, local: bool) -> Any:
-    for name, value in (_TRAIN_ENVIRONMENT | (_LOCAL_ENVIRONMENT if local else {})).items():
+def _attempt(
+    job: TrainingJob,
+    context: RunContext,
+    reporter: Any,
+    progress: StageProgress,
+    losses: Losses,
+) -> dict[str, Any] | None:
+    """What the workers return; None: some were lost, and the training may begin again."""
+    fit = _Fit(_trainer(job, reporter, context.cluster))
+    clock = Clock(job, context.config.runtime)
+    drains = Drains(context.cluster.local)
+    try:
+        while not fit.done(_POLL_SECONDS):
+            _show(progress, reporter, job, clock)
+            clock.check()
+            if leaving := drains.new():
+                context.events.write("nodes_drained", stage=job.stage, nodes=leaving)
+                context.progress.message(
+                    f"{job.stage}: {len(leaving)} nodes are taken away soon: a checkpoint is saved"
+                )
+                reporter.ask_to_save.remote()
+    except KeyboardInterrupt:
+        save_at_once(reporter, context.progress)
+        raise
+    _show(progress, reporter, job, clock)
+    if fit.error is None:
+        return fit.values
+    losses.add(fit.error)
+    return None
+
+
+def _trainer(job: TrainingJob, reporter: Any, cluster: ClusterResources) -> Any:
+    gpu = cluster.gpus >= 1
+    environment = _TRAIN_ENVIRONMENT | (_LOCAL_ENVIRONMENT if cluster.local else {})
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -98,11 +138,13 @@ def _trainer(job: TrainingJob, reporter: Any, gpu: bool, local: bool) -> Any:
             num_workers=job.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if gpu else {})},
+            label_selector=away_from({}, list(cluster.avoided)) or None,
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=job.checkpoints_uri,
-            failure_config=FailureConfig(max_failures=job.config.max_failures),
+            # a loss is ours to judge, see `losses`
+            failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -113,45 +155,31 @@ class _Fit:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._values: dict[str, Any] = {}
-        self._error: BaseException | None = None
+        self.values: dict[str, Any] = {}
+        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._values = self._trainer.fit().return_value
-        # handed to the driver's thread, which raises it
+            self.values = self._trainer.fit().return_value
+        # handed to the driver's thread, which judges it
         except BaseException as error:
-            self._error = error
+            self.error = error
 
     def done(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def result(self, stage: str) -> dict[str, Any]:
-        if self._error is None:
-            return self._values
-        reason = str(self._error).strip().splitlines()
-        raise CannotRunError(
-            f"{stage}: the training failed: {reason[-1] if reason else self._error!r}"
-        ) from self._error
 
-
-def _show(progress: StageProgress, reporter: Any, job: TrainingJob) -> None:
+def _show(progress: StageProgress, reporter: Any, job: TrainingJob, clock: Clock) -> None:
     import ray
 
     # a busy machine may answer late: the next poll shows more
     with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
-        step, loss, errors = ray.get(reporter.state.remote(), timeout=_POLL_SECONDS * 4)
-        progress.advance(0, errors - progress.errors)
-        progress.set_done(step * job.config.batch_size, note=f"loss {loss:.3f}" if step else "")
-
-
-def _check_stall(progress: StageProgress, seconds: float, job: TrainingJob) -> None:
-    if time.monotonic() - progress.last_change > seconds:
-        raise CannotRunError(
-            f"{job.stage}: no step was finished for {seconds:.0f} s while {job.workers} workers "
-            f"({job.cpus} CPUs each) were asked for: see the Ray logs, "
-            "or raise runtime.stall_seconds"
-        )
+        state = ray.get(reporter.state.remote(), timeout=_POLL_SECONDS * 4)
+        progress.advance(0, max(0, state.errors - progress.errors))
+        done = max(progress.done, state.step * job.config.batch_size)
+        waits = clock.look(state)
+        loss = f"loss {state.loss:.3f}" if state.step else ""
+        progress.set_done(done, note=", ".join(filter(None, (loss, waits))))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
-from pmm_ray.runtime.core.events import EventLog, tensorboard_folder
+from pmm_ray.runtime.core.events import Board, EventLog
 from pmm_ray.runtime.training.job import TrainingJob
 
 _LOGGED_POINTS = 500
@@ -22,8 +22,6 @@ class TrainLog:
     """
 
     def __init__(self, job: TrainingJob, first: int, recent: Sequence[float] = ()) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._job = job
         self._every = max(1, job.steps // _LOGGED_POINTS)
         self._losses: list[float] = []
@@ -33,8 +31,7 @@ class TrainLog:
         self._watched: list[Mapping[str, float]] = []
         self._waited = 0.0
         self._events = EventLog(job.run_dir, f"{job.stage}-rank0")
-        folder = tensorboard_folder(job.run_dir, job.stage)
-        self._board = SummaryWriter(str(folder), purge_step=first) if folder else None
+        self._board = Board(job.run_dir, job.stage, first)
 
     def step(
         self, step: int, loss: float, rate: float, waited: float, watched: Mapping[str, float]
@@ -62,9 +59,7 @@ class TrainLog:
             },
         }
         self._events.write("train_step", stage=self._job.stage, step=step, **values)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._board.add(values, step)
         self._losses, self._watched, self._since, self._waited = [], [], now, waited
 
     def validation(self, step: int, epoch: int, values: dict[str, float], seconds: float) -> None:
@@ -74,10 +69,12 @@ class TrainLog:
         """
         about = {"stage": self._job.stage, "step": step, "epoch": epoch, "seconds": seconds}
         self._events.write("validation", **about, **values)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"validation/{name}", value, step)
+        self._board.add({f"validation/{name}": value for name, value in values.items()}, step)
         self._since += seconds
+
+    def event(self, event: str, **fields: object) -> None:
+        """Record what happened to the training."""
+        self._events.write(event, stage=self._job.stage, **fields)
 
     def recent_loss(self, default: float) -> float:
         """Mean of the last twenty finite losses: the number a summary shows."""
@@ -87,5 +84,4 @@ class TrainLog:
     def close(self) -> None:
         """Write what is still held back."""
         self._events.flush()
-        if self._board is not None:
-            self._board.close()
+        self._board.close()

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
+import pyarrow.parquet as pq
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -24,6 +28,13 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
 from pmm_ray.runtime.rows.images import decode_mask
+
+Told = Callable[[int, int], None]
+"""Takes what is done and how much there is."""
+
+# parts read at once: a bucket answers each in tens of milliseconds, and Arrow's client for S3 has
+# 25 connections
+_READERS = 25
 
 _SCHEMA = tables.columns(image_id=tables.TEXT, mask_png=tables.BYTES)
 
@@ -44,7 +55,9 @@ def mask_index(masks_uri: str) -> TableIndex:
     return index
 
 
-def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> MaskFile:
+def build_mask_file(
+    masks_uri: str, label_space: LabelSpace, scratch: Path, told: Told | None = None
+) -> MaskFile:
     """The memory-mappable file of a masks table on this node, written if it is not there yet.
 
     Its name is made from the size and the time of the table's index, or of its parts where it has
@@ -54,6 +67,7 @@ def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> M
         masks_uri: folder of `part-*.parquet` with the columns of `tables.MASKS`.
         label_space: every mask is checked to hold 0..C and `ignore` only.
         scratch: a folder on this node's own disk.
+        told: is called with the parts that are read so far, and all there are.
 
     Raises:
         CannotRunError: no masks, or a mask that is damaged or holds another value; it is named
@@ -68,7 +82,7 @@ def build_mask_file(masks_uri: str, label_space: LabelSpace, scratch: Path) -> M
         if not target.exists():
             temporary = target.with_suffix(f".{os.getpid()}.tmp")
             try:
-                _write(index, label_space, temporary)
+                _write(index, label_space, temporary, told or (lambda done, total: None))
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -134,22 +148,50 @@ def _key(masks_uri: str, index: TableIndex, label_space: LabelSpace) -> str:
     return digest.hexdigest()[:24]
 
 
-def _write(index: TableIndex, label_space: LabelSpace, target: Path) -> None:
+def _write(index: TableIndex, label_space: LabelSpace, target: Path, told: Told) -> None:
     allowed = np.zeros(65536, bool)
     allowed[: label_space.num_classes] = True
     allowed[label_space.ignore] = True
-    with open(target, "wb") as file:
-        with pa.ipc.new_file(file, _SCHEMA) as writer:
-            for number, part in enumerate(index.parts):
-                table = tables.read_table(part, _SCHEMA.names).cast(_SCHEMA)
-                own = pc.equal(index.table.column("part"), number)
-                table = table.take(index.table.filter(own).column("row"))
-                for batch in table.to_batches():
-                    for image_id, png in zip(*batch.to_pydict().values(), strict=True):
-                        _check(image_id, png, allowed, label_space, part)
-                    writer.write_batch(batch)
+    own = index.table.sort_by([("part", "ascending"), ("row", "ascending")])
+    part_of, rows = (own.column(name).to_numpy() for name in ("part", "row"))
+    bounds = np.searchsorted(part_of, np.arange(len(index.parts) + 1))
+
+    def read(number: int) -> pa.Table:
+        part = index.parts[number]
+        # in one piece: a column at a time would be a request each
+        data = pa.BufferReader(storage.read_bytes(part))
+        with pq.ParquetFile(data, page_checksum_verification=True) as file:
+            table = file.read(_SCHEMA.names).cast(_SCHEMA)
+        table = table.take(rows[bounds[number] : bounds[number + 1]]).combine_chunks()
+        for image_id, png in zip(*table.to_pydict().values(), strict=True):
+            _check(image_id, png, allowed, label_space, part)
+        return table
+
+    with open(target, "wb") as file, ThreadPoolExecutor(_READERS) as readers:
+        parts = _ahead(readers, read, len(index.parts))
+        with pa.ipc.new_file(file, _SCHEMA) as writer, closing(parts):
+            for done, table in enumerate(parts, 1):
+                writer.write_table(table)
+                told(done, len(index.parts))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ahead(
+    readers: ThreadPoolExecutor, read: Callable[[int], pa.Table], count: int
+) -> Generator[pa.Table, None, None]:
+    """The parts in their order, a few of them read ahead."""
+    under_way: deque[Future[pa.Table]] = deque()
+    try:
+        for number in range(count):
+            under_way.append(readers.submit(read, number))
+            if len(under_way) > 2 * _READERS:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for part in under_way:
+            part.cancel()
 
 
 def _check(

@@ -1,8 +1,39 @@
-"""Where training workers tell the driver how far they are: a Ray actor without a CPU."""
+"""Where training workers tell the driver what they do: a Ray actor without a CPU.
+
+It is on the driver's node, so that no other node's loss is its own, and restarts if it dies.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+BEAT_SECONDS = 0.5
+# a busy machine may be late; a worker that is silent for longer is not there
+_SILENT_SECONDS = 30.0
+TRAINING = "trains"
+
+
+class State(NamedTuple):
+    """What is known of a training."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    """Of the last one."""
+    errors: int
+    """Images that could not be used so far, over all workers."""
+    workers: int
+    """Workers that are there."""
+    phase: str
+    """What the slowest of them does."""
+    done: int
+    total: int
+    """Of the phase; 0: not counted."""
 
 
 class Reporter:
@@ -12,6 +43,9 @@ class Reporter:
         self._step = 0
         self._loss = math.nan
         self._errors = 0
+        self._beats: dict[int, tuple[float, str, int, int]] = {}
+        self._asked = 0
+        self._saved = 0
 
     def update(self, step: int, loss: float) -> None:
         self._step, self._loss = step, loss
@@ -20,6 +54,87 @@ class Reporter:
         """Images that could not be used so far, over all workers."""
         self._errors = max(self._errors, errors)
 
-    def state(self) -> tuple[int, float, int]:
-        """(steps done, loss of the last one, error rows)."""
-        return self._step, self._loss, self._errors
+    def beat(self, rank: int, phase: str, done: int, total: int) -> int:
+        """A worker is there, and does this; returns how often the driver asked for a checkpoint."""
+        self._beats[rank] = (time.monotonic(), phase, done, total)
+        return self._asked
+
+    def ask_to_save(self) -> None:
+        """The next thing that the workers do is to save a checkpoint."""
+        self._asked += 1
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of a step is written."""
+        self._saved = max(self._saved, step)
+
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint that is written."""
+        return self._saved
+
+    def leave(self, rank: int) -> None:
+        """A worker has ended."""
+        self._beats.pop(rank, None)
+
+    def state(self) -> State:
+        now = time.monotonic()
+        there = [beat for beat in self._beats.values() if now - beat[0] < _SILENT_SECONDS]
+        behind = [beat for beat in there if beat[1] != TRAINING]
+        # those that count, before those that only wait for one of them on their node
+        counting = [beat for beat in behind if beat[3]] or behind
+        nothing = (0.0, TRAINING, 0, 0)
+        _, phase, done, total = min(counting, key=lambda beat: beat[2], default=nothing)
+        known = (self._step, self._loss, self._errors)
+        return State(*known, len(there), phase, done, total)
+
+
+def make_reporter() -> Any:
+    """A `Reporter` on the driver's node, which restarts if its process dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(**options, scheduling_strategy=here)(Reporter).remote()
+
+
+class Phase:
+    """What a worker does at the moment; told every second by a thread of its own.
+
+    Args:
+        reporter: handle of the driver's `Reporter`.
+        rank: of this worker.
+    """
+
+    def __init__(self, reporter: Any, rank: int) -> None:
+        self._reporter = reporter
+        self._rank = rank
+        self._now = ("begins", 0, 0)
+        self.asked = 0
+        """How often the driver asked for a checkpoint."""
+
+    def set(self, name: str, done: int = 0, total: int = 0) -> None:
+        """Say what is done now, and how much of it."""
+        self._now = (name, done, total)
+
+    @contextmanager
+    def told(self) -> Iterator[Phase]:
+        """Tell it for the length of a `with` block."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            import ray
+
+            while not ended.wait(BEAT_SECONDS):
+                with suppress(ray.exceptions.RayError):  # it restarts, and does not know the number
+                    beat = self._reporter.beat.remote(self._rank, *self._now)
+                    self.asked = max(self.asked, ray.get(beat, timeout=10 * BEAT_SECONDS))
+
+        self._reporter.beat.remote(self._rank, *self._now)
+        thread = threading.Thread(target=tell, name="phase", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            ended.set()
+            thread.join()
+            self._reporter.leave.remote(self._rank)

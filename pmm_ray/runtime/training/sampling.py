@@ -119,17 +119,3 @@ class StepSampler:
             epoch, indices = self._plan.batch(step)
             mine = indices[self._rank * share : (self._rank + 1) * share]
             yield [(epoch, int(index)) for index in mine]
-
-
-def split_workers(wanted: int | str, default: int, batch_size: int) -> int:
-    """Number of workers: as asked, or for `auto` the largest count up to `default` that divides
-    the batch evenly.
-
-    Raises:
-        CannotRunError: less than one worker is asked for.
-    """
-    if isinstance(wanted, int):
-        if wanted < 1:
-            raise CannotRunError(f"workers must be at least 1, got {wanted}")
-        return wanted
-    return next(count for count in range(default, 0, -1) if batch_size % count == 0)

@@ -18,7 +18,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import SampleFunction, TrainingSet, training_rows
-from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_index
+from pmm_ray.runtime.training.mask_file import MaskFile, Told, build_mask_file, mask_index
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.stage import RunContext, StageFolder
@@ -114,11 +114,8 @@ class TrainingTask(ABC, Generic[Config]):
         among = mask_index(self.masks_uri).image_ids
         return training_rows(self.manifest_uri, self.split, among=among)
 
-    def check(self, images: int) -> None:
+    def check(self) -> None:
         """Find out on the driver, before workers are asked for, what cannot be trained.
-
-        Args:
-            images: of one worker's pass.
 
         Raises:
             CannotRunError: with the reason.
@@ -129,14 +126,18 @@ class TrainingTask(ABC, Generic[Config]):
         """The message to the user when the training begins."""
         return None
 
-    def prepare(self, scratch: Path) -> None:
+    def prepare(self, scratch: Path, told: Told | None = None) -> None:
         """Make what this node's loader needs, once for all its workers.
+
+        Args:
+            scratch: folder on this node's disk.
+            told: is called with what is done, and how much there is.
 
         Raises:
             CannotRunError: the data cannot be trained on.
         """
         if self.masks_uri is not None:
-            self.masks = build_mask_file(self.masks_uri, self.space, scratch)
+            self.masks = build_mask_file(self.masks_uri, self.space, scratch, told)
 
     def dataset(self) -> TrainingSet:
         """The samples, after `prepare`."""

@@ -8,11 +8,12 @@ from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import read_index
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
-from pmm_ray.runtime.training.sampling import BatchPlan, split_workers
+from pmm_ray.runtime.training.sampling import BatchPlan
+from pmm_ray.runtime.training.workers import plan_workers
 
 if TYPE_CHECKING:
     from pmm_ray.config import RunConfig, TrainingConfig
@@ -26,7 +27,6 @@ _METRICS = (
     UNDERFITTING,
 )
 _FROM_PIXEL_LABELS = {"cam_miou", "validation_miou"}
-_MOST_LOADER_PROCESSES = 8
 
 
 def masks_identity(recipe: RunConfig, masks: StageFolder) -> tuple[Any, ...]:
@@ -46,7 +46,7 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
         BudgetExceededError: too many images cannot be used.
     """
     job = training_job(task, context, folder)
-    task.check(job.config.batch_size // job.workers // job.config.accumulate)
+    task.check()
     if task.notice is not None:
         context.progress.message(f"{folder.stage}: {task.notice}")
     if job.steps:
@@ -81,7 +81,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
     """The job of a task: what its workers need to know.
 
     Raises:
-        CannotRunError: no images, or the batch cannot be split evenly over the workers.
+        CannotRunError: no images; or see `plan_workers`.
     """
     config: TrainingConfig = task.config
     images = task.rows().num_rows
@@ -93,16 +93,8 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
             f"mask to learn from; the data set has {there or 'no images'}. Labels of a folder of "
             "photographs are in its labels.csv"
         )
-    workers = split_workers(
-        config.workers, context.cluster.default_train_workers(), config.batch_size
-    )
-    plan = BatchPlan(task.seed, images, config.batch_size, workers)
-    share = config.batch_size // workers
-    if share % config.accumulate:
-        raise CannotRunError(
-            f"{folder.stage}: a worker's {share} images cannot be split evenly over "
-            f"{config.accumulate} passes: change accumulate, batch_size or workers"
-        )
+    workers = plan_workers(base_name(folder.stage).removeprefix("train_"), config, context.cluster)
+    plan = BatchPlan(task.seed, images, config.batch_size, workers.count)
     return TrainingJob(
         task=task,
         run_dir=storage.absolute(context.run_dir),
@@ -110,23 +102,10 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         checkpoints_uri=storage.absolute(folder.path("train")),
         errors_uri=storage.absolute(folder.errors_uri),
         error_budget=error_budget(context.config.errors.budget, images),
-        fingerprint=f"{folder.hash}-{images}-{workers}",
+        fingerprint=f"{folder.hash}-{images}-{workers.count}",
         images=images,
         steps=config.steps(plan.steps_per_epoch),
-        workers=workers,
-        loader_processes=loader_processes(config, context.cluster, workers),
+        workers=workers.count,
+        loader_processes=workers.loader_processes,
         scratch=scratch_folder(context.config.runtime),
     )
-
-
-def loader_processes(config: TrainingConfig, cluster: ClusterResources, workers: int) -> int:
-    """Decoding processes of each worker: as asked, or enough that a GPU need not wait.
-
-    A CPU worker decodes itself: a process more would take the CPU that it computes on.
-    """
-    if config.loader_processes != "auto":
-        return config.loader_processes
-    if cluster.gpus < 1:
-        return 0
-    spare = int(cluster.cpus / workers) - config.threads_per_worker
-    return max(0, min(_MOST_LOADER_PROCESSES, spare))

@@ -6,7 +6,6 @@ not finite) is shared before any of them acts on it, so that none waits for a pa
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from typing import Any
@@ -14,27 +13,32 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pmm_ray.runtime.cluster.connect import one_thread
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.training.checkpoint import (
-    checkpoints,
-    forget_others,
+    CheckpointWriter,
+    forget_local,
     load_best,
     load_checkpoint,
-    save_best,
-    save_checkpoint,
+    newest,
 )
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
 from pmm_ray.runtime.training.log import TrainLog
+from pmm_ray.runtime.training.losses import WorkerFailedError
+from pmm_ray.runtime.training.ranks import distributed, gradients_stay
+from pmm_ray.runtime.training.reporter import TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
 # a training whose loss is not finite so many times in a row will not recover
 _MAX_NOT_FINITE = 10
 _REPORT_SECONDS = 0.3
+# at the end of a training, for what must be written: a store tries for a minute
+_LAST_WRITE_SECONDS = 600.0
+# and where a worker fails, for the checkpoint under way
+_END_SECONDS = 30.0
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -52,19 +56,31 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     context = ray.train.get_context()
-    worker = _Worker(
-        config["job"],
-        config["reporter"],
-        context.get_world_rank(),
-        context.get_world_size(),
-        ray.train.torch.get_device(),
-    )
-    return worker.run()
+    rank = context.get_world_rank()
+    with Phase(config["reporter"], rank).told() as phase:
+        try:
+            worker = _Worker(
+                config["job"],
+                config["reporter"],
+                rank,
+                context.get_world_size(),
+                ray.train.torch.get_device(),
+                phase,
+            )
+            return worker.run()
+        except Exception as error:  # the driver judges it, and wants to know where it was
+            raise WorkerFailedError.of(error) from error
 
 
 class _Worker:
     def __init__(
-        self, job: TrainingJob, reporter: Any, rank: int, world: int, device: torch.device
+        self,
+        job: TrainingJob,
+        reporter: Any,
+        rank: int,
+        world: int,
+        device: torch.device,
+        phase: Phase,
     ) -> None:
         self.job = job
         self.task = job.task
@@ -73,6 +89,7 @@ class _Worker:
         self.world = world
         self.device = device
         self.reporter = reporter
+        self.phase = phase
         self.problem: str | None = None
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
@@ -83,6 +100,8 @@ class _Worker:
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
         self.log: TrainLog | None = None
+        self.writer: CheckpointWriter | None = None
+        self.answered = 0  # of the driver's requests to save at once
 
     def run(self) -> dict[str, Any]:
         one_thread()
@@ -97,12 +116,18 @@ class _Worker:
             try:
                 result, reason = self._train()
             finally:
+                if self.writer is not None:
+                    self.writer.close(_END_SECONDS)
                 if self.log is not None:
                     self.log.close()
         return {"stopped": reason} if reason is not None else result
 
     def _prepare(self) -> None:
-        self.task.prepare(self.job.scratch)
+        self.phase.set("prepares its data")
+        self.task.prepare(
+            self.job.scratch, lambda done, total: self.phase.set("prepares masks", done, total)
+        )
+        self.phase.set("builds the network")
         self.dataset = self.task.dataset()
         if len(self.dataset) != self.job.images:
             raise CannotRunError(
@@ -117,8 +142,12 @@ class _Worker:
 
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()
-        ranks = self._distributed()
-        self.log = TrainLog(self.job, first, self.recent) if self.rank == 0 else None
+        ranks = distributed(self.module, self.config, self.world, self.device)
+        if self.rank == 0:
+            self.log = TrainLog(self.job, first, self.recent)
+            self.writer = CheckpointWriter(
+                self.job.checkpoints_uri, self.job.scratch, self._written
+            )
         loader = batches(
             self.dataset,
             self.plan,
@@ -128,13 +157,17 @@ class _Worker:
             processes=self.job.loader_processes,
             pin_memory=self.device.type == "cuda",
         )
+        self.phase.set(TRAINING)
         saved = started = time.monotonic()
         warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
         for step in range(first, self.job.steps):
             batch = self._next(loader)
-            reason = self._shared_problem()
+            reason, save_now = self._agreed()
             if batch is None or reason is not None:
                 return {}, reason
+            if save_now and step > first:
+                self._save(step)
+                saved = time.monotonic()
             rate = self.task.learning_rate(step, self.job.steps)
             now_loss, watched = self._step(ranks, batch, step, rate)
             for name, value in watched.items():
@@ -177,27 +210,17 @@ class _Worker:
         chosen, score = self.best
         if self.task.choose_by is not None and chosen:
             training |= {self.task.choose_by: score, "chosen_step": chosen}
-        if self.log is not None:
+        if self.log is not None and self.writer is not None:
             if 0 < chosen < self.job.steps:
+                if not self.writer.wait(_LAST_WRITE_SECONDS):
+                    raise CannotRunError(f"{self.job.stage}: {self.writer.failure}")
                 state = load_best(self.job.checkpoints_uri, chosen)
                 self.module.network.load_state_dict(state)
+            self.writer.close()
             self.task.save(self.job.model_uri, self.module.network, training)
+            forget_local(self.job.checkpoints_uri, self.job.scratch)
         dist.barrier()
         return training, None
-
-    def _distributed(self) -> nn.Module:
-        """The module whose gradients are averaged over all workers."""
-        module: nn.Module = self.module
-        if self.world > 1 and self.device.type == "cuda":
-            # frozen norms share nothing; converting would replace those that are kept frozen
-            if any(isinstance(m, nn.BatchNorm2d) and m.training for m in module.modules()):
-                module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-            module = DistributedDataParallel(module, device_ids=[self.device])
-        elif self.world > 1:
-            module = DistributedDataParallel(module)
-        if self.config.compile:
-            module.compile()
-        return module
 
     def _step(
         self, module: nn.Module, batch: Batch, step: int, rate: float
@@ -221,7 +244,7 @@ class _Worker:
         for number, (part, aims) in enumerate(
             zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
         ):
-            with _gradients_stay(module, number < passes):
+            with gradients_stay(module, number < passes):
                 with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
                     loss = module(part, aims) / passes
                 loss.backward()
@@ -255,8 +278,8 @@ class _Worker:
         score = self.validation.get(self.task.choose_by or "", -math.inf)
         if score > self.best[1]:
             self.best = (step, score)
-            if self.rank == 0:
-                save_best(self.job.checkpoints_uri, step, self.module.network.state_dict())
+            if self.writer is not None:
+                self.writer.save_best(step, self.module.network.state_dict())
         seconds = time.monotonic() - started
         if self.log is not None and self.validation:
             epoch = step // self.plan.steps_per_epoch
@@ -296,12 +319,24 @@ class _Worker:
         dist.all_gather_object(problems, self.problem)
         return next(problem for problem in problems if problem is not None)
 
+    def _agreed(self) -> tuple[str | None, bool]:
+        """The first worker's problem, and whether all save now: the driver asked one of them."""
+        asked = self.phase.asked
+        flags = torch.tensor([float(self.problem is not None), float(asked > self.answered)])
+        trouble, save = self._sum(flags).tolist()
+        self.answered = max(self.answered, asked)
+        if not trouble:
+            return None, save > 0
+        return self._shared_problem(), False
+
     def _sum(self, value: Tensor) -> Tensor:
         value = value.to(self.device)
         dist.all_reduce(value)
         return value
 
     def _save(self, step: int) -> None:
+        if self.writer is None:
+            return
         content = {
             "fingerprint": self.job.fingerprint,
             "step": step,
@@ -313,15 +348,20 @@ class _Worker:
             "network": self.module.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        save_checkpoint(self.job.checkpoints_uri, step, content)
-        forget_others(self.job.checkpoints_uri, self.best[0])
+        self.writer.save(step, content)
+
+    def _written(self, event: str, **about: Any) -> None:
+        assert self.log is not None
+        self.log.event(event, **about)
+        if event == "checkpoint":
+            self.reporter.saved.remote(about["step"])
 
     def _resume(self) -> int:
         """Load the newest checkpoint, chosen by the first worker; returns the step to go on at."""
         chosen: list[str | None] = [None]
         if self.rank == 0:
-            found = checkpoints(self.job.checkpoints_uri)
-            chosen = [found[-1][1] if found else None]
+            job = self.job
+            chosen = [newest(job.checkpoints_uri, job.scratch, job.fingerprint)]
         dist.broadcast_object_list(chosen, src=0)
         if chosen[0] is None:
             return 0
@@ -341,10 +381,3 @@ class _Worker:
         if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
             self._reported = now
             self.reporter.update.remote(step, loss)
-
-
-def _gradients_stay(module: nn.Module, more_passes: bool) -> contextlib.AbstractContextManager[Any]:
-    """Gradients are exchanged between workers at a step's last pass only."""
-    if more_passes and isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return contextlib.nullcontext()

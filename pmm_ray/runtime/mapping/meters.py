@@ -1,0 +1,68 @@
+"""What Prometheus sees of a stage, through the metrics agent of the driver's node.
+
+cluster/monitoring/ has the file for Prometheus and the dashboard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.mapping.chunks import Pool, Producer
+
+_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+
+
+@cache
+def _metrics() -> dict[str, Any]:
+    """One of each for a process: Ray keeps them by name."""
+    from ray.util.metrics import Counter, Gauge, Histogram
+
+    stage, host = ("stage",), ("stage", "host")
+    return {
+        "images": Counter("pmm_images", "images that have a row or an error row", host),
+        "errors": Counter("pmm_errors", "error rows", ("stage", "host", "kind")),
+        "queue": Gauge("pmm_queue_images", "images that wait or are in work", stage),
+        "seconds": Histogram("pmm_image_seconds", "of a worker, for an image", _SECONDS, stage),
+        "busy": Gauge("pmm_busy_share", "of the workers' time since the stage began", stage),
+    }
+
+
+class Meters:
+    """The metrics of one pass of a stage.
+
+    Args:
+        stage: its name.
+        cluster: a Ray of this process has no agent, and nobody who asks it.
+        pool: of the workers.
+        producer: of the first of two pools; its workers are those that hold GPUs.
+    """
+
+    def __init__(
+        self, stage: str, cluster: ClusterResources, pool: Pool, producer: Producer | None
+    ) -> None:
+        self._stage = stage
+        self._on = not cluster.local
+        self._prefix = "" if producer is None else "producer_"
+        self._size = pool.size if producer is None else producer.pool.size
+        self._since = time.monotonic()
+        self._busy = 0.0
+
+    def chunk(self, counts: Mapping[str, Any], kinds: Mapping[str, int], queue: int) -> None:
+        """Note what a task reported, its error rows by kind and host, and what is left."""
+        if not self._on or not counts["images"]:
+            return
+        metrics, stage = _metrics(), {"stage": self._stage}
+        metrics["images"].inc(counts["images"], stage | {"host": counts["host"]})
+        for name, number in kinds.items():
+            kind, _, host = name.partition("@")
+            metrics["errors"].inc(number, stage | {"host": host, "kind": kind})
+        metrics["queue"].set(max(0, queue), stage)
+        seconds = counts["pool_seconds"] + counts["producer_pool_seconds"]
+        metrics["seconds"].observe(seconds / counts["images"], stage)
+        self._busy += counts[f"{self._prefix}pool_seconds"]
+        passed = (time.monotonic() - self._since) * self._size
+        metrics["busy"].set(min(1.0, self._busy / max(passed, 1e-9)), stage)

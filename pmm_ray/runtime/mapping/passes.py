@@ -1,0 +1,202 @@
+"""The passes of a stage over its images: again where a process or a node was lost to a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.progress import StageProgress
+from pmm_ray.runtime.core.stage import RunContext, StageFolder
+from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
+from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks
+from pmm_ray.runtime.mapping.ledger import Ledger
+from pmm_ray.runtime.mapping.meters import Meters
+from pmm_ray.runtime.mapping.operators import stream
+from pmm_ray.runtime.mapping.stall import Limits, StalledError
+
+# of what a task says: what the log of events keeps
+_IN_EVENTS = (
+    *("images", "errors", "bytes", "sent", "seconds", "cpu_seconds", "pool_seconds"),
+    *("producer_cpu_seconds", "producer_pool_seconds", "host"),
+)
+_MOST_NAMED = 10
+
+
+@dataclass
+class Passes:
+    """The images of one stage, mapped until each has a row or an error row.
+
+    Chunks first; then, one by one, the images of chunks whose process kept dying. A node that is
+    at fault is avoided from there on, and its error rows are withdrawn.
+    """
+
+    context: RunContext
+    folder: StageFolder
+    ledger: Ledger
+    inputs: Mapping[str, TableIndex]
+    expected: Sequence[str]
+    factory: Callable[[], Worker]
+    output: Output
+    pool: Pool
+    producer: Producer | None
+    budget: int
+    progress: StageProgress
+    sent: int = 0
+    """Bytes from the first pool to the second."""
+    mapped: int = 0
+
+    def run(self, batch_size: int) -> None:
+        """Map every image.
+
+        Raises:
+            BudgetExceededError: too many error rows.
+            CannotRunError: see `stream`; a stall; devices that fail and no node to go to.
+        """
+        blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
+        todo = self.ledger.uncommitted(self.expected)
+        while todo:
+            verdict = self._pass(todo, size, blame)
+            if verdict is not None:
+                self._avoid(verdict)
+                first = set(verdict.image_ids)
+                left = self.ledger.uncommitted(self.expected)
+                todo = [*verdict.image_ids, *(i for i in left if i not in first)]
+                continue
+            todo = self.ledger.uncommitted(todo)
+            if todo:  # a process may have died between its commit and its word
+                scan(self.context, self.folder, self.ledger)
+                silent, todo = len(todo), self.ledger.uncommitted(todo)
+                self.progress.advance(silent - len(todo))
+            if size == 1:
+                again = {i for i in todo if 0 < blame.broke[i] < TRIES}
+                alone = [i for i in todo if not blame.broke[i]]
+                if 1 < len(alone) < silent_before:
+                    # a process that died may have taken a neighbour along that was in its queue
+                    again.update(alone)
+                silent_before = len(alone)
+                self._poison([i for i in todo if i not in again], blame)
+                todo = [i for i in todo if i in again]
+            size = 1
+
+    def _pass(self, todo: Sequence[str], size: int, blame: Blame) -> Verdict | None:
+        """Send the images once; returns the node that was found at fault, which ends the pass."""
+        cluster, stage = self.context.cluster, self.folder.stage
+        runtime = self.context.config.runtime
+        limits = Limits(runtime.stall_seconds, runtime.nodes_seconds, self.progress.set_note)
+        pool, producer = self.pool, self.producer
+        pool = cluster.placed(pool)
+        if producer is not None:
+            producer = replace(producer, pool=cluster.placed(producer.pool))
+        for one in (pool, producer.pool) if producer else (pool,):
+            cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
+        chunks = make_chunks(todo, self.inputs, size)
+        meters = Meters(stage, cluster, pool, producer)
+        try:
+            results = stream(chunks, self.factory, self.output, pool, limits, producer)
+            with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
+                for counts in results:
+                    self.ledger.add(counts)
+                    blame.add(counts)
+                    self.sent += counts["sent"]
+                    self.mapped += counts["images"] - counts["errors"]
+                    self.progress.advance(counts["images"], counts["errors"])
+                    said = {name: counts[name] for name in _IN_EVENTS}
+                    kinds = json.loads(counts["kinds"])
+                    self.context.events.write("chunk", stage=stage, kinds=kinds, **said)
+                    meters.chunk(counts, kinds, self.progress.total - self.progress.done)
+                    if counts["fault"]:
+                        self._say_fault(counts["fault"])
+                    if released := blame.second_opinion():
+                        cluster.trust(released)
+                    verdict = blame.verdict(lambda node: cluster.elsewhere(self._gpu_pool, node))
+                    if verdict is not None:
+                        return verdict
+                    check_budget(self.folder, len(self.ledger.failed), self.budget)
+                    if blame.faults > max(MOST_FAULTS, self.budget):
+                        raise CannotRunError(
+                            f"{stage}: devices failed {blame.faults} times on several machines; "
+                            f"the last: {next(reversed(blame.texts.values()))}. What is finished "
+                            "stays; is there a driver or an image for these GPUs?"
+                        )
+        except StalledError as error:
+            left = _named(self.ledger.uncommitted(todo))
+            raise CannotRunError(f"{stage}: {error}\n  not finished: {left}") from error
+        return None
+
+    @property
+    def _gpu_pool(self) -> Pool:
+        """The pool whose devices may fail: the first of two, which holds the network."""
+        return self.producer.pool if self.producer is not None else self.pool
+
+    def _say_fault(self, fault: str) -> None:
+        about = json.loads(fault)
+        self.context.events.write("machine_fault", stage=self.folder.stage, **about)
+        self.context.progress.message(
+            f"{self.folder.stage}: {about['host']}, process {about['process']} is ended: "
+            f"{about['text']}"
+        )
+
+    def _avoid(self, verdict: Verdict) -> None:
+        """Keep away from a node; its error rows are withdrawn."""
+        stage, cluster = self.folder.stage, self.context.cluster
+        named = f"{verdict.host} (node {verdict.node[:6]})"
+        if not cluster.elsewhere(self._gpu_pool, verdict.node):
+            raise CannotRunError(
+                f"{stage}: the machine {named} is at fault: {verdict.why}. No other node can do "
+                "its work. Mend it or add a node, then run the same command again; what is "
+                "finished stays."
+            )
+        cluster.avoid(verdict.node, f"{named}: {verdict.why}")
+        withdrawn = self.ledger.withdraw(verdict.error_parts, verdict.image_ids)
+        self.progress.advance(-withdrawn, -withdrawn)
+        self.context.events.write(
+            "node_avoided",
+            stage=stage,
+            node=verdict.node,
+            of_host=verdict.host,
+            why=verdict.why,
+            withdrawn=withdrawn,
+        )
+        again = f"; {withdrawn} error rows are withdrawn, their images run again" * bool(withdrawn)
+        self.context.progress.message(f"{stage}: {named} is avoided: {verdict.why}{again}")
+
+    def _poison(self, image_ids: Sequence[str], blame: Blame) -> None:
+        """Error rows of images whose process died or broke each time."""
+        if not image_ids:
+            return
+        places = self.inputs["manifest"].locations()
+        rows = []
+        for image_id in image_ids:
+            uri, row = places[image_id]
+            image = tables.read_rows(uri, [row])[0]
+            message = "the worker process died each time it took this image"
+            if image_id in blame.texts:
+                message = f"its process's device failed each time: {blame.texts[image_id]}"
+            stage = self.folder.stage
+            rows.append(ErrorRow(image_id, stage, "internal", message, image.get("uri") or ""))
+        self.ledger.fail(rows)
+        self.progress.advance(len(rows), len(rows))
+
+
+def scan(context: RunContext, folder: StageFolder, ledger: Ledger) -> None:
+    """Read the folder; damaged parts are deleted and named."""
+    for uri in ledger.scan():
+        context.events.write("broken_part", stage=folder.stage, uri=uri)
+        context.progress.message(f"{folder.stage}: {uri} is damaged; its images run again")
+
+
+def check_budget(folder: StageFolder, failed: int, budget: int) -> None:
+    """Raise BudgetExceededError where more images failed than may."""
+    if failed > budget:
+        rows = tables.read_errors(folder.errors_uri)
+        raise BudgetExceededError(folder.stage, failed, budget, rows)
+
+
+def _named(image_ids: Sequence[str]) -> str:
+    more = len(image_ids) - _MOST_NAMED
+    return ", ".join(image_ids[:_MOST_NAMED]) + (f" and {more} more images" if more > 0 else "")

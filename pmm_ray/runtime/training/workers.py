@@ -1,0 +1,108 @@
+"""How many workers a training has, and what each asks of its node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pmm_ray.runtime.core.errors import CannotRunError
+
+if TYPE_CHECKING:
+    from pmm_ray.config import TrainingConfig
+    from pmm_ray.runtime.core.resources import ClusterResources
+
+_MOST_LOADER_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a training; each fits on one node."""
+
+    count: int
+    loader_processes: int
+    cpus: int
+    """Of each worker, its loader processes included."""
+    gpus: int
+
+
+def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources) -> Workers:
+    """The workers of a training on a cluster.
+
+    `auto` takes as many as there are GPUs, or fewer, so that each has an equal share of the batch,
+    the share can be split into its passes, and no pass has fewer images than the network needs.
+
+    Args:
+        section: name of its section, for messages.
+        config: the section.
+        cluster: what there is.
+
+    Raises:
+        CannotRunError: the batch cannot be split so, or the nodes cannot hold the workers.
+    """
+    gpus = int(cluster.gpus >= 1)
+    if config.workers != "auto":
+        count = config.workers
+    else:
+        most = min(
+            cluster.default_train_workers(),
+            cluster.room(config.threads_per_worker, gpus) or 1,
+        )
+        shares = range(most, 0, -1)
+        count = next((n for n in shares if not _batch_fault(section, config, n)), 1)
+    if fault := _batch_fault(section, config, count):
+        raise CannotRunError(fault)
+    processes = loader_processes(config, cluster, count)
+    workers = Workers(count, processes, config.threads_per_worker + processes, gpus)
+    cluster.require(
+        f"{section}: the training",
+        cpus=workers.cpus,
+        gpus=gpus,
+        workers=count,
+        key=f"{section}.workers"
+        if config.loader_processes == "auto"
+        else f"{section}.workers or {section}.loader_processes",
+    )
+    return workers
+
+
+def loader_processes(config: TrainingConfig, cluster: ClusterResources, workers: int) -> int:
+    """Decoding processes of each worker: as asked, or enough that a GPU need not wait.
+
+    As many as still let every worker fit whole on a node. A CPU worker decodes itself: a process
+    more would take the CPU that it computes on.
+    """
+    if config.loader_processes != "auto":
+        return config.loader_processes
+    if cluster.gpus < 1:
+        return 0
+    return next(
+        (
+            processes
+            for processes in range(_MOST_LOADER_PROCESSES, 0, -1)
+            if cluster.room(config.threads_per_worker + processes, 1) >= workers
+        ),
+        0,
+    )
+
+
+def _batch_fault(section: str, config: TrainingConfig, workers: int) -> str | None:
+    """Why a batch cannot be split over so many workers; None where it can."""
+    batch, passes = config.batch_size, config.accumulate
+    if batch % workers:
+        return (
+            f"{section}: a batch of {batch} images cannot be split evenly over {workers} workers: "
+            f"change {section}.batch_size or {section}.workers"
+        )
+    share = batch // workers
+    if share % passes:
+        return (
+            f"{section}: a worker's {share} images cannot be split evenly over {passes} passes: "
+            f"change {section}.accumulate, {section}.batch_size or {section}.workers"
+        )
+    if share // passes < config.least_images:
+        return (
+            f"{section}.batch_size {batch} leaves each worker {share // passes} image per pass, "
+            f"and BatchNorm needs {config.least_images}: raise {section}.batch_size, or lower "
+            f"{section}.workers or {section}.accumulate"
+        )
+    return None

@@ -1,0 +1,207 @@
+"""Where a run is, read from its folder while it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmm_ray.commands.watch import lines, watch
+from pmm_ray.report.live import look
+from pmm_ray.runtime.core import events, storage
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import Board, EventLog, read_events
+
+START = 1_000_000.0
+
+
+def write(run_dir: Path, *rows: tuple[float, str, dict[str, Any]]) -> None:
+    (run_dir / "events").mkdir(exist_ok=True)
+    with open(run_dir / "events" / "driver.jsonl", "a") as file:
+        for after, event, fields in rows:
+            row = {"time": START + after, "host": "head", "pid": 1, "event": event, **fields}
+            file.write(json.dumps(row) + "\n")
+
+
+def chunk(stage: str, images: int, **more: Any) -> dict[str, Any]:
+    nothing = {"errors": 0, "pool_seconds": 0.0, "producer_pool_seconds": 0.0, "kinds": {}}
+    return {"stage": stage, "images": images, **nothing, **more}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    record = {"name": "night", "finished": None, "stages": []}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    start = {"images": 100, "done": 20, "workers": 2, "cpus": 0.0, "gpus": 1.0}
+    write(
+        tmp_path,
+        (0, "nodes", {"nodes": 3, "cpus": 64, "gpus": 4}),
+        (0, "stage_start", {"stage": "make_cams", "producer_gpus": None, **start}),
+        (10, "chunk", chunk("make_cams", 20, pool_seconds=15.0)),
+        (
+            20,
+            "chunk",
+            chunk(
+                "make_cams",
+                20,
+                errors=3,
+                pool_seconds=15.0,
+                kinds={"decode@gpu-1": 2, "missing@gpu-2": 1},
+            ),
+        ),
+        (20, "machine_fault", {"stage": "make_cams", "text": "CUDA error", "host": "gpu-2"}),
+        (30, "nodes", {"nodes": 3, "cpus": 64, "gpus": 4}),
+    )
+    (tmp_path / "lease.json").write_text(
+        json.dumps({"host": "head", "heartbeat": START + 35, "attempt": "a", "pid": 1})
+    )
+    return tmp_path
+
+
+def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
+    now = look(str(run_dir), START + 40)
+    [stage] = now.stages
+    assert (stage.done, stage.total, stage.errors, stage.finished) == (60, 100, 3, False)
+    assert stage.rate == pytest.approx(1.0)
+    assert stage.seconds_left == pytest.approx(40)
+    assert stage.busy == pytest.approx(30 / 80)
+    assert now.errors["make_cams", "decode", "gpu-1"] == 2
+    assert now.held_by == "head"
+    assert now.core_hours == pytest.approx(40 * 64 / 3600)
+    assert now.gpu_hours == pytest.approx(40 * 4 / 3600)
+    said = "\n".join(lines(now, 0.05, 1.0))
+    for part in (
+        "night: driver on head, last word 10 s ago, 3 nodes",
+        "make_cams: 60/100 images, 1.0/s, ETA 40 s, 3 errors, GPUs 38% busy",
+        "2 decode in make_cams on gpu-1",
+        "gpu-2: CUDA error (1 times)",
+        "0.71 core-hours, 0.04 GPU-hours, cost 0.08",
+    ):
+        assert part in said
+
+
+def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(run_dir: Path) -> None:
+    late = look(str(run_dir), START + 36_000)
+    assert late.gpu_hours == pytest.approx((30 + 60) * 4 / 3600)
+    assert late.held_by == ""
+
+
+def test_a_second_attempt_begins_anew_and_withdrawn_rows_are_taken_back(run_dir: Path) -> None:
+    start = {"images": 100, "done": 60, "workers": 2, "cpus": 1.0, "gpus": 0.0}
+    again = {"stage": "make_cams", "producer_gpus": None, **start}
+    said = {"stage": "make_cams", "node": "n", "of_host": "gpu-2", "why": "sick", "withdrawn": 5}
+    write(
+        run_dir,
+        (50, "stage_start", again),
+        (55, "chunk", chunk("make_cams", 10, errors=5)),
+        (56, "node_avoided", said),
+    )
+    now = look(str(run_dir), START + 60)
+    [stage] = now.stages
+    assert (stage.done, stage.errors, stage.gpus) == (65, 0, False)
+    assert now.avoided == ["gpu-2: sick"]
+
+
+def test_a_training_tells_its_steps(run_dir: Path) -> None:
+    name = "train_segmenter-r0"
+    write(
+        run_dir,
+        (60, "stage_end", {"stage": "make_cams"}),
+        (61, "training_start", {"stage": name, "steps": 50, "batch_size": 4}),
+        (
+            70,
+            "train_step",
+            {"stage": name, "step": 10, "images_per_second": 8.0, "loader_wait": 0.25},
+        ),
+    )
+    first, second = look(str(run_dir), START + 71).stages
+    assert first.finished
+    assert (second.done, second.total, second.rate) == (10, 50, 2.0)
+    assert second.seconds_left == pytest.approx(20)
+    assert second.busy == pytest.approx(0.75)
+
+
+def test_the_command_ends_with_the_run(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # the driver of this run is long gone
+    assert watch(str(run_dir), every=1000) == 0
+    assert "night: stopped" in capfd.readouterr().err
+    assert watch(str(run_dir / "nowhere"), once=True) == 1
+
+
+def bucket_log(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> EventLog:
+    """A log that writes as for a bucket."""
+    monkeypatch.setattr(events, "FLUSH_SECONDS", 0.3)
+    log = EventLog(str(run_dir), "driver")
+    log._remote = True
+    return log
+
+
+def wait_for(run_dir: Path, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(list(read_events(str(run_dir)))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_events_reach_a_bucket_without_being_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = bucket_log(tmp_path, monkeypatch)
+    log.write("first")
+    wait_for(tmp_path, 1)
+    for number in range(5):
+        log.write("more", number=number)
+    wait_for(tmp_path, 6)
+    # the same object with more lines, not one for each half minute
+    assert len(list((tmp_path / "events").iterdir())) == 1
+    monkeypatch.setattr(events, "_OBJECT_BYTES", 10)
+    log.write("large")
+    log.flush()
+    log.write("next")
+    log.flush()
+    assert len(list((tmp_path / "events").iterdir())) == 2
+    assert [row["event"] for row in read_events(str(tmp_path))] == [
+        "first",
+        *["more"] * 5,
+        "large",
+        "next",
+    ]
+
+
+def test_a_bucket_that_fails_for_a_while_gets_all_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, whole, failures = bucket_log(tmp_path, monkeypatch), storage.write_bytes, []
+
+    def failing(uri: str, data: bytes) -> None:
+        if len(failures) < 2:
+            failures.append(uri)
+            raise CannotRunError("the store fails")
+        whole(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", failing)
+    log.write("first")
+    wait_for(tmp_path, 1)
+    assert len(failures) == 2
+
+
+def test_curves_reach_a_bucket_while_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, int] = {}
+    monkeypatch.setattr(events, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: written.update({uri: len(data)}))
+    board = Board("s3://bucket/run", "train_classifier", 0)
+    board.add({"loss": 1.0}, 1)
+    [(uri, first)] = written.items()
+    assert uri.startswith("s3://bucket/run/tensorboard/train_classifier/events.out.")
+    board.add({"loss": 0.5}, 2)
+    assert written[uri] > first
+    board.close()
+    local = Board(str(tmp_path), "train_classifier", 0)
+    local.add({"loss": 1.0}, 1)
+    local.close()
+    assert list((tmp_path / "tensorboard" / "train_classifier").iterdir())
