@@ -77,6 +77,8 @@ def source_of(place: str) -> str:
         raise CannotRunError(f"nothing is at {place}")
     if has_ending(place, (".json", ".parquet")):
         return "coco" if has_ending(place, ".json") else "parquet"
+    if storage.exists(storage.join(place, "labelmap.txt")):
+        return "folder"  # CVAT's masks have VOC's folders
     for source, names in _LAYOUTS:
         if any(storage.exists(storage.join(place, name)) for name in names):
             return source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -12,6 +12,8 @@ from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
 DEFAULT_SPLIT = "train"
 SEPARATOR = ";"
+_FILE_NAME = "filename"
+_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True}
 _LABEL_COLUMNS = ("labels", "label")
 # in no class name of the field, and what people separate classes by
 _OTHER_SEPARATORS = ",|[]{}\t\n"
@@ -27,13 +29,36 @@ class LabelLine:
     fault: str = ""
 
 
-def read_labels_csv(uri: str) -> list[LabelLine]:
+def read_labels_csv(uri: str, folder: str = "") -> list[LabelLine]:
     """The lines of a CSV file with the columns image_id and labels (or label), and maybe split.
+
+    Roboflow's `_classes.csv` is read as well: `filename`, and a column of 0 and 1 for each class.
+
+    Args:
+        uri: of the file.
+        folder: of Roboflow's: its photographs are there, and it is the name of their split.
 
     Raises:
         CannotRunError: no such file, no text, or without those columns.
     """
-    return label_lines(uri, read_table_text(uri, "labels file"))
+    table = read_table_text(uri, "labels file")
+    lines = _lines_of_marks(table) if _FILE_NAME in table.columns else label_lines(uri, table)
+    if not folder:
+        return lines
+    return [replace(line, name=f"{folder}/{line.name}", split=folder) for line in lines]
+
+
+def _lines_of_marks(table: TextTable) -> list[LabelLine]:
+    """The lines of a table with a column of 0 and 1 for each class."""
+    lines = []
+    for line in table.lines:
+        marks = {normalize_name(n): cell for n, cell in line.cells.items() if n != _FILE_NAME}
+        odd = {cell for cell in marks.values() if cell not in _MARKS}
+        fault = f"line {line.number} of the CSV holds {sorted(odd)}, not 0 or 1" if odd else ""
+        labels = tuple(name for name, cell in marks.items() if _MARKS.get(cell))
+        name = line.cells[_FILE_NAME] or f"line-{line.number}"
+        lines.append(LabelLine(name, labels, DEFAULT_SPLIT, fault))
+    return lines
 
 
 def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
