@@ -153,10 +153,15 @@ def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
 
 
 def _spellings(written: str) -> tuple[str, ...]:
-    """A name as it stands in a CSV, and below the folder of photographs if it begins with that."""
+    """A name as it stands in a CSV; below the folder of photographs if it begins with that.
+
+    A spreadsheet makes `7.0` of the name 7.
+    """
     beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
     below = next((written.removeprefix(b) for b in beginnings if written.startswith(b)), None)
-    return (written,) if below is None else (below, written)
+    ways = (written,) if below is None else (below, written)
+    number = written.removesuffix(".0")
+    return (*ways, number) if number != written and number.isdecimal() else ways
 
 
 def _classes(root: str, class_names: Sequence[str] | None) -> ClassList | None:
