@@ -91,6 +91,7 @@ def test_an_import_and_a_run(said: Said, items: list[Item]) -> None:
         assert closing(run, said()) == total
 
 
+@pytest.mark.slow
 @commands
 @given(sound(".jpg", PHOTO, "images"), sound(".npz", CAM))
 def test_masks_of_cams(said: Said, photographs: list[Item], cams: list[Item]) -> None:
@@ -115,6 +116,7 @@ def cam_ids(out: str) -> set[str]:
     return set(tables.read_table(f"{out}/cam-files.parquet").column("image_id").to_pylist())
 
 
+@pytest.mark.slow
 @commands
 @given(sound(".png", MASK), sound(".png", MASK))
 def test_scores(said: Said, masks: list[Item], truth: list[Item]) -> None:
@@ -155,6 +157,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.mark.slow
 @commands
 @given(sound(".jpg", PHOTO, "images"))
 def test_predictions(said: Said, segmenter: str, items: list[Item]) -> None:
