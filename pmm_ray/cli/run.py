@@ -91,12 +91,24 @@ def doctor(
     run_dir: Annotated[
         str | None, typer.Option(help="With --cluster: every node must be able to write there.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE|FOLDER", help="Check a data set instead: what a run would make of it."
+        ),
+    ] = None,
     setting: Setting = None,
     address: Address = "auto",
 ) -> None:
-    """Say what this machine or cluster has, and what to do about what it lacks."""
+    """Say what this machine, cluster or data set has, and what to do about what it lacks."""
     from pmm_ray.commands.doctor import diagnose, diagnose_cluster
 
+    if cluster and data is not None:
+        raise typer.BadParameter("--data and --cluster are two checks: give one")
+    if data is not None:
+        from pmm_ray.commands.check_data import check_data
+
+        raise typer.Exit(check_data(data, setting or ()))
     if cluster:
         raise typer.Exit(diagnose_cluster(run_dir, setting or (), address))
     raise typer.Exit(diagnose())

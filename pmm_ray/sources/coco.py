@@ -132,6 +132,13 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
     return files
 
 
+def has_annotations(root: str) -> bool:
+    """Whether a folder has an annotation file where one is looked for, of any usual split."""
+    names = [pattern.format(split) for split in USUAL_SPLITS for pattern in FILES]
+    places = (storage.join(root, name) for name in (*SINGLE_FILES, *names))
+    return any(storage.exists(place) for place in places)
+
+
 def _unasked(root: str, splits: Sequence[str]) -> list[str]:
     """A line for each annotation file of a usual split that nobody asked for."""
     if has_ending(root, ".json"):

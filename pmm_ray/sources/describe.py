@@ -17,6 +17,7 @@ from pmm_ray.sources import (
     folder,
     foreign,
     label_files,
+    label_lines,
     names,
     photographs,
     score_files,
@@ -62,7 +63,10 @@ def _sections() -> Iterable[str]:
         "## Text",
         "",
         "UTF-8, and UTF-16 or UTF-32 with a byte order mark; anything else is refused. Tables are "
-        "separated by `,`, `;` or tabs; lines of which every cell is empty are left out.",
+        "separated by `,`, `;` or tabs (Excel's line `sep=;` is understood); lines of which every "
+        "cell is empty are left out. The columns of labels may be called, in any case: "
+        + "; ".join(f"`{key}`: {_code(names)}" for key, names in label_lines.COLUMNS.items())
+        + ". Without a column of labels each other column is a class, with 0 or 1 in each line.",
         "",
         "## Class lists",
         "",

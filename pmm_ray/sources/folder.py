@@ -2,8 +2,10 @@
 
     ROOT/images/*.jpg      also in sub-folders, and every other format of `images.FORMATS`
     ROOT/labels.csv        image_id,labels[,split]   labels separated by ';'
+    ROOT/SPLIT/_classes.csv   instead, as Roboflow exports it: filename and a 0 or 1 for each class
     ROOT/classes.txt       optional: one class name a line, in the order of their ids
-    ROOT/masks/ID.png      optional ground truth: indexed or grey, values in the order of the ids
+    ROOT/masks/ID.png      optional ground truth: indexed or grey, values in the order of the ids;
+                           or of colours that CVAT's `labelmap.txt` names
 
 A file's image id is its path below `images/` without the ending. Where that is not an allowed id
 (folders, spaces, other scripts, too long), every run of other characters becomes '-' and '-' with
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
@@ -34,11 +36,12 @@ from pmm_ray.sources.names import NameIndex, has_ending, pair, stem_path
 from pmm_ray.sources.photographs import (
     CLASS_FILES,
     IMAGE_FOLDERS,
+    LABEL_FILES,
     MASK_FOLDERS,
     Photographs,
     find_photographs,
 )
-from pmm_ray.sources.truth import check_truth_values
+from pmm_ray.sources.truth import ColourMasks, check_truth_values
 
 # the class of a label space that nothing names: unlabelled photographs without class names
 UNNAMED_CLASS = "object"
@@ -78,9 +81,11 @@ def import_folder(
     """
     root = storage.absolute(root)
     photographs = find_photographs(root, out)
-    default_csv = storage.join(root, "labels.csv")
-    csv_uri = labels_csv or (default_csv if storage.exists(default_csv) else None)
-    lines = read_labels_csv(csv_uri) if csv_uri and read_labels else []
+    tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
+    csv_uri = ", ".join(tables)
+    lines: list[LabelLine] = []
+    for uri, folder in tables.items() if read_labels else ():
+        lines += read_labels_csv(uri, folder)
     classes = _classes(root, class_names)
     listed = classes is not None
     if classes is None:
@@ -99,6 +104,7 @@ def import_folder(
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
     masks, unused = _masks(root, photographs, images)
+    colours = ColourMasks(space, classes.colours, out)
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         # a name that may mean this photograph or another is a fault of both
@@ -109,7 +115,14 @@ def import_folder(
         if len(truth) > 1:
             images.fail(image_id, "label", f"several masks fit it: {', '.join(truth)}", uri)
             continue
-        images.add(image_id, uri, line.split, labels, *truth)
+        try:
+            truth = [colours.indexed(truth_uri, image_id) for truth_uri in truth]
+        except RowError as error:
+            images.fail(image_id, error.kind, error.message, error.uri)
+        except ValueError as error:
+            images.fail(image_id, "label", str(error), truth[0])
+        else:
+            images.add(image_id, uri, line.split, labels, *truth)
     stems = set(map(stem_path, photographs.files))
     lone = [line for line in joined.missed if not (line.fault and line.name in stems)]
     for line in lone:
@@ -127,11 +140,28 @@ def import_folder(
     return images.finish(counts, found=photographs.found + len(lone))
 
 
+def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
+    """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
+    for name in LABEL_FILES:
+        uri = storage.join(root, name)
+        if storage.exists(uri):
+            return {uri: ""}
+    # as Roboflow exports it: a folder a split, each with its own
+    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
+    found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
+    return {uri: folder for uri, folder in found.items() if storage.exists(uri)}
+
+
 def _spellings(written: str) -> tuple[str, ...]:
-    """A name as it stands in a CSV, and below the folder of photographs if it begins with that."""
+    """A name as it stands in a CSV; below the folder of photographs if it begins with that.
+
+    A spreadsheet makes `7.0` of the name 7.
+    """
     beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
     below = next((written.removeprefix(b) for b in beginnings if written.startswith(b)), None)
-    return (written,) if below is None else (below, written)
+    ways = (written,) if below is None else (below, written)
+    number = written.removesuffix(".0")
+    return (*ways, number) if number != written and number.isdecimal() else ways
 
 
 def _classes(root: str, class_names: Sequence[str] | None) -> ClassList | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -30,7 +30,7 @@ FILES = {
 """What a class list may be."""
 
 # CVAT writes the colour of each class behind its name
-_LABELMAP = re.compile(r"^(?P<name>.+?):(?:\d+,\d+,\d+)?:[^:]*:[^:]*$")
+_LABELMAP = re.compile(r"^(?P<name>.+?):(?P<colour>\d+,\d+,\d+)?:[^:]*:[^:]*$")
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
@@ -38,10 +38,14 @@ _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
 
 @dataclass(frozen=True)
 class ClassList:
-    """A list of classes; `background` is how it spells the background, empty where it has none."""
+    """A list of classes; `background` is how it spells the background, empty where it has none.
+
+    `colours` are the (r, g, b) of colour masks by contiguous id, empty where it names none.
+    """
 
     space: LabelSpace
     background: str = ""
+    colours: tuple[tuple[int, ...], ...] = ()
 
 
 def read_label_space(word: str) -> LabelSpace:
@@ -94,11 +98,18 @@ def class_list(names: Iterable[str], name: str) -> ClassList:
 
 
 def _from_lines(lines: list[str], name: str) -> ClassList:
-    mapped = [_LABELMAP.match(line) for line in lines]
-    names = [m["name"] for m in mapped if m] if lines and all(mapped) else lines
-    if names and names[0] == _IGNORE:
-        names = names[1:]
-    return class_list(names, name)
+    found = [m for m in map(_LABELMAP.match, lines) if m]
+    if not lines or len(found) < len(lines):
+        return class_list(lines[1:] if lines and lines[0] == _IGNORE else lines, name)
+    classes = class_list([m["name"] for m in found], name)
+    colours = [tuple(map(int, m["colour"].split(","))) for m in found if m["colour"]]
+    if len(colours) < len(found):
+        return classes
+    if not classes.background:
+        colours.insert(0, (0, 0, 0))
+    if len(set(colours)) < len(colours):
+        raise ValueError("two classes have one colour")
+    return replace(classes, colours=tuple(colours))
 
 
 def _from_json(text: str, name: str) -> ClassList:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -12,7 +13,17 @@ from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
 DEFAULT_SPLIT = "train"
 SEPARATOR = ";"
-_LABEL_COLUMNS = ("labels", "label")
+COLUMNS = {
+    "image_id": ("image_id", "filename", "file_name", "image", "file"),
+    "labels": ("labels", "label", "classes", "class"),
+    "split": ("split", "subset"),
+}
+"""What people call the columns; the first that is there counts."""
+_MARKS = dict.fromkeys(("0", "0.0", "false", "no", ""), False)
+_MARKS |= dict.fromkeys(("1", "1.0", "true", "yes", "x"), True)
+# how spreadsheets and pandas write an empty cell
+_EMPTY = {"nan", "null", "none", "n/a", "<na>", "-"}
+_WHOLE = re.compile(r"^(\d+)\.0+$")
 # in no class name of the field, and what people separate classes by
 _OTHER_SEPARATORS = ",|[]{}\t\n"
 
@@ -27,43 +38,99 @@ class LabelLine:
     fault: str = ""
 
 
-def read_labels_csv(uri: str) -> list[LabelLine]:
+def read_labels_csv(uri: str, folder: str = "") -> list[LabelLine]:
     """The lines of a CSV file with the columns image_id and labels (or label), and maybe split.
+
+    Without a column of labels each other column is a class, with 0 or 1 (or false, true, no, yes)
+    in each line, as in Roboflow's `_classes.csv`. See `COLUMNS` for other names of the columns.
+
+    Args:
+        uri: of the file.
+        folder: of Roboflow's: its photographs are there, and it is the name of their split.
 
     Raises:
         CannotRunError: no such file, no text, or without those columns.
     """
-    return label_lines(uri, read_table_text(uri, "labels file"))
+    lines = label_lines(uri, read_table_text(uri, "labels file"))
+    if not folder:
+        return lines
+    return [replace(line, name=f"{folder}/{line.name}", split=folder) for line in lines]
 
 
 def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
     """As `read_labels_csv`, of a table that is read already."""
-    labels = next((column for column in _LABEL_COLUMNS if column in table.columns), None)
-    if "image_id" not in table.columns or labels is None:
+    places = {name: _only(uri, table, names) for name, names in COLUMNS.items()}
+    image, labels, split = places["image_id"], places["labels"], places["split"]
+    others = [column for column in table.columns if column not in (image, split, "")]
+    if image and not labels and _all_marks(table, others):
+        return [_marked(line, image, split, others) for line in table.lines]
+    if not image or not labels:
         raise CannotRunError(
             f"{uri}: the first line must name the columns image_id and labels, separated by ','; "
             f"it names {list(table.columns)}"
         )
-    return [_line(line, labels) for line in table.lines]
+    lines = [_line(line, image, labels, split) for line in table.lines]
+    lengths = {len(line.labels) for line in lines}
+    words = {word for line in lines for word in line.labels}
+    if words <= {"0", "1"} and len(lengths) == 1 and max(lengths) > 1:
+        # each line alone could be two classes called 0 and 1
+        raise CannotRunError(
+            f"{uri}: its labels are 0 or 1 for each of {max(lengths)} classes: write the names of "
+            "the classes, or a column of 0 and 1 for each class with its name above"
+        )
+    return lines
 
 
-def _line(line: TableLine, label_column: str) -> LabelLine:
+def _only(uri: str, table: TextTable, names: Sequence[str]) -> str:
+    """The column that one of these names means, in any case; empty where there is none."""
+    for name in names:
+        found = [column for column in table.columns if column.casefold() == name]
+        if len(found) > 1:
+            raise CannotRunError(f"{uri}: its first line names {found} twice: keep one of them")
+        if found:
+            return found[0]
+    return ""
+
+
+def _all_marks(table: TextTable, columns: Sequence[str]) -> bool:
+    """Whether each column is a class: marked or not in every line."""
+    cells = [line.cells[column].casefold() for line in table.lines for column in columns]
+    marks = sum(cell in _MARKS for cell in cells)
+    # one odd cell is that line's fault
+    return marks > 0 and marks * 2 >= len(cells)
+
+
+def _marked(line: TableLine, image: str, split: str, columns: Sequence[str]) -> LabelLine:
+    cells = {normalize_name(name): line.cells[name].casefold() for name in columns}
+    odd = sorted({cell for cell in cells.values() if cell not in _MARKS})
+    return LabelLine(
+        line.cells[image] or f"line-{line.number}",
+        tuple(name for name, cell in cells.items() if _MARKS.get(cell)),
+        (line.cells[split] if split else "") or DEFAULT_SPLIT,
+        f"line {line.number} of the CSV holds {odd}, not 0 or 1" if odd else "",
+    )
+
+
+def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLine:
     words = [normalize_name(word) for word in line.cells[label_column].split(SEPARATOR)]
-    words = [word for word in words if word]
+    # numbers of a spreadsheet: 1.0 is 1
+    words = [_WHOLE.sub(r"\1", word) for word in words if word]
+    if len(words) == 1 and words[0].casefold() in _EMPTY:
+        words = []
     fault = ""
     if line.surplus:
         fault = (
             f"line {line.number} of the CSV has more columns than its first: "
             f"separate the classes of an image by {SEPARATOR!r}"
         )
-    elif not line.cells["image_id"]:
+    elif not line.cells[image]:
         fault = f"line {line.number} of the CSV names no image"
     elif len(set(words)) < len(words) and set(words) <= {"0", "1"}:
         fault = f"line {line.number} of the CSV holds {words}, 0 or 1 a class: write the names"
     return LabelLine(
-        name=line.cells["image_id"] or f"line-{line.number}",
+        name=line.cells[image] or f"line-{line.number}",
         labels=tuple(words),
-        split=line.cells.get("split", "") or DEFAULT_SPLIT,
+        split=(line.cells[split] if split else "") or DEFAULT_SPLIT,
         fault=fault,
     )
 

@@ -17,7 +17,7 @@ IMAGE_FOLDERS = ("images", "JPEGImages")
 """Where photographs are looked for below a root; else they are in the root itself."""
 MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
 """Where the ground truth of a folder is looked for."""
-LABEL_FILES = ("labels.csv",)
+LABEL_FILES = ("labels.csv", "_classes.csv")
 CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
 """Lists of class names: ours, LabelMe's, CVAT's."""
 
@@ -128,7 +128,7 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
         return LEFT_OUT["results"]
     if len(parts) > 1 and parts[0] in MASK_FOLDERS:
         return LEFT_OUT["masks"]
-    if path in (*LABEL_FILES, *CLASS_FILES):
+    if path in (*LABEL_FILES, *CLASS_FILES) or parts[1:] == ["_classes.csv"]:
         return LEFT_OUT["labels"]
     if not has_ending(path, IMAGE_SUFFIXES):
         return LEFT_OUT["other"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
@@ -25,6 +26,7 @@ _MARKS = (
 # Lists, tables and annotations of one image stay far below; COCO's JSON is streamed, not read here.
 MOST_BYTES = 512 << 20
 _DELIMITERS = ",;\t"
+_SEPARATOR_LINE = re.compile(r"\A\s*\"?sep=.\"?[ \t]*\r?\n")
 
 
 def encoding_of(head: bytes) -> str:
@@ -94,7 +96,8 @@ def read_table_text(uri: str, what: str = "file") -> TextTable:
     Raises:
         CannotRunError: see `read_text`; or quotes that never end.
     """
-    text = read_text(uri, what)
+    # a first line by which Excel is told the separator
+    text = _SEPARATOR_LINE.sub("", read_text(uri, what))
     first = text.lstrip().split("\n", 1)[0]
     # spreadsheets of half of Europe separate by ';': what the first line holds most of
     delimiter = max(_DELIMITERS, key=first.count)

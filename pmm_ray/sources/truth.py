@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import decode_mask, read_file
+from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, encode_mask, is_colour, read_file
 
 # masks that are opened at an import: the first and last, and those between at equal steps
 _LOOKED_INTO = 16
@@ -47,3 +49,41 @@ def check_truth_values(uris: Sequence[str], space: LabelSpace) -> str:
         f"masks hold {strange[:10]}, which are no classes: 0..{space.num_foreground} and "
         f"{space.ignore} are; such an image is not scored"
     )
+
+
+@dataclass(frozen=True)
+class ColourMasks:
+    """Turns masks of colours into indexed ones, by the colours that a class list names.
+
+    Args:
+        space: the classes.
+        colours: (r, g, b) by contiguous id.
+        out: folder for the indexed masks.
+    """
+
+    space: LabelSpace
+    colours: tuple[tuple[int, ...], ...]
+    out: str
+
+    def indexed(self, uri: str, image_id: str) -> str:
+        """The uri of a mask whose values are ids: the file itself unless it is one of colours.
+
+        Raises:
+            ValueError: a colour that no class has.
+            RowError: a file that cannot be read.
+        """
+        if not self.colours or not is_colour(uri):
+            return uri
+        rgb = decode_rgb(read_file(uri), apply_exif=False, uri=uri).astype(np.int32)
+        codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        found, places = np.unique(codes, return_inverse=True)
+        known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(self.colours)}
+        strange = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
+        strange = [c for c, code in zip(strange, found.tolist(), strict=True) if code not in known]
+        if strange:
+            raise ValueError(f"the mask {uri} has the colours {strange[:5]}, which no class has")
+        values = np.array([known[code] for code in found.tolist()], np.int64)
+        mask = values[places.reshape(codes.shape)]
+        place = storage.join(self.out, "masks", f"{image_id}.png")
+        storage.write_bytes(place, encode_mask(mask, self.space))
+        return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -64,16 +65,28 @@ def unused_splits(splits: Mapping[str, int], asked: Sequence[str]) -> list[str]:
 
 
 def near_names(names: Sequence[str]) -> list[str]:
-    """A line for classes that may be one, written in two ways: in another case, or as a plural."""
+    """A line for classes that may be one, written in two ways: in another case, or as a plural.
+
+    And one for each class whose name is made of others: `dog/cat` beside `dog` and `cat`.
+    """
     by_key: dict[str, list[str]] = {}
     for name in names:
         key = "".join(char for char in name.casefold() if char.isalnum()).removesuffix("s")
         by_key.setdefault(key or name, []).append(name)
-    return [
+    known = set(names)
+    joined = [name for name in names if len(_parts(name)) > 1 and _parts(name) <= known]
+    several = [
+        f"is {name!r} several classes? Separate the classes of an image by ';'" for name in joined
+    ]
+    return several + [
         f"are these one class? {', '.join(repr(name) for name in found)}"
         for found in by_key.values()
         if len(found) > 1
     ]
+
+
+def _parts(name: str) -> set[str]:
+    return {part for part in re.split(r"[\s/+&]+|\band\b", name) if part}
 
 
 def _classes(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> str:

@@ -55,10 +55,10 @@ junk = st.lists(items, max_size=14)
 """What a folder may hold: (sub-folder, name, content or kind of link)."""
 
 
-def sound(ending: str, content: bytes) -> st.SearchStrategy[list[Item]]:
+def sound(ending: str, content: bytes, folder: str = "") -> st.SearchStrategy[list[Item]]:
     """Junk beside one to three files that are as they should be."""
     good = st.lists(st.sampled_from([b"good", b"better", b"sub good"]), min_size=1, unique=True)
-    named = good.map(lambda found: [("", name + ending.encode(), content) for name in found])
+    named = good.map(lambda found: [(folder, name + ending.encode(), content) for name in found])
     return st.tuples(junk, named).map(lambda two: [*two[0], *two[1]])
 
 

@@ -36,6 +36,7 @@ from .mutations import commands
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 _FIRST = re.compile(r"^(\d+) of (\d+) (?:images|masks|photographs)\nnot: (.*)\n-> ", re.M | re.S)
+MANY = ["errors.budget=100"]
 Said = Callable[[], str]
 
 
@@ -72,7 +73,7 @@ def rows(place: str) -> int:
 
 
 @commands
-@given(sound(".jpg", PHOTO))
+@given(sound(".jpg", PHOTO, "images"))
 def test_an_import_and_a_run(said: Said, items: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = f"{place}/root"
@@ -84,19 +85,22 @@ def test_an_import_and_a_run(said: Said, items: list[Item]) -> None:
         run = run_recipe(
             f"{place}/r.yaml",
             run_dir=f"{place}/run",
-            settings=[f"data.root={root}", "errors.budget=100"],
+            settings=[f"data.root={root}", *MANY],
             last="import_data",
         )
         assert closing(run, said()) == total
 
 
+@pytest.mark.slow
 @commands
-@given(sound(".jpg", PHOTO), sound(".npz", CAM))
+@given(sound(".jpg", PHOTO, "images"), sound(".npz", CAM))
 def test_masks_of_cams(said: Said, photographs: list[Item], cams: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/photos", photographs) + make(f"{place}/cams", cams)
         out = f"{place}/out"
-        code = make_masks_of(f"{place}/photos", f"{place}/cams", out, trust_pickle=True)
+        code = make_masks_of(
+            f"{place}/photos", f"{place}/cams", out, trust_pickle=True, settings=MANY
+        )
         total = closing(code, said())
         if total is None:
             return
@@ -112,13 +116,16 @@ def cam_ids(out: str) -> set[str]:
     return set(tables.read_table(f"{out}/cam-files.parquet").column("image_id").to_pylist())
 
 
+@pytest.mark.slow
 @commands
 @given(sound(".png", MASK), sound(".png", MASK))
 def test_scores(said: Said, masks: list[Item], truth: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/masks", masks) + make(f"{place}/truth", truth)
         out = f"{place}/out"
-        code = score(f"{place}/masks", f"{place}/truth", out=out, label_space="voc12")
+        code = score(
+            f"{place}/masks", f"{place}/truth", out=out, label_space="voc12", settings=MANY
+        )
         total = closing(code, said())
         if total is None:
             return
@@ -150,13 +157,14 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.mark.slow
 @commands
-@given(sound(".jpg", PHOTO))
+@given(sound(".jpg", PHOTO, "images"))
 def test_predictions(said: Said, segmenter: str, items: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/photos", items)
         out = f"{place}/out"
-        small = ["predict.ratios=[1.0]", "predict.resize_base=[32,32]", "predict.actors=1"]
+        small = ["predict.ratios=[1.0]", "predict.resize_base=[32,32]", "predict.actors=1", *MANY]
         code = predict_folder(segmenter, f"{place}/photos", out, settings=small)
         total = closing(code, said())
         made = len(list(Path(out, "masks").glob("[!.]*.png")))

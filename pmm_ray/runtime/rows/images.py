@@ -211,6 +211,13 @@ def read_mask_size(uri: str) -> tuple[int, int]:
     return height, width
 
 
+def is_colour(uri: str) -> bool:
+    """Whether a file is a PNG of colours, by its header. Raises RowError of kind `missing`."""
+    header = read_file(uri, _PNG_HEADER_BYTES)
+    kind = header[_PNG_BIT_DEPTH_AT + 1 : _PNG_BIT_DEPTH_AT + 2]
+    return header.startswith(_PNG_SIGNATURE) and kind in (b"\x02", b"\x06")
+
+
 def _check_mask_format(data: bytes, uri: str) -> None:
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)

@@ -1,0 +1,113 @@
+"""`pmm doctor --data`: what a run would make of a data set, without running or keeping anything."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from pmm_ray.config import DataConfig, load_recipe
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.accounting import close
+from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.understood import console
+
+# what tells the layout of a folder, the surest first; else it is `folder`
+_LAYOUTS = (
+    ("voc12", ("ImageSets", "VOC2012/ImageSets", "VOCdevkit/VOC2012/ImageSets")),
+    ("coco14", ("annotations/instances_train2014.json", "annotations/instances_val2014.json")),
+)
+
+
+def check_data(place: str, settings: Sequence[str] = ()) -> int:
+    """Import a data set into a folder that is deleted, and print all that an import finds out.
+
+    Args:
+        place: a recipe (YAML), whose section `data` counts; or a data set, whose source is told
+            by what is there, or named by `data.source` in `settings`.
+        settings: `section.key=value`, see `load_recipe`.
+
+    Returns:
+        The exit code: 0 if a run could use it, 3 if more images failed than `errors.budget`
+        allows, else 1.
+    """
+
+    def body(progress: Progress) -> None:
+        is_recipe = has_ending(place, (".yaml", ".yml"))
+        config = load_recipe(place if is_recipe else None, settings)
+        data = config.data
+        if not is_recipe:
+            changes: dict[str, Any] = {"root": place}
+            if not any(word.startswith("data.source=") for word in settings):
+                changes["source"] = source_of(place)
+            data = data.model_copy(update=changes)
+        print(f"source: {data.source}, {data.root or 'no root'}")
+        if data.source == "manifest":
+            _require_training_images(open_manifest(data.root), data)
+            return
+        with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
+            from pmm_ray.stages.import_data import import_source
+
+            report = import_source(data, scratch, config.seed)
+            _show(report)
+            close(report.accounting, "nothing is kept of this check", _print)
+            require_budget("import", report.errors, config.errors.budget, report.total)
+            _require_training_images(report.manifest, data)
+            if not any(counts.get(data.train_split) for counts in report.classes.values()):
+                raise CannotRunError(
+                    f"no image of split {data.train_split} has a label: there is nothing to learn"
+                )
+
+    return guarded(body)
+
+
+def source_of(place: str) -> str:
+    """The `data.source` that fits what is in a folder, or a file.
+
+    Raises:
+        CannotRunError: nothing is there.
+    """
+    place = storage.absolute(place)
+    if not storage.exists(place):
+        raise CannotRunError(f"nothing is at {place}")
+    if has_ending(place, (".json", ".parquet")):
+        return "coco" if has_ending(place, ".json") else "parquet"
+    if storage.exists(storage.join(place, "labelmap.txt")):
+        return "folder"  # CVAT's masks have VOC's folders
+    for source, names in _LAYOUTS:
+        if any(storage.exists(storage.join(place, name)) for name in names):
+            return source
+    from pmm_ray.sources.coco import has_annotations
+
+    if has_annotations(place):
+        return "coco"
+    folders = (place, storage.join(place, "data"))
+    if any(storage.list_files(folder, ".parquet") for folder in folders):
+        return "parquet"
+    return "folder"
+
+
+def _show(report: ImportReport) -> None:
+    for name, count in report.counts.items():
+        print(f"{name}: {count}")
+    print(console(report))
+    for row in report.errors:
+        _print(f"{row.kind}: {row.image_id}: {row.message}" + (f" ({row.uri})" if row.uri else ""))
+
+
+def _require_training_images(manifest: Manifest, data: DataConfig) -> None:
+    if not manifest.splits.get(data.train_split):
+        known = ", ".join(manifest.splits)
+        raise CannotRunError(
+            f"no image is of the training split {data.train_split!r}, there are {known}: set "
+            "data.train_split"
+        )
+
+
+def _print(text: str) -> None:
+    print(storage.printable(text), flush=True)

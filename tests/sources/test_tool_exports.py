@@ -1,0 +1,114 @@
+"""Exports of annotation tools as they come: CVAT's colour masks, Roboflow's multi-label tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.sources.folder import import_folder
+from pmm_ray.sources.understood import console
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\ndog:61,61,245::\n"
+COLOURS = np.array([[0, 0, 0], [250, 50, 83], [61, 61, 245]], np.uint8)
+
+
+def photograph(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colour_masks_of_cvat_are_read_by_their_label_map(mode: str, tmp_path: Path) -> None:
+    ids = np.arange(48).reshape(6, 8) % 3
+    root = tmp_path / "export"
+    (root / "SegmentationClass").mkdir(parents=True)
+    (root / "labelmap.txt").write_text(LABELMAP)
+    for name, shown in (("a", COLOURS), ("b", COLOURS + 1)):
+        photograph(root / f"JPEGImages/{name}.jpg")
+        image = Image.fromarray(shown[ids]).convert(mode)
+        image.save(root / f"SegmentationClass/{name}.png")
+    report = import_folder(str(root), str(tmp_path / "out"))
+    [row] = tables.read_table(report.manifest.uri).to_pylist()
+    assert row["image_id"] == "a"
+    truth = Path(report.manifest.locate(row["ground_truth_uri"])).read_bytes()
+    assert np.array_equal(decode_mask(truth), ids)
+    [failed] = report.errors
+    assert (failed.image_id, failed.kind) == ("b", "label")
+    assert "the colours [(1, 1, 1), (62, 62, 246), (251, 51, 84)], which no class" in failed.message
+
+
+def test_multi_label_tables_of_roboflow(tmp_path: Path) -> None:
+    for split, names in (("train", "ab"), ("valid", "c")):
+        for name in names:
+            photograph(tmp_path / f"set/{split}/{name}.jpg")
+    (tmp_path / "set/train/_classes.csv").write_text(
+        "filename, cat, dog\na.jpg, 1, 0\nb.jpg, 1, 1\nx.jpg, 0, 1\n"
+    )
+    (tmp_path / "set/valid/_classes.csv").write_text("filename, cat, dog\nc.jpg, 0, 2\n")
+    report = import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.classes == {"cat": {"train": 2}, "dog": {"train": 1}}
+    assert {row.image_id: row.kind for row in report.errors} == {
+        "train/x.jpg": "missing",
+        "valid-c-" + report.errors[-1].image_id[8:]: "label",
+    }
+    assert "holds ['2'], not 0 or 1" in report.errors[-1].message
+    assert "labels: " in console(report)
+    assert report.accounting.left_out["labels and class names"].count == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_id,dog,cat\na,1,1\nb,1,0\n",
+        "Image,dog,cat\na.jpg,True,TRUE\nb.jpg,yes,no\n",
+        'filename;class\na.jpg;"dog;cat"\nb.jpg;dog\n',
+        'sep=;\nimage_id;Labels\na;"dog;cat"\nb;dog\n',
+        "image_id,labels\na,dog;cat\nb,dog\nc,NaN\n",
+        "image_id,labels\na,dog;cat\nb,dog\nc,None\n",
+    ],
+)
+def test_tables_as_people_write_them(text: str, tmp_path: Path) -> None:
+    for name in "abc":
+        photograph(tmp_path / f"set/images/{name}.jpg")
+    (tmp_path / "set/labels.csv").write_text(text)
+    report = import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.classes == {"cat": {"train": 1}, "dog": {"train": 2}}
+    assert (report.counts["unlabelled"], len(report.errors)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image_id,labels\na,1;0\nb,0;1\n", "0 or 1 for each of 2 classes"),
+        ("image_id,labels,Labels\na,dog,cat\n", "twice: keep one"),
+        ("image_id,width\na,640\n", "must name the columns image_id and labels"),
+    ],
+)
+def test_tables_that_could_be_misread_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    for name in "ab":
+        photograph(tmp_path / f"set/images/{name}.jpg")
+    (tmp_path / "set/labels.csv").write_text(text)
+    with pytest.raises(CannotRunError, match=said):
+        import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
+
+
+def test_numbers_of_a_spreadsheet_are_the_numbers_that_were_meant(tmp_path: Path) -> None:
+    for name in ("7", "8"):
+        photograph(tmp_path / f"set/images/{name}.jpg")
+    (tmp_path / "set/labels.csv").write_text("image_id,labels\n7.0,1.0\n8.0,1\n")
+    report = import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.classes == {"1": {"train": 2}}
+
+
+def test_a_class_made_of_others_is_asked_about(tmp_path: Path) -> None:
+    for name in "abc":
+        photograph(tmp_path / f"set/images/{name}.jpg")
+    (tmp_path / "set/labels.csv").write_text("image_id,labels\na,dog/cat\nb,dog\nc,cat\n")
+    report = import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert "is 'dog/cat' several classes?" in console(report)
