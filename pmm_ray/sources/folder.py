@@ -111,16 +111,16 @@ def import_folder(
         none = LabelLine(name, (), DEFAULT_SPLIT, unsure.get(stem_path(name), ""))
         line = joined.of.get(name, none)
         labels = partial(label_ids, line, space, listed=listed)
-        truth = masks.get(stem_path(name), ())
-        if len(truth) > 1:
-            images.fail(image_id, "label", f"several masks fit it: {', '.join(truth)}", uri)
+        found = list(masks.get(stem_path(name), ()))
+        if len(found) > 1:
+            images.fail(image_id, "label", f"several masks fit it: {', '.join(found)}", uri)
             continue
         try:
-            truth = [colours.indexed(truth_uri, image_id) for truth_uri in truth]
+            truth = [colours.indexed(truth_uri, image_id) for truth_uri in found]
         except RowError as error:
             images.fail(image_id, error.kind, error.message, error.uri)
         except ValueError as error:
-            images.fail(image_id, "label", str(error), truth[0])
+            images.fail(image_id, "label", str(error), found[0])
         else:
             images.add(image_id, uri, line.split, labels, *truth)
     stems = set(map(stem_path, photographs.files))
