@@ -34,6 +34,9 @@ class ReportConfig(Section):
 
     gallery: int = execution(12, ge=0)
     """Images shown."""
+    filled: Natural = execution(0)
+    """Say the mean over the classes with at least so many training images, too; 0: over all only.
+    Small data sets have classes that nothing could be learnt of."""
 
 
 class NodeType(Section):

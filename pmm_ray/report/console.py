@@ -85,7 +85,25 @@ def print_stage_table(run_dir: str, console: Console) -> None:
             format_scores(row.mean_iou, run.held_out_split),
         )
     print_whole(table, console)
+    for line in filled_lines(run):
+        console.print(line, soft_wrap=True)
     print_cycles(run, console)
+
+
+def filled_lines(run: RunData) -> list[str]:
+    """What the masks score over the filled classes alone, where the recipe asks for it."""
+    scores = [
+        f"{e.title} {found * 100:.1f} {e.split}"
+        for e in run.evaluations
+        if (found := run.filled_iou(e)) is not None
+    ]
+    if not scores:
+        return []
+    least, count = run.setting("report", "filled", 0), len(run.filled_classes) - 1
+    over = (
+        f"mIoU % over the background and the {count} classes with {least} training images or more"
+    )
+    return [f"{over}: {', '.join(scores)}"]
 
 
 def format_rate(images_per_second: float) -> str:

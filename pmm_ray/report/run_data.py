@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pyarrow.compute as pc
 import yaml
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 _EVALUATION = "evaluate-"
@@ -90,6 +92,30 @@ class RunData:
     def manifest_uri(self) -> str | None:
         uri = self.record.get("manifest")
         return storage.anchor(uri, self.run_dir) if isinstance(uri, str) and uri else None
+
+    @cached_property
+    def filled_classes(self) -> frozenset[str]:
+        """The background and the classes with `report.filled` training images; empty: not asked."""
+        least, uri = int(self.setting("report", "filled", 0)), self.manifest_uri
+        if not least or uri is None or not storage.exists(uri):
+            return frozenset()
+        manifest = open_manifest(uri)
+        table = tables.read_table(uri, ["labels", "split"])
+        table = table.filter(
+            pc.equal(table.column("split"), self.setting("data", "train_split", ""))
+        )
+        counts = pc.value_counts(pc.list_flatten(table.column("labels"))).to_pylist()
+        labels = [0, *(count["values"] for count in counts if count["counts"] >= least)]
+        return frozenset(manifest.label_space.names[label] for label in labels)
+
+    def filled_iou(self, evaluation: Evaluation) -> float | None:
+        """Mean IoU 0..1 over the filled classes that have ground truth; None: not asked."""
+        found = [
+            value
+            for name, value in evaluation.class_iou.items()
+            if name in self.filled_classes and value is not None
+        ]
+        return sum(found) / len(found) if found else None
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
