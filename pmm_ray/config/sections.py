@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig
-from pmm_ray.config.base import Positive, Section, execution
+from pmm_ray.config.base import Natural, Positive, Section, execution
 from pmm_ray.config.classifier import CamsConfig, ClassifierConfig, MulticropConfig
 from pmm_ray.config.data import DataConfig
 from pmm_ray.config.masks import BaseConfig, MaskMethodName, MasksConfig
