@@ -244,7 +244,8 @@ def test_the_training_keeps_the_model_and_normalises_as_it_asks(
     row = next(row for row in tables.read_table(shapes.uri).to_pylist() if row["labels"])
     [made] = worker([{"manifest": row}])
     assert not isinstance(made, ErrorRow)
-    assert decode_cam(made).max() == pytest.approx(1, abs=1e-2)
+    # normalised before it is stored, at a quarter of the size
+    assert 0.9 < decode_cam(made).max() <= 1
 
 
 def test_messages_name_the_section(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_recipes_carry_the_papers_numbers(
     assert (section.crop_size, section.resize_base) == (crop, (2048, crop))
     assert (section.resize_ratio, section.cat_max_ratio) == ((0.5, 2.0), 0.75)
     pus = section.underfitting
-    assert (pus.kind, pus.scope, pus.beta, pus.kappa) == ("clamp", "worker", level, level)
+    assert (pus.kind, pus.scope, pus.beta, pus.kappa) == ("clamp", "group", level, level)
     space = VOC12 if outputs == 21 else COCO14
     ids = space.dataset_ids if section.layout == "dataset" else range(space.num_classes)
     assert max(ids) + 1 == outputs
