@@ -69,6 +69,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
         batch_size=job.config.batch_size,
         workers=job.workers,
         cpus=job.cpus,
+        gpus=int(context.cluster.gpus >= 1),
     )
     reporter = make_reporter()
     losses = Losses(job, context)
