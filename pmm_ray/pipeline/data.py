@@ -101,7 +101,7 @@ def pin_workers(run: Run) -> None:
         import yaml
 
         earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
-    from pmm_ray.runtime.training.workers import plan_workers
+    from pmm_ray.runtime.training.workers import count_workers, plan_workers
 
     update: dict[str, Any] = {}
     for name in TRAININGS:
@@ -109,7 +109,7 @@ def pin_workers(run: Run) -> None:
         if section.workers == "auto":
             workers = earlier.get(name, {}).get("workers", "auto")
             if workers == "auto":
-                workers = plan_workers(name, section, run.session.cluster).count
+                workers = count_workers(name, section, run.session.cluster)
             update[name] = section.model_copy(update={"workers": workers})
     run.config = run.config.model_copy(update=update)
     for step in _trainings_ahead(run):
