@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
@@ -101,7 +100,7 @@ def pin_workers(run: Run) -> None:
         import yaml
 
         earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
-    from pmm_ray.runtime.training.workers import plan_workers
+    from pmm_ray.runtime.training.workers import count_workers, plan_workers
 
     update: dict[str, Any] = {}
     for name in TRAININGS:
@@ -109,7 +108,7 @@ def pin_workers(run: Run) -> None:
         if section.workers == "auto":
             workers = earlier.get(name, {}).get("workers", "auto")
             if workers == "auto":
-                workers = plan_workers(name, section, run.session.cluster).count
+                workers = count_workers(name, section, run.session.cluster)
             update[name] = section.model_copy(update={"workers": workers})
     run.config = run.config.model_copy(update=update)
     for step in _trainings_ahead(run):
@@ -120,13 +119,14 @@ def pin_workers(run: Run) -> None:
 
 def _trainings_ahead(run: Run) -> list[Step]:
     """The trainings that may run now and that no attempt finished."""
-    selection, record = run.session.selection, storage.join(run.session.run_dir, "run.json")
-    known = json.loads(storage.read_bytes(record))["stages"] if storage.exists(record) else []
+    selection, place = run.session.selection, run.session.run_dir
+    # the folders themselves: `run.json` names the stages that the last attempt came to
     finished = {
-        stage["stage"]
-        for stage in known
+        name.rpartition("-")[0]
+        for name in storage.list_folders(place)
         if not selection.fresh
-        and storage.exists(storage.join(run.session.run_dir, stage["folder"], "summary.json"))
+        and name.startswith("train_")
+        and storage.exists(storage.join(place, name, "summary.json"))
     }
     return [
         step

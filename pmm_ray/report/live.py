@@ -122,7 +122,7 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
             stages[name].errors -= row["withdrawn"]
         elif event == "training_start":
             stages.pop(name, None)
-            stages[name] = StageNow(name, "steps", row["steps"], gpus=True)
+            stages[name] = StageNow(name, "steps", row["steps"], gpus=bool(row.get("gpus", 1)))
             begun[name] = row
         elif event == "train_step" and name in stages:
             stage, batch = stages[name], begun[name]["batch_size"]

@@ -110,7 +110,7 @@ def test_a_training_tells_its_steps(run_dir: Path) -> None:
     write(
         run_dir,
         (60, "stage_end", {"stage": "make_cams"}),
-        (61, "training_start", {"stage": name, "steps": 50, "batch_size": 4}),
+        (61, "training_start", {"stage": name, "steps": 50, "batch_size": 4, "gpus": 0}),
         (
             70,
             "train_step",
@@ -122,6 +122,7 @@ def test_a_training_tells_its_steps(run_dir: Path) -> None:
     assert (second.done, second.total, second.rate) == (10, 50, 2.0)
     assert second.seconds_left == pytest.approx(20)
     assert second.busy == pytest.approx(0.75)
+    assert not second.gpus
 
 
 def test_the_command_ends_with_the_run(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,84 @@ def test_the_best_network_is_there_before_the_state_that_names_it(
     own.close(5)
 
 
+def test_an_older_state_that_is_written_late_deletes_no_newer_best_network(
+    tmp_path: Path, told: Told
+) -> None:
+    folder = str(tmp_path / "train")
+    own = writer(folder, tmp_path, told)
+    for best, state in ((3, 4), (5, 4)):
+        own.save_best(best, {"w": torch.full((1,), float(best))})
+        assert own.wait(20)
+        own.save(state, content(state, best=3))
+        assert own.wait(20)
+    assert load_best(folder, 5)["w"].tolist() == [5]
+    own.save(6, content(6, best=5))
+    assert own.wait(20)
+    own.close()
+    assert not Path(folder, "best-000000003.pt").exists()
+    assert load_best(folder, 5)["w"].tolist() == [5]
+
+
+def test_a_state_whose_best_network_was_replaced_before_it_was_written_is_dropped(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = failing(monkeypatch, 1, "best-000000003")
+    monkeypatch.setattr(checkpoint, "_AGAIN_SECONDS", 0.5)
+    folder = str(tmp_path / "train")
+    own = writer(folder, tmp_path, told)
+    own.save_best(3, {"w": torch.zeros(1)})
+    while not count():
+        time.sleep(0.01)
+    own.save(4, content(4, best=3))
+    own.save_best(5, {"w": torch.ones(1)})
+    assert own.wait(20)
+    own.close()
+    assert checkpoints(folder) == []
+    assert load_best(folder, 5)["w"].tolist() == [1]
+
+
+def test_the_writer_outlives_any_error_and_a_listener_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, failures = storage.write_bytes, []
+
+    def write(uri: str, data: bytes) -> None:
+        if not failures:
+            failures.append(uri)
+            raise ValueError
+        whole(uri, data)
+
+    def told(event: str, **about: Any) -> None:
+        raise RuntimeError(event)
+
+    monkeypatch.setattr(storage, "write_bytes", write)
+    monkeypatch.setattr(checkpoint, "_AGAIN_SECONDS", 0.2)
+    own = CheckpointWriter(str(tmp_path / "train"), tmp_path, told)
+    own.save(1, content(1))
+    while not failures:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert own.failure == "ValueError"
+    assert own.wait(20)
+    own.close()
+    assert own.failure is None
+    assert [step for step, _ in checkpoints(str(tmp_path / "train"))] == [1]
+
+
+def test_a_writer_that_is_closed_waits_for_nothing(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = failing(monkeypatch, 10**9)
+    own = writer(str(tmp_path / "train"), tmp_path, told)
+    own.save(1, content(1))
+    while not count():
+        time.sleep(0.01)
+    own.close()
+    began = time.monotonic()
+    own.close(20)
+    assert time.monotonic() - began < 10
+
+
 def test_a_checkpoint_that_only_reached_the_nodes_disk_is_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +203,9 @@ def test_a_checkpoint_that_only_reached_the_nodes_disk_is_gone_on_from(
     assert uri is not None
     assert uri.endswith("step-000000006.pt")
     assert load_checkpoint(uri)["step"] == 6
+    save_checkpoint(local_copies(scratch, folder), 8, content(8))
+    storage.delete_folder(folder)  # --fresh
+    assert newest(folder, scratch, "f") is None
 
 
 def test_steps_go_on_while_a_checkpoint_is_written(

@@ -102,6 +102,27 @@ def test_damaged_parts_and_litter_are_removed_and_their_images_are_due(folder: S
     assert not litter.exists()
 
 
+def test_error_rows_without_a_place_are_accepted(folder: StageFolder) -> None:
+    """Runs of earlier versions wrote them so."""
+    commit(folder, [], failed=("i1",))
+    [part] = part_files(folder.errors_uri)
+    old = tables.read_table(part).drop_columns(["host", "process"])
+    tables.write_rows(part, old.to_pylist(), old.schema)
+    ledger = Ledger(folder, tables.MASKS)
+    assert ledger.scan() == []
+    assert ledger.failed == {"i1"}
+
+
+def test_a_part_that_is_gone_can_be_withdrawn(folder: StageFolder) -> None:
+    ledger = Ledger(folder, tables.MASKS)
+    counts = [commit(folder, [], failed=(image_id,)) for image_id in ("i1", "i2")]
+    for said in counts:
+        ledger.add(said)
+    Path(part_uri(folder.errors_uri, counts[0]["part"])).unlink()
+    assert ledger.withdraw([said["part"] for said in counts], ["i1", "i2"]) == 2
+    assert part_files(folder.errors_uri) == []
+
+
 def test_a_disk_that_fails_costs_no_part(
     folder: StageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

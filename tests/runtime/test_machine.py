@@ -156,6 +156,25 @@ def test_a_device_that_fails_at_three_images_is_at_fault() -> None:
     assert blame.verdict(anywhere) is None  # told once
 
 
+def test_a_healthy_stage_does_not_look_at_the_cluster() -> None:
+    asked: list[str] = []
+
+    def elsewhere(node: str) -> bool:
+        asked.append(node)
+        return True
+
+    blame = Blame()
+    blame.add(word("well", done=["a", "b"]))
+    blame.add(word("well", fault="c"))
+    assert blame.verdict(elsewhere) is None
+    assert asked == []
+    for image in "de":
+        blame.add(word("well", done=[f"after-{image}"]))
+        blame.add(word("well", fault=image))
+    assert blame.verdict(elsewhere) is not None
+    assert asked == ["well"]
+
+
 def test_images_that_break_every_device_are_no_nodes_fault() -> None:
     blame = Blame()
     for number in range(9):

@@ -141,6 +141,13 @@ def test_sixteen_gpus_take_voc() -> None:
     assert counts["segmenter"] == counts["classifier"] == 8
 
 
+def test_auto_counts_the_loader_processes_that_are_asked_for() -> None:
+    values = {"workers": "auto", "batch_size": 8, "loader_processes": 8}
+    section = RunConfig.model_validate({"segmenter": values}).segmenter
+    # 4 GPUs, and 24 CPUs that hold two workers of 9
+    assert plan_workers("segmenter", section, nodes_of(1, 24, 4)).count == 2
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -94,7 +94,7 @@ def table_of(image_ids: Sequence[str], parts: Sequence[int], rows: Sequence[int]
 
 
 def read_parts(
-    folder: str, schema: pa.Schema | None = None
+    folder: str, schema: pa.Schema | None = None, *earlier: pa.Schema
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
     """The ids of every part of a folder.
 
@@ -102,6 +102,7 @@ def read_parts(
         folder: of a table.
         schema: of parts that tasks wrote: they are read whole, and one with another schema or
             without rows is damaged. None: of any parts only the ids are read.
+        earlier: schemas that such parts may have, too.
 
     Returns:
         (uri, image ids in order of rows) of each part in order of name; and the uris of damaged
@@ -119,7 +120,9 @@ def read_parts(
             if not tables.is_damage(error):
                 raise
             return None
-        return ids if schema is None or (ids and table.schema.equals(schema)) else None
+        if schema is None or (ids and any(map(table.schema.equals, (schema, *earlier)))):
+            return ids
+        return None
 
     uris = part_files(folder)
     with ThreadPoolExecutor(_READERS) as readers:

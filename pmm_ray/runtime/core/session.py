@@ -155,12 +155,12 @@ def _nodes_noted(events: EventLog) -> Iterator[None]:
         events.write("nodes", nodes=len(alive), cpus=cpus, gpus=gpus)
 
     def notes() -> None:
-        # a cluster that is gone ends the run by other means
-        with contextlib.suppress(Exception):
-            while ray.is_initialized():
+        while ray.is_initialized():
+            # a cluster that is gone ends the run by other means
+            with contextlib.suppress(Exception):
                 note()
-                if ended.wait(_NOTE_NODES_SECONDS):
-                    return
+            if ended.wait(_NOTE_NODES_SECONDS):
+                return
 
     thread = threading.Thread(target=notes, name="nodes", daemon=True)
     thread.start()

@@ -270,6 +270,14 @@ def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> lis
     ]
 
 
+def list_folders(folder: str) -> list[str]:
+    """Sorted names of the folders in a folder; empty if there is no folder."""
+    filesystem, path = resolve(folder)
+    with reaching(folder):
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
 def _list_store(folder: str, recursive: bool) -> list[str]:
     filesystem, path = resolve(folder)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)

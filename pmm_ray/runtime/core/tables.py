@@ -47,6 +47,10 @@ EVALUATION = columns(image_id=TEXT, split=TEXT, cells=pa.list_(INT32), counts=pa
 ERRORS = columns(
     image_id=TEXT, stage=TEXT, kind=TEXT, message=TEXT, uri=TEXT, host=TEXT, process=INT64
 )
+# as runs wrote them before error rows had a place
+ERRORS_WITHOUT_PLACE = pa.schema(
+    [field for field in ERRORS if field.name not in ("host", "process")]
+)
 
 # Rows of a manifest row group: a worker reads one group to find the rows of its chunk.
 MANIFEST_ROW_GROUP = 1024

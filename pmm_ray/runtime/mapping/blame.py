@@ -161,7 +161,7 @@ class Blame:
             if node in self._judged:
                 continue
             others = [other for name, other in self._nodes.items() if name != node]
-            if why := self._device_at_fault(tally, others, elsewhere(node)):
+            if why := self._device_at_fault(node, others, elsewhere):
                 return self._judge(node, why, rows=False)
             doubtful = not self._trusts_rows and self._doubts_rows is None
             if doubtful and (why := _rows_at_fault(tally, others)) and elsewhere(node):
@@ -170,11 +170,14 @@ class Blame:
         return None
 
     def _device_at_fault(
-        self, tally: _Tally, others: Sequence[_Tally], elsewhere: bool
+        self, node: str, others: Sequence[_Tally], elsewhere: Callable[[str], bool]
     ) -> str | None:
-        known = tally.broke_at if elsewhere else tally.since_success
+        tally = self._nodes[node]
         most = max((len(other.faults) for other in others), default=0)
-        if len(known) < _FAULTS or len(tally.faults) < _TIMES * most:
+        if len(tally.broke_at) < _FAULTS or len(tally.faults) < _TIMES * most:
+            return None
+        # asked last: it looks at the cluster
+        if len(tally.since_success) < _FAULTS and not elsewhere(node):
             return None
         return f"its device failed at {len(tally.broke_at)} images, last: {tally.faults[-1]}"
 

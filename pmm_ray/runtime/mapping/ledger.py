@@ -46,7 +46,9 @@ class Ledger:
             CannotRunError: the store or the disk does not let us read; this deletes nothing then.
         """
         parts, broken = read_parts(self._folder.uri, self._schema)
-        errors, broken_errors = read_parts(self._folder.errors_uri, tables.ERRORS)
+        errors, broken_errors = read_parts(
+            self._folder.errors_uri, tables.ERRORS, tables.ERRORS_WITHOUT_PLACE
+        )
         for uri in broken + broken_errors:
             storage.delete_file(uri)
         for place in (self._folder.uri, self._folder.errors_uri):
@@ -85,11 +87,13 @@ class Ledger:
         self.failed.difference_update(image_ids)
         for name in names:
             uri = part_uri(self._folder.errors_uri, name)
+            self._error_parts.discard(uri)
+            if not storage.exists(uri):  # damaged, and deleted by a scan
+                continue
             self.failed.difference_update(
                 tables.read_table(uri, ["image_id"]).column("image_id").to_pylist()
             )
             storage.delete_file(uri)
-            self._error_parts.discard(uri)
         return before - len(self.failed)
 
     def _add(self, uri: str, image_ids: Sequence[str]) -> None:

@@ -199,7 +199,6 @@ def _counts(
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # our own watchdog says more
     pools = [producer.pool, pool] if producer is not None else [pool]
-    pools = [producer.pool, pool] if producer is not None else [pool]
     context.custom_execution_callback_classes = [watchdog(limits, pools)]
     context.max_errored_blocks = -1
     context.op_resource_reservation_enabled = False  # blocks are small: nothing to reserve

@@ -60,6 +60,7 @@ class Passes:
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
         while todo:
+            broke = blame.broke.copy()
             verdict = self._pass(todo, size, blame)
             if verdict is not None:
                 self._avoid(verdict)
@@ -73,8 +74,9 @@ class Passes:
                 silent, todo = len(todo), self.ledger.uncommitted(todo)
                 self.progress.advance(silent - len(todo))
             if size == 1:
-                again = {i for i in todo if 0 < blame.broke[i] < TRIES}
-                alone = [i for i in todo if not blame.broke[i]]
+                # one that broke a device in this pass; else only its process died
+                again = {i for i in todo if broke[i] < blame.broke[i] < TRIES}
+                alone = [i for i in todo if blame.broke[i] == broke[i]]
                 if 1 < len(alone) < silent_before:
                     # a process that died may have taken a neighbour along that was in its queue
                     again.update(alone)

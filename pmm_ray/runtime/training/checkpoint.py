@@ -6,10 +6,12 @@ the training, which only copies its state; a store that fails for a while costs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from typing import Any
 import torch
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
 
 _KEPT = 2
 # after a failure of the store, which itself tries for about a minute
@@ -46,10 +47,14 @@ def load_best(folder: str, step: int) -> dict[str, Any]:
     return load_checkpoint(_best(folder, step))
 
 
-def forget_others(folder: str, step: int) -> None:
-    """Delete the best networks of other steps, once a checkpoint says which one it is."""
+def forget_before(folder: str, step: int) -> None:
+    """Delete the best networks of earlier steps, once a checkpoint names this one.
+
+    One of a later step stays: a checkpoint that waits may name it.
+    """
     for uri in storage.list_files(folder, ".pt"):
-        if uri.rsplit("/", 1)[-1].startswith("best-") and not uri.endswith(_best("", step)):
+        name = uri.rsplit("/", 1)[-1]
+        if name.startswith("best-") and name < _best("", step):
             storage.delete_file(uri)
 
 
@@ -87,9 +92,21 @@ def on_cpu(value: Any) -> Any:
 
 
 def local_copies(scratch: Path, folder: str) -> str:
-    """Where a node keeps the newest checkpoint of a folder in a bucket, before it is there."""
-    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return str(scratch / "checkpoints" / name)
+    """Where a node keeps the newest checkpoint of a folder in a bucket, before it is there.
+
+    A folder that was deleted and made again (`--fresh`) has copies of its own.
+    """
+    uri = storage.join(folder, "made.txt")
+    try:
+        made = storage.read_bytes(uri).decode()
+    except FileNotFoundError:
+        made = uuid.uuid4().hex
+        storage.write_bytes(uri, made.encode())
+    return str(_copies(scratch, folder) / made)
+
+
+def _copies(scratch: Path, folder: str) -> Path:
+    return scratch / "checkpoints" / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
 class CheckpointWriter:
@@ -127,24 +144,30 @@ class CheckpointWriter:
         """Write the best network, before the next state, which names it."""
         copy = on_cpu(network)
         with self._changed:
+            if self._best and self._state and self._state[1]["best"][0] == self._best[0]:
+                self._state = None  # it names a network that may never be written
             self._best = (step, copy)
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
         """Wait until all is written; returns whether it is."""
         with self._changed:
-            return self._changed.wait_for(self._idle, seconds)
+            self._changed.wait_for(lambda: self._idle() or self._ended, seconds)
+            return self._idle()
 
     def close(self, seconds: float = 0.0) -> None:
         """Write no more, but for what is under way after so many seconds."""
         self.wait(seconds)
         with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+            self._end()
         self._thread.join(seconds or _AGAIN_SECONDS)
 
     def _idle(self) -> bool:
         return self._best is None and self._state is None and not self._working
+
+    def _end(self) -> None:
+        self._ended, self._best, self._state = True, None, None
+        self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -154,32 +177,49 @@ class CheckpointWriter:
                     return
                 best, state = self._best, self._state
                 self._working = True
-            # a best network first: a state that names it must find it
+            written = False
             try:
-                if best is not None:
-                    save_best(self._folder, *best)
-                elif state is not None:
-                    self._write(*state)
-                self.failure = None
-            except (OSError, CannotRunError) as error:
-                self.failure = str(error)
-                self._told("checkpoint_failed", reason=self.failure)
+                written = self._try(best, state)
+            finally:
+                with self._changed:
+                    self._working = False
+                    if written and best is not None and self._best is best:
+                        self._best = None
+                    if written and best is None and self._state is state:
+                        self._state = None
+                    self._changed.notify_all()
             with self._changed:
-                self._working = False
-                if self.failure is None and best is not None and self._best is best:
-                    self._best = None
-                if self.failure is None and best is None and self._state is state:
-                    self._state = None
-                self._changed.notify_all()
-                if self.failure is not None:
+                if not written:
                     self._changed.wait_for(lambda: self._ended, _AGAIN_SECONDS)
+
+    def _try(self, best: tuple[int, Any] | None, state: tuple[int, Any] | None) -> bool:
+        """Write one of them, a best network first: a state that names it must find it.
+
+        Returns whether it is written.
+        """
+        try:
+            if best is not None:
+                save_best(self._folder, *best)
+            elif state is not None:
+                self._write(*state)
+            self.failure = None
+        # whatever it is, the training goes on and this thread with it
+        except Exception as error:
+            self.failure = str(error) or type(error).__name__
+            self._tell("checkpoint_failed", reason=self.failure)
+        return self.failure is None
+
+    def _tell(self, event: str, **about: Any) -> None:
+        # what is written is written, whoever hears of it
+        with contextlib.suppress(Exception):
+            self._told(event, **about)
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         if self._local is not None:
             save_checkpoint(self._local, step, content)
         save_checkpoint(self._folder, step, content)
-        forget_others(self._folder, content["best"][0])
-        self._told("checkpoint", step=step)
+        forget_before(self._folder, content["best"][0])
+        self._tell("checkpoint", step=step)
 
 
 def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
@@ -205,4 +245,4 @@ def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
 
 def forget_local(folder: str, scratch: Path) -> None:
     """Delete this node's copies of a training that is done."""
-    storage.delete_folder(local_copies(scratch, folder))
+    storage.delete_folder(str(_copies(scratch, folder)))

@@ -40,14 +40,25 @@ class Drains:
         return found
 
 
-def save_at_once(reporter: Any, progress: Progress) -> None:
-    """Have the workers save a checkpoint, and wait until it is written."""
+def save_at_once(reporter: Any, steps: int, progress: Progress) -> None:
+    """Have the workers save a checkpoint, and wait until it is written.
+
+    Args:
+        reporter: handle of the training's `Reporter`.
+        steps: of the whole training.
+        progress: where it is said.
+    """
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):
-        before = ray.get(reporter.state.remote(), timeout=5).step
-        if not before:
+        state = ray.get(reporter.state.remote(), timeout=5)
+        before = state.step
+        if not state.workers or not 0 < before < steps:
             return
+        progress.message(
+            f"pmm: the training saves a checkpoint, for up to {_SAVE_SECONDS:.0f} s; "
+            "interrupt again to end at once"
+        )
         reporter.ask_to_save.remote()
         deadline = time.monotonic() + _SAVE_SECONDS
         while time.monotonic() < deadline:

@@ -69,6 +69,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
         batch_size=job.config.batch_size,
         workers=job.workers,
         cpus=job.cpus,
+        gpus=int(context.cluster.gpus >= 1),
     )
     reporter = make_reporter()
     losses = Losses(job, context)
@@ -97,6 +98,7 @@ def _attempt(
     losses: Losses,
 ) -> dict[str, Any] | None:
     """What the workers return; None: some were lost, and the training may begin again."""
+    reporter.begin.remote()
     fit = _Fit(_trainer(job, reporter, context.cluster))
     clock = Clock(job, context.config.runtime)
     drains = Drains(context.cluster.local)
@@ -111,9 +113,9 @@ def _attempt(
                 )
                 reporter.ask_to_save.remote()
     except KeyboardInterrupt:
-        save_at_once(reporter, context.progress)
+        save_at_once(reporter, job.steps, context.progress)
         raise
-    _show(progress, reporter, job, clock)
+    _show(progress, reporter, job, clock, ended=True)
     if fit.error is None:
         return fit.values
     losses.add(fit.error)
@@ -172,7 +174,9 @@ class _Fit:
         return not self._thread.is_alive()
 
 
-def _show(progress: StageProgress, reporter: Any, job: TrainingJob, clock: Clock) -> None:
+def _show(
+    progress: StageProgress, reporter: Any, job: TrainingJob, clock: Clock, ended: bool = False
+) -> None:
     import ray
 
     # a busy machine may answer late: the next poll shows more
@@ -181,5 +185,8 @@ def _show(progress: StageProgress, reporter: Any, job: TrainingJob, clock: Clock
         progress.advance(0, max(0, state.errors - progress.errors))
         done = max(progress.done, state.step * job.config.batch_size)
         waits = clock.look(state)
+        if ended or state.step >= job.steps:  # workers that leave are not waited for
+            waits = ""
         loss = f"loss {state.loss:.3f}" if state.step else ""
-        progress.set_done(done, note=", ".join(filter(None, (loss, waits))))
+        trouble = f"no checkpoint: {state.trouble}" if state.trouble else ""
+        progress.set_done(done, note=", ".join(filter(None, (loss, waits, trouble))))

@@ -34,6 +34,8 @@ class State(NamedTuple):
     done: int
     total: int
     """Of the phase; 0: not counted."""
+    trouble: str = ""
+    """Why the last checkpoint could not be written; empty: it was."""
 
 
 class Reporter:
@@ -46,9 +48,14 @@ class Reporter:
         self._beats: dict[int, tuple[float, str, int, int]] = {}
         self._asked = 0
         self._saved = 0
+        self._trouble = ""
 
-    def update(self, step: int, loss: float) -> None:
-        self._step, self._loss = step, loss
+    def update(self, step: int, loss: float, trouble: str = "") -> None:
+        self._step, self._loss, self._trouble = step, loss, trouble
+
+    def begin(self) -> None:
+        """The workers are started, perhaps again: no step of theirs is done."""
+        self._step, self._trouble = 0, ""
 
     def failed(self, errors: int) -> None:
         """Images that could not be used so far, over all workers."""
@@ -84,7 +91,7 @@ class Reporter:
         nothing = (0.0, TRAINING, 0, 0)
         _, phase, done, total = min(counting, key=lambda beat: beat[2], default=nothing)
         known = (self._step, self._loss, self._errors)
-        return State(*known, len(there), phase, done, total)
+        return State(*known, len(there), phase, done, total, self._trouble)
 
 
 def make_reporter() -> Any:

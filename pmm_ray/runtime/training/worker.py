@@ -213,7 +213,10 @@ class _Worker:
         if self.log is not None and self.writer is not None:
             if 0 < chosen < self.job.steps:
                 if not self.writer.wait(_LAST_WRITE_SECONDS):
-                    raise CannotRunError(f"{self.job.stage}: {self.writer.failure}")
+                    why = self.writer.failure or "it is still being written"
+                    raise CannotRunError(
+                        f"{self.job.stage}: the best network cannot be read again: {why}"
+                    )
                 state = load_best(self.job.checkpoints_uri, chosen)
                 self.module.network.load_state_dict(state)
             self.writer.close()
@@ -380,4 +383,5 @@ class _Worker:
     def _report(self, step: int, loss: float, now: float) -> None:
         if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
             self._reported = now
-            self.reporter.update.remote(step, loss)
+            trouble = self.writer.failure if self.writer is not None else None
+            self.reporter.update.remote(step, loss, trouble or "")

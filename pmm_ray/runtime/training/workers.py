@@ -28,9 +28,6 @@ class Workers:
 def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources) -> Workers:
     """The workers of a training on a cluster.
 
-    `auto` takes as many as there are GPUs, or fewer, so that each has an equal share of the batch,
-    the share can be split into its passes, and no pass has fewer images than the network needs.
-
     Args:
         section: name of its section, for messages.
         config: the section.
@@ -40,15 +37,7 @@ def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources
         CannotRunError: the batch cannot be split so, or the nodes cannot hold the workers.
     """
     gpus = int(cluster.gpus >= 1)
-    if config.workers != "auto":
-        count = config.workers
-    else:
-        most = min(
-            cluster.default_train_workers(),
-            cluster.room(config.threads_per_worker, gpus) or 1,
-        )
-        shares = range(most, 0, -1)
-        count = next((n for n in shares if not _batch_fault(section, config, n)), 1)
+    count = count_workers(section, config, cluster)
     if fault := _batch_fault(section, config, count):
         raise CannotRunError(fault)
     processes = loader_processes(config, cluster, count)
@@ -63,6 +52,21 @@ def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources
         else f"{section}.workers or {section}.loader_processes",
     )
     return workers
+
+
+def count_workers(section: str, config: TrainingConfig, cluster: ClusterResources) -> int:
+    """How many workers a training has; refuses nothing.
+
+    `auto` takes as many as there are GPUs, or fewer, so that each has an equal share of the batch,
+    the share can be split into its passes, and no pass has fewer images than the network needs.
+    """
+    if config.workers != "auto":
+        return config.workers
+    explicit = 0 if config.loader_processes == "auto" else config.loader_processes
+    room = cluster.room(config.threads_per_worker + explicit, int(cluster.gpus >= 1))
+    most = min(cluster.default_train_workers(), room or 1)
+    shares = range(most, 0, -1)
+    return next((n for n in shares if not _batch_fault(section, config, n)), 1)
 
 
 def loader_processes(config: TrainingConfig, cluster: ClusterResources, workers: int) -> int:
