@@ -220,3 +220,28 @@ def test_what_stops_the_command_before_it_starts(
     assert run(folder, **options) == 1
     assert message in " ".join(capfd.readouterr().err.split())
     assert not list(folder.glob("out/masks/*.png"))
+
+
+def test_truth_where_the_masks_go_is_refused_and_kept(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writers.crf_dictionary(folder / "scores", "a", logits_of("a"))
+    truth = folder / "out" / "masks" / "truth" / "a.png"
+    truth.parent.mkdir(parents=True)
+    Image.fromarray(truth_of("a")).save(truth)
+    for place in (truth.parent, truth.parent.parent):
+        assert run(folder, ground_truth=place) == 1
+        assert "where the masks are written" in " ".join(capfd.readouterr().err.split())
+    assert truth.exists()
+
+
+def test_files_that_are_not_ours_are_never_deleted(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writers.crf_dictionary(folder / "scores", "a", logits_of("a"))
+    other = folder / "out" / "masks" / "a.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of the user")
+    assert run(folder) == 1
+    assert "that this command did not make" in " ".join(capfd.readouterr().err.split())
+    assert other.read_bytes() == b"of the user"

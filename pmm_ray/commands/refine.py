@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,8 @@ def refine_folder(
         from pmm_ray.stages import refine_scores
 
         masks = storage.join(place, "masks")
+        if ground_truth is not None:
+            _refuse_truth_in(masks, str(ground_truth))
 
         def make(run: Run) -> Stage:
             stage = refine_scores.stage(
@@ -115,6 +118,19 @@ def refine_folder(
             close(total, f"{masks}, {place}/errors", run.say)
 
     return guarded(body)
+
+
+def _refuse_truth_in(masks: str, ground_truth: str) -> None:
+    """Masks of other settings are deleted there: the truth must not be among them."""
+    truth = storage.absolute(ground_truth)
+    folder, inside = (
+        uri if storage.is_remote(uri) else os.path.realpath(uri) for uri in (masks, truth)
+    )
+    if f"{inside}/".startswith(f"{folder}/"):
+        raise CannotRunError(
+            f"--ground-truth {ground_truth} is in {masks}, where the masks are written: choose "
+            "another --out"
+        )
 
 
 def setting_of(
