@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -171,9 +172,24 @@ def setting_of(
         numbers = tuple(float(word) for word in strengths.split(","))
     except ValueError as error:
         raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B") from error
-    if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
+    if not 1 <= len(numbers) <= 2:
         raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B")
+    _check_strengths(strengths, numbers, setting)
     return replace(setting, strengths=numbers)
+
+
+def _check_strengths(said: str, numbers: Sequence[float], setting: Setting) -> None:
+    """Raises CannotRunError of strengths that make no background, or a foreground less sure."""
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise CannotRunError(f"--strengths {said}: each is a finite number above 0")
+    exponents = setting.background == "exponent"
+    if not exponents and max(numbers) >= 1:
+        raise CannotRunError(f"--strengths {said}: these are thresholds of maps, below 1")
+    if list(numbers) != sorted(numbers, reverse=not exponents):
+        order = "the lower exponent" if exponents else "the higher threshold"
+        raise CannotRunError(
+            f"--strengths {said}: {order} comes first, for the foreground that is sure"
+        )
 
 
 def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> None:
