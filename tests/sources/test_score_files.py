@@ -218,7 +218,7 @@ def test_a_class_0_that_few_files_have_is_asked_for(tmp_path: Path) -> None:
         shares = writers.softmax(logits_of("a"))[[4, 15]]
         keys = np.array([number, number + 5])
         writers.save(tmp_path / "scores", name, {"prob": shares, "keys": keys})
-    with pytest.raises(CannotRunError, match="3 of 4 files .* have no class 0"):
+    with pytest.raises(CannotRunError, match=r"3 of 4 files .* have no class 0"):
         find(tmp_path / "scores")
 
 
