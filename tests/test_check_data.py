@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pmm_ray.commands.check_data import check_data, source_of
+from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY
 
 from .sources.coco_tree import annotation, box, entry, photo, write
 
@@ -65,5 +68,10 @@ def test_the_layout_is_told_from_what_is_there(tmp_path: Path) -> None:
     assert source_of(str(tmp_path / "coco")) == "coco"
     assert source_of(str(path)) == "coco"
     assert source_of(str(photographs(tmp_path / "set"))) == "folder"
+    assert source_of(str(tmp_path / "set")) == "folder"
+    schema = pa.schema([("image_id", pa.string())], metadata={LABEL_SPACE_KEY: "{}"})
+    pq.write_table(schema.empty_table(), tmp_path / "set/manifest.parquet")
+    assert source_of(str(tmp_path / "set")) == "manifest"
+    assert source_of(str(tmp_path / "set/manifest.parquet")) == "manifest"
     (tmp_path / "voc/ImageSets").mkdir(parents=True)
     assert source_of(str(tmp_path / "voc")) == "voc12"

@@ -203,6 +203,11 @@ def test_pixels_where_two_strengths_disagree_are_ignored(
         ({"confidence": 2.0}, "within 0..1"),
         ({"strengths": "1,2"}, "--strengths belong to presets"),
         ({"preset": "irn", "strengths": "a"}, "a number, or two"),
+        ({"preset": "irn", "strengths": "nan"}, "finite number above 0"),
+        ({"preset": "irn", "strengths": "0"}, "finite number above 0"),
+        ({"preset": "irn", "strengths": "1.5"}, "below 1"),
+        ({"preset": "irn", "strengths": "0.1,0.6"}, "the higher threshold comes first"),
+        ({"preset": "seam", "strengths": "24,4"}, "the lower exponent comes first"),
         ({"preset": "toco", "settings": ("predict.crf.iterations=3",)}, "contradict"),
         ({"said": Said(layout="irn", trust_pickle=True)}, "--layout irn: of scores it is one of"),
         ({"said": Said()}, "--trust-pickle"),
@@ -220,3 +225,28 @@ def test_what_stops_the_command_before_it_starts(
     assert run(folder, **options) == 1
     assert message in " ".join(capfd.readouterr().err.split())
     assert not list(folder.glob("out/masks/*.png"))
+
+
+def test_truth_where_the_masks_go_is_refused_and_kept(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writers.crf_dictionary(folder / "scores", "a", logits_of("a"))
+    truth = folder / "out" / "masks" / "truth" / "a.png"
+    truth.parent.mkdir(parents=True)
+    Image.fromarray(truth_of("a")).save(truth)
+    for place in (truth.parent, truth.parent.parent):
+        assert run(folder, ground_truth=place) == 1
+        assert "where the masks are written" in " ".join(capfd.readouterr().err.split())
+    assert truth.exists()
+
+
+def test_files_that_are_not_ours_are_never_deleted(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writers.crf_dictionary(folder / "scores", "a", logits_of("a"))
+    other = folder / "out" / "masks" / "a.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of the user")
+    assert run(folder) == 1
+    assert "that this command did not make" in " ".join(capfd.readouterr().err.split())
+    assert other.read_bytes() == b"of the user"

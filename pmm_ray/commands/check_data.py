@@ -6,17 +6,21 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pmm_ray.config import DataConfig, load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.guard import guarded
-from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.sources.importing import ImportReport
 from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.understood import console
 
+_MANIFEST = "manifest.parquet"
 # what tells the layout of a folder, the surest first; else it is `folder`
 _LAYOUTS = (
     ("voc12", ("ImageSets", "VOC2012/ImageSets", "VOCdevkit/VOC2012/ImageSets")),
@@ -48,6 +52,8 @@ def check_data(place: str, settings: Sequence[str] = ()) -> int:
             data = data.model_copy(update=changes)
         print(f"source: {data.source}, {data.root or 'no root'}")
         if data.source == "manifest":
+            if not is_recipe and not has_ending(place, ".parquet"):
+                data = data.model_copy(update={"root": storage.join(place, _MANIFEST)})
             _require_training_images(open_manifest(data.root), data)
             return
         with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
@@ -76,7 +82,11 @@ def source_of(place: str) -> str:
     if not storage.exists(place):
         raise CannotRunError(f"nothing is at {place}")
     if has_ending(place, (".json", ".parquet")):
-        return "coco" if has_ending(place, ".json") else "parquet"
+        if has_ending(place, ".json"):
+            return "coco"
+        return "manifest" if _is_manifest(place) else "parquet"
+    if _is_manifest(storage.join(place, _MANIFEST)):
+        return "manifest"
     if storage.exists(storage.join(place, "labelmap.txt")):
         return "folder"  # CVAT's masks have VOC's folders
     for source, names in _LAYOUTS:
@@ -90,6 +100,16 @@ def source_of(place: str) -> str:
     if any(storage.list_files(folder, ".parquet") for folder in folders):
         return "parquet"
     return "folder"
+
+
+def _is_manifest(uri: str) -> bool:
+    """Whether a Parquet file says that it is a manifest of ours; False of one that is damaged."""
+    try:
+        filesystem, path = storage.resolve(uri)
+        metadata = pq.read_schema(path, filesystem=filesystem).metadata
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return LABEL_SPACE_KEY.encode() in (metadata or {})
 
 
 def _show(report: ImportReport) -> None:

@@ -138,6 +138,7 @@ def _match(
     stage = score_masks.STAGE
     errors = [ErrorRow(i, stage, "missing", text) for i, text in sorted(found.lacking.items())]
     errors += [ErrorRow(i, stage, "label", text) for i, text in sorted(found.unsure.items())]
+    asked = {*found.image_ids, *found.lacking, *found.unsure}
     left_out = {"not in the list": list(found.unasked)}
     for side, what in ((masks, "mask"), (truth, "ground truth")):
         for reason, names in side.left_out.items():
@@ -147,7 +148,7 @@ def _match(
         faulty += [(entry.uri, "missing", entry.fault) for entry in side.broken]
         for uri, kind, text in faulty:
             image_id = safe_image_id(stem_path(uri, side.place))
-            if listed is None or image_id in found.image_ids:
+            if listed is None or image_id in asked:
                 errors.append(ErrorRow(image_id, stage, kind, text, storage.printable(uri)))
             else:
                 left_out["not in the list"].append(uri)

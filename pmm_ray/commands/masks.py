@@ -11,7 +11,7 @@ from pmm_ray.labels import MAX_FOREGROUND
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import require_budget
+from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
@@ -132,10 +132,20 @@ def known_labels(manifest: str, detected: Detected) -> dict[str, list[int]]:
 
 
 def clear_other_masks(run: Run, masks: str, stage: Stage) -> None:
-    """PNG files of other settings go, so that the folder never mixes two kinds."""
+    """PNG files of other settings go, so that the folder never mixes two kinds.
+
+    Raises:
+        CannotRunError: the folder holds files, and none says that they are ours.
+    """
     marker, made_by = storage.join(masks, _MARKER), stage.hash.encode()
-    if storage.exists(marker) and storage.read_bytes(marker) == made_by:
+    ours = storage.exists(marker)
+    if ours and storage.read_bytes(marker) == made_by:
         return
+    if not ours and storage.list_entries(masks, recursive=True):
+        raise CannotRunError(
+            f"{masks} holds files that this command did not make, and it would overwrite them: "
+            "choose another --out, or move them away"
+        )
     storage.delete_folder(masks)
     storage.delete_folder(stage.folder(run.session.run_dir).uri)
     storage.write_bytes(marker, made_by)

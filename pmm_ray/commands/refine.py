@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,8 @@ def refine_folder(
         from pmm_ray.stages import refine_scores
 
         masks = storage.join(place, "masks")
+        if ground_truth is not None:
+            _refuse_truth_in(masks, str(ground_truth))
 
         def make(run: Run) -> Stage:
             stage = refine_scores.stage(
@@ -117,6 +121,19 @@ def refine_folder(
     return guarded(body)
 
 
+def _refuse_truth_in(masks: str, ground_truth: str) -> None:
+    """Masks of other settings are deleted there: the truth must not be among them."""
+    truth = storage.absolute(ground_truth)
+    folder, inside = (
+        uri if storage.is_remote(uri) else os.path.realpath(uri) for uri in (masks, truth)
+    )
+    if f"{inside}/".startswith(f"{folder}/"):
+        raise CannotRunError(
+            f"--ground-truth {ground_truth} is in {masks}, where the masks are written: choose "
+            "another --out"
+        )
+
+
 def setting_of(
     preset: str | None,
     config: RunConfig,
@@ -155,9 +172,24 @@ def setting_of(
         numbers = tuple(float(word) for word in strengths.split(","))
     except ValueError as error:
         raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B") from error
-    if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
+    if not 1 <= len(numbers) <= 2:
         raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B")
+    _check_strengths(strengths, numbers, setting)
     return replace(setting, strengths=numbers)
+
+
+def _check_strengths(said: str, numbers: Sequence[float], setting: Setting) -> None:
+    """Raises CannotRunError of strengths that make no background, or a foreground less sure."""
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise CannotRunError(f"--strengths {said}: each is a finite number above 0")
+    exponents = setting.background == "exponent"
+    if not exponents and max(numbers) >= 1:
+        raise CannotRunError(f"--strengths {said}: these are thresholds of maps, below 1")
+    if list(numbers) != sorted(numbers, reverse=not exponents):
+        order = "the lower exponent" if exponents else "the higher threshold"
+        raise CannotRunError(
+            f"--strengths {said}: {order} comes first, for the foreground that is sure"
+        )
 
 
 def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> None:

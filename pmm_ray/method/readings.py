@@ -73,9 +73,10 @@ def _candidates(counts: Counts, side: str, space: LabelSpace, wanted: str) -> li
     return [reading for reading in READINGS if faulty[reading] == min(faulty.values())]
 
 
-def _check_marks(counts: Counts, space: LabelSpace) -> None:
+def _check_marks(counts: Counts, space: LabelSpace, foreign: Sequence[str]) -> None:
     """Masks of one class are often saved as 0 and 255, and 255 means that nothing is known."""
-    for side, what in zip(SIDES, ("the ground truth", "every mask"), strict=True):
+    for side in foreign:
+        what = "the ground truth" if side == "truth" else "every mask"
         values = set(np.unique(counts.side(side)).tolist())
         if values and space.ignore in values and values <= {0, space.ignore}:
             raise ValueError(
@@ -116,22 +117,23 @@ def add_up(
 
 
 def choose_readings(
-    counts: Counts, space: LabelSpace, wanted: Sequence[str]
+    counts: Counts, space: LabelSpace, wanted: Sequence[str], foreign: Sequence[str] = SIDES
 ) -> tuple[tuple[str, ...], str]:
     """How the values of truth and masks are to be read, and what to say about the choice.
 
     Args:
         counts: Of all images.
         wanted: For truth and masks: `auto`, or one of `READINGS`.
+        foreign: The sides that others made: ours may hold nothing but 0 and the ignore value.
 
     Returns:
         The readings of truth and masks; a remark, empty where there was only one possibility.
 
     Raises:
-        ValueError: the values fit several readings, which score alike; or one side holds nothing
-            but 0 and the ignore value.
+        ValueError: the values fit several readings, which score alike; or a foreign side holds
+            nothing but 0 and the ignore value.
     """
-    _check_marks(counts, space)
+    _check_marks(counts, space, foreign)
     choices = [_candidates(counts, side, space, of) for side, of in zip(SIDES, wanted, strict=True)]
     combinations = list(product(*choices))
     if len(combinations) == 1:

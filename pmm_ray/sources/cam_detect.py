@@ -7,7 +7,7 @@ becomes an error row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -186,44 +186,51 @@ def with_class_ids(
     reading = found.reading
     if reading.class_ids != "auto" or all(peek.layout == TABLE for peek in found.peeks):
         return found
-    seen = {label for peek in found.peeks for label in peek.labels}
+    seen = {peek.image_id: set(peek.labels) for peek in found.peeks}
+    ids = class_ids_of(seen, space, labels)
+    return replace(found, reading=replace(reading, class_ids=ids)) if ids == "coco90" else found
+
+
+def class_ids_of(
+    labels_in: Mapping[str, Set[int]], space: LabelSpace, labels: Mapping[str, Sequence[int]]
+) -> ClassIds:
+    """How the classes of some files, from 1, are numbered, by image id; see `with_class_ids`."""
+    seen = {label for found in labels_in.values() for label in found}
     gapless = set(range(1, COCO14.num_classes))
     own = set(COCO14.dataset_ids[1:])
     coco = space.names == COCO14.names
     # a class beyond 80 says COCO's ids, one that COCO lacks says none of them
     if not seen <= own or not (coco or _nameless(space)):
-        ids: ClassIds = "contiguous"
-    elif not seen <= gapless:
+        return "contiguous"
+    if not seen <= gapless:
         if not coco:
             raise CannotRunError(
                 f"classes go up to {max(seen)}, and none is one that COCO lacks among its 90 ids: "
                 "say --class-ids coco90 if they are COCO's, else --class-ids contiguous"
             )
-        ids = "coco90"
-    elif not coco or max(seen, default=0) <= _SAME_IDS:
-        ids = "contiguous"
-    else:
-        ids = _by_labels(found, labels)
-    return replace(found, reading=replace(reading, class_ids=ids)) if ids == "coco90" else found
+        return "coco90"
+    if not coco or max(seen, default=0) <= _SAME_IDS:
+        return "contiguous"
+    return _by_labels(labels_in, labels)
 
 
 def _nameless(space: LabelSpace) -> bool:
     return space.names[1] == "class 1"
 
 
-def _by_labels(found: Detected, labels: Mapping[str, Sequence[int]]) -> ClassIds:
-    """The ids under which every CAM has the classes that its image-level labels name."""
+def _by_labels(labels_in: Mapping[str, Set[int]], labels: Mapping[str, Sequence[int]]) -> ClassIds:
+    """The ids under which every file has the classes that its image-level labels name."""
     fits = {"contiguous": True, "coco90": True}
     known = False
-    for peek in found.peeks:
-        wanted = list(labels.get(peek.image_id) or ())
+    for image_id, found in labels_in.items():
+        wanted = list(labels.get(image_id) or ())
         known |= any(label > _SAME_IDS for label in wanted)
-        fits["contiguous"] &= set(wanted) <= set(peek.labels)
-        fits["coco90"] &= {COCO14.dataset_ids[i] for i in wanted} <= set(peek.labels)
+        fits["contiguous"] &= set(wanted) <= found
+        fits["coco90"] &= {COCO14.dataset_ids[i] for i in wanted} <= found
     if known and fits["contiguous"] != fits["coco90"]:
         return "contiguous" if fits["contiguous"] else "coco90"
     raise CannotRunError(
-        "the classes of the CAMs may be COCO's 90 ids or numbered without gaps, and those looked "
+        "the classes of the files may be COCO's 90 ids or numbered without gaps, and those looked "
         "into fit both: say --class-ids coco90 or contiguous"
     )
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
 from pmm_ray.sources.pickled import refusal
 from pmm_ray.sources.plane_files import needs_trust
@@ -42,8 +43,8 @@ class CamFolder:
     `index` says where each image's CAM is: a row of the table, or a row that names a file.
     `fingerprint` changes when a file is added, removed or written again (sizes and times).
     `names` gives the path of each image's file without its ending; of a table, the id itself.
-    `repeated` are files whose image has another file already, `left_out` are those that are no
-    CAMs. `what` is what one is called.
+    `repeated` are files whose image has another file already, `broken` cannot be opened,
+    `left_out` are those that are no CAMs. `what` is what one is called.
     """
 
     is_table: bool
@@ -53,6 +54,7 @@ class CamFolder:
     repeated: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     what: str = "CAM"
+    broken: tuple[Entry, ...] = ()
 
 
 def find_cams(
@@ -105,10 +107,15 @@ def find_cams(
         for image_id, uris in sorted(by_id.items())
     ]
     tables.write_rows(listing, rows, FILES)
-    used = set(found)
+    faulty = {e.uri: e for e in entries if e.fault and not _is_hidden(e.uri, folder)}
+    suffixed = [uri for uri in faulty if has_ending(uri, SUFFIXES)]
+    broken = [faulty[uri] for uri in (_class_files([*faulty], folder) if per_class else suffixed)]
+    used = {*found, *(entry.uri for entry in broken)}
     left_out = [entry.uri for entry in entries if entry.uri not in used]
     index, marks = index_file(listing), _fingerprint(found)
-    return CamFolder(False, index, marks, names, tuple(repeated), tuple(left_out), what)
+    return CamFolder(
+        False, index, marks, names, tuple(repeated), tuple(left_out), what, tuple(broken)
+    )
 
 
 def _class_files(files: Sequence[str], folder: str) -> list[str]:

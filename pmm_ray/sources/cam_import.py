@@ -112,6 +112,8 @@ def import_photographs(
             importer.fail(image_id, "label", f"a second photograph of that name: {other}", other)
     for uri in cams.repeated:
         importer.fail(stem_path(uri), "label", f"a second {cams.what} of that name", uri)
+    for entry in cams.broken:
+        importer.fail(stem_path(entry.uri), "missing", entry.fault, entry.uri)
     for uri in cams.left_out:
         importer.leave_out(f"no {cams.what}", uri)
     with_cam = {name for files in matched.values() for name in files}
@@ -122,7 +124,7 @@ def import_photographs(
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
-    cam_files = len(cams.index) + len(cams.repeated) + len(cams.left_out)
+    cam_files = len(cams.index) + sum(map(len, (cams.repeated, cams.broken, cams.left_out)))
     return importer.finish(
         {without: len(lone)} if lone else None,
         found=cam_files + others + photographs.found - len(with_cam),
@@ -153,9 +155,10 @@ def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list
         raise ValueError("the CSV does not name this photograph")
     if line.fault:
         raise ValueError(line.fault)
-    if not line.labels:
+    labels = line.labels_in(space)
+    if not labels:
         raise ValueError("the CSV names no class for this photograph")
-    ids = [int(word) if word.isdecimal() else space.id_of(word) for word in line.labels]
+    ids = [int(word) if word.isdecimal() else space.id_of(word) for word in labels]
     if 0 in ids:
         raise ValueError(f"0 is the {BACKGROUND!r}, no label: classes count from 1")
     return ids

@@ -74,7 +74,7 @@ class CamReader:
         content = read_content(uri, files, trust_pickle=self.trust_pickle, most_values=most)
         planes = read_planes(content, self.reading)
         if self.reading.class_ids == "coco90":
-            return replace(planes, labels=_from_coco(planes.labels))
+            return replace(planes, labels=from_coco(planes.labels))
         return planes
 
     def _check(self, cam: Planes, photograph: tuple[int, int]) -> None:
@@ -158,9 +158,9 @@ def _check_range(scores_Khw: NDArray[Any]) -> None:
         )
 
 
-def _from_coco(labels: list[int]) -> list[int]:
-    """Contiguous labels of COCO's own ids."""
-    strange = sorted(set(labels) - set(COCO14.dataset_ids[1:]))
+def from_coco(labels: list[int]) -> list[int]:
+    """Contiguous labels of COCO's own ids; 0 stays. Raises RowError `label` of other ids."""
+    strange = sorted(set(labels) - set(COCO14.dataset_ids))
     if strange:
         raise RowError("label", f"{strange} are no ids of COCO, whose classes have 80 of 1..90")
     return [COCO14.dataset_ids.index(label) for label in labels]

@@ -30,12 +30,20 @@ _OTHER_SEPARATORS = ",|[]{}\t\n"
 
 @dataclass(frozen=True)
 class LabelLine:
-    """A line of the CSV file; `fault` says what is wrong with it."""
+    """A line of the CSV file; `fault` says what is wrong with it.
+
+    `blank` is the word of an empty cell, such as `none`, which a list of classes may name.
+    """
 
     name: str
     labels: tuple[str, ...]
     split: str
     fault: str = ""
+    blank: str = ""
+
+    def labels_in(self, space: LabelSpace) -> tuple[str, ...]:
+        """The labels, where the classes are known."""
+        return (self.blank,) if self.blank in space.names else self.labels
 
 
 def read_labels_csv(uri: str, folder: str = "") -> list[LabelLine]:
@@ -115,8 +123,9 @@ def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLi
     words = [normalize_name(word) for word in line.cells[label_column].split(SEPARATOR)]
     # numbers of a spreadsheet: 1.0 is 1
     words = [_WHOLE.sub(r"\1", word) for word in words if word]
+    blank = ""
     if len(words) == 1 and words[0].casefold() in _EMPTY:
-        words = []
+        blank, words = words[0], []
     fault = ""
     if line.surplus:
         fault = (
@@ -132,6 +141,7 @@ def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLi
         labels=tuple(words),
         split=(line.cells[split] if split else "") or DEFAULT_SPLIT,
         fault=fault,
+        blank=blank,
     )
 
 
@@ -165,7 +175,7 @@ def label_ids(line: LabelLine, space: LabelSpace, *, listed: bool) -> list[int]:
     fault = line.fault or ("" if listed else separator_in(line.labels))
     if fault:
         raise ValueError(fault)
-    ids = [space.id_of(name) for name in line.labels]
+    ids = [space.id_of(name) for name in line.labels_in(space)]
     if 0 in ids:
         raise ValueError(f"{BACKGROUND!r} is no label: every photograph has some")
     return ids

@@ -36,7 +36,7 @@ KINDS: dict[Kind, str] = {
 # Values of one file for each pixel that a photograph may have: what a file may ask memory for.
 MOST_VALUES_PER_PIXEL = 8
 _NPY_HEAD_BYTES = 1 << 12
-_PNG_COLOUR_TYPE_AT, _PALETTE = 25, 3
+_PNG_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PALETTE = 24, 25, 3
 
 
 class Content:
@@ -138,9 +138,21 @@ def needs_trust(uri: str) -> bool:
         return False
 
 
+def _as_array(value: Any, what: str) -> NDArray[Any]:
+    """An array, or a tensor of any device and type, as an array. Raises ValueError for others."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # numpy has no bfloat16
+            value = value.float() if "bfloat16" in str(value.dtype) else value
+        return np.asarray(value)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} cannot be read as an array: {error}") from error
+
+
 def floating(value: object, what: str) -> NDArray[Any]:
     """An array, or a tensor, as a floating array. Raises ValueError for any other."""
-    array = np.asarray(value)
+    array = _as_array(value, what)
     if array.dtype.kind != "f":
         raise ValueError(f"{what} is {array.dtype} {list(array.shape)}: floating is expected")
     return array
@@ -148,7 +160,7 @@ def floating(value: object, what: str) -> NDArray[Any]:
 
 def numbers(keys: object) -> list[int]:
     """Class numbers as they are stored. Raises ValueError if they are none."""
-    array = np.asarray(keys)
+    array = _as_array(keys, "keys")
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"keys are {array.dtype} {list(array.shape)}: integers [K] are expected")
     return [int(key) for key in array]
@@ -186,7 +198,7 @@ def _plane(uri: str, most_values: int) -> NDArray[Any]:
         grey = decode_mask(data, uri=uri)
     except ValueError as error:
         raise RowError("decode", f"{error}; a map is 8-bit grey", uri) from error
-    return grey.astype(np.float32) / np.float32(np.iinfo(grey.dtype).max)
+    return grey.astype(np.float32) / np.float32(2 ** data[_PNG_DEPTH_AT] - 1)
 
 
 def _bare(data: bytes, uri: str, most_values: int) -> NDArray[Any]:

@@ -10,8 +10,9 @@ from typing import get_args
 from pmm_ray.labels import COCO14, LAST_8BIT_CLASS, VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cam_detect import places_of
+from pmm_ray.sources.cam_detect import class_ids_of, places_of
 from pmm_ray.sources.cam_files import CamFolder
+from pmm_ray.sources.cam_layouts import ClassIds
 from pmm_ray.sources.score_files import (
     LAYOUTS,
     NO_BACKGROUND,
@@ -24,6 +25,8 @@ from pmm_ray.sources.score_files import (
 
 # files that are opened: one may have 100 MB
 _LOOKED_INTO = 8
+# the part of them that may lack a background, where it fills no pixel
+_MAY_LACK = 0.125
 # what a number of planes means where nobody says it: COCO's ids go to 90
 _KNOWN = {VOC12.num_classes: VOC12, COCO14.num_classes: COCO14, COCO14.dataset_ids[-1] + 1: COCO14}
 _WITHOUT_BACKGROUND = {space.num_foreground for space in (VOC12, COCO14)}
@@ -60,11 +63,13 @@ def asked_scores(
     first_class: int | None = None,
     background_channel: bool = False,
     values: str = "auto",
+    class_ids: str = "auto",
 ) -> ScoreReading:
     """What the user says, checked. Raises CannotRunError of an unknown word."""
     for word, known, option in (
         (layout, (*LAYOUTS, None), "--layout"),
         (values, get_args(Values), "--values"),
+        (class_ids, get_args(ClassIds), "--class-ids"),
         (first_class, (0, 1, None), "--first-class"),
     ):
         if word not in known:
@@ -72,7 +77,14 @@ def asked_scores(
             raise CannotRunError(f"{option} {word}: of scores it is one of {names}")
     if background_channel and first_class == 0:
         raise CannotRunError("--background-channel and --first-class 0 contradict each other")
-    return ScoreReading(layout or "", key or "", first_class, background_channel, values)  # type: ignore[arg-type]
+    return ScoreReading(
+        layout or "",
+        key or "",
+        first_class,
+        background_channel,
+        values,  # type: ignore[arg-type]
+        class_ids,  # type: ignore[arg-type]
+    )
 
 
 def detect_scores(
@@ -117,7 +129,17 @@ def detect_scores(
     _refuse_cams([p for p in numbered if p.planes.layout == "crf"], reading)
     reading = replace(reading, first_class=_first_class(numbered, reading))
     plain = [peek for peek in peeks if peek.planes.numbers is None]
-    space = space or _space_of(plain) or nameless
+    space = space or _space_of(plain)
+    if space is None:
+        space = COCO14 if reading.class_ids == "coco90" else nameless
+    if numbered and reading.class_ids == "auto":
+        first = 1 if reading.first_class is None else reading.first_class
+        seen = {
+            peek.image_id: {n + 1 - first for n in peek.planes.numbers or ()} - {0}
+            for peek in numbered
+        }
+        if class_ids_of(seen, space, {}) == "coco90":
+            reading = replace(reading, class_ids="coco90")
     reading = replace(reading, values=_values(peeks, reading))
     return DetectedScores(
         reading,
@@ -141,18 +163,27 @@ def _refuse_cams(peeks: Sequence[_Peek], reading: ScoreReading) -> None:
 
 
 def _first_class(peeks: Sequence[_Peek], reading: ScoreReading) -> int | None:
-    """Where class numbers begin: at 1 if any file has the background as 0."""
+    """Where class numbers begin: at 1 if files have the background as 0.
+
+    A class 0 that only some files have may be the first class, if they do not add up to one.
+    """
     with_zero = [peek for peek in peeks if 0 in (peek.planes.numbers or ())]
+    shares = [peek for peek in peeks if peek.planes.shares]
+    all_shares = bool(shares) and all(0 in (peek.planes.numbers or ()) for peek in shares)
+    if len(peeks) - len(with_zero) > _MAY_LACK * len(peeks) and not all_shares:
+        with_zero = []
     if reading.first_class == 0 and len(with_zero) == len(peeks) and peeks:
         raise CannotRunError(
             f"every file that was looked into has a class 0, such as {peeks[0].image_id}: of "
             "scores it is the background, and the first class is 1"
         )
     if peeks and not with_zero and reading.first_class is None and not reading.background_channel:
+        without = [peek for peek in peeks if 0 not in (peek.planes.numbers or ())]
+        lacking, example = len(without), without[0]
         raise CannotRunError(
-            f"no file that was looked into ({len(peeks)}, such as {peeks[0].image_id} with classes "
-            f"{peeks[0].planes.numbers}) has a class 0: say --first-class 1 if 0 would be the "
-            "background, --first-class 0 if it would be a class"
+            f"{lacking} of {len(peeks)} files that were looked into have no class 0, such as "
+            f"{example.image_id} with classes {example.planes.numbers}: say --first-class 1 if 0 "
+            "would be the background, --first-class 0 if it would be a class"
         )
     return reading.first_class
 
@@ -180,7 +211,7 @@ def _values(peeks: Sequence[_Peek], reading: ScoreReading) -> Values:
     verdicts = {p.planes.verdict for p in peeks if p.planes.layout != "crf"}
     if reading.values != "auto":
         other = "logits" if reading.values == "probabilities" else "probabilities"
-        if verdicts == {other}:
+        if verdicts == {other} and all(p.planes.sure for p in peeks):
             raise CannotRunError(f"the values are said to be {reading.values}, but are {other}")
         return reading.values
     if verdicts == {"unknown"}:

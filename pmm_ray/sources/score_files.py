@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pmm_ray.labels import COCO14, LabelSpace
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cam_layouts import LAYOUTS as CAM_LAYOUTS
-from pmm_ray.sources.cam_reader import naming
+from pmm_ray.sources.cam_layouts import ClassIds
+from pmm_ray.sources.cam_reader import from_coco, naming
 from pmm_ray.sources.plane_files import (
     KINDS,
     MOST_VALUES_PER_PIXEL,
@@ -74,6 +75,8 @@ NO_BACKGROUND = (
 )
 # a share may be off by the rounding of float16, or by a resize
 _MARGIN = 0.01
+# how far the aspect of scores may be from the photograph's
+_STRETCH = 0.1
 # the share of a class that is not there
 _FAINT = 0.05
 
@@ -88,6 +91,7 @@ class ScoreReading:
         background_channel: whether the user says that class 0 is the background, though the
             planes do not add up to one.
         values: logits, which a softmax makes probabilities, or these; `auto`: told from each file.
+        class_ids: whether class numbers have no gaps, or are COCO's 90 ids.
     """
 
     layout: str = ""
@@ -95,6 +99,7 @@ class ScoreReading:
     first_class: int | None = None
     background_channel: bool = False
     values: Values = "auto"
+    class_ids: ClassIds = "auto"
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class ScorePlanes:
         numbers: class numbers as stored; None: planes stand in the order of the classes.
         scores: floating [M, h, w].
         verdict: what the values can be.
+        sure: whether they can be nothing else.
+        shares: whether the planes add up to one.
     """
 
     layout: str
@@ -114,6 +121,8 @@ class ScorePlanes:
     numbers: list[int] | None
     scores: NDArray[Any]
     verdict: Verdict
+    sure: bool
+    shares: bool
 
 
 def read_score_planes(content: Content, reading: ScoreReading) -> ScorePlanes:
@@ -126,17 +135,21 @@ def read_score_planes(content: Content, reading: ScoreReading) -> ScorePlanes:
         scores = stack([content[number] for number in content.names])
     else:
         scores = floating(content[key], "the array of scores")
-        keys = layout.keys or ("keys" if layout.kind == "archive" and "keys" in content else "")
-        stored = numbers(content[keys]) if keys else None
-    if scores.ndim == 4 and len(scores) == 1:
-        scores = scores[0]
+        if scores.ndim == 4 and len(scores) == 1:
+            scores = scores[0]
+        keys = layout.keys or "keys"
+        stored = numbers(content[keys]) if keys in content else None
+        if layout.kind == "dictionary" and not layout.keys and len(stored or ()) != len(scores):
+            stored = None  # what is there, not what the planes are
     if scores.ndim != 3 or 0 in scores.shape:
         raise ValueError(f"the scores are {list(scores.shape)}: [classes, h, w] is expected")
     if stored is not None and len(stored) != len(scores):
         raise ValueError(f"there are {len(scores)} planes for {len(stored)} classes")
     if not np.isfinite(scores).all():
         raise RowError("nonfinite", "the scores hold NaN or infinity")
-    return ScorePlanes(name, key, stored, scores, _verdict(scores, stored, layout))
+    shares = are_shares(scores)
+    verdict, sure = _verdict(scores, shares, stored, layout)
+    return ScorePlanes(name, key, stored, scores, verdict, sure, shares)
 
 
 def _choose(content: Content, reading: ScoreReading) -> tuple[str, str]:
@@ -169,15 +182,23 @@ def _choose(content: Content, reading: ScoreReading) -> tuple[str, str]:
     raise ValueError(f"it is {KINDS[content.kind]} with {held}: expected is {known}")
 
 
-def _verdict(scores: NDArray[Any], stored: list[int] | None, layout: ScoreLayout) -> Verdict:
-    if float(scores.min()) < -_MARGIN or float(scores.max()) > 1 + _MARGIN:
-        return "logits"
-    if are_shares(scores):
-        return "probabilities"
+def _verdict(
+    scores: NDArray[Any], shares: bool, stored: list[int] | None, layout: ScoreLayout
+) -> tuple[Verdict, bool]:
+    """What values can be, and whether that is sure."""
+    if float(scores.min()) < -_MARGIN:
+        return "logits", True
+    if layout.scores == ("prob",):
+        # WeakTr adds the shares of two decoders: 0.8 p + q
+        return "probabilities", float(scores.sum(axis=0, dtype=np.float32).max()) <= 1 + _MARGIN
+    if float(scores.max()) > 1 + _MARGIN:
+        return "logits", False
+    if shares:
+        return "probabilities", True
     # of some of the classes: their shares add up to no more than one
     total = scores.sum(axis=0, dtype=np.float32)
     some = stored is not None and layout.kind != "numbered" and float(total.max()) <= 1 + _MARGIN
-    return "probabilities" if some else "unknown"
+    return ("probabilities", True) if some else ("unknown", False)
 
 
 @dataclass(frozen=True)
@@ -211,6 +232,7 @@ class ScoreReader:
             planes = self._read(source)
             labels = self._labels(planes)
             values = self._values(planes)
+            _check_aspect(planes.scores.shape[1:], (manifest["height"], manifest["width"]))
             kept = [k for k, label in enumerate(labels) if label >= 0]
             scores = resize(planes.scores, kept, manifest["height"], manifest["width"])
         if values == "logits":
@@ -249,6 +271,8 @@ class ScoreReader:
         labels = [number + 1 - first for number in planes.numbers]
         if len(set(labels)) < len(labels):
             raise RowError("label", f"classes occur twice: {sorted(planes.numbers)}")
+        if self.reading.class_ids == "coco90":
+            labels = from_coco(labels)
         if min(labels) < 0 or max(labels) >= classes:
             raise RowError(
                 "label",
@@ -265,7 +289,7 @@ class ScoreReader:
         said = self.reading.values
         if said == "auto" and planes.verdict == "unknown" and planes.layout != "crf":
             raise ValueError("the values are within 0..1 and do not add up to one: say --values")
-        if said not in ("auto", planes.verdict) and planes.verdict != "unknown":
+        if said not in ("auto", planes.verdict) and planes.sure:
             raise ValueError(f"the values are said to be {said}, but are {planes.verdict}")
         return planes.verdict if said == "auto" else said
 
@@ -300,6 +324,17 @@ NOT_SHARES = (
     + "; if it is the background, say --background-channel"
 )
 """What is wrong with numbered planes that may be CAMs."""
+
+
+def _check_aspect(stored: tuple[int, ...], photograph: tuple[int, int]) -> None:
+    """Raises ValueError of scores that would be stretched: of another photograph, or turned."""
+    (h, w), (height, width) = stored, photograph
+    # a small plane's sides are rounded to whole pixels
+    if abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w:
+        raise ValueError(
+            f"the scores have {h} x {w} px, the photograph has {height} x {width}: one would be "
+            "stretched to the other; are they of this photograph, and not turned or padded?"
+        )
 
 
 def resize(

@@ -199,7 +199,9 @@ def scores(
     if scored:
         # the masks are ours; what the truth's values mean is decided once
         try:
-            readings, note = choose_readings(counts["after"], space, (reading, "contiguous"))
+            readings, note = choose_readings(
+                counts["after"], space, (reading, "contiguous"), ("truth",)
+            )
         except ValueError as error:
             raise CannotRunError(str(error)) from error
         for when in MOMENTS:

@@ -184,3 +184,45 @@ def test_what_cannot_be_scores_is_refused(content: Any, message: str, tmp_path: 
     writers.save(tmp_path / "scores", "a", content)
     with pytest.raises(CannotRunError, match=message):
         find(tmp_path / "scores")
+
+
+def test_sums_of_shares_are_no_logits(tmp_path: Path) -> None:
+    for name in PRESENT:
+        numbers = [0, *sorted(number + 1 for number in PRESENT[name])]
+        sums = writers.softmax(logits_of(name))[numbers] * 1.8
+        writers.save(tmp_path / "scores", name, {"prob": sums, "keys": np.array(numbers)})
+    found, known = find(tmp_path / "scores")
+    assert "probabilities" in known.line
+    assert read(found, known, "a")[1].max() == 1
+    assert read(*find(tmp_path / "scores", values="logits"), "a")[1].max() < 1
+
+
+def test_the_class_numbers_beside_a_key_of_the_user_count(tmp_path: Path) -> None:
+    planes = logits_of("a")[[0, 15, 4]]
+    content = {"mine": planes, "keys": np.array([0, 15, 4])}
+    writers.save(tmp_path / "scores", "a", content)
+    assert read(*find(tmp_path / "scores", key="mine"), "a")[0] == [0, 15, 4]
+
+
+def test_class_numbers_may_be_cocos_90_ids(tmp_path: Path) -> None:
+    shares = writers.softmax(logits_of("a"))[[0, 4, 15]]
+    writers.save(tmp_path / "scores", "a", {"prob": shares, "keys": np.array([0, 13, 90])})
+    with pytest.raises(CannotRunError, match="--class-ids coco90"):
+        find(tmp_path / "scores")
+    for flags in ({"class_ids": "coco90"}, {"space": COCO14}):
+        assert read(*find(tmp_path / "scores", **flags), "a")[0] == [0, 12, 80]
+
+
+def test_a_class_0_that_few_files_have_is_asked_for(tmp_path: Path) -> None:
+    for number, name in enumerate("abcd"):
+        shares = writers.softmax(logits_of("a"))[[4, 15]]
+        keys = np.array([number, number + 5])
+        writers.save(tmp_path / "scores", name, {"prob": shares, "keys": keys})
+    with pytest.raises(CannotRunError, match=r"3 of 4 files .* have no class 0"):
+        find(tmp_path / "scores")
+
+
+def test_scores_of_another_aspect_are_an_error_row(tmp_path: Path) -> None:
+    writers.deeplab(tmp_path / "scores", "a", logits_of("a").transpose(0, 2, 1)[:, :, :16])
+    with pytest.raises(RowError, match="stretched"):
+        read(*find(tmp_path / "scores"), "a")

@@ -48,7 +48,8 @@ def export_run(run_dir: str, out: str, name: Format, stage: str | None = None) -
 
 def _close(masks: RunMasks, written: Written, place: str, progress: Progress) -> None:
     """Keep the error rows, and say what became of every image of the run."""
-    known = written.image_ids | {row.image_id for row in written.errors}
+    passed = {image_id for ids in written.left_out.values() for image_id in ids}
+    known = written.image_ids | {row.image_id for row in written.errors} | passed
     errors, left_out = without(masks.run, masks.manifest, known, "no mask to export")
     if written.errors:
         tables.write_errors(storage.join(place, "errors"), "export", written.errors)
@@ -57,7 +58,7 @@ def _close(masks: RunMasks, written: Written, place: str, progress: Progress) ->
         found=masks.manifest.num_rows,
         made=len(written.image_ids),
         errors=[*written.errors, *errors],
-        left_out=left_out,
+        left_out=left_out | written.left_out,
     )
     rest = f"{place}/errors" if written.errors else f"{masks.run.run_dir}/*/errors"
     close(total, f"{place}, {rest}", progress.message)

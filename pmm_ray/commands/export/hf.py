@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -71,6 +72,11 @@ def _write_split(
     folder: str, split: SplitMasks, files: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
 ) -> None:
     """Write the rows as so many files, each of as many images."""
+    # an earlier export may have had another number of files: `datasets` would read both
+    earlier = re.compile(rf"{re.escape(split.split)}-\d{{5,}}-of-\d{{5,}}\.parquet")
+    for uri in storage.list_files(folder, ".parquet"):
+        if earlier.fullmatch(uri.rsplit("/", 1)[-1]):
+            storage.delete_file(uri)
     each = -(-len(split.index) // files)
     for number in range(files):
         name = f"{split.split}-{number:05d}-of-{files:05d}.parquet"

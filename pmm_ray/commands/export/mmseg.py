@@ -70,6 +70,10 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     suffix = suffixes.pop() if len(suffixes) == 1 else ""
     written = Written()
     for split in splits:
+        if split.truth:
+            with_truth = {row["image_id"] for row in split.rows}
+            if lone := sorted(set(split.masks.image_ids) - with_truth):
+                written.left_out.setdefault("no ground truth", []).extend(lone)
         _write_split(masks, split, suffix, out, progress, written)
     held_out = [s for s in splits if s.masks.split != train]
     tree = Tree(train, held_out[-1].masks.split if held_out else train, suffix)

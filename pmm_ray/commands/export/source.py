@@ -62,10 +62,11 @@ class RunMasks:
 
 @dataclass
 class Written:
-    """What an exporter wrote: the images, and those that it could not."""
+    """What an exporter wrote: the images, and those that it could not, or left out by reason."""
 
     image_ids: set[str] = field(default_factory=set)
     errors: list[ErrorRow] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, image_id: str, fault: RowError | None) -> None:
         """One image that was written, or why it was not."""
