@@ -145,7 +145,7 @@ def test_labels_are_those_of_averaged_posteriors(
         want = np.kron(cells, np.ones((8, 8), int))
         np.testing.assert_array_equal(got, want[: size[0], : size[1]])
         seen |= set(np.unique(got).tolist())
-    assert seen == {0, 9, IGNORE}
+    assert {0, 9} <= seen <= {0, 5, 9, IGNORE}
 
 
 def test_a_cell_is_what_its_mean_posterior_says() -> None:

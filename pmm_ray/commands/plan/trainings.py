@@ -12,7 +12,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.selection import base_name
-from pmm_ray.runtime.training.workers import plan_workers
+from pmm_ray.runtime.training.workers import count_workers
 
 # Steps of a training: the first one is left out of its throughput.
 _STEPS = 4
@@ -33,7 +33,7 @@ def short_training(section: Any, cluster: ClusterResources, images: int) -> dict
         images: of the training split, in the sample.
     """
     name = type(section).__name__.removesuffix("Config").lower()
-    workers = plan_workers(name, section, cluster).count
+    workers = count_workers(name, section, cluster)
     batch = section.batch_size
     side = section.crops.size if isinstance(section, MulticropConfig) else section.crop_size
     on_cpus = cluster.gpus < 1

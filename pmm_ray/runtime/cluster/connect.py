@@ -149,6 +149,14 @@ def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
     )
 
 
+class _RunLog(logging.FileHandler):
+    """The log of a run; a folder that is gone costs lines, not the work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+
 def _quiet(run_dir: str | None) -> None:
     """Send Ray's log lines to `RUN/logs/ray.log` and keep them off the console.
 
@@ -163,8 +171,9 @@ def _quiet(run_dir: str | None) -> None:
     for name in ("ray", "ray.data", "ray.train"):
         logger = logging.getLogger(name)
         for old in list(logger.handlers):
-            if not isinstance(old, logging.FileHandler):
+            if isinstance(old, _RunLog) or not isinstance(old, logging.FileHandler):
                 logger.removeHandler(old)
+                old.close()
         logger.propagate = name != "ray"
     root = logging.getLogger("ray")
     if run_dir is None or storage.is_remote(run_dir):
@@ -172,10 +181,9 @@ def _quiet(run_dir: str | None) -> None:
         return
     log = Path(run_dir) / "logs" / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    if all(getattr(h, "baseFilename", None) != str(log) for h in root.handlers):
-        handler = logging.FileHandler(log, delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
+    handler = _RunLog(log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
     root.setLevel(logging.INFO)
     # on a full disk every line would become a traceback on the console
     logging.raiseExceptions = False
