@@ -79,7 +79,8 @@ def test_a_head_without_an_agent_is_waited_for_and_the_reason_told_once(
     assert send(env={"KEY": "value"}) == 0
     [job] = head.submitted
     assert job["entrypoint"] == "python 'a b.py'"
-    assert job["runtime_env"]["env_vars"] == {"KEY": "value"}
+    # a stop leaves a training the time to save a checkpoint
+    assert job["runtime_env"]["env_vars"] == {"KEY": "value", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
     said = capfd.readouterr().err
     assert said.count("takes no jobs yet") == 1
     assert "--dashboard-agent-listen-port" in said

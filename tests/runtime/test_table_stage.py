@@ -279,7 +279,7 @@ def test_a_run_that_was_taken_over_commits_nothing(
 def test_asking_for_more_than_the_cluster_has_fails_at_once(
     make_context: MakeContext, shapes: Manifest, log: Path
 ) -> None:
-    with pytest.raises(CannotRunError, match=r"needs 1 GPUs, and there is room for 0"):
+    with pytest.raises(CannotRunError, match=r"1 GPUs, and there is room for 0"):
         run(make_context(shapes), partial(area_worker, str(log)), pool=Pool(1, gpus=1))
 
 

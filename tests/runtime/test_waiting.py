@@ -66,8 +66,8 @@ def test_waiting_for_nodes_is_no_stall_and_has_a_line(watch: Watch) -> None:
     own = clock.Clock(JOB, LIMITS)
     for workers in (0, 1):
         watch.now += 90  # longer than a stall; a worker that comes is progress
-        own.check()
         assert own.look(state(workers)) == f"waits for workers ({workers} of 2 are there)"
+        own.check()
     watch.now += 101
     with pytest.raises(CannotRunError, match=r"only 1 of 2 workers .* runtime\.nodes_seconds"):
         own.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,11 @@ def fused(context: RunContext, checkpoint: str) -> StageFolder:
     return folder
 
 
+def unplaced(error: ErrorRow) -> ErrorRow:
+    """An error row, whatever process met it."""
+    return dataclasses.replace(error, host="", process=0)
+
+
 def test_fused_masks_are_the_same_bytes_and_an_interrupted_run_goes_on(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path, checkpoint: str
 ) -> None:
@@ -79,7 +85,7 @@ def test_fused_masks_are_the_same_bytes_and_an_interrupted_run_goes_on(
     assert tables.content_hash(read_all(folder.uri)) == whole
     assert len(read_index(folder.uri)) == 14
     # error rows of the first pool are rows of the fused stage
-    assert tables.read_errors(folder.errors_uri) == errors
+    assert list(map(unplaced, tables.read_errors(folder.errors_uri))) == list(map(unplaced, errors))
     assert [(e.stage, e.kind) for e in errors] == [("make_cams", "missing"), ("make_cams", "label")]
     # as if it had been killed: one part gone, its images are made again, no other
     parts = read_index(folder.uri).parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_a_users_network_trains_in_the_loop(
 def test_the_identity_follows_the_files_content(tmp_path: Path) -> None:
     recipes = Path(__file__).parents[2] / "recipes" / "mmseg"
     text = (recipes / "upernet_r18.py").read_text()
+    shutil.copytree(recipes / "base", tmp_path / "base")
     names = []
     for name, content in (("a", text), ("b", f"# moved\n{text}"), ("c", text.replace("128", "64"))):
         (tmp_path / f"{name}.py").write_text(content)
