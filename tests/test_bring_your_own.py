@@ -16,6 +16,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all, read_index
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.sources.said import Said
 
 HEIGHT, WIDTH = 40, 52
 IDS = ("a", "b", "c")
@@ -50,8 +51,8 @@ def expected(name: str, labels: list[int], **changes: float) -> Any:
     return proportional_masks(image_of(name), cam, labels, [MaskParameters(**changes)])[0]
 
 
-def run(folder: Path, **options: Any) -> int:
-    return make_masks_of(folder / "photos", folder / "cams", folder / "out", **options)
+def run(folder: Path, said: Said | None = None, **options: Any) -> int:
+    return make_masks_of(folder / "photos", folder / "cams", folder / "out", said=said, **options)
 
 
 def mask(folder: Path, name: str) -> Any:
@@ -70,7 +71,7 @@ def test_every_kind_of_file_in_one_folder(folder: Path, ray_session: ClusterReso
     np.save(folder / "cams" / "c.npy", {"keys": np.array([4, 1]), "cam": c})
     assert run(folder) == 1  # nobody vouched for the pickles
     assert not (folder / "out" / "masks").exists()
-    assert run(folder, trust_pickle=True) == 0
+    assert run(folder, Said(trust_pickle=True)) == 0
     for name in IDS:
         np.testing.assert_array_equal(mask(folder, name), expected(name, [5, 2]))
         assert Image.open(folder / "out" / "masks" / f"{name}.png").mode == "P"
@@ -100,15 +101,15 @@ def test_what_the_files_do_not_tell_is_asked_for(
     for name in IDS:
         maps = cam_of(name).astype(np.float32)
         np.save(folder / "cams" / f"{name}.npy", {0: maps[0], 5: maps[1]})
-    assert run(folder, trust_pickle=True) == 1
+    assert run(folder, Said(trust_pickle=True)) == 1
     assert "--background-channel or --first-class 0" in capfd.readouterr().err
     assert not (folder / "out" / "masks").exists()
-    assert run(folder, trust_pickle=True, background_channel=True) == 0
+    assert run(folder, Said(trust_pickle=True, background_channel=True)) == 0
     assert {*np.unique(mask(folder, "a"))} == {0, 5}
-    assert run(folder, trust_pickle=True, first_class=0) == 0
+    assert run(folder, Said(trust_pickle=True, first_class=0)) == 0
     assert "classes count from 0" in " ".join(capfd.readouterr().err.split())
     np.testing.assert_array_equal(mask(folder, "a"), expected("a", [1, 6]))
-    assert run(folder, trust_pickle=True, first_class=0, layout="irn") == 1
+    assert run(folder, Said(trust_pickle=True, first_class=0, layout="irn")) == 1
 
 
 def test_a_table_settings_and_a_second_run(folder: Path, ray_session: ClusterResources) -> None:

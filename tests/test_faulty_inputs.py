@@ -23,6 +23,7 @@ from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.masks import mask_row
 from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.said import Said
 from pmm_ray.stages import compare_masks, evaluate, rasterize_masks
 
 from .sources.coco_tree import annotation, box, entry, photo, write
@@ -30,6 +31,7 @@ from .sources.coco_tree import annotation, box, entry, photo, write
 MakeContext = Callable[..., RunContext]
 pytestmark = pytest.mark.usefixtures("ray_session")
 HEIGHT, WIDTH = 48, 64
+TRUSTED = Said(trust_pickle=True)
 
 
 def grey(path: Path, value: int) -> None:
@@ -114,7 +116,7 @@ def test_scores_that_are_taken_for_cams_end_with_exit_code_1(
         noise(tmp_path / f"photos/{name}.jpg")
         np.save(tmp_path / f"cams/{name}.npy", dict(enumerate(planes)))
     out = tmp_path / "out"
-    code = make_masks_of(tmp_path / "photos", tmp_path / "cams", out, trust_pickle=True)
+    code = make_masks_of(tmp_path / "photos", tmp_path / "cams", out, said=TRUSTED)
     said = " ".join(capfd.readouterr().err.split())
     assert code == 1
     assert "a: the planes of classes [0, 1] add up to one" in said
@@ -134,7 +136,7 @@ def test_cams_of_clip_es_make_masks_and_every_file_is_accounted_for(
     (tmp_path / "cams/readme.txt").write_text("x")
     (tmp_path / "photos/c.mov").write_text("x")
     out = tmp_path / "out"
-    assert make_masks_of(tmp_path / "photos", tmp_path / "cams", out, trust_pickle=True) == 0
+    assert make_masks_of(tmp_path / "photos", tmp_path / "cams", out, said=TRUSTED) == 0
     said = " ".join(capfd.readouterr().err.split())
     assert "2 of 5 images" in said
     assert "layout clip-es (CLIP-ES, WeCLIP; .npy, `keys`, `attn_highres`" in said

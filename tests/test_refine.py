@@ -12,7 +12,6 @@ from PIL import Image
 
 from latticecrf import DenseCrf, Preset
 from pmm_ray.commands.refine import refine_folder
-from pmm_ray.commands.refine_inputs import Said
 from pmm_ray.config import load_recipe
 from pmm_ray.method.confusion import count_pairs
 from pmm_ray.runtime.core import tables
@@ -20,6 +19,7 @@ from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import crf_parameters
+from pmm_ray.sources.said import Said
 
 from .sources import writers
 from .sources.test_score_files import HEIGHT, PRESENT, WIDTH, logits_of

@@ -54,19 +54,22 @@ def masks(
 ) -> None:
     """Make masks from CAMs that others made: CVS, CRF and PPMG only."""
     from pmm_ray.commands.masks import make_masks_of
+    from pmm_ray.sources.said import Said
 
     code = make_masks_of(
         images,
         cams,
         out,
         labels_csv=labels,
-        trust_pickle=trust_pickle,
-        layout=layout,
-        key=key,
-        first_class=first_class,
-        background_channel=background_channel,
-        normalize=normalize,
-        class_ids=class_ids,
+        said=Said(
+            layout=layout,
+            key=key,
+            first_class=first_class,
+            background_channel=background_channel,
+            normalize=normalize,
+            class_ids=class_ids,
+            trust_pickle=trust_pickle,
+        ),
         settings=setting or (),
         address=address,
     )

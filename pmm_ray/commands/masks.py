@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import load_recipe, section_hash
-from pmm_ray.labels import MAX_FOREGROUND
+from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -18,9 +18,12 @@ from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors, read_table
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.sources.said import Said
 
 if TYPE_CHECKING:
     from pmm_ray.sources.cam_detect import Detected
+    from pmm_ray.sources.cam_files import CamFolder
+    from pmm_ray.sources.importing import ImportReport
 
 # says which settings the PNG files beside it were made with
 _MARKER = ".stage"
@@ -32,13 +35,7 @@ def make_masks_of(
     out: str | Path,
     *,
     labels_csv: str | Path | None = None,
-    trust_pickle: bool = False,
-    layout: str | None = None,
-    key: str | None = None,
-    first_class: int | None = None,
-    background_channel: bool = False,
-    normalize: str = "none",
-    class_ids: str = "auto",
+    said: Said | None = None,
     settings: Sequence[str] = (),
     address: str = "auto",
 ) -> int:
@@ -50,71 +47,38 @@ def make_masks_of(
         out: output folder; the same command goes on where it was interrupted.
         labels_csv: classes of each photograph, or names of the classes, see
             `pmm_ray.sources.cam_import`.
-        trust_pickle: whether the user vouches for `.npy` files, which are pickles.
-        layout, key, first_class, background_channel, normalize, class_ids: what the user says of
-            the files, see `Reading`.
+        said: what the user says of the files.
         settings: `masks.key=value` overrides of the defaults.
         address: see `run_recipe`.
 
     Returns:
         The exit code, as of `run_recipe`.
     """
-    place = storage.absolute(str(out))
+    place, said = storage.absolute(str(out)), said or Said()
 
-    from pmm_ray.sources.cam_detect import asked, detect, with_class_ids
+    from pmm_ray.sources.cam_detect import asked
     from pmm_ray.sources.cam_files import find_cams
-    from pmm_ray.sources.cam_import import import_photographs
-    from pmm_ray.sources.cam_layouts import UNREAD
-    from pmm_ray.sources.cam_reader import CamReader
-    from pmm_ray.sources.understood import console
     from pmm_ray.stages import make_masks
 
     def body(progress: Progress) -> None:
         config = load_recipe(None, settings)
-        reading = asked(
-            layout=layout,
-            key=key,
-            first_class=first_class,
-            background_channel=background_channel,
-            normalize=normalize,
-            class_ids=class_ids,
-        )
+        asked(said)  # before anything is written
         masks = storage.join(place, "masks")
-        max_pixels = config.data.max_pixels
 
         def make(run: Run) -> Stage:
-            space = run.data.manifest.label_space
-            known = detected.reading
-            # as it was before there was anything to say
-            said = () if known == UNREAD else (str(known),)
-            maps = Cams(
-                found.index.select(run.data.images.image_ids),
-                section_hash(run.data.hash, found.fingerprint, *said),
-                CamReader(space.num_foreground, trust_pickle, max_pixels, known),
-            )
+            maps = cams_of(run, found, detected, said)
             stage = make_masks.stage(config.masks, maps, png_folder=masks)
             clear_other_masks(run, masks, stage)
             return stage
 
         with open_run(place, config, [Step("make_masks", make)], progress, address, **AGAIN) as run:
             listing = storage.join(place, "cam-files.parquet")
-            found = find_cams(str(cams), listing, trust_pickle=trust_pickle, layout=reading.layout)
-            detected = detect(found, CamReader(MAX_FOREGROUND, trust_pickle, max_pixels, reading))
-            report = import_photographs(
-                str(images),
-                found,
-                place,
-                labels_csv=None if labels_csv is None else storage.absolute(str(labels_csv)),
-                trust_pickle=trust_pickle,
-                max_pixels=max_pixels,
-                reading=reading,
+            found = find_cams(
+                str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""
             )
-            require_budget("import", report.errors, config.errors.budget, report.total)
-            run.say(console(report))
-            run.data = DataSet(report.manifest)
-            space = report.manifest.label_space
-            detected = with_class_ids(detected, space, known_labels(report.manifest.uri, detected))
-            run.say(detected.line)
+            csv = None if labels_csv is None else storage.absolute(str(labels_csv))
+            detected = detect_cams(run, found, said)
+            report, detected = import_cams(run, found, detected, str(images), said, labels_csv=csv)
             run.follow()
             run.session.write_record(finished=True)
             total = report.accounting.after(read_errors(run["make_masks"].errors_uri))
@@ -123,12 +87,93 @@ def make_masks_of(
     return guarded(body)
 
 
-def known_labels(manifest: str, detected: Detected) -> dict[str, list[int]]:
-    """The image-level labels of the images that were looked into."""
+def detect_cams(run: Run, found: CamFolder, said: Said) -> Detected:
+    """What a folder of CAMs is. Raises CannotRunError, see `detect`."""
+    from pmm_ray.sources.cam_detect import asked, detect
+    from pmm_ray.sources.cam_reader import CamReader
+
+    max_pixels = run.config.data.max_pixels
+    return detect(found, CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, asked(said)))
+
+
+def import_cams(
+    run: Run,
+    found: CamFolder,
+    detected: Detected,
+    images: str,
+    said: Said,
+    *,
+    labels_csv: str | None = None,
+    space: LabelSpace | None = None,
+) -> tuple[ImportReport, Detected]:
+    """Import the photographs that have a CAM and decide how its classes are numbered.
+
+    Args:
+        found: the CAMs.
+        detected: what they are.
+        images: folder of photographs.
+        said: what the user says of the files.
+        labels_csv, space: see `import_photographs`.
+
+    Raises:
+        CannotRunError, BudgetExceededError: see `import_photographs` and `with_class_ids`.
+    """
+    from pmm_ray.sources.cam_detect import with_class_ids
+
+    report = import_with(
+        run, found, images, said, labels_csv=labels_csv, reading=detected.reading, space=space
+    )
     wanted = {peek.image_id for peek in detected.peeks}
-    table = read_table(manifest, ["image_id", "labels"])
+    table = read_table(report.manifest.uri, ["image_id", "labels"])
     ids, labels = (table.column(name).to_pylist() for name in ("image_id", "labels"))
-    return {i: found for i, found in zip(ids, labels, strict=True) if i in wanted and found}
+    known = {i: of for i, of in zip(ids, labels, strict=True) if i in wanted and of}
+    detected = with_class_ids(detected, report.manifest.label_space, known)
+    run.say(detected.line)
+    return report, detected
+
+
+def import_with(
+    run: Run, found: CamFolder, images: str, said: Said, **options: Any
+) -> ImportReport:
+    """Import the photographs that have a file, and say what was understood.
+
+    Args:
+        options: of `import_photographs`.
+
+    Raises:
+        CannotRunError, BudgetExceededError: see `import_photographs`.
+    """
+    from pmm_ray.sources.cam_import import import_photographs
+    from pmm_ray.sources.understood import console
+
+    config = run.config
+    report = import_photographs(
+        images,
+        found,
+        run.session.run_dir,
+        trust_pickle=said.trust_pickle,
+        max_pixels=config.data.max_pixels,
+        **options,
+    )
+    require_budget("import", report.errors, config.errors.budget, report.total)
+    run.say(console(report))
+    run.data = DataSet(report.manifest)
+    return report
+
+
+def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
+    """The CAMs of the imported photographs, read as was detected."""
+    from pmm_ray.sources.cam_layouts import UNREAD
+    from pmm_ray.sources.cam_reader import CamReader
+
+    space, reading = run.data.manifest.label_space, detected.reading
+    # as it was before there was anything to say
+    known = () if reading == UNREAD else (str(reading),)
+    return Cams(
+        found.index.select(run.data.images.image_ids),
+        section_hash(run.data.hash, found.fingerprint, *known),
+        CamReader(space.num_foreground, said.trust_pickle, run.config.data.max_pixels, reading),
+    )
 
 
 def clear_other_masks(run: Run, masks: str, stage: Stage) -> None:

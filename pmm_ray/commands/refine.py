@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.commands.masks import clear_other_masks
-from pmm_ray.commands.refine_inputs import Said, read_maps, read_scores
+from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.runtime.core import storage
@@ -22,6 +22,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.masks import crf_parameters
+from pmm_ray.sources.said import Said
 
 if TYPE_CHECKING:
     from latticecrf.presets import Setting

@@ -5,6 +5,7 @@ Which there are: `config.backbones`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,7 +69,7 @@ class FeatureInfo:
     """Input px per feature px."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network from photographs to feature maps.
 
     Input: float32 [B, 3, H, W], RGB, normalised with `input_mean` and `input_std`.
@@ -88,9 +89,9 @@ class Backbone(nn.Module):
     kept: Mapping[str, Any] = {}
     """Fields of `Shape` that a trained network is built again with."""
 
+    @abstractmethod
     def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
         """The taps, each [B, C, h, w], as `features` lists them."""
-        raise NotImplementedError
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """The last tap."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
+from abc import ABC, abstractmethod
+from typing import Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from pmm_ray.nets.backbone import Backbone, freeze, norms
@@ -11,7 +13,7 @@ from pmm_ray.nets.imagenet_head import ImagenetHead
 from pmm_ray.nets.weights import Loaded
 
 
-class CamNetwork(nn.Module):
+class CamNetwork(nn.Module, ABC):
     """A classifier whose score maps become CAMs.
 
     Args:
@@ -23,7 +25,8 @@ class CamNetwork(nn.Module):
     """
 
     head_layers: tuple[str, ...]
-    """Names of the new layers, which start from random values and learn faster."""
+    """Names of the new layers, which learn faster: the class head, whose last C rows are the
+    foreground's, and what else starts from random values."""
     align_corners: bool
     """How `cam_scores` are brought to the input's size (bilinear)."""
     backbone: Backbone
@@ -35,8 +38,8 @@ class CamNetwork(nn.Module):
         backbone: Backbone,
         num_foreground: int,
         *,
-        freeze_norm: bool,
-        freeze_first: bool,
+        freeze_norm: bool = True,
+        freeze_first: bool = False,
         freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class CamNetwork(nn.Module):
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
 
+    @abstractmethod
     def cam_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
         """Raw class scores for CAMs, float32 [B, C, h, w]; channel i is foreground id i + 1.
 
@@ -58,11 +62,15 @@ class CamNetwork(nn.Module):
             images_B3HW: float32 [B, 3, H, W], normalised with `input_mean` and `input_std`.
             labels_BC: 0/1 [B, C], the images' classes; only `pcm.gate_labels` uses them.
         """
-        raise NotImplementedError
 
-    def start_from(self, head: ImagenetHead) -> None:
-        """Give the class head the rows of the classes that are known."""
-        raise NotImplementedError
+    def start_from(self, start: ImagenetHead) -> None:
+        """Give the class head the rows, and the biases where it has some, of the known classes."""
+        head = cast(nn.Conv2d, self.get_submodule(self.head_layers[0]))
+        known = torch.tensor(start.known)
+        with torch.no_grad():
+            head.weight[-len(known) :][known] = start.weight[known][:, :, None, None]
+            if head.bias is not None:
+                head.bias[known] = start.bias[known]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -17,7 +17,7 @@ from pmm_ray.config.backbones import backbone_row
 from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, temper
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import load_model, stored_section
-from pmm_ray.nets.imagenet_head import ImagenetHead, imagenet_groups, imagenet_head
+from pmm_ray.nets.imagenet_head import imagenet_groups, imagenet_head
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, check_types
 from pmm_ray.nets.weight_files import find_weights
@@ -33,30 +33,17 @@ class CamClassifier(CamNetwork):
     Args:
         backbone: gives `forward(images) -> [B, channels, h, w]`.
         num_foreground: C.
-        freeze_norm, freeze_first, freeze_backbone: see `CamNetwork`.
         bias: give the convolution one; released code: no.
+        frozen: see `CamNetwork`.
     """
 
     head_layers = ("head",)
     align_corners = False
 
     def __init__(
-        self,
-        backbone: Backbone,
-        num_foreground: int,
-        *,
-        freeze_norm: bool,
-        freeze_first: bool = False,
-        freeze_backbone: bool = False,
-        bias: bool = False,
+        self, backbone: Backbone, num_foreground: int, *, bias: bool = False, **frozen: bool
     ) -> None:
-        super().__init__(
-            backbone,
-            num_foreground,
-            freeze_norm=freeze_norm,
-            freeze_first=freeze_first,
-            freeze_backbone=freeze_backbone,
-        )
+        super().__init__(backbone, num_foreground, **frozen)
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.features[-1].channels, num_foreground, 1, bias=bias)
         nn.init.xavier_uniform_(self.head.weight)
@@ -83,13 +70,6 @@ class CamClassifier(CamNetwork):
         """
         scores = self.forward(images_B3HW)[1].float()
         return scores if self.head.bias is None else scores.relu()
-
-    def start_from(self, head: ImagenetHead) -> None:
-        known = torch.tensor(head.known)
-        with torch.no_grad():
-            self.head.weight[known] = head.weight[known][:, :, None, None]
-            if self.head.bias is not None:
-                self.head.bias[known] = head.bias[known]
 
 
 def build_classifier(

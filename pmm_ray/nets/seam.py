@@ -5,13 +5,11 @@ Legend: B = batch, C = classes with background, H, W = input px, h, w = feature 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pmm_ray.nets.backbone import Backbone
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.nets.imagenet_head import ImagenetHead
 from pmm_ray.nets.pixel_correlation import PixelCorrelation
 
 
@@ -28,7 +26,7 @@ class SeamNetwork(CamNetwork):
         taps: names of the two features that the module correlates, the earlier first.
         dropout: of whole channels before the class head (released code: 0.5 for ResNet38, else 0).
         gate_labels: only the image's classes compete inside the module (released code: all do).
-        freeze_norm, freeze_first, freeze_backbone: see `CamNetwork`.
+        freeze_first, frozen: see `CamNetwork`; released code: the first layers are kept.
 
     Source: released SEAM code; the paper's classifier is the same with another backbone.
     """
@@ -45,17 +43,10 @@ class SeamNetwork(CamNetwork):
         taps: tuple[str, str],
         dropout: float = 0.0,
         gate_labels: bool = False,
-        freeze_norm: bool = True,
         freeze_first: bool = True,
-        freeze_backbone: bool = False,
+        **frozen: bool,
     ) -> None:
-        super().__init__(
-            backbone,
-            num_foreground,
-            freeze_norm=freeze_norm,
-            freeze_first=freeze_first,
-            freeze_backbone=freeze_backbone,
-        )
+        super().__init__(backbone, num_foreground, freeze_first=freeze_first, **frozen)
         self.gate_labels = gate_labels
         names = [info.name for info in backbone.features]
         self._low, self._high = (names.index(name) for name in taps)
@@ -113,11 +104,6 @@ class SeamNetwork(CamNetwork):
             ValueError: `gate_labels` without labels.
         """
         return self.maps(images_B3HW, labels_BC)[1][:, 1:].float()
-
-    def start_from(self, head: ImagenetHead) -> None:
-        rows = torch.tensor([False, *head.known])
-        with torch.no_grad():
-            self.fc8.weight[rows] = head.weight[torch.tensor(head.known)][:, :, None, None]
 
     def _adopt(self, name: str, part: nn.Module) -> None:
         """Make a part's layers our own, under their own names, and keep the part as a function."""

@@ -7,17 +7,21 @@ becomes an error row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import get_args
+from functools import partial
+from typing import Any, TypeVar
 
 from pmm_ray.labels import COCO14, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.sources.cam_files import CamFolder
-from pmm_ray.sources.cam_layouts import LAYOUTS, OWN, UNREAD, ClassIds, Normalize, Reading
+from pmm_ray.sources.cam_layouts import LAYOUTS, OWN, UNREAD, Reading
 from pmm_ray.sources.cam_reader import SHARES, TABLE, CamReader, adds_up
+from pmm_ray.sources.said import ClassIds, Said
+
+T = TypeVar("T")
 
 # files that are opened: the first, and others at equal steps
 _LOOKED_INTO = 20
@@ -74,35 +78,17 @@ class Detected:
         return rules
 
 
-def asked(
-    *,
-    layout: str | None = None,
-    key: str | None = None,
-    first_class: int | None = None,
-    background_channel: bool = False,
-    normalize: str = "none",
-    class_ids: str = "auto",
-) -> Reading:
-    """What the user says, checked.
-
-    Raises:
-        CannotRunError: an unknown word, or two that contradict each other.
-    """
-    for word, known, option in (
-        (layout, (*LAYOUTS, None), "--layout"),
-        (normalize, get_args(Normalize), "--normalize"),
-        (class_ids, get_args(ClassIds), "--class-ids"),
-        (first_class, (0, 1, None), "--first-class"),
-    ):
-        if word not in known:
-            names = ", ".join(str(name) for name in known if name is not None)
-            raise CannotRunError(f"{option} {word}: it is one of {names}")
-    if background_channel and first_class == 0 and layout != "excel":
-        raise CannotRunError(
-            "--background-channel and --first-class 0 contradict each other: either class 0 is the "
-            "background, or the first class"
-        )
-    return Reading(layout or "", key or "", first_class, background_channel, normalize, class_ids)  # type: ignore[arg-type]
+def asked(said: Said) -> Reading:
+    """What the user says of CAMs, checked. Raises CannotRunError, see `Said.check`."""
+    said.check(LAYOUTS, "CAMs")
+    return Reading(
+        said.layout or "",
+        said.key or "",
+        said.first_class,
+        said.background_channel,
+        said.normalize,
+        said.class_ids,
+    )
 
 
 def detect(cams: CamFolder, reader: CamReader) -> Detected:
@@ -121,31 +107,35 @@ def detect(cams: CamFolder, reader: CamReader) -> Detected:
         raise CannotRunError("a cams table of ours says what it holds: leave the flags out")
     # what numbers mean comes last: the classes are not known yet
     reader = replace(reader, reading=replace(reading, class_ids="contiguous"))
-    places = places_of(cams.index)
-    peeks, faults = [], []
-    for image_id, uri, row in places:
-        try:
-            planes = reader.peek(tables.read_rows(uri, [row])[0])
-        except RowError as error:
-            faults.append(error)
-            continue
-        labels, numbers = tuple(planes.labels), tuple(planes.numbers)
-        both = adds_up(planes)
-        peeks.append(Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, both))
+    peeks, faults = look_into(cams.index, _LOOKED_INTO, partial(_peek, reader))
     if not peeks and faults and reading != UNREAD:
         first = faults[0]
         raise CannotRunError(f"the CAMs are not what the flags say: {first.uri}: {first.message}")
     _refuse_shares([peek for peek in peeks if not peek.sure])
     if reading.first_class is None and not reading.background_channel:
         _refuse_class_0([peek for peek in peeks if not peek.sure])
-    return Detected(reading, tuple(peeks), len(places))
+    return Detected(reading, tuple(peeks), len(peeks) + len(faults))
 
 
-def places_of(index: TableIndex, most: int = _LOOKED_INTO) -> list[tuple[str, str, int]]:
-    """(image id, uri, row) of the rows that are looked into."""
+def _peek(reader: CamReader, image_id: str, row: dict[str, Any]) -> Peek:
+    planes = reader.peek(row)
+    labels, numbers = tuple(planes.labels), tuple(planes.numbers)
+    return Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, adds_up(planes))
+
+
+def look_into(
+    index: TableIndex, most: int, peek: Callable[[str, dict[str, Any]], T]
+) -> tuple[list[T], list[RowError]]:
+    """What `peek` makes of (image id, row) of rows at equal steps, and the faults of the others."""
     places = sorted((i, uri, row) for i, (uri, row) in index.locations().items())
-    step = max(1, -(-len(places) // most))
-    return places[::step]
+    found: list[T] = []
+    faults: list[RowError] = []
+    for image_id, uri, row in places[:: max(1, -(-len(places) // most))]:
+        try:
+            found.append(peek(image_id, tables.read_rows(uri, [row])[0]))
+        except RowError as error:
+            faults.append(error)
+    return found, faults
 
 
 def _refuse_shares(peeks: Sequence[Peek]) -> None:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.plane_files import KINDS, Content, Kind, floating, numbers, stack
+from pmm_ray.sources.said import ClassIds, Normalize
 
-Normalize = Literal["max", "minmax", "none"]
-ClassIds = Literal["auto", "contiguous", "coco90"]
 Background = Literal["none", "first plane", "class 0"]
 
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pmm_ray.labels import COCO14
 from pmm_ray.method.cams import normalize
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.sources.cam_layouts import UNREAD, Normalize, Planes, Reading, read_planes
+from pmm_ray.sources.cam_layouts import UNREAD, Planes, Reading, read_planes
 from pmm_ray.sources.plane_files import MOST_VALUES_PER_PIXEL, are_shares, read_content
+from pmm_ray.sources.said import Normalize
 
 TABLE = "table"
 """The layout of a cams table of ours."""

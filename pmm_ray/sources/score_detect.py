@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from functools import partial
+from typing import Any
 
 from pmm_ray.labels import COCO14, LAST_8BIT_CLASS, VOC12, LabelSpace
-from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cam_detect import class_ids_of, places_of
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.cam_detect import class_ids_of, look_into
 from pmm_ray.sources.cam_files import CamFolder
-from pmm_ray.sources.cam_layouts import ClassIds
+from pmm_ray.sources.said import Said, Values
 from pmm_ray.sources.score_files import (
     LAYOUTS,
     NO_BACKGROUND,
@@ -20,7 +20,6 @@ from pmm_ray.sources.score_files import (
     ScorePlanes,
     ScoreReader,
     ScoreReading,
-    Values,
 )
 
 # files that are opened: one may have 100 MB
@@ -56,34 +55,18 @@ class _Peek:
     count: int
 
 
-def asked_scores(
-    *,
-    layout: str | None = None,
-    key: str | None = None,
-    first_class: int | None = None,
-    background_channel: bool = False,
-    values: str = "auto",
-    class_ids: str = "auto",
-) -> ScoreReading:
-    """What the user says, checked. Raises CannotRunError of an unknown word."""
-    for word, known, option in (
-        (layout, (*LAYOUTS, None), "--layout"),
-        (values, get_args(Values), "--values"),
-        (class_ids, get_args(ClassIds), "--class-ids"),
-        (first_class, (0, 1, None), "--first-class"),
-    ):
-        if word not in known:
-            names = ", ".join(str(name) for name in known if name is not None)
-            raise CannotRunError(f"{option} {word}: of scores it is one of {names}")
-    if background_channel and first_class == 0:
-        raise CannotRunError("--background-channel and --first-class 0 contradict each other")
+def asked_scores(said: Said) -> ScoreReading:
+    """What the user says of scores, checked. Raises CannotRunError, see `Said.check`."""
+    if said.normalize != "none":
+        raise CannotRunError("--normalize is for CAMs, not for scores")
+    said.check(LAYOUTS, "scores")
     return ScoreReading(
-        layout or "",
-        key or "",
-        first_class,
-        background_channel,
-        values,  # type: ignore[arg-type]
-        class_ids,  # type: ignore[arg-type]
+        said.layout or "",
+        said.key or "",
+        said.first_class,
+        said.background_channel,
+        said.values,
+        said.class_ids,
     )
 
 
@@ -111,18 +94,7 @@ def detect_scores(
         raise CannotRunError(f"{scores.index.parts[0]} is a cams table of ours: {NO_BACKGROUND}")
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)])
     reader = ScoreReader(space or nameless, trust_pickle, max_pixels, reading)
-    places = places_of(scores.index, _LOOKED_INTO)
-    peeks: list[_Peek] = []
-    faults: list[RowError] = []
-    for image_id, uri, row in places:
-        try:
-            planes = reader.peek(tables.read_rows(uri, [row])[0])
-        except RowError as error:
-            faults.append(error)
-            continue
-        # the values themselves are not kept
-        head = replace(planes, scores=planes.scores[:0].copy())
-        peeks.append(_Peek(image_id, head, len(planes.scores)))
+    peeks, faults = look_into(scores.index, _LOOKED_INTO, partial(_peek, reader))
     if not peeks and faults:
         raise CannotRunError(f"not one file can be used: {faults[0].uri}: {faults[0].message}")
     numbered = [peek for peek in peeks if peek.planes.numbers is not None]
@@ -145,8 +117,14 @@ def detect_scores(
         reading,
         space,
         max((peek.count for peek in peeks), default=1),
-        _line(peeks, len(places), reading, space),
+        _line(peeks, len(peeks) + len(faults), reading, space),
     )
+
+
+def _peek(reader: ScoreReader, image_id: str, row: dict[str, Any]) -> _Peek:
+    planes = reader.peek(row)
+    # the values themselves are not kept
+    return _Peek(image_id, replace(planes, scores=planes.scores[:0].copy()), len(planes.scores))
 
 
 def _refuse_cams(peeks: Sequence[_Peek], reading: ScoreReading) -> None:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pmm_ray.labels import COCO14, LabelSpace
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cam_layouts import LAYOUTS as CAM_LAYOUTS
-from pmm_ray.sources.cam_layouts import ClassIds
 from pmm_ray.sources.cam_reader import from_coco, naming
 from pmm_ray.sources.plane_files import (
     KINDS,
@@ -32,8 +31,8 @@ from pmm_ray.sources.plane_files import (
     read_content,
     stack,
 )
+from pmm_ray.sources.said import ClassIds, Values
 
-Values = Literal["auto", "logits", "probabilities"]
 Verdict = Literal["logits", "probabilities", "unknown"]
 
 

@@ -6,7 +6,7 @@ Counts of pixels stand in the table, and are given a meaning when all are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
+from pmm_ray.runtime.rows.cams import ReadCam
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.runtime.rows.masks import MaskOutput
@@ -56,9 +57,6 @@ and after; empty without truth, which `truth_fault` explains if it is there and 
 _IMAGE_SECONDS = 0.3
 _BYTES_PER_PLANE = 28
 
-ReadPlanes = Callable[[Mapping[str, Mapping[str, Any]]], tuple[list[int], NDArray[Any]]]
-"""Class ids and planes of a joined row: a `ScoreReader`, or a `CamReader`."""
-
 
 @dataclass(frozen=True)
 class Seeds:
@@ -73,14 +71,14 @@ class Seeds:
 
     index: TableIndex
     hash: str
-    read: ReadPlanes
+    read: ReadCam
     planes: int
 
 
 def refining_worker(
     setting: Setting,
     backend: Backend,
-    read: ReadPlanes,
+    read: ReadCam,
     photographs: Photographs,
     stage: str,
     png_folder: str | None = None,
@@ -137,7 +135,6 @@ def run(
     setting: Setting,
     backend: Backend,
     seeds: Seeds,
-    images: TableIndex,
     truth: Truth | None,
     png_folder: str | None,
 ) -> Summary:
@@ -148,7 +145,7 @@ def run(
         _BYTES_PER_PLANE * seeds.planes,
     )
     pool = cpu_pool(context, memory=memory)
-    inputs = {"scores": seeds.index, "manifest": images}
+    inputs = {"scores": seeds.index}
     summary = run_table_stage(
         context,
         folder,
@@ -166,7 +163,7 @@ def run(
         pool=pool,
         batch_size=auto_batch(len(seeds.index), pool.size, _IMAGE_SECONDS),
     )
-    return summary.model_copy(update={"pixel_labels_used": truth is not None})
+    return summary.extended({}, pixel_labels_used=truth is not None)
 
 
 def scores(
@@ -247,14 +244,13 @@ def stage(
     plain = {name: value for name, value in asdict(setting).items() if name != "source"}
     known = None if truth is None else truth.fingerprint
     space: LabelSpace = data.manifest.label_space
-    identity: Sequence[Any] = (plain, backend, seeds.hash, space.to_json(), known, CODE_VERSION)
+    identity = (plain, backend, seeds.hash, space.to_json(), known, CODE_VERSION)
     body = partial(
         run,
         setting=setting,
         backend=backend,
         seeds=seeds,
-        images=data.images,
         truth=truth,
         png_folder=png_folder,
     )
-    return Stage(STAGE, tuple(identity), body, rows=len(seeds.index))
+    return Stage(STAGE, identity, body, rows=len(seeds.index))

@@ -29,6 +29,7 @@ from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.sources.said import Said
 
 from ..export.runs import make_run
 from .junk import CAM, MASK, PHOTO, Item, make, sound
@@ -37,11 +38,11 @@ from .mutations import commands
 pytestmark = pytest.mark.usefixtures("ray_session")
 _FIRST = re.compile(r"^(\d+) of (\d+) (?:images|masks|photographs)\nnot: (.*)\n-> ", re.M | re.S)
 MANY = ["errors.budget=100"]
-Said = Callable[[], str]
+Heard = Callable[[], str]
 
 
 @pytest.fixture
-def said(capfd: pytest.CaptureFixture[str]) -> Said:
+def said(capfd: pytest.CaptureFixture[str]) -> Heard:
     """What was printed since the last call."""
 
     def read() -> str:
@@ -74,7 +75,7 @@ def rows(place: str) -> int:
 
 @commands
 @given(sound(".jpg", PHOTO, "images"))
-def test_an_import_and_a_run(said: Said, items: list[Item]) -> None:
+def test_an_import_and_a_run(said: Heard, items: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = f"{place}/root"
         there = make(root, items)
@@ -94,12 +95,12 @@ def test_an_import_and_a_run(said: Said, items: list[Item]) -> None:
 @pytest.mark.slow
 @commands
 @given(sound(".jpg", PHOTO, "images"), sound(".npz", CAM))
-def test_masks_of_cams(said: Said, photographs: list[Item], cams: list[Item]) -> None:
+def test_masks_of_cams(said: Heard, photographs: list[Item], cams: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/photos", photographs) + make(f"{place}/cams", cams)
         out = f"{place}/out"
         code = make_masks_of(
-            f"{place}/photos", f"{place}/cams", out, trust_pickle=True, settings=MANY
+            f"{place}/photos", f"{place}/cams", out, said=Said(trust_pickle=True), settings=MANY
         )
         total = closing(code, said())
         if total is None:
@@ -119,7 +120,7 @@ def cam_ids(out: str) -> set[str]:
 @pytest.mark.slow
 @commands
 @given(sound(".png", MASK), sound(".png", MASK))
-def test_scores(said: Said, masks: list[Item], truth: list[Item]) -> None:
+def test_scores(said: Heard, masks: list[Item], truth: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/masks", masks) + make(f"{place}/truth", truth)
         out = f"{place}/out"
@@ -160,7 +161,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @commands
 @given(sound(".jpg", PHOTO, "images"))
-def test_predictions(said: Said, segmenter: str, items: list[Item]) -> None:
+def test_predictions(said: Heard, segmenter: str, items: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/photos", items)
         out = f"{place}/out"
@@ -183,7 +184,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.sampled_from(["voc", "coco", "mmseg"]),
     st.lists(st.sampled_from(["good", "gone", "junk", "no truth"]), min_size=6, max_size=6),
 )
-def test_exports(said: Said, exported: Path, name: str, fates: list[str]) -> None:
+def test_exports(said: Heard, exported: Path, name: str, fates: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(exported, f"{place}/run")
         manifest = open_manifest(f"{place}/run/data/manifest.parquet")

@@ -15,6 +15,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cam_detect import Detected, asked, detect, with_class_ids
 from pmm_ray.sources.cam_files import CamFolder, find_cams
 from pmm_ray.sources.cam_reader import CamReader
+from pmm_ray.sources.said import Said
 
 from . import writers
 
@@ -31,7 +32,7 @@ def write(folder: Path, program: str, classes: dict[str, list[int]] | None = Non
 
 
 def find(folder: Path, **flags: Any) -> tuple[CamFolder, Detected]:
-    reading = asked(**flags)
+    reading = asked(Said(**flags))
     listing = str(folder.parent / "listing.parquet")
     found = find_cams(str(folder), listing, trust_pickle=True, layout=reading.layout)
     return found, detect(found, CamReader(1000, True, 10**6, reading))
@@ -249,5 +250,5 @@ def test_a_bare_array_per_class(tmp_path: Path) -> None:
     [{"layout": "irm"}, {"normalize": "sum"}, {"class_ids": "coco"}, {"first_class": 2}],
 )
 def test_an_unknown_word_is_answered_with_the_known_ones(flags: dict[str, Any]) -> None:
-    with pytest.raises(CannotRunError, match="it is one of"):
-        asked(**flags)
+    with pytest.raises(CannotRunError, match="of CAMs it is one of"):
+        asked(Said(**flags))

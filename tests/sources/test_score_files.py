@@ -12,6 +12,7 @@ from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cam_files import CamFolder, find_cams
+from pmm_ray.sources.said import Said
 from pmm_ray.sources.score_detect import DetectedScores, asked_scores, detect_scores
 from pmm_ray.sources.score_files import ScoreReader
 
@@ -43,7 +44,7 @@ def find(
 ) -> tuple[CamFolder, DetectedScores]:
     listing = str(folder.parent / "listing.parquet")
     found = find_cams(str(folder), listing, trust_pickle=True, what="score file")
-    reading = asked_scores(**flags)
+    reading = asked_scores(Said(**flags))
     return found, detect_scores(found, reading, space, trust_pickle=True, max_pixels=10**6)
 
 
