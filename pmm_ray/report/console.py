@@ -100,10 +100,8 @@ def filled_lines(run: RunData) -> list[str]:
     if not scores:
         return []
     least, count = run.setting("report", "filled", 0), len(run.filled_classes) - 1
-    over = (
-        f"mIoU % over the background and the {count} classes with {least} training images or more"
-    )
-    return [f"{over}: {', '.join(scores)}"]
+    of = f"the background and the classes with {least} or more training images ({count})"
+    return [f"mIoU % over {of}: {', '.join(scores)}"]
 
 
 def format_rate(images_per_second: float) -> str:

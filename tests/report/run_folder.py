@@ -28,7 +28,15 @@ HEIGHT, WIDTH = 60, 96
 class RunFolder:
     """Writes a run stage by stage, so that tests can stop in the middle."""
 
-    def __init__(self, root: Path, images: int = 6, *, truth: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        images: int = 6,
+        *,
+        truth: bool = True,
+        train_labels: tuple[int, ...] = (1, 2),
+        **report: int,
+    ) -> None:
         self.root = root
         self.uri = str(root)
         self.ids = [f"img-{i}" for i in range(images)]
@@ -52,7 +60,7 @@ class RunFolder:
                 ManifestRow(
                     image_id=image_id,
                     uri=f"{image_id}.jpg",
-                    labels=(1, 2),
+                    labels=(1, 2) if i < images - 1 else train_labels,
                     height=HEIGHT,
                     width=WIDTH,
                     split="val" if i < images - 1 else "train",
@@ -61,7 +69,11 @@ class RunFolder:
             )
         uri = str(root / "data" / "manifest.parquet")
         write_manifest(uri, rows, SPACE, source="test", exif="ignore")
-        config = {"name": "test", "report": {"gallery": 4}, "data": {"held_out_split": "val"}}
+        config = {
+            "name": "test",
+            "report": {"gallery": 4, **report},
+            "data": {"held_out_split": "val", "train_split": "train"},
+        }
         (root / "resolved.yaml").write_text(yaml.safe_dump(config))
         self.write_record()
 

@@ -95,6 +95,25 @@ def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
     assert "learning rate 0.01 to 0.00025" in page.words
 
 
+def test_the_mean_over_classes_with_training_images_stands_beside_that_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run", train_labels=(1,), filled=1)
+    run.evaluate(run.masks("make_masks", 5), "make_masks", "PPMG", "val")
+    (evaluation,) = load_run(run.uri).evaluations
+    of = evaluation.class_iou
+    assert of["background"] is not None
+    assert of["disc"] is not None
+    # the square has truth, but no training image
+    want = f"{(of['background'] + of['disc']) * 50:.1f}"
+    assert want != f"{evaluation.mean_iou * 100:.1f}"
+    _, page = read_page(run)
+    assert f"{want} over 1 filled classes" in page.words
+    print_stage_table(run.uri, Console(width=120))
+    said = capsys.readouterr().out
+    assert f"the classes with 1 or more training images (1): PPMG {want} val" in said
+
+
 def test_the_page_needs_nothing_else_and_escapes_what_users_wrote(full_run: RunFolder) -> None:
     html, page = read_page(full_run)
     assert all(link.startswith(("data:image/", "#")) for link in page.links)

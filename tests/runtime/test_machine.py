@@ -281,6 +281,7 @@ def run(
     return summary, folder
 
 
+@pytest.mark.slow
 def test_a_process_whose_device_fails_from_the_nth_image_on_is_replaced(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_broken_device_ends_the_run_and_makes_no_error_row(
     )
 
 
+@pytest.mark.slow
 def test_an_image_that_breaks_each_device_becomes_an_error_row(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
