@@ -37,6 +37,9 @@ class Colours(CamNetwork):
         maps = images_B3HW[:, self._order]
         return maps.mean(dim=(2, 3)), maps
 
+    def cam_scores(self, images_B3HW: Any, labels_BC: Any = None) -> torch.Tensor:
+        return self(images_B3HW)[1]
+
 
 @pytest.fixture
 def validation(tmp_path: Path) -> ClassifierValidation:
