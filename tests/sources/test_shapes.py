@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.manifest import manifest_hash
 from pmm_ray.runtime.rows.images import decode_mask, read_image
-from pmm_ray.sources import shapes
+from pmm_ray.sources import shape_images, shapes
 from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.shapes import CLASS_NAMES, draw, make_shapes
+from pmm_ray.sources.shape_images import draw
+from pmm_ray.sources.shapes import CLASS_NAMES, make_shapes
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -87,17 +89,45 @@ def test_images_hold_one_to_three_visible_balanced_objects() -> None:
 def test_hidden_objects_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # every object covers the whole image, so only the last of each image can be seen
     everywhere = tuple(lambda x, y: np.ones(x.shape, bool) for _ in CLASS_NAMES)
-    monkeypatch.setattr(shapes, "_OUTLINES", everywhere)
+    monkeypatch.setattr(shape_images, "_OUTLINES", everywhere)
     report = make_shapes(str(tmp_path), images=12, size=48)
     labels = tables.read_table(report.manifest.uri).column("labels").to_pylist()
     assert all(len(row) == 1 for row in labels)
 
 
-def test_an_outline_mask_and_its_pixels_agree() -> None:
-    image, mask = draw(0, size=256, classes=2, seed=5)
-    # the classes are strongly coloured, the grounds are not
-    chroma = image.max(-1).astype(int) - image.min(-1)
-    assert np.median(chroma[mask > 0]) > 2 * np.median(chroma[mask == 0])
+def test_a_class_is_known_by_its_head_alone() -> None:
+    """Its colours cover less than half of its pixels; the rest does not tell classes."""
+    heads: list[float] = []
+    coats: dict[int, list[NDArray[np.float64]]] = {1: [], 2: []}
+    for i in range(80):
+        image, mask = draw(i, size=96, classes=2, seed=5)
+        # heads are strongly coloured, coats are not
+        chroma = image.max(-1).astype(int) - image.min(-1)
+        for label in np.unique(mask[mask > 0]).tolist():
+            strong = chroma[mask == label] > 110
+            heads.append(float(strong.mean()))
+            coats[label].append(image[mask == label][~strong].mean(axis=0))
+    assert 0.1 < np.mean(heads) < 0.5
+    means = {label: np.mean(found, axis=0) for label, found in coats.items()}
+    right = [
+        np.linalg.norm(coat - means[label]) < np.linalg.norm(coat - means[3 - label])
+        for label, found in coats.items()
+        for coat in found
+    ]
+    assert np.mean(right) < 0.9
+
+
+def test_objects_touch_more_often_than_not() -> None:
+    masks = [draw(i, size=64, classes=4, seed=0)[1] for i in range(60)]
+    several = [mask for mask in masks if len(np.unique(mask)) > 2]
+    touching = [
+        any(
+            (np.minimum(a, b) > 0)[a != b].any()
+            for a, b in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]))
+        )
+        for mask in several
+    ]
+    assert np.mean(touching) > 0.5
 
 
 @pytest.mark.parametrize(
