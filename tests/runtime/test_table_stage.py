@@ -101,7 +101,7 @@ def test_every_image_once_and_the_same_table_for_any_pool(
     context = make_context(shapes)
     hashes = set()
     for number, (batch, pool) in enumerate(
-        [(3, Pool(1)), (16, Pool(2)), (1, Pool(2, actors=True)), (5, Pool(1, actors=True))]
+        [(3, Pool(1)), (16, Pool(2)), (1, Pool(2, actors=True)), (2, Pool(1, True, overlap=3))]
     ):
         summary, folder = run(
             context, partial(area_worker, str(log)), batch=batch, pool=pool, name=f"area-{number}"
@@ -173,17 +173,28 @@ def test_the_budget_ends_the_run_with_the_reasons(
         run(context, partial(area_worker, str(log), fail=ids[4]))
 
 
-@pytest.mark.parametrize("actors", [False, pytest.param(True, marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("pool", "batch"),
+    [
+        (Pool(2), 4),
+        pytest.param(Pool(2, actors=True), 4, marks=SLOW),
+        # a chunk takes others of its process along, of one image, too: nobody else is blamed
+        pytest.param(Pool(1, actors=True, overlap=3), 1, marks=SLOW),
+    ],
+)
 def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours_live(
-    make_context: MakeContext, shapes: Manifest, log: Path, actors: bool
+    make_context: MakeContext, shapes: Manifest, log: Path, pool: Pool, batch: int
 ) -> None:
     context = make_context(shapes)
     ids = index_file(shapes.uri).image_ids
     summary, folder = run(
         context,
         partial(area_worker, str(log), crash=ids[7]),
-        batch=4,
-        pool=Pool(2, actors=actors),
+        batch=batch,
+        pool=pool,
     )
     assert (summary.images, summary.errors) == (15, 1)
     [row] = tables.read_errors(folder.errors_uri)
@@ -289,6 +300,34 @@ def test_no_images_make_an_empty_table(
     summary, folder = run(make_context(shapes), partial(area_worker, str(log)), ids=[])
     assert summary.images == 0
     assert len(read_index(folder.uri)) == 0
+
+
+def meeting_worker(folder: str) -> Worker:
+    """Fails unless another chunk comes to the same process while it works on its first image."""
+    here = Path(folder) / str(os.getpid())
+    here.mkdir(exist_ok=True)
+
+    def meet(row: InputRow) -> dict[str, Any]:
+        (here / row["manifest"]["image_id"]).touch()
+        deadline = time.monotonic() + 60
+        while len(list(here.iterdir())) < 2:
+            assert time.monotonic() < deadline, "no other chunk came"
+            time.sleep(0.02)
+        return {"image_id": row["manifest"]["image_id"], "area": 1}
+
+    return row_by_row("area", meet)
+
+
+def test_an_actor_works_on_some_chunks_at_once_and_its_seconds_are_counted_once(
+    make_context: MakeContext, shapes: Manifest, tmp_path: Path
+) -> None:
+    context = make_context(shapes)
+    started = time.monotonic()
+    pool = Pool(1, actors=True, overlap=3)
+    summary, _ = run(context, partial(meeting_worker, str(tmp_path)), batch=2, pool=pool)
+    assert (summary.images, summary.errors) == (16, 0)
+    seconds = sum(c["pool_seconds"] for c in read_events(context.run_dir, "chunk"))
+    assert 0 < seconds < time.monotonic() - started
 
 
 def test_any_exception_becomes_an_internal_row() -> None:
