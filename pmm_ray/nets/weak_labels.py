@@ -8,7 +8,9 @@ NumPy function is faster, since it may look at what it has found.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,13 +28,13 @@ class SplitScores:
 
     Attributes:
         decision: which classes are merged, bool [C], and each class's largest share, float32 [C].
-        planes_CHW: float16, on the device; those that stay come first.
-        rest_HW: the sum of the others, float16, on the device.
+        planes: float16 [C, H, W], on the device; those that stay come first.
+        rest: the sum of the others, float16 [H, W], on the device.
     """
 
     decision: OnTheWay
-    planes_CHW: Tensor
-    rest_HW: Tensor
+    planes: Tensor
+    rest: Tensor
 
     def fetch(self) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """The classes that stay, ascending, [K]; and their planes, then the sum of the others'
@@ -45,19 +47,18 @@ class SplitScores:
         if not np.isfinite(largest_C).all():
             raise RowError("nonfinite", "the segmenter's output is not finite")
         kept = np.flatnonzero(~merged_C)
-        planes = self.planes_CHW[: len(kept)]
+        planes = [self.planes[: len(kept)]]
         if len(kept) < len(merged_C):
-            planes = torch.cat([planes, self.rest_HW[None]])
-        (found,) = _copied(planes).arrays()
-        return kept, found
+            planes.append(self.rest[None])
+        with torch.cuda.stream(_copies(self.rest.device)) if self.rest.is_cuda else nullcontext():
+            on_the_way = OnTheWay(*planes)
+        return kept, np.concatenate(on_the_way.arrays())
 
 
-def _copied(tensor: Tensor) -> OnTheWay:
-    """On a stream of its own: the copy need not wait for the next image's passes."""
-    if not tensor.is_cuda:
-        return OnTheWay(tensor)
-    with torch.cuda.stream(torch.cuda.Stream(tensor.device)):
-        return OnTheWay(tensor)
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """The stream of the copies: they need not wait for the next image's passes."""
+    return torch.cuda.Stream(device)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The choice of the classes that can matter, in torch: as `latticecrf.merge_weak_labels` makes it."""
+"""The choice of the classes that can matter, in torch: that of `merge_weak_labels`."""
 
 from __future__ import annotations
 
