@@ -59,7 +59,9 @@ def merge_weak_labels(
     total_N, largest_M, wins_M = _shares(planes_MN, can_win(share, len(scores)))
     candidates = np.flatnonzero(~wins_M)
     candidates = candidates[np.argsort(largest_M[candidates], kind="stable")]
-    weakest, rest_N = _weakest(planes_MN, total_N, candidates[largest_M[candidates] <= share], share)
+    weakest, rest_N = _weakest(
+        planes_MN, total_N, candidates[largest_M[candidates] <= share], share
+    )
     if len(weakest) < 2:  # one label merges with nothing
         return np.arange(len(scores)), np.clip(scores, FLOOR, 1.0)
     kept = np.setdiff1d(np.arange(len(scores)), weakest)
