@@ -8,10 +8,11 @@ and committed with the lease's check, as in a run. The network only waits, 20 ms
 access to storage takes 30 ms more. An image is 4 batches of `cams`, about 10 of `crops`, 6 of
 `relabel`, which sends its rows to tasks and commits nothing itself.
 
-`busy` is 20 ms a batch over the time from the first batch to the last: what is done to the output
-on the CPU, where a GPU would do it, counts as idle, and so does a thread that gets no core.
-`in turn` works on one chunk after the other, `overlapping` as actors do now; a tree before that has
-only the first.
+`busy` is 20 ms a batch over the time from the first batch to the last; `own CPU` what the thread of
+the network computes before and after, most of it a GPU's work; the rest waits for other threads.
+`no core` is the share of the time in which that thread was ready and other work of the machine had
+the cores: the other shares are of what is left. `in turn` works on one chunk after the other,
+`overlapping` as actors do now; a tree before that has only the first.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ class Waiting(torch.nn.Module):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
-        self.spans: list[tuple[float, float]] = []
+        self.calls = 0
+        self.first = self.last = (0.0, 0.0, 0.0)
 
     def pause(self) -> None:
-        start = time.monotonic()
+        if not self.calls:
+            self.first = now()
         time.sleep(self.seconds)
-        self.spans.append((start, time.monotonic()))
+        self.last = now()
+        self.calls += 1
 
     def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: Any = None) -> torch.Tensor:
         self.pause()
@@ -70,9 +74,18 @@ class Waiting(torch.nn.Module):
         self.pause()
         return torch.cat([inputs, inputs[:, :1]], 1)
 
-    def busy(self) -> float:
-        """What it would wait if it were alone, over what passed: a late awakening is no work."""
-        return len(self.spans) * self.seconds / (self.spans[-1][1] - self.spans[0][0])
+    def shares(self) -> dict[str, float]:
+        """Of the time from the first batch to the last."""
+        passed, computed, queued = (b - a for a, b in zip(self.first, self.last, strict=True))
+        shares = {"busy": self.calls * self.seconds, "own CPU": computed}
+        found = {name: round(part / (passed - queued), 3) for name, part in shares.items()}
+        return found | {"no core": round(queued / passed, 3)}
+
+
+def now() -> tuple[float, float, float]:
+    """Seconds of the clock, of this thread on a core, and of this thread in line for one."""
+    computed, queued, _ = Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()
+    return time.monotonic(), int(computed) / 1e9, int(queued) / 1e9
 
 
 def cam_stage(network: Waiting, photographs: Photographs, kind: str) -> Worker:
@@ -135,7 +148,7 @@ def measure(stage: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         with lease.hold(str(folder), attempt), mock.patch.object(storage, "resolve", slow):
             work(call, todo, threads)
         taken = time.monotonic() - began
-        found[name] = {"busy": round(network.busy(), 3), "seconds": round(taken, 2)}
+        found[name] = network.shares() | {"seconds": round(taken, 2)}
         if OVERLAP == 1:
             break
     return found

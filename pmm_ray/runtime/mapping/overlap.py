@@ -117,8 +117,9 @@ class Overlapped(Generic[P, S]):
             if fatal := self._not_an_images(error):
                 chunk.end(min(left), fatal)
             elif len(numbers) == 1:
-                chunk.outcomes[numbers[0]].set_exception(error)
-        # after the handler, whose traceback holds the tensors of the pass that failed
+                # a traceback holds the tensors of the pass that failed
+                chunk.outcomes[numbers[0]].set_exception(error.with_traceback(None))
+        # after the handler, for the same reason
         for number in list(left) if len(numbers) > 1 else ():
             if not chunk.over:
                 self._attempt(chunk, [number])
