@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latticecrf.mean_field.merging import FLOOR, can_win
+from latticecrf.mean_field.binary_updates import FLOOR
+from latticecrf.mean_field.merging import can_win
 from pmm_ray.nets.transfer import OnTheWay
 from pmm_ray.runtime.core.errors import RowError
 
@@ -58,7 +59,7 @@ class SplitScores:
 @cache
 def _copies(device: torch.device) -> torch.cuda.Stream:
     """The stream of the copies: they need not wait for the next image's passes."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @torch.inference_mode()
