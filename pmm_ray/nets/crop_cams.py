@@ -24,6 +24,7 @@ from pmm_ray.method.cams import normalize
 from pmm_ray.method.multicrop import Window, WindowMerger
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.halving import in_halves
+from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.views import crop_windows, cut_windows, normalise_views
 from pmm_ray.runtime.core.errors import RowError
 
@@ -51,16 +52,28 @@ class _Subject:
 
     photograph: Photograph
     device: torch.device
-    rows: list[int] = field(init=False)
-    """Of the present classes among the network's C maps."""
+    classes: int
+    """C."""
+    rows: Tensor = field(init=False)
+    """Of the present classes among the network's C maps, on the device like what follows."""
+    present: Tensor = field(init=False)
+    """0/1."""
+    pixels_13hw: Tensor = field(init=False)
     merger: WindowMerger = field(init=False)
     left: int = 0
     """Views that are not merged yet; the last one completes the CAM."""
 
     def __post_init__(self) -> None:
         height, width = self.photograph.pixels_hw3.shape[:2]
-        self.rows = [label - 1 for label in self.photograph.labels]
-        self.merger = WindowMerger(len(self.rows), height, width, self.device)
+        of_classes = np.array(self.photograph.labels) - 1
+        present = np.zeros(self.classes, np.float32)
+        present[of_classes] = 1.0
+        self.rows, self.present, pixels_HW3 = (
+            staged(array, self.device).to(self.device, non_blocking=True)
+            for array in (of_classes, present, self.photograph.pixels_hw3)
+        )
+        self.pixels_13hw = pixels_HW3.permute(2, 0, 1)[None]
+        self.merger = WindowMerger(len(of_classes), height, width, self.device)
 
 
 class _View(NamedTuple):
@@ -91,17 +104,15 @@ class CropCams:
 
     def __call__(
         self, photographs: Iterable[Photograph]
-    ) -> Iterator[tuple[Any, NDArray[np.float16] | RowError]]:
+    ) -> Iterator[tuple[Any, NDArray[np.float16]]]:
         """CAMs of photographs.
 
         Yields:
-            (key, float16 [K, *stored], 0..1) in the order of the photographs; in place of a map
-            that is not finite, a RowError.
-
-        Source: paper 3.5; released code (the "multi_crop" normalisation over the whole image).
+            (key, float16 [K, *stored], 0..1) in the order of the photographs; see `stored_map`.
         """
         for photograph, mean_KHW in self.merged(photographs):
-            yield photograph.key, _stored(photograph, mean_KHW.cpu().numpy())
+            (array_KHW,) = OnTheWay(mean_KHW).arrays()
+            yield photograph.key, stored_map(photograph, array_KHW)
 
     @torch.inference_mode()
     def merged(self, photographs: Iterable[Photograph]) -> Iterator[tuple[Photograph, Tensor]]:
@@ -115,7 +126,8 @@ class CropCams:
         """
         waiting: list[_View] = []
         for photograph in photographs:
-            for view in self._views_of(_Subject(photograph, self._device)):
+            subject = _Subject(photograph, self._device, self._model.num_foreground)
+            for view in self._views_of(subject):
                 waiting.append(view)
                 if len(waiting) == self._views:
                     yield from self._pass(waiting)
@@ -125,14 +137,12 @@ class CropCams:
 
     def _views_of(self, subject: _Subject) -> Iterator[_View]:
         crops, model = self.config.crops, self._model
-        image_13HW = torch.tensor(subject.photograph.pixels_hw3, device=self._device)
-        image_13HW = image_13HW.permute(2, 0, 1)[None]
         height, width = subject.photograph.pixels_hw3.shape[:2]
         by_scale = crop_windows(height, width, crops)
         sides = (False, True) if self.config.flip else (False,)
         subject.left = sum(len(of_scale) for of_scale in by_scale) * len(sides)
         for of_scale in by_scale:
-            pieces = cut_windows(image_13HW, of_scale, crops.geometry, crops.size)
+            pieces = cut_windows(subject.pixels_13hw, of_scale, crops.geometry, crops.size)
             for window, piece in zip(of_scale, pieces, strict=True):
                 pixels = self._padded(normalise_views(piece, model.input_mean, model.input_std)[0])
                 for mirrored in sides:
@@ -149,9 +159,7 @@ class CropCams:
 
     def _pass(self, views: list[_View]) -> Iterator[tuple[Photograph, Tensor]]:
         """One forward pass; yields the photographs that it completes."""
-        present_BC = torch.zeros(len(views), self._model.num_foreground, device=self._device)
-        for number, view in enumerate(views):
-            present_BC[number, view.subject.rows] = 1.0
+        present_BC = torch.stack([view.subject.present for view in views])
         batch = torch.stack([view.pixels for view in views])
         scores_BChw = in_halves(self._model.cam_scores, batch, present_BC)
         for view, scores_Chw in zip(views, scores_BChw, strict=True):
@@ -164,7 +172,7 @@ class CropCams:
     def _placed(self, view: _View, scores_Chw: Tensor) -> Tensor:
         """The maps of a view's present classes at the size of its place in the image."""
         size, window = self.config.crops.size, view.window
-        maps_1Khw = scores_Chw[None, view.subject.rows].float()
+        maps_1Khw = scores_Chw.index_select(0, view.subject.rows)[None].float()
         # first to the view's own size, as the network's own forward does, then to the place's
         maps_1KSS = functional.interpolate(
             maps_1Khw, (size, size), mode="bilinear", align_corners=self._model.align_corners
@@ -179,12 +187,20 @@ class CropCams:
         return functional.interpolate(maps_1KSS, place, mode="bilinear", align_corners=False)[0]
 
 
-def _stored(
-    photograph: Photograph, mean_KHW: NDArray[np.float32]
-) -> NDArray[np.float16] | RowError:
-    """The finished CAM at storage size."""
+def stored_map(photograph: Photograph, mean_KHW: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The finished CAM at storage size, 0..1.
+
+    Args:
+        photograph: whose map it is.
+        mean_KHW: from `CropCams.merged`.
+
+    Raises:
+        RowError: `nonfinite`.
+
+    Source: released code (the "multi_crop" normalisation over the whole image).
+    """
     if not np.isfinite(mean_KHW).all():
-        return RowError("nonfinite", "the classifier's scores are not finite")
+        raise RowError("nonfinite", "the classifier's scores are not finite")
     height, width = photograph.stored
     maps = [
         cv2.resize(map_HW, (width, height), interpolation=cv2.INTER_AREA)

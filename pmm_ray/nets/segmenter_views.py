@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import cv2
@@ -15,6 +16,7 @@ from torch.nn import functional
 from pmm_ray.config import PredictConfig
 from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.segmenter import describe, predict_logits
+from pmm_ray.nets.transfer import staged
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 
@@ -68,51 +70,88 @@ def view_logits(
     return total_BCHW / count_HW
 
 
-@torch.inference_mode()
-def mean_probabilities(
-    image_HW3: NDArray[np.uint8],
-    model: torch.nn.Module,
-    config: PredictConfig,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    """Mean of the softmax over scales and mirror images.
+def make_views(
+    image_HW3: NDArray[np.uint8], config: PredictConfig, device: torch.device
+) -> list[torch.Tensor]:
+    """A photograph at each ratio of the base size, uint8 [rows, columns, 3], on the CPU.
 
     Args:
         image_HW3: RGB, uint8.
+        config: ratios, base size.
+        device: where the views will go, see `staged`.
+    """
+    height, width = image_HW3.shape[:2]
+    sizes = [view_size(height, width, config.resize_base, ratio) for ratio in config.ratios]
+    return [
+        staged(cv2.resize(image_HW3, size[::-1], interpolation=cv2.INTER_LINEAR), device)
+        for size in sizes
+    ]
+
+
+@torch.inference_mode()
+def view_probabilities(
+    views: Sequence[torch.Tensor],
+    size: tuple[int, int],
+    model: torch.nn.Module,
+    config: PredictConfig,
+    device: torch.device,
+) -> torch.Tensor:
+    """Mean of the softmax over views and their mirror images, on the device; waits for nothing.
+
+    Args:
+        views: from `make_views`.
+        size: of the photograph, rows and columns.
         model: from `load_segmenter`, in eval mode.
-        config: ratios, flip, base size, mode.
+        config: flip, mode.
         device: where the model is.
 
     Returns:
-        float32 [C, H, W]; sums to 1 over C.
-
-    Raises:
-        RowError: `nonfinite` when the network's output is not finite.
+        float32 [C, H, W]; sums to 1 over C. NaN where the network's output is not finite.
 
     Source: released code's test pipeline, section 4 of the paper: logits are resized to the image
     before the softmax.
     """
-    height, width = image_HW3.shape[:2]
     about = describe(model)
     total_CHW: torch.Tensor | None = None
-    for ratio in config.ratios:
-        rows, columns = view_size(height, width, config.resize_base, ratio)
-        view = cv2.resize(image_HW3, (columns, rows), interpolation=cv2.INTER_LINEAR)
-        pixels_3HW = torch.from_numpy(view).to(device).permute(2, 0, 1)
-        views = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
-        views = normalise_views(views, about.input_mean, about.input_std)
-        logits = view_logits(model, views, config)
-        logits = functional.interpolate(
-            logits, (height, width), mode="bilinear", align_corners=False
-        )
+    for view in views:
+        pixels_3HW = view.to(device, non_blocking=True).permute(2, 0, 1)
+        both = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
+        inputs = normalise_views(both, about.input_mean, about.input_std)
+        logits = view_logits(model, inputs, config)
+        logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
         probabilities = logits.softmax(1)
         if config.flip:
             probabilities[1] = probabilities[1].flip(-1)
         summed = probabilities.sum(0)
         total_CHW = summed if total_CHW is None else total_CHW.add_(summed)
     assert total_CHW is not None
-    count = len(config.ratios) * (1 + config.flip)
-    mean: NDArray[np.float32] = (total_CHW / count).cpu().numpy()
-    if not np.isfinite(mean).all():
+    return total_CHW.div_(len(views) * (1 + config.flip))
+
+
+def mean_probabilities(
+    image_HW3: NDArray[np.uint8],
+    model: torch.nn.Module,
+    config: PredictConfig,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """See `view_probabilities`, of one photograph, on the CPU.
+
+    Raises:
+        RowError: `nonfinite` when the network's output is not finite.
+    """
+    views = make_views(image_HW3, config, device)
+    mean_CHW = view_probabilities(views, image_HW3.shape[:2], model, config, device)
+    found: NDArray[np.float32] = mean_CHW.cpu().numpy()
+    return checked(found)
+
+
+def checked(mean_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities as they are.
+
+    Raises:
+        RowError: `nonfinite`.
+    """
+    # a sum needs no array of flags; what is not finite stays in it
+    if not np.isfinite(mean_CHW.sum()):
         raise RowError("nonfinite", "the segmenter's output is not finite")
-    return mean
+    return mean_CHW

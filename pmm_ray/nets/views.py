@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch.nn import functional
@@ -23,10 +24,15 @@ def normalise_views(
         mean: per channel, of RGB in 0..1.
         std: per channel, of RGB in 0..1.
     """
-    shape = (1, 3, 1, 1)
-    mean_1311 = torch.tensor(mean, device=views_B3HW.device).reshape(shape)
-    std_1311 = torch.tensor(std, device=views_B3HW.device).reshape(shape)
-    return (views_B3HW.float() / 255.0 - mean_1311) / std_1311
+    device = views_B3HW.device
+    return (views_B3HW.float() / 255.0 - _channels(mean, device)) / _channels(std, device)
+
+
+@cache
+@torch.inference_mode(False)  # a training may use them, too
+def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """A value for each channel, [1, 3, 1, 1], made once: a GPU would be waited for."""
+    return torch.tensor(values, device=device).reshape(1, 3, 1, 1)
 
 
 def resize_views(views_B3HW: torch.Tensor, height: int, width: int) -> torch.Tensor:

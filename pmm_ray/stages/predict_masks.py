@@ -17,21 +17,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latticecrf.mean_field.merging import mergeable_share
 from pmm_ray.config import PredictConfig
 from pmm_ray.nets.segmenter import load_segmenter
-from pmm_ray.nets.segmenter_views import mean_probabilities
+from pmm_ray.nets.segmenter_views import checked, make_views, view_probabilities
+from pmm_ray.nets.transfer import OnTheWay, staged
+from pmm_ray.nets.weak_labels import SplitScores, split_scores
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker
+from pmm_ray.runtime.mapping.overlap import OVERLAP, Overlapped, one_by_one
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.runtime.rows.masks import MaskOutput
+from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine_worker, task_memory
+from pmm_ray.runtime.rows.scores import (
+    SCORES,
+    pack_scores,
+    refine_worker,
+    scores_row,
+    task_memory,
+)
 
 STAGE = "predict_masks"
 CODE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the network takes of a photograph.
+
+    Attributes:
+        image: RGB, uint8 [H, W, 3].
+        classes: ids of the classes that it may hold, ascending, int64.
+        views: from `make_views`.
+    """
+
+    image: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+    views: list[torch.Tensor]
 
 
 class Scorer:
@@ -46,22 +71,37 @@ class Scorer:
     def __init__(
         self, checkpoint_uri: str, config: PredictConfig, photographs: Photographs, use_gpu: bool
     ) -> None:
-        self._device = torch.device("cuda" if use_gpu else "cpu")
+        self.device = torch.device("cuda" if use_gpu else "cpu")
         model, _ = load_segmenter(checkpoint_uri)
-        self._model = model.to(self._device).eval()
+        self._model = model.to(self.device).eval()
         self._config = config
         self._photographs = photographs
+
+    def prepare(self, row: InputRow) -> Views:
+        """The views of a photograph, on the CPU."""
+        manifest = row["manifest"]
+        image = self._photographs.image(manifest)
+        classes = np.arange(self._photographs.label_space.num_classes)
+        if self._config.use_image_labels:
+            classes = np.array([0, *self._photographs.labels(manifest)])
+        return Views(image, classes, make_views(image, self._config, self.device))
+
+    def scores(self, of: Views) -> torch.Tensor:
+        """Probabilities of the classes, float32 [C, H, W], on the device; waits for nothing."""
+        size = of.image.shape[:2]
+        scores_CHW = view_probabilities(of.views, size, self._model, self._config, self.device)
+        if not self._config.use_image_labels:
+            return scores_CHW
+        allowed_C = staged(of.classes, self.device).to(self.device, non_blocking=True)
+        return scores_CHW.index_select(0, allowed_C)
 
     def __call__(
         self, manifest: dict[str, Any]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
         """RGB uint8 [H, W, 3]; ids of the classes it may hold, ascending; a plane for each."""
-        image = self._photographs.image(manifest)
-        scores_CHW = mean_probabilities(image, self._model, self._config, self._device)
-        allowed = np.arange(len(scores_CHW))
-        if self._config.use_image_labels:
-            allowed = np.array([0, *self._photographs.labels(manifest)])
-        return image, allowed, np.ascontiguousarray(scores_CHW[allowed])
+        of = self.prepare({"manifest": manifest})
+        (scores_CHW,) = OnTheWay(self.scores(of)).arrays()
+        return of.image, of.classes, checked(scores_CHW)
 
 
 def score_worker(
@@ -69,11 +109,21 @@ def score_worker(
 ) -> Worker:
     """Makes the worker of one actor: photographs to rows of `SCORES`."""
     scorer = Scorer(checkpoint_uri, config, photographs, use_gpu)
+    share = mergeable_share(crf_parameters(config.crf))
 
-    def score(row: InputRow) -> dict[str, Any]:
-        return pack_scores(row["manifest"]["image_id"], *scorer(row["manifest"]), config)
+    def see(of: Views) -> tuple[Views, torch.Tensor | SplitScores]:
+        scores_CHW = scorer.scores(of)
+        return of, split_scores(scores_CHW, share) if use_gpu else scores_CHW
 
-    return row_by_row(stage, score)
+    def finish(row: InputRow, seen: tuple[Views, torch.Tensor | SplitScores]) -> dict[str, Any]:
+        of, scores = seen
+        image_id, image_HW3, classes = row["manifest"]["image_id"], of.image, of.classes
+        if isinstance(scores, SplitScores):
+            kept, planes = scores.fetch()
+            return scores_row(image_id, image_HW3, classes[kept], planes)
+        return pack_scores(image_id, image_HW3, classes, checked(scores.numpy()), config)
+
+    return Overlapped(stage, scorer.prepare, one_by_one(see), finish)
 
 
 def argmax_worker(
@@ -87,11 +137,16 @@ def argmax_worker(
     """Makes the worker of one actor where no CRF is wanted: photographs to masks."""
     scorer = Scorer(checkpoint_uri, config, photographs, use_gpu)
 
-    def make(row: InputRow) -> dict[str, Any]:
-        _, classes, scores_CHW = scorer(row["manifest"])
-        return output(row["manifest"], classes[scores_CHW.argmax(0)])
+    def see(of: Views) -> tuple[Views, OnTheWay]:
+        scores_CHW = scorer.scores(of)
+        return of, OnTheWay(scores_CHW.argmax(0), scores_CHW.sum())
 
-    return row_by_row(stage, make)
+    def finish(row: InputRow, seen: tuple[Views, OnTheWay]) -> dict[str, Any]:
+        best_HW, total = seen[1].arrays()
+        checked(total)
+        return output(row["manifest"], seen[0].classes[best_HW])
+
+    return Overlapped(stage, scorer.prepare, one_by_one(see), finish)
 
 
 def run(
@@ -115,9 +170,9 @@ def run(
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
     size = cluster.default_actors() if config.actors == "auto" else config.actors
     if use_gpu:
-        actors = Pool(size, actors=True, cpus=0.0, gpus=1.0)
+        actors = Pool(size, actors=True, cpus=0.0, gpus=1.0, overlap=OVERLAP)
     else:
-        actors = Pool(size, actors=True, labels=cluster.cpu_stage_labels)
+        actors = Pool(size, actors=True, labels=cluster.cpu_stage_labels, overlap=OVERLAP)
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
         "schema": tables.MASKS,

@@ -8,6 +8,7 @@ score, so that it is 0..1 like all CAMs. That score is kept too: it gives back t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,18 +16,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pmm_ray.config import AffinityConfig, WalkConfig
 from pmm_ray.method.affinity import pair_affinities
 from pmm_ray.method.masks import background_score
 from pmm_ray.method.random_walk import pooled, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, load_affinity
+from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.overlap import OVERLAP, Overlapped, one_by_one
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, cam_row
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
@@ -43,42 +47,69 @@ WALKED = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An image before its walk.
+
+    Attributes:
+        scores: of the background and the classes, float32 [M, H, W], 0..1.
+        pixels: RGB, uint8 [3, H, W], on the CPU; at most `walk.max_long`.
+    """
+
+    scores: NDArray[np.float32]
+    pixels: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        image_HW3: NDArray[np.uint8],
+        cam_KHW: NDArray[np.float32],
+        config: WalkConfig,
+        device: torch.device,
+    ) -> Subject:
+        """An image, RGB uint8, with its CAM of the same size, 0..1; the network is on `device`."""
+        scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
+        if max(image_HW3.shape[:2]) > config.max_long:
+            image_HW3 = with_long_side(image_HW3, config.max_long)
+        return cls(scores_MHW, staged(np.ascontiguousarray(image_HW3.transpose(2, 0, 1)), device))
+
+
 @torch.inference_mode()
-def walk_scores(
-    image_HW3: NDArray[np.uint8],
-    cam_KHW: NDArray[np.float32],
-    network: AffinityNetwork,
-    radius: int,
-    config: WalkConfig,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    """Scores of the background and the classes after the walk, at feature size.
+def affinities(
+    subject: Subject, network: AffinityNetwork, radius: int, device: torch.device
+) -> OnTheWay:
+    """Affinities of the pairs of an image, float32 [D, h, w], see `pair_affinities`.
 
     Args:
-        image_HW3: RGB, uint8.
-        cam_KHW: CAM, float32 0..1, at the image's size.
         network: on `device`, in evaluation mode.
         radius: the pairs that it was trained on, see `method.affinity.directions`.
-        config: exponents and steps of the walk; `max_long`.
         device: where the network is.
 
-    Returns:
-        float32 [K + 1, h, w], 0..1, the background first.
-
-    Source: released code of AffinityNet (scores averaged over the px of a feature); it takes the
-    image at its own size.
+    Source: released code of AffinityNet; it takes the image at its own size.
     """
-    scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
-    view = image_HW3
-    if max(view.shape[:2]) > config.max_long:
-        view = with_long_side(view, config.max_long)
-    pixels = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1))).to(device)
-    features = network(normalise_views(pixels[None], network.input_mean, network.input_std))
-    affinity_Dhw = pair_affinities(features, radius)[0].cpu().numpy()
+    pixels = subject.pixels.to(device, non_blocking=True)[None]
+    features = network(normalise_views(pixels, network.input_mean, network.input_std))
+    return OnTheWay(pair_affinities(features, radius)[0])
+
+
+def walked(
+    subject: Subject, affinity_Dhw: NDArray[np.float32], radius: int, config: WalkConfig
+) -> NDArray[np.float32]:
+    """Scores of the background and the classes after the walk, float32 [K + 1, h, w], 0..1.
+
+    Args:
+        affinity_Dhw: from `affinities`, with the same radius.
+        config: exponents and steps of the walk.
+
+    Raises:
+        RowError: `nonfinite`.
+
+    Source: released code of AffinityNet (scores averaged over the px of a feature).
+    """
     if not np.isfinite(affinity_Dhw).all():
         raise RowError("nonfinite", "the affinity network's features are not finite")
     return random_walk(
-        pooled(scores_MHW, *affinity_Dhw.shape[1:]),
+        pooled(subject.scores, *affinity_Dhw.shape[1:]),
         affinity_Dhw,
         radius,
         beta=config.beta,
@@ -94,19 +125,26 @@ def walk_worker(
     network, _ = load_affinity(checkpoint_uri)
     network = network.to(device).eval()
 
-    def make(row: InputRow) -> dict[str, Any]:
-        manifest = row["manifest"]
-        image = photographs.image(manifest)
+    def prepare(row: InputRow) -> tuple[list[int], Subject]:
+        image = photographs.image(row["manifest"])
         labels, cam_KHW = cam_at(image.shape[:2], row)
-        scores_Mhw = walk_scores(image, cam_KHW, network, config.radius, config.walk, device)
+        return labels, Subject.of(image, cam_KHW, config.walk, device)
+
+    def see(of: tuple[list[int], Subject]) -> tuple[list[int], Subject, OnTheWay]:
+        return *of, affinities(of[1], network, config.radius, device)
+
+    def finish(row: InputRow, seen: tuple[list[int], Subject, OnTheWay]) -> dict[str, Any]:
+        labels, subject, on_the_way = seen
+        (affinity_Dhw,) = on_the_way.arrays()
+        scores_Mhw = walked(subject, affinity_Dhw, config.radius, config.walk)
         peaks_K = scores_Mhw[1:].max(axis=(1, 2))
         cam_Khw = scores_Mhw[1:] / np.where(peaks_K > 0, peaks_K, 1)[:, None, None]
-        return cam_row(manifest | {"labels": labels}, cam_Khw) | {
+        return cam_row(row["manifest"] | {"labels": labels}, cam_Khw) | {
             "background": scores_Mhw[0].astype("<f2").tobytes(),
             "peaks": peaks_K.tolist(),
         }
 
-    return row_by_row(STAGE, make)
+    return Overlapped(STAGE, prepare, one_by_one(see), finish)
 
 
 def run(
@@ -132,6 +170,7 @@ def run(
             actors=True,
             cpus=0.0 if on_gpu else 1.0,
             gpus=1.0 if on_gpu else 0.0,
+            overlap=OVERLAP,
         ),
         batch_size=walk.batch_size,
     )

@@ -101,7 +101,7 @@ def test_every_image_once_and_the_same_table_for_any_pool(
     context = make_context(shapes)
     hashes = set()
     for number, (batch, pool) in enumerate(
-        [(3, Pool(1)), (16, Pool(2)), (1, Pool(2, actors=True)), (5, Pool(1, actors=True))]
+        [(3, Pool(1)), (16, Pool(2)), (1, Pool(2, actors=True)), (2, Pool(1, True, overlap=3))]
     ):
         summary, folder = run(
             context, partial(area_worker, str(log)), batch=batch, pool=pool, name=f"area-{number}"
@@ -173,17 +173,28 @@ def test_the_budget_ends_the_run_with_the_reasons(
         run(context, partial(area_worker, str(log), fail=ids[4]))
 
 
-@pytest.mark.parametrize("actors", [False, pytest.param(True, marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("pool", "batch"),
+    [
+        (Pool(2), 4),
+        pytest.param(Pool(2, actors=True), 4, marks=SLOW),
+        # a chunk takes others of its process along, of one image, too: nobody else is blamed
+        pytest.param(Pool(1, actors=True, overlap=3), 1, marks=SLOW),
+    ],
+)
 def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours_live(
-    make_context: MakeContext, shapes: Manifest, log: Path, actors: bool
+    make_context: MakeContext, shapes: Manifest, log: Path, pool: Pool, batch: int
 ) -> None:
     context = make_context(shapes)
     ids = index_file(shapes.uri).image_ids
     summary, folder = run(
         context,
         partial(area_worker, str(log), crash=ids[7]),
-        batch=4,
-        pool=Pool(2, actors=actors),
+        batch=batch,
+        pool=pool,
     )
     assert (summary.images, summary.errors) == (15, 1)
     [row] = tables.read_errors(folder.errors_uri)

@@ -31,7 +31,7 @@ from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import build_mask_file
 from pmm_ray.stages import make_affinity_labels, train_affinity, walk_cams
 from pmm_ray.stages.train_affinity import AffinityLoss, PairSample
-from pmm_ray.stages.walk_cams import walk_scores
+from pmm_ray.stages.walk_cams import Subject, affinities, walked
 
 from .truth_cams import cams_of_truth
 
@@ -56,6 +56,9 @@ class Colours(Backbone):
         return [torch.nn.functional.avg_pool2d(images_B3HW, 2, ceil_mode=True)] * 3
 
 
+CPU = torch.device("cpu")
+
+
 def colours() -> AffinityNetwork:
     torch.manual_seed(0)
     return AffinityNetwork(Colours(), taps=("a", "b"), channels=(4, 4, 4)).eval()
@@ -68,7 +71,9 @@ def test_a_walk_is_the_method_s_on_averaged_scores() -> None:
     config = WalkConfig(alpha=6, beta=8, log_steps=2)
     network = colours()
     full = upsample_cam(cam, 9, 14)
-    got = walk_scores(image, full, network, 3, config, torch.device("cpu"))
+    subject = Subject.of(image, full, config, CPU)
+    (affinity,) = affinities(subject, network, 3, CPU).arrays()
+    got = walked(subject, affinity, 3, config)
     assert got.shape == (3, 5, 7)
     scores = pooled(np.concatenate([background_score(full, 6.0)[None], full]), 5, 7)
     with torch.no_grad():
@@ -85,7 +90,9 @@ def test_large_images_are_shrunk() -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     cam = np.ones((1, 5, 10), np.float16)
     config = WalkConfig(max_long=16, log_steps=0)
-    scores = walk_scores(image, cam, colours(), 2, config, torch.device("cpu"))
+    subject = Subject.of(image, cam, config, CPU)
+    (affinity,) = affinities(subject, colours(), 2, CPU).arrays()
+    scores = walked(subject, affinity, 2, config)
     assert scores.shape == (2, 4, 8)
     np.testing.assert_allclose(scores[1], 1.0, rtol=1e-5)
 

@@ -231,7 +231,7 @@ def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
 
     config = cams_config(views=16)
     source = InMemory("", False, 10**6, space)
-    worker = crop_worker(CropCams(Colours(), config, CPU), source, "make_base_cams", ahead=0)
+    worker = crop_worker(CropCams(Colours(), config, CPU), source, "make_base_cams")
     results = list(worker(rows))
     failed = [r for r in results if isinstance(r, ErrorRow)]
     assert {r.stage for r in failed} == {"make_base_cams"}

@@ -13,6 +13,7 @@ from torch import nn
 
 from pmm_ray.config import CamsConfig, RunConfig
 from pmm_ray.method.cams import normalize
+from pmm_ray.nets.scale_cams import ScaleCams, stored_size, view_sizes
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import index_file, read_all
@@ -20,7 +21,6 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.stages import make_cams
-from pmm_ray.stages.make_cams import multi_scale_cam, stored_size, view_sizes
 
 from ..training import untrained_classifier
 
@@ -43,7 +43,7 @@ class Redness(nn.Module):
 
 def cam(image: Any, labels: list[int], **settings: Any) -> np.ndarray[Any, Any]:
     config = CamsConfig(stride=1, **settings)
-    return multi_scale_cam(image, labels, Redness(), config, CPU)  # type: ignore[arg-type]
+    return ScaleCams(Redness(), config, CPU)(image, labels)  # type: ignore[arg-type]
 
 
 def test_one_view_is_the_normalised_score() -> None:
@@ -60,7 +60,8 @@ def test_one_view_is_the_normalised_score() -> None:
 def test_a_gated_network_is_told_the_image_s_classes() -> None:
     network = Redness()
     config = CamsConfig(scales=(1.0,))
-    multi_scale_cam(np.zeros((4, 6, 3), np.uint8), [1, 3], network, config, CPU)  # type: ignore[arg-type]
+    cams = ScaleCams(network, config, CPU)  # type: ignore[arg-type]
+    cams(np.zeros((4, 6, 3), np.uint8), [1, 3])
     assert network.labels.tolist() == [[1, 0, 1], [1, 0, 1]]
 
 
@@ -87,7 +88,7 @@ def test_maps_are_brought_to_the_views_size_as_the_network_does(align_corners: b
     network.align_corners = align_corners
     image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
     config = CamsConfig(stride=4, scales=(1.0,), flip=False)
-    got = multi_scale_cam(image, [1], network, config, CPU)  # type: ignore[arg-type]
+    got = ScaleCams(network, config, CPU)(image, [1])  # type: ignore[arg-type]
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     coarse = torch.nn.functional.avg_pool2d(pixels, 8)[:, :1]
     full = torch.nn.functional.interpolate(
@@ -107,14 +108,9 @@ def test_scores_that_are_not_finite_are_an_error_row() -> None:
         def cam_scores(self, images_B3HW: torch.Tensor, labels_BC: torch.Tensor) -> torch.Tensor:
             return images_B3HW / 0.0
 
+    cams = ScaleCams(Broken(), CamsConfig(), CPU)  # type: ignore[arg-type]
     with pytest.raises(RowError) as caught:
-        multi_scale_cam(
-            np.zeros((4, 4, 3), np.uint8),
-            [1],
-            Broken(),
-            CamsConfig(),
-            CPU,  # type: ignore[arg-type]
-        )
+        cams(np.zeros((4, 4, 3), np.uint8), [1])
     assert caught.value.kind == "nonfinite"
 
 

@@ -46,6 +46,8 @@ class Pool:
     """Bytes that a worker reserves; 0: none."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray's label selector for the nodes it may run on; empty: any."""
+    overlap: int = 1
+    """Chunks that an actor works on at once, each in a thread, see `overlap.OVERLAP`."""
 
 
 @dataclass(frozen=True)

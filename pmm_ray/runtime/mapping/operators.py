@@ -60,44 +60,71 @@ class _Mapper:
         self._function = function
         self._failed = failed
         self._worker: Worker | None = None
+        self._making = threading.Lock()  # an actor is called by several threads, see `Pool.overlap`
+        self._seconds = _Seconds()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if _ending.is_set():  # Ray gives the chunk to another process when this one is gone
-            time.sleep(10 * END_SECONDS)
+        if _ending.is_set():
+            _wait_for_the_end()
         rows = batch.to_pylist()
-        if self._worker is None:
-            inference_process()
-            try:
-                self._worker = self._factory()
-            except Exception as error:
-                text, fault = reason(error), machine_fault(error)
-                if fault is not None:
-                    text, fault = "", fault_of(MachineError(fault))
-                failed = [self._failed(row, text, fault or "") | _no_time() for row in rows]
-                return _ended(failed)
-        return _ended([_timed(self._function, row, self._worker) for row in rows])
+        with self._making:
+            if self._worker is None:
+                inference_process()
+                try:
+                    self._worker = self._factory()
+                except Exception as error:
+                    text, fault = reason(error), machine_fault(error)
+                    if fault is not None:
+                        text, fault = "", fault_of(MachineError(fault))
+                    failed = [self._failed(row, text, fault or "") | _no_time() for row in rows]
+                    return _ended(failed)
+        return _ended([self._timed(row, self._worker) for row in rows])
+
+    def _timed(self, row: Row, worker: Worker) -> Row:
+        """What the function makes of a row, with the seconds that its process worked on it."""
+        began = _now()
+        result = self._function(row, worker)
+        cpu, clock = self._seconds.since(began)
+        return result | {"cpu_seconds": cpu, "pool_seconds": clock, **Place.here().__dict__}
 
 
-_ending = threading.Event()
+class _Seconds:
+    """Of a process that works on several chunks at once: each second is one chunk's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counted = _now()
+
+    def since(self, began: tuple[float, float]) -> tuple[float, float]:
+        """CPU and clock seconds since then, without those that another chunk has counted."""
+        with self._lock:
+            now = _now()
+            first = [max(pair) for pair in zip(began, self._counted, strict=True)]
+            self._counted = now
+            return now[0] - first[0], now[1] - first[1]
+
+
+def _now() -> tuple[float, float]:
+    return time.process_time(), time.monotonic()
+
+
+_ending, _last_word = threading.Event(), threading.Lock()
+
+
+def _wait_for_the_end() -> None:
+    """Ray gives the chunk to another process when this one is gone."""
+    time.sleep(10 * END_SECONDS)
 
 
 def _ended(rows: Sequence[Row]) -> pa.Table:
     """The block of the rows; the last of this process if its device failed."""
     if any(row["fault"] for row in rows):
+        # one failure is told once, whatever else was under way
+        if not _last_word.acquire(blocking=False):
+            _wait_for_the_end()
         _ending.set()
         end_process_soon()
     return _block(rows)
-
-
-def _timed(function: Callable[[Row, Worker], Row], row: Row, worker: Worker) -> Row:
-    """What the function makes of a row, with the seconds that its process worked on it."""
-    cpu, clock = time.process_time(), time.monotonic()
-    result = function(row, worker)
-    return result | {
-        "cpu_seconds": time.process_time() - cpu,
-        "pool_seconds": time.monotonic() - clock,
-        **Place.here().__dict__,
-    }
 
 
 _NO_PLACE: Row = {"node": "", "host": "", "process": 0}
@@ -134,7 +161,12 @@ def _mapped(dataset: Dataset, pool: Pool, blocks: int, *arguments: Any) -> Datas
     if pool.actors:
         return dataset.map_batches(
             _Mapper,
-            compute=ActorPoolStrategy(size=min(pool.size, blocks)),
+            compute=ActorPoolStrategy(
+                size=min(pool.size, blocks),
+                max_concurrent_calls_per_actor=pool.overlap,
+                max_tasks_in_flight_per_actor=max(2, pool.overlap),
+                enable_true_multi_threading=pool.overlap > 1,
+            ),
             fn_constructor_args=arguments,
             batch_size=1,
             **options,

@@ -59,9 +59,12 @@ class Passes:
         """
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
+        overlaps = self._gpu_pool.overlap > 1
         while todo:
+            # a process that dies takes along whatever it works on
+            isolated = size == 1 and not overlaps
             broke = blame.broke.copy()
-            verdict = self._pass(todo, size, blame)
+            verdict = self._pass(todo, size, blame, overlaps)
             if verdict is not None:
                 self._avoid(verdict)
                 first = set(verdict.image_ids)
@@ -73,7 +76,7 @@ class Passes:
                 scan(self.context, self.folder, self.ledger)
                 silent, todo = len(todo), self.ledger.uncommitted(todo)
                 self.progress.advance(silent - len(todo))
-            if size == 1:
+            if isolated:
                 # one that broke a device in this pass; else only its process died
                 again = {i for i in todo if broke[i] < blame.broke[i] < TRIES}
                 alone = [i for i in todo if blame.broke[i] == broke[i]]
@@ -83,9 +86,9 @@ class Passes:
                 silent_before = len(alone)
                 self._poison([i for i in todo if i not in again], blame)
                 todo = [i for i in todo if i in again]
-            size = 1
+            size, overlaps = 1, False
 
-    def _pass(self, todo: Sequence[str], size: int, blame: Blame) -> Verdict | None:
+    def _pass(self, todo: Sequence[str], size: int, blame: Blame, overlaps: bool) -> Verdict | None:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
         cluster, stage = self.context.cluster, self.folder.stage
         runtime = self.context.config.runtime
@@ -94,6 +97,10 @@ class Passes:
         pool = cluster.placed(pool)
         if producer is not None:
             producer = replace(producer, pool=cluster.placed(producer.pool))
+        if not overlaps:
+            pool = replace(pool, overlap=1)
+            if producer is not None:
+                producer = replace(producer, pool=replace(producer.pool, overlap=1))
         for one in (pool, producer.pool) if producer else (pool,):
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
         chunks = make_chunks(todo, self.inputs, size)

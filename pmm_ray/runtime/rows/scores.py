@@ -44,11 +44,24 @@ def pack_scores(
         config: the CRF's parameters.
     """
     kept, planes = merge_weak_labels(scores_CHW, crf_parameters(config.crf))
+    return scores_row(image_id, image_HW3, classes[kept], planes)
+
+
+def scores_row(
+    image_id: str, image_HW3: NDArray[np.uint8], labels: NDArray[np.int64], planes: NDArray[Any]
+) -> dict[str, Any]:
+    """A row of `SCORES` of classes that were chosen already.
+
+    Args:
+        image_HW3: RGB, uint8.
+        labels: ids of the classes, int64 [K].
+        planes: floating [K, H, W] or [K + 1, H, W], see `SCORES`.
+    """
     return {
         "image_id": image_id,
         "pixels": np.ascontiguousarray(image_HW3).tobytes(),
-        "labels": classes[kept].tolist(),
-        "scores": planes.astype("<f2").tobytes(),
+        "labels": labels.tolist(),
+        "scores": planes.astype("<f2", copy=False).tobytes(),
     }
 
 
