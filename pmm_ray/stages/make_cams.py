@@ -22,6 +22,7 @@ from pmm_ray.method.cams import normalize
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.halving import in_halves
+from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import tables
@@ -133,7 +134,7 @@ def cam_worker(
     """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_classifier(checkpoint_uri)
-    model = model.to(device).eval()
+    model = for_inference(model, "cam_scores", config, device)
     if config.kind == "multi_crop":
         return crop_worker(CropCams(model, config, device), photographs, stage, ahead)
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmm_ray.config import PredictConfig
+from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.segmenter import load_segmenter
 from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.runtime.core import tables
@@ -48,7 +49,7 @@ class Scorer:
     ) -> None:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         model, _ = load_segmenter(checkpoint_uri)
-        self._model = model.to(self._device).eval()
+        self._model = for_inference(model, "encode_decode", config, self._device)
         self._config = config
         self._photographs = photographs
 
