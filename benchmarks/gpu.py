@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import gpu_training
 import torch
-from gpu_measure import ceilings, free, measured, operations
+from gpu_measure import ceilings, measured, operations
 from gpu_stages import BFLOAT16, COMPILED, FLOAT32, FULL, STAGES, TINY, Size, Way
 
 BACKBONES = ("efficientnet_lite0", "scalenet101", "resnet38", "res2net101")
@@ -91,9 +91,7 @@ class Bench:
         return measured(work, self._device, images=1, flops=flops, seconds=seconds)
 
 
-def guarded(
-    work: Callable[[], dict[str, Any]], device: torch.device, until: float
-) -> dict[str, Any]:
+def guarded(work: Callable[[], dict[str, Any]], until: float) -> dict[str, Any]:
     """What the work found; `failed` says why there is nothing."""
     if time.monotonic() > until:
         return {"failed": "not run: the time was over"}
@@ -103,8 +101,6 @@ def guarded(
     except Exception as error:
         text = " ".join(str(error).split())
         return {"failed": f"{type(error).__name__}: {text[:160]}"}
-    finally:
-        free(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -190,9 +186,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     found_compiler = any(shutil.which(name) for name in ("cc", "gcc", "g++", "clang"))
     compiler = found_compiler and not arguments.tiny and not arguments.no_compile
     until = time.monotonic() + 60 * arguments.minutes
-    top = guarded(
-        lambda: ceilings(device, size.matrix, size.copied, size.seconds / 2), device, until
-    )
+    top = guarded(lambda: ceilings(device, size.matrix, size.copied, size.seconds / 2), until)
     found: dict[str, Any] = {"machine": machine(device), "ceilings": top, "rows": []}
     if not found_compiler:
         found["machine"]["compiler"] = "none: nothing was compiled"
@@ -200,7 +194,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         bench = Bench(device, size, Path(folder))
         for part in parts(backbones, compiler):
             row = {"backbone": part.backbone, "stage": part.stage, "way": part.way.name}
-            row |= guarded(lambda part=part: bench(part), device, until)
+            row |= guarded(lambda part=part: bench(part), until)
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
             Path(f"{arguments.out}.json").write_text(json.dumps(found, indent=1) + "\n")

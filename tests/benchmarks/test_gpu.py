@@ -16,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 gpu: Any = importlib.import_module("gpu")
 gpu_measure: Any = importlib.import_module("gpu_measure")
 
-CPU = torch.device("cpu")
-
 
 def test_every_part_is_a_row_and_one_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -49,7 +47,7 @@ def test_every_part_is_a_row_and_one_that_fails_says_why(
 
 
 def test_a_part_that_comes_too_late_is_a_row() -> None:
-    row = gpu.guarded(lambda: {"images_per_second": 1.0}, CPU, until=0.0)
+    row = gpu.guarded(lambda: {"images_per_second": 1.0}, until=0.0)
     assert row == {"failed": "not run: the time was over"}
 
 
