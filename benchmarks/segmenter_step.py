@@ -36,6 +36,7 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.job import TrainingJob
+from pmm_ray.runtime.training.reporter import Phase
 from pmm_ray.runtime.training.worker import _Worker
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.train_segmenter import SegmenterTask
@@ -125,8 +126,8 @@ def ours(
     nobody = SimpleNamespace(remote=lambda *_: None)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        reporter = SimpleNamespace(update=nobody, failed=nobody)
-        _Worker(job, reporter, 0, 1, torch.device("cpu")).run()
+        reporter = SimpleNamespace(update=nobody, failed=nobody, saved=nobody)
+        _Worker(job, reporter, 0, 1, torch.device("cpu"), Phase(reporter, 0)).run()
     finally:
         dist.destroy_process_group()
     return task.clock

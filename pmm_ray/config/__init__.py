@@ -15,6 +15,7 @@ from pmm_ray.config.classifier import (
     PcmConfig,
 )
 from pmm_ray.config.data import DataConfig
+from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.load import load_recipe, to_yaml
 from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
@@ -47,6 +48,7 @@ __all__ = [
     "EpochTrainingConfig",
     "ErrorsConfig",
     "EvaluateConfig",
+    "InferenceConfig",
     "MasksConfig",
     "MulticropConfig",
     "PcmConfig",

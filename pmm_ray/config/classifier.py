@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, IntRange, Natural, Positive, Scale, Section, added, execution
+from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.training import EpochTrainingConfig
 
 
@@ -121,7 +122,7 @@ class MulticropConfig(AnyClassifierConfig):
     """Long side of the held-out images that are scored after every epoch, px."""
 
 
-class CamsConfig(Section):
+class CamsConfig(InferenceConfig):
     """Class activation maps of whole images or of windows, present classes only (Eq. 1)."""
 
     kind: Literal["multi_scale", "multi_crop"] = "multi_scale"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from latticecrf import CrfParameters
 from pmm_ray.config.backbones import BackboneName
 from pmm_ray.config.base import Auto, FloatRange, Positive, Scale, Section, execution
+from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.masks import CrfConfig
 from pmm_ray.config.training import TrainingConfig
 
@@ -134,7 +135,7 @@ def _segmentation_crf() -> CrfConfig:
     return CrfConfig(**asdict(CrfParameters.segmentation()))
 
 
-class PredictConfig(Section):
+class PredictConfig(InferenceConfig):
     """Masks from the segmenter: multi-scale, flip, softmax mean, dense CRF."""
 
     ratios: tuple[Scale, ...] = Field((0.5, 0.75, 1.0, 1.25, 1.5, 1.75), min_length=1)

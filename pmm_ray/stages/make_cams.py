@@ -13,6 +13,7 @@ import torch
 
 from pmm_ray.config import CamsConfig
 from pmm_ray.nets.crop_cams import CropCams, Photograph, stored_map
+from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.nets.scale_cams import ScaleCams, ScaledImage, stored_size
 from pmm_ray.nets.transfer import OnTheWay
@@ -47,7 +48,7 @@ def cam_worker(
     """
     device = torch.device("cuda" if use_gpu else "cpu")
     model, _ = load_classifier(checkpoint_uri)
-    model = model.to(device).eval()
+    model = for_inference(model, "cam_scores", config, device)
     if config.kind == "multi_crop":
         return crop_worker(CropCams(model, config, device), photographs, stage)
     return scale_worker(ScaleCams(model, config, device), photographs, stage)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from latticecrf.mean_field.merging import mergeable_share
 from pmm_ray.config import PredictConfig
+from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.segmenter import load_segmenter
 from pmm_ray.nets.segmenter_views import checked, make_views, view_probabilities
 from pmm_ray.nets.transfer import OnTheWay, staged
@@ -73,7 +74,7 @@ class Scorer:
     ) -> None:
         self.device = torch.device("cuda" if use_gpu else "cpu")
         model, _ = load_segmenter(checkpoint_uri)
-        self._model = model.to(self.device).eval()
+        self._model = for_inference(model, "encode_decode", config, self.device)
         self._config = config
         self._photographs = photographs
 
