@@ -31,7 +31,7 @@ from pmm_ray.runtime.core.machine import MachineError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, not_an_images, row_by_row
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
-from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.table_stage import actor_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
@@ -237,13 +237,8 @@ def cam_batch(config: CamsConfig, context: RunContext) -> int:
 
 
 def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
-    """Actors that hold the classifier: one per GPU, else one per CPU."""
-    cluster = context.cluster
-    size = cluster.default_actors() if config.actors == "auto" else config.actors
-    if cluster.gpus >= 1:
-        return Pool(size, actors=True, cpus=0.0, gpus=1.0)
-    # each leaves room for the tasks that read its images
-    return Pool(size, actors=True, cpus=1.0 - 2 * READER_CPUS)
+    """Actors that hold the classifier; on CPUs each leaves room for the tasks that read for it."""
+    return actor_pool(context, config.actors, cpus=1.0 - 2 * READER_CPUS)
 
 
 def cam_factory(

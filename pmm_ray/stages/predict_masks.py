@@ -23,8 +23,8 @@ from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.chunks import InputRow, Producer, Worker, row_by_row
+from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -108,16 +108,11 @@ def run(
 
     With `png_folder` each mask is also written there as `<image_id>.png`.
     """
-    cluster = context.cluster
-    use_gpu = cluster.gpus >= 1
+    use_gpu = context.cluster.gpus >= 1
     photographs = Photographs.of(context)
     output = MaskOutput(photographs.label_space, round_number, png_folder)
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
-    size = cluster.default_actors() if config.actors == "auto" else config.actors
-    if use_gpu:
-        actors = Pool(size, actors=True, cpus=0.0, gpus=1.0)
-    else:
-        actors = Pool(size, actors=True, labels=cluster.cpu_stage_labels)
+    actors = actor_pool(context, config.actors)
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
         "schema": tables.MASKS,

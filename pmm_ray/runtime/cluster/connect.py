@@ -12,6 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
         cpu_stage_labels=placement.cpu_stage_labels,
         node_memory=largest_memory(placement.nodes),
         offered=placement.nodes,
+        # a Ray of our own is this machine, which does not change
+        look=None if local else partial(_resources, config, local=local),
     )
 
 

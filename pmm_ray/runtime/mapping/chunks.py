@@ -46,6 +46,8 @@ class Pool:
     """Bytes that a worker reserves; 0: none."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray's label selector for the nodes it may run on; empty: any."""
+    follows: bool = False
+    """Whether the size follows the cluster, see `ClusterResources.placed`."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
@@ -14,6 +15,7 @@ from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
 from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks
+from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
@@ -89,15 +91,21 @@ class Passes:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
         cluster, stage = self.context.cluster, self.folder.stage
         runtime = self.context.config.runtime
-        limits = Limits(runtime.stall_seconds, runtime.nodes_seconds, self.progress.set_note)
         pool, producer = self.pool, self.producer
         pool = cluster.placed(pool)
         if producer is not None:
             producer = replace(producer, pool=cluster.placed(producer.pool))
-        for one in (pool, producer.pool) if producer else (pool,):
+        pools = [producer.pool, pool] if producer is not None else [pool]
+        for one in pools:
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
         chunks = make_chunks(todo, self.inputs, size)
         meters = Meters(stage, cluster, pool, producer)
+        limits = Limits(
+            runtime.stall_seconds,
+            runtime.nodes_seconds,
+            self.progress.set_note,
+            Sizes(cluster, pools, len(chunks), partial(self._resized, meters)),
+        )
         try:
             results = stream(chunks, self.factory, self.output, pool, limits, producer)
             with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
@@ -134,6 +142,10 @@ class Passes:
     def _gpu_pool(self) -> Pool:
         """The pool whose devices may fail: the first of two, which holds the network."""
         return self.producer.pool if self.producer is not None else self.pool
+
+    def _resized(self, meters: Meters, sizes: Sequence[int]) -> None:
+        meters.resize(sizes[0])
+        self.context.events.write("pools_resized", stage=self.folder.stage, workers=list(sizes))
 
     def _say_fault(self, fault: str) -> None:
         about = json.loads(fault)

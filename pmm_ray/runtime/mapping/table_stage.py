@@ -46,8 +46,23 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
 def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
     """Tasks on every CPU where stages without a GPU run, or so many `tasks`."""
     cluster = context.cluster
-    size = tasks if isinstance(tasks, int) else cluster.default_tasks()
-    return Pool(size, memory=memory, labels=cluster.cpu_stage_labels)
+    follows = not isinstance(tasks, int)
+    size = cluster.default_tasks() if isinstance(tasks, str) else tasks
+    return Pool(size, memory=memory, labels=cluster.cpu_stage_labels, follows=follows)
+
+
+def actor_pool(context: RunContext, actors: int | str, cpus: float = 1.0) -> Pool:
+    """Actors that hold a network: so many, or (`auto`) one per GPU, else one per CPU.
+
+    Args:
+        cpus: of each where there is no GPU.
+    """
+    cluster = context.cluster
+    follows = not isinstance(actors, int)
+    size = cluster.default_actors() if isinstance(actors, str) else actors
+    if cluster.gpus >= 1:
+        return Pool(size, actors=True, cpus=0.0, gpus=1.0, follows=follows)
+    return Pool(size, actors=True, cpus=cpus, labels=cluster.cpu_stage_labels, follows=follows)
 
 
 def run_table_stage(
