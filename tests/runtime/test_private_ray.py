@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+from pmm_ray.runtime.cluster.submit import JOB_ENVIRONMENT
 from pmm_ray.runtime.core.resources import ClusterResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,7 @@ MODULES = {
     "ray._private.worker": ("_global_node", "print_to_stdstream"),
     "ray._private.runtime_env.packaging": ("_dir_travel",),
     "ray._private.state": ("state",),
+    "ray._private.runtime_env.constants": (JOB_ENVIRONMENT,),
     "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
     "ray.data._internal.execution.execution_callback": ("ExecutionCallback",),
 }

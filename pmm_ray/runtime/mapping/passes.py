@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
+from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
@@ -128,14 +128,14 @@ class Passes:
                         return verdict
                     check_budget(self.folder, len(self.ledger.failed), self.budget)
                     if blame.faults > max(MOST_FAULTS, self.budget):
-                        raise CannotRunError(
+                        raise MayPassError(
                             f"{stage}: devices failed {blame.faults} times on several machines; "
                             f"the last: {next(reversed(blame.texts.values()))}. What is finished "
                             "stays; is there a driver or an image for these GPUs?"
                         )
         except StalledError as error:
             left = _named(self.ledger.uncommitted(todo))
-            raise CannotRunError(f"{stage}: {error}\n  not finished: {left}") from error
+            raise MayPassError(f"{stage}: {error}\n  not finished: {left}") from error
         return None
 
     @property
@@ -160,7 +160,7 @@ class Passes:
         stage, cluster = self.folder.stage, self.context.cluster
         named = f"{verdict.host} (node {verdict.node[:6]})"
         if not cluster.elsewhere(self._gpu_pool, verdict.node):
-            raise CannotRunError(
+            raise MayPassError(
                 f"{stage}: the machine {named} is at fault: {verdict.why}. No other node can do "
                 "its work. Mend it or add a node, then run the same command again; what is "
                 "finished stays."
