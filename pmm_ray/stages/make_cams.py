@@ -31,13 +31,16 @@ from pmm_ray.runtime.core.machine import MachineError
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, not_an_images, row_by_row
 from pmm_ray.runtime.mapping.read_ahead import AHEAD, READER_CPUS, read_ahead
-from pmm_ray.runtime.mapping.table_stage import actor_pool, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import actor_pool, network_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
 STAGE = "make_cams"
 CODE_VERSION = 2
+
+# What an image takes a fast GPU at least, and may take a core (EfficientNet-lite0: 2 s measured).
+_IMAGE_SECONDS = {"multi_scale": (0.03, 4.0), "multi_crop": (0.5, 60.0)}
 
 
 def stored_size(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -225,15 +228,15 @@ def run(
         factory=cam_factory(config, context, checkpoint_uri, folder.stage),
         schema=tables.CAMS,
         pool=cam_pool(config, context),
-        batch_size=cam_batch(config, context),
+        batch_size=cam_batch(config, context, len(images)),
     )
 
 
-def cam_batch(config: CamsConfig, context: RunContext) -> int:
+def cam_batch(config: CamsConfig, context: RunContext, images: int) -> int:
     """Images per task: on a CPU the windows of a single image may take minutes."""
     if config.batch_size != "auto":
         return config.batch_size
-    return 1 if config.kind == "multi_crop" and context.cluster.gpus < 1 else 8
+    return network_batch(images, cam_pool(config, context), *_IMAGE_SECONDS[config.kind])
 
 
 def cam_pool(config: CamsConfig, context: RunContext) -> Pool:

@@ -24,7 +24,12 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Producer, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import (
+    actor_pool,
+    cpu_pool,
+    network_batch,
+    run_table_stage,
+)
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -32,6 +37,9 @@ from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine_worker, task
 
 STAGE = "predict_masks"
 CODE_VERSION = 2
+
+# What an image takes a fast GPU at least, and may take a core.
+_IMAGE_SECONDS = (0.05, 4.0)
 
 
 class Scorer:
@@ -116,7 +124,9 @@ def run(
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
         "schema": tables.MASKS,
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_size
+        if config.batch_size != "auto"
+        else network_batch(len(images), actors, *_IMAGE_SECONDS),
     }
     if not config.use_crf:
         worker = partial(argmax_worker, *model, output)

@@ -52,6 +52,10 @@ ERRORS_WITHOUT_PLACE = pa.schema(
     [field for field in ERRORS if field.name not in ("host", "process")]
 )
 
+# Of a part, before compression.
+_ROW_GROUP_BYTES = 4 * 1024**2
+# Values that are Python objects at the same time.
+_HASHED_AT_ONCE = 100_000
 # Rows of a manifest row group: a worker reads one group to find the rows of its chunk.
 MANIFEST_ROW_GROUP = 1024
 
@@ -77,7 +81,10 @@ def to_bytes(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
 
 def write_rows(uri: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
     """Write rows as one Parquet file, atomically; returns the number of bytes."""
-    data = to_bytes(pa.Table.from_pylist(list(rows), schema=schema))
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    # a reader of few rows must not read a large part whole
+    group = max(1, table.num_rows * _ROW_GROUP_BYTES // max(1, table.nbytes))
+    data = to_bytes(table, row_group_size=group)
     storage.write_bytes(uri, data)
     return len(data)
 

@@ -17,9 +17,11 @@ from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
-# that sake, which bounds what a dying process can lose. `auto_batch` says when there are more.
+# that sake, or the longest chunk, which bound what a dying process can lose. `auto_batch` says when
+# there are more.
 _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
+_MOST_SECONDS = 32.0
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
 
@@ -27,9 +29,9 @@ _CHUNKS_PER_SECOND = 30
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     """Images per task.
 
-    At most 32, and few enough that all workers end together. The driver can hand out only so many
-    chunks a second, so that many workers need larger chunks: large enough to keep all of them busy,
-    but not so large that a few workers get all images.
+    At most 32, or half a minute's, and few enough that all workers end together. The driver can
+    hand out only so many chunks a second, so that many workers need larger chunks: large enough to
+    keep all of them busy, but not so large that a few workers get all images.
 
     Args:
         image_seconds: what one image takes a worker, roughly.
@@ -37,10 +39,25 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     Returns:
         At least 1.
     """
-    even = min(_MOST_IMAGES, images // (workers * _CHUNKS_PER_WORKER))
+    most = min(_MOST_IMAGES, int(_MOST_SECONDS / image_seconds))
+    even = min(most, images // (workers * _CHUNKS_PER_WORKER))
     busy = workers / (_CHUNKS_PER_SECOND * image_seconds)
     short = math.sqrt(images / (_CHUNKS_PER_SECOND * image_seconds))
     return max(1, even, int(min(busy, short)))
+
+
+def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
+    """Images per task of actors that hold a network; at least 1.
+
+    As `auto_batch`; but how long an image takes depends on the network and the device, so that no
+    more is relied on than that: every worker gets two chunks.
+
+    Args:
+        on_gpu: what an image takes a GPU at least, s.
+        on_cpu: what it may take a CPU, s.
+    """
+    batch = auto_batch(images, pool.size, on_gpu if pool.gpus else on_cpu)
+    return max(1, min(batch, images // (2 * pool.size)))
 
 
 def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
