@@ -89,9 +89,10 @@ def write_rows(uri: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -
     return len(data)
 
 
-def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> None:
-    """Write error rows as `folder/part-<name>.parquet`, atomically."""
-    write_rows(storage.join(folder, f"part-{name}.parquet"), [e.as_dict() for e in errors], ERRORS)
+def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> int:
+    """Write error rows as `folder/part-<name>.parquet`, atomically; returns its bytes."""
+    uri = storage.join(folder, f"part-{name}.parquet")
+    return write_rows(uri, [error.as_dict() for error in errors], ERRORS)
 
 
 def read_errors(folder: str) -> list[ErrorRow]:
@@ -183,11 +184,21 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     return out
 
 
+def schema_of(uri: str) -> pa.Schema:
+    """The schema of a Parquet file, with its key-value metadata."""
+    filesystem, path = storage.resolve(uri)
+    with storage.reaching(uri):
+        return pq.read_schema(path, filesystem=filesystem)
+
+
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
+    """The key-value metadata of a schema."""
+    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
+
 def table_metadata(uri: str) -> dict[str, str]:
     """The key-value metadata of a Parquet file's schema."""
-    filesystem, path = storage.resolve(uri)
-    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+    return metadata_of(schema_of(uri))
 
 
 def content_hash(table: pa.Table) -> str:
@@ -195,7 +206,9 @@ def content_hash(table: pa.Table) -> str:
     table = table.combine_chunks().sort_by("image_id")
     digest = hashlib.sha256(json.dumps(table.column_names).encode())
     for name in table.column_names:
-        for value in table.column(name).to_pylist():
-            digest.update(repr(value).encode())
-            digest.update(b"\x00")
+        column = table.column(name)
+        for start in range(0, len(column), _HASHED_AT_ONCE):
+            for value in column.slice(start, _HASHED_AT_ONCE).to_pylist():
+                digest.update(repr(value).encode())
+                digest.update(b"\x00")
     return digest.hexdigest()

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import pyarrow as pa
+
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
-from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
@@ -41,7 +43,7 @@ class Passes:
     folder: StageFolder
     ledger: Ledger
     inputs: Mapping[str, TableIndex]
-    expected: Sequence[str]
+    expected: pa.ChunkedArray
     factory: Callable[[], Worker]
     output: Output
     pool: Pool
@@ -61,33 +63,33 @@ class Passes:
         """
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
-        while todo:
+        while len(todo):
             broke = blame.broke.copy()
             verdict = self._pass(todo, size, blame)
             if verdict is not None:
                 self._avoid(verdict)
-                first = set(verdict.image_ids)
-                left = self.ledger.uncommitted(self.expected)
-                todo = [*verdict.image_ids, *(i for i in left if i not in first)]
+                left = without(self.ledger.uncommitted(self.expected), verdict.image_ids)
+                todo = pa.chunked_array([*id_column(verdict.image_ids).chunks, *left.chunks])
                 continue
             todo = self.ledger.uncommitted(todo)
-            if todo:  # a process may have died between its commit and its word
+            if len(todo):  # a process may have died between its commit and its word
                 scan(self.context, self.folder, self.ledger)
                 silent, todo = len(todo), self.ledger.uncommitted(todo)
                 self.progress.advance(silent - len(todo))
             if size == 1:
                 # one that broke a device in this pass; else only its process died
-                again = {i for i in todo if broke[i] < blame.broke[i] < TRIES}
-                alone = [i for i in todo if blame.broke[i] == broke[i]]
+                left = todo.to_pylist()
+                again = {i for i in left if broke[i] < blame.broke[i] < TRIES}
+                alone = [i for i in left if blame.broke[i] == broke[i]]
                 if 1 < len(alone) < silent_before:
                     # a process that died may have taken a neighbour along that was in its queue
                     again.update(alone)
                 silent_before = len(alone)
-                self._poison([i for i in todo if i not in again], blame)
-                todo = [i for i in todo if i in again]
+                self._poison([i for i in left if i not in again], blame)
+                todo = id_column([i for i in left if i in again])
             size = 1
 
-    def _pass(self, todo: Sequence[str], size: int, blame: Blame) -> Verdict | None:
+    def _pass(self, todo: pa.ChunkedArray, size: int, blame: Blame) -> Verdict | None:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
         cluster, stage = self.context.cluster, self.folder.stage
         runtime = self.context.config.runtime
@@ -183,7 +185,7 @@ class Passes:
         """Error rows of images whose process died or broke each time."""
         if not image_ids:
             return
-        places = self.inputs["manifest"].locations()
+        places = self.inputs["manifest"].select(image_ids).locations()
         rows = []
         for image_id in image_ids:
             uri, row = places[image_id]
@@ -211,6 +213,7 @@ def check_budget(folder: StageFolder, failed: int, budget: int) -> None:
         raise BudgetExceededError(folder.stage, failed, budget, rows)
 
 
-def _named(image_ids: Sequence[str]) -> str:
+def _named(image_ids: pa.ChunkedArray) -> str:
     more = len(image_ids) - _MOST_NAMED
-    return ", ".join(image_ids[:_MOST_NAMED]) + (f" and {more} more images" if more > 0 else "")
+    named = ", ".join(image_ids.slice(0, _MOST_NAMED).to_pylist())
+    return named + (f" and {more} more images" if more > 0 else "")

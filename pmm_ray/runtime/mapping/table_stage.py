@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
-from pmm_ray.runtime.core.index import TableIndex, index_file, write_index
+from pmm_ray.runtime.core.index import TableIndex, index_file, without, write_index
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, side_by_side
 from pmm_ray.runtime.mapping.ledger import Ledger
@@ -113,7 +113,7 @@ def run_table_stage(
         CannotRunError: see `stream`; and if no image finished for `runtime.stall_seconds`.
     """
     started = time.monotonic()
-    expected = next(iter(inputs.values())).image_ids
+    expected = next(iter(inputs.values())).ids
     if "manifest" not in inputs:
         inputs = {**inputs, "manifest": index_file(context.manifest.uri)}
     pool = pool or cpu_pool(context)
@@ -152,7 +152,7 @@ def run_table_stage(
         )
         passes.run(batch_size)
         rate = progress.rate
-    check_budget(folder, len(ledger.failed.intersection(expected)), budget)
+    check_budget(folder, len(ledger.failed_of(expected)), budget)
     seconds = time.monotonic() - started
     summary = _finalize(context, folder, expected, ledger, schema, seconds, rate)
     if not passes.sent or not passes.mapped:
@@ -164,7 +164,7 @@ def run_table_stage(
 def _finalize(
     context: RunContext,
     folder: StageFolder,
-    expected: Sequence[str],
+    expected: pa.ChunkedArray,
     ledger: Ledger,
     schema: pa.Schema,
     seconds: float,
@@ -176,19 +176,21 @@ def _finalize(
     ledger.settle()
     # an earlier fused attempt may have left rows of images that now fail in the stage before
     index = ledger.index(expected)
-    got, bad = set(index.image_ids), ledger.failed.intersection(expected)
-    assert got | bad == set(expected), f"{folder.stage}: rows are missing"
-    assert not got & bad, f"{folder.stage}: an image has both a row and an error row"
+    got, bad = len(index), ledger.failed_of(expected)
+    missing = without(without(expected, index.ids), bad)
+    assert not len(missing), f"{folder.stage}: rows are missing"
+    assert len(without(bad, index.ids)) == len(bad), f"{folder.stage}: a row and an error row"
     write_index(folder.uri, index, schema)
-    if bad:
+    ledger.journal.delete()
+    if len(bad):
         context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(
-        "stage_end", stage=folder.stage, images=len(got), errors=len(bad), seconds=seconds
+        "stage_end", stage=folder.stage, images=got, errors=len(bad), seconds=seconds
     )
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
-        images=len(got),
+        images=got,
         errors=len(bad),
         images_per_second=round(rate, 3),
         details={"input_rows": len(expected)},
