@@ -21,8 +21,6 @@ from pmm_ray.runtime.core import storage, tables
 
 _INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.int32())])
 _PARTS_KEY, _SCHEMA_KEY = b"pmm.parts", b"pmm.schema"
-# parts read at once: a bucket answers each in tens of milliseconds, and Arrow frees the lock
-_READERS = 16
 
 
 Ids = pa.Array | pa.ChunkedArray | Iterable[str]
@@ -166,7 +164,7 @@ def read_parts(
             return ids
         return None
 
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(tables.READERS) as readers:
         found = list(zip(uris, readers.map(ids_of, uris), strict=True))
     whole = [(uri, ids) for uri, ids in found if ids is not None]
     return whole, [uri for uri, ids in found if ids is None]
