@@ -150,7 +150,7 @@ def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, 
     """One point of the curve."""
     calls = max(1, min(options.per_actor, cores // 2))
     actors = -(-cores // calls)
-    batch = options.batch or auto_batch(10**9, cores, options.image_seconds)
+    batch = options.batch or auto_batch(10**6, cores, options.image_seconds)
     rows = min(options.most_rows, int(options.seconds * cores / options.image_seconds))
     rows = max(rows, batch * cores * 3)
     manifest = str(folder / "manifest.parquet")

@@ -309,6 +309,9 @@ def test_batches_leave_enough_tasks_for_every_worker() -> None:
     assert auto_batch(10_000_000, 1000, 0.06) == 555
     assert auto_batch(82_081, 1000, 0.06) == 213
     assert auto_batch(500, 2, 0.06) == 31
+    # the driver's memory: no more than some 50,000 chunks
+    assert auto_batch(10_000_000, 8, 0.06) == 200
+    assert auto_batch(10_000_000, 8, 4.0) == 75
     # nor may a chunk last for minutes
     assert auto_batch(82_081, 8, 4.0) == 8
     assert auto_batch(82_081, 8, 60.0) == 1
@@ -318,8 +321,8 @@ def test_chunks_of_networks_follow_the_time_that_they_take() -> None:
     gpus, cpus = (Pool(64, actors=True, gpus=1.0), Pool(64, actors=True))
     # 2,130 images a second where the driver hands out 30 chunks, in place of 240
     assert network_batch(1_000_000, gpus, 0.03, 4.0) == 71
-    assert network_batch(1_000_000, cpus, 0.03, 4.0) == 8
-    assert network_batch(1_000_000, cpus, 0.5, 60.0) == 1
+    assert network_batch(100_000, cpus, 0.03, 4.0) == 8
+    assert network_batch(10_000, cpus, 0.5, 60.0) == 1
     # how long an image takes is a guess: each worker gets two chunks
     assert network_batch(1000, replace(gpus, size=256), 0.03, 4.0) == 1
     assert network_batch(0, gpus, 0.03, 4.0) == 1

@@ -22,6 +22,10 @@ from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
 _MOST_SECONDS = 32.0
+# A chunk costs the driver 12 KB until the stage ends (measured); and how long one may take for the
+# sake of fewer, below `runtime.stall_seconds`.
+_MOST_CHUNKS = 50_000
+_LONGEST_SECONDS = 300.0
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
 
@@ -31,7 +35,8 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
 
     At most 32, or half a minute's, and few enough that all workers end together. The driver can
     hand out only so many chunks a second, so that many workers need larger chunks: large enough to
-    keep all of them busy, but not so large that a few workers get all images.
+    keep all of them busy, but not so large that a few workers get all images. Millions of images
+    need larger ones, too, for the driver's memory.
 
     Args:
         image_seconds: what one image takes a worker, roughly.
@@ -43,7 +48,8 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     even = min(most, images // (workers * _CHUNKS_PER_WORKER))
     busy = workers / (_CHUNKS_PER_SECOND * image_seconds)
     short = math.sqrt(images / (_CHUNKS_PER_SECOND * image_seconds))
-    return max(1, even, int(min(busy, short)))
+    fewer = min(images // _MOST_CHUNKS, int(_LONGEST_SECONDS / image_seconds))
+    return max(1, even, fewer, int(min(busy, short)))
 
 
 def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
