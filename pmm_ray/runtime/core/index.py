@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ _INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.
 _PARTS_KEY, _SCHEMA_KEY = b"pmm.parts", b"pmm.schema"
 
 
-Ids = pa.Array | pa.ChunkedArray | Iterable[str]
+Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Iterable[str]"
 """Image ids; millions of them are an Arrow column, since Python strings take ten times as much."""
 
 
