@@ -1,6 +1,7 @@
 """How many cores can one driver keep busy with mask chunks?
 
     python benchmarks/control_plane.py --cores 8 64 512 1000 2048 --image-seconds 0.06
+    python benchmarks/control_plane.py --ids 1000000    # a resume: seconds and memory, no Ray
 
 What is real: the driver, Ray (GCS, raylet, object store), `run_table_stage` and its Ray Data plan,
 the chunks, reading the manifest's rows, committing parts, the lease. What is simulated: making a
@@ -32,21 +33,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.cluster.connect import connect
-from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core import lease, tables
 from pmm_ray.runtime.core.events import EventLog, read_events
-from pmm_ray.runtime.core.index import index_file
-from pmm_ray.runtime.core.manifest import ManifestRow, open_manifest, write_manifest
+from pmm_ray.runtime.core.index import index_file, part_uri
+from pmm_ray.runtime.core.manifest import (
+    EXIF_KEY,
+    LABEL_SPACE_KEY,
+    SOURCE_KEY,
+    open_manifest,
+)
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, make_chunks
+from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 
+SINCE_JOURNAL = 900
+"""Parts that a killed run has committed since it wrote its journal: half a minute's."""
 ROW = pa.schema([("image_id", pa.string()), ("seconds", pa.float32())])
 
 
@@ -72,16 +84,77 @@ def concurrent_actors(calls: int) -> None:
     )
 
 
+def make_manifest(uri: str, rows: int) -> None:
+    """A manifest of many photographs that are not there."""
+    ids = pa.array([f"i{i:08d}" for i in range(rows)])
+    table = pa.table(
+        [
+            ids,
+            pc.binary_join_element_wise(ids, "jpg", "."),
+            pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32), np.ones(rows, np.int16)),
+            np.full(rows, 480, np.int32),
+            np.full(rows, 640, np.int32),
+            pa.repeat("train", rows),
+            pa.nulls(rows, pa.string()),
+        ],
+        schema=tables.MANIFEST,
+    )
+    about = {LABEL_SPACE_KEY: VOC12.to_json(), EXIF_KEY: "ignore", SOURCE_KEY: "benchmark"}
+    with pq.ParquetWriter(uri, table.schema.with_metadata(about), compression="zstd") as writer:
+        writer.write_table(table, row_group_size=tables.MANIFEST_ROW_GROUP)
+
+
+def commit(ledger: Ledger, folder: StageFolder, ids: list[str]) -> None:
+    """What a task does with a chunk, and what it says to the driver."""
+    name = tables.chunk_name(ids)
+    rows = [{"image_id": image_id, "seconds": 0.06} for image_id in ids]
+    size = tables.write_rows(part_uri(folder.uri, name), rows, ROW)
+    ledger.add({"part": name, "done": json.dumps(ids), "failed": "[]", "bytes": size})
+
+
+def resume(options: argparse.Namespace, place: Path) -> None:
+    """What a driver does before it sends a chunk, with so many ids of which half have a row."""
+    manifest, ids, size = str(place / "manifest.parquet"), options.ids, options.batch or 100
+    folder = StageFolder.below(str(place), "masks", "00000000")
+    if options.prepare:
+        make_manifest(manifest, ids)
+        ledger = Ledger(folder, ROW)
+        for start in range(0, ids // 2, size):
+            if start // size == ids // 2 // size - SINCE_JOURNAL:
+                ledger._write_journal()
+            commit(ledger, folder, [f"i{i:08d}" for i in range(start, start + size)])
+        return
+    steps: dict[str, float] = {}
+    begun = time.monotonic()
+
+    def step(name: str) -> None:
+        steps[name] = round(time.monotonic() - begun, 1)
+
+    open_manifest(manifest)
+    step("manifest opened")
+    images = index_file(manifest)
+    ledger = Ledger(folder, ROW)
+    assert not ledger.scan()
+    step("folder read")
+    todo = ledger.uncommitted(images.ids)
+    assert len(todo) == ids - ids // 2
+    chunks = make_chunks(todo, {"manifest": images}, size)
+    step("chunks made")
+    assert len(ledger.index(images.ids)) == ids // 2
+    step("index made")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{ids} ids, {ids // 2 // size} parts, {len(chunks)} chunks: {steps} s, {peak:.0f} MB")
+
+
 def measure(options: argparse.Namespace, cores: int, folder: Path) -> dict[str, float]:
     """One point of the curve."""
     calls = max(1, min(options.per_actor, cores // 2))
     actors = -(-cores // calls)
-    batch = options.batch or auto_batch(10**9, cores, options.image_seconds)
+    batch = options.batch or auto_batch(10**6, cores, options.image_seconds)
     rows = min(options.most_rows, int(options.seconds * cores / options.image_seconds))
     rows = max(rows, batch * cores * 3)
     manifest = str(folder / "manifest.parquet")
-    images = [ManifestRow(f"i{i:07d}", f"{i}.jpg", (1,), 480, 640, "train") for i in range(rows)]
-    write_manifest(manifest, images, VOC12, source="benchmark", exif="ignore")
+    make_manifest(manifest, rows)
     run_dir = str(folder / "run")
     config = RunConfig.model_validate({"runtime": {"cpus": 4}})
     concurrent_actors(calls)
@@ -142,11 +215,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=45, help="aimed-at length of each point")
     parser.add_argument("--most-rows", type=int, default=4_000_000)
     parser.add_argument("--batch", type=int, help="rows per chunk; default: the stage's own")
+    parser.add_argument("--ids", type=int, help="a resume with so many ids, without Ray")
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--place", help=argparse.SUPPRESS)
     parser.add_argument("--point", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
         with tempfile.TemporaryDirectory(prefix="pmm-control-") as place:
             print(json.dumps(measure(options, options.cores[0], Path(place))))
+        return
+    if options.place:
+        resume(options, Path(options.place))
+        return
+    if options.ids:
+        with tempfile.TemporaryDirectory(prefix="pmm-control-") as place:
+            command = [sys.executable, *sys.argv, "--place", place]
+            subprocess.run([*command, "--prepare"], check=True)
+            subprocess.run(command, check=True)
         return
     os.environ.setdefault("RAY_worker_niceness", "0")
     print(

@@ -39,6 +39,8 @@ from fault_bench import (
     title,
 )
 
+from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN
+
 IN_WORK = "the images in work"
 STALL_SECONDS = 20
 # what a lost node had finished and not yet told the driver is made again: at most one for each task
@@ -133,7 +135,7 @@ def full_disk(bench: Bench) -> Outcome:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        printed = run.wait(process, 1)
+        printed = run.wait(process, EXIT_TRY_AGAIN)
         if "the disk is full" not in printed or str(run.folder) not in printed:
             raise AssertionError(f"no clear word about the disk: {printed}")
         before = run.parts
@@ -255,7 +257,7 @@ def stuck_worker(bench: Bench) -> Outcome:
     run.settings = (f"runtime.stall_seconds={STALL_SECONDS}",)
     stuck = bench.expected[IMAGES // 2]["image_id"]
     with bench.accident(run, "hang", stuck):
-        printed = run.wait(run.start(), 1)
+        printed = run.wait(run.start(), EXIT_TRY_AGAIN)
     for said in ("no image finished for", "handed to workers", "What to do: ", stuck):
         if said not in printed:
             raise AssertionError(f"it did not say {said!r}: {printed}")

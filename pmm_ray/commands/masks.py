@@ -170,7 +170,7 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     # as it was before there was anything to say
     known = () if reading == UNREAD else (str(reading),)
     return Cams(
-        found.index.select(run.data.images.image_ids),
+        found.index.select(run.data.images.ids),
         section_hash(run.data.hash, found.fingerprint, *known),
         CamReader(space.num_foreground, said.trust_pickle, run.config.data.max_pixels, reading),
     )

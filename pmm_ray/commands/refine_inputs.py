@@ -82,7 +82,7 @@ def _seeds_of_scores(
     report = import_with(run, found, images, said, space=known.space)
     space, max_pixels = report.manifest.label_space, run.config.data.max_pixels
     reader = ScoreReader(space, said.trust_pickle, max_pixels, known.reading)
-    index = found.index.select(run.data.images.image_ids)
+    index = found.index.select(run.data.images.ids)
     mark = section_hash(run.data.hash, found.fingerprint, str(known.reading))
     return report, Seeds(index, mark, reader, known.planes)
 

@@ -158,8 +158,8 @@ class PredictConfig(InferenceConfig):
     """CRF implementation."""
     use_image_labels: bool = False
     """Forbid classes that the image's labels do not name (released code: no)."""
-    batch_size: Positive = execution(8)
-    """Images per task."""
+    batch_size: Positive | Auto = execution("auto")
+    """Images per task; `auto`: by the number of GPUs or CPUs, see docs/reference/scale.md."""
     windows_at_once: Positive = execution(2)
     """Windows of one view, mirror images counted, that go through the network together."""
     actors: Positive | Auto = execution("auto")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pmm_ray.report.run_data import RunData, StageRecord
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.accounting import Accounting, account
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.index import TableIndex, read_index
+from pmm_ray.runtime.core.index import Ids, TableIndex, id_column, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 _MAKERS = ("make_masks", "predict_masks")
@@ -54,7 +55,7 @@ def last_of_splits(records: Sequence[StageRecord], manifest: Manifest) -> tuple[
     indices = [(record.stage, read_index(record.folder.uri)) for record in records]
     found = []
     for split in manifest.splits:
-        ids = table.filter(pc.equal(table.column("split"), split)).column("image_id").to_pylist()
+        ids = table.filter(pc.equal(table.column("split"), split)).column("image_id")
         selected = [(name, index.select(ids)) for name, index in indices]
         selected = [(name, index) for name, index in selected if len(index)]
         if selected:
@@ -84,13 +85,14 @@ def account_run(run: RunData) -> Accounting:
     ]
     if not records:
         return total
-    made = {i for masks in last_of_splits(records, manifest) for i in masks.index.image_ids}
+    last = last_of_splits(records, manifest)
+    made = pa.chunked_array([c for masks in last for c in masks.index.ids.chunks], pa.string())
     errors, left_out = without(run, manifest, made, "no stage was asked for it")
     return total.after(errors, left_out)
 
 
 def without(
-    run: RunData, manifest: Manifest, made: Iterable[str], otherwise: str
+    run: RunData, manifest: Manifest, made: Ids, otherwise: str
 ) -> tuple[list[ErrorRow], dict[str, list[str]]]:
     """Why each image of the manifest that is not among `made` is not: (error rows, left out).
 
@@ -100,7 +102,6 @@ def without(
         made: ids of those that need no reason.
         otherwise: the reason of those that no row and no split explains.
     """
-    done = set(made)
     failed: dict[str, ErrorRow] = {}
     for record in run.stages:
         if record.stage != "import_data":
@@ -110,10 +111,9 @@ def without(
     errors: list[ErrorRow] = []
     left_out: dict[str, list[str]] = {}
     table = tables.read_table(manifest.uri, ["image_id", "split"])
+    table = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=id_column(made))))
     columns = (table.column(name).to_pylist() for name in table.column_names)
     for image_id, split in zip(*columns, strict=True):
-        if image_id in done:
-            continue
         if image_id in failed:
             errors.append(failed[image_id])
         elif split not in used:

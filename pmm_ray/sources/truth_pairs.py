@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.index import TableIndex, table_of
+from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.sources.mask_files import MaskFiles, find_masks, match_masks, write_listing
 
 
@@ -62,13 +65,6 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
 
 def _joined(first: TableIndex, second: TableIndex) -> TableIndex:
     """Two indices as one."""
-    columns = [index.table.to_pydict() for index in (first, second)]
-    shift = len(first.parts)
-    return TableIndex(
-        (*first.parts, *second.parts),
-        table_of(
-            [i for column in columns for i in column["image_id"]],
-            [*columns[0]["part"], *(part + shift for part in columns[1]["part"])],
-            [row for column in columns for row in column["row"]],
-        ),
-    )
+    moved = pc.add(second.table.column("part"), pa.scalar(len(first.parts), pa.int32()))
+    there = second.table.set_column(1, "part", moved)
+    return TableIndex((*first.parts, *second.parts), pa.concat_tables([first.table, there]))

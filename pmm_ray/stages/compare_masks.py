@@ -137,7 +137,7 @@ def run(
 def stage(earlier: StageFolder, later: StageFolder, name: str) -> Stage:
     """The comparison of two finished masks tables, on the images of both."""
     before, after = read_index(earlier.uri), read_index(later.uri)
-    both = after.select(before.image_ids)
+    both = after.select(before.ids)
     stages = (earlier.stage, later.stage)
     return Stage(
         name,

@@ -62,7 +62,7 @@ def run(
 
 def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, split: str) -> Stage:
     """The labels of a split's images, from finished maps."""
-    index = read_index(cams.uri).select(data.split(split).image_ids)
+    index = read_index(cams.uri).select(data.split(split).ids)
     return Stage(
         STAGE,
         ([config.alpha_low, config.alpha_high], config.crf, cams.hash, split, CODE_VERSION),

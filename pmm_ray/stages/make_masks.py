@@ -87,7 +87,7 @@ def run(
 
     maps = context.config.cams
     if batch == "auto":
-        batch = make_cams.cam_batch(maps, context)
+        batch = make_cams.cam_batch(maps, context, len(cams.index))
     maker = make_cams.cam_factory(maps, context, cams.streamed_from)
     return run_table_stage(
         context,

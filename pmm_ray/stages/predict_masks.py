@@ -27,9 +27,14 @@ from pmm_ray.nets.weak_labels import SplitScores, split_scores
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker
-from pmm_ray.runtime.mapping.overlap import OVERLAP, Overlapped, one_by_one
-from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.chunks import InputRow, Producer, Worker
+from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
+from pmm_ray.runtime.mapping.table_stage import (
+    actor_pool,
+    cpu_pool,
+    network_batch,
+    run_table_stage,
+)
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -43,6 +48,9 @@ from pmm_ray.runtime.rows.scores import (
 
 STAGE = "predict_masks"
 CODE_VERSION = 2
+
+# What an image takes a fast GPU at least, and may take a core.
+_IMAGE_SECONDS = (0.05, 4.0)
 
 
 @dataclass(frozen=True)
@@ -164,20 +172,17 @@ def run(
 
     With `png_folder` each mask is also written there as `<image_id>.png`.
     """
-    cluster = context.cluster
-    use_gpu = cluster.gpus >= 1
+    use_gpu = context.cluster.gpus >= 1
     photographs = Photographs.of(context)
     output = MaskOutput(photographs.label_space, round_number, png_folder)
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
-    size = cluster.default_actors() if config.actors == "auto" else config.actors
-    if use_gpu:
-        actors = Pool(size, actors=True, cpus=0.0, gpus=1.0, overlap=OVERLAP)
-    else:
-        actors = Pool(size, actors=True, labels=cluster.cpu_stage_labels, overlap=OVERLAP)
+    actors = actor_pool(context, config.actors)
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
         "schema": tables.MASKS,
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_size
+        if config.batch_size != "auto"
+        else network_batch(len(images), actors, *_IMAGE_SECONDS),
     }
     if not config.use_crf:
         worker = partial(argmax_worker, *model, output)

@@ -29,9 +29,9 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
-from pmm_ray.runtime.mapping.overlap import OVERLAP, Overlapped, one_by_one
-from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
+from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
+from pmm_ray.runtime.mapping.table_stage import actor_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at, cam_row
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 
@@ -156,8 +156,7 @@ def run(
     checkpoint_uri: str,
 ) -> Summary:
     """Walked CAMs of every image of `cams`, an index of a cams table."""
-    cluster = context.cluster
-    on_gpu = cluster.gpus >= 1
+    on_gpu = context.cluster.gpus >= 1
     walk = config.walk
     return run_table_stage(
         context,
@@ -165,13 +164,7 @@ def run(
         inputs={"cams": cams},
         factory=partial(walk_worker, checkpoint_uri, config, Photographs.of(context), on_gpu),
         schema=WALKED,
-        pool=Pool(
-            cluster.default_actors() if walk.actors == "auto" else walk.actors,
-            actors=True,
-            cpus=0.0 if on_gpu else 1.0,
-            gpus=1.0 if on_gpu else 0.0,
-            overlap=OVERLAP,
-        ),
+        pool=actor_pool(context, walk.actors),
         batch_size=walk.batch_size,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import shutil
@@ -166,6 +167,7 @@ class TestKubeRay:
         job, cluster = manifest("rayjob.yaml"), manifest("raycluster.yaml")
         assert job["spec"]["rayClusterSpec"] == cluster["spec"]
         assert job["spec"]["backoffLimit"] > 0
+        assert "--stop-job" in job["spec"]["entrypoint"]
         assert job["spec"]["shutdownAfterJobFinishes"] is True
 
     def test_its_nodes(self) -> None:
@@ -281,6 +283,47 @@ class TestImageAndScripts:
         for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
             for source in line.split()[:-1]:
                 assert (ROOT / source).exists(), source
+
+    @pytest.mark.parametrize(
+        ("nodes", "cpus", "head"), [(1, 64, 64), (4, 64, 60), (4, 6, 3), (2, 1, 1)]
+    )
+    def test_slurms_lead_node_works_on_its_gpus(
+        self, tmp_path: Path, nodes: int, cpus: int, head: int
+    ) -> None:
+        """The script with stand-ins for Slurm's and our commands, which say what they are given."""
+        commands = tmp_path / "venv" / "bin"
+        commands.mkdir(parents=True)
+        (commands / "activate").write_text(f'export PATH="{commands}:$PATH"\n')
+        for name, text in (
+            ("scontrol", "echo lead"),
+            ("srun", 'echo "$@" >> "$0.said"; [[ $* == *hostname* ]] && echo 10.0.0.1; true'),
+            ("sleep", "true"),
+            ("python", "[[ $1 == -c ]] && echo token; true"),
+        ):
+            (commands / name).write_text(f"#!/bin/bash\n{text}\n")
+            (commands / name).chmod(0o755)
+        answer = subprocess.run(
+            ["bash", str(CLUSTER / "slurm.sbatch"), "--recipe", "x"],
+            env=os.environ
+            | {
+                "PMM_VENV": str(tmp_path / "venv"),
+                "SLURM_SUBMIT_DIR": str(tmp_path),
+                "SLURM_JOB_ID": "7",
+                "SLURM_JOB_NODELIST": "all",
+                "SLURM_JOB_NUM_NODES": str(nodes),
+                "SLURM_CPUS_ON_NODE": str(cpus),
+                "SLURM_GPUS_ON_NODE": "8",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert answer.returncode == 0, answer.stderr
+        lines = (commands / "srun.said").read_text().splitlines()
+        [lead] = [line for line in lines if "--head" in line]
+        others = [line for line in lines if "--exclude=lead" in line]
+        assert f"--num-cpus={head} --num-gpus=8" in lead
+        assert len(others) == (nodes > 1)
+        assert all(f"--num-cpus={cpus} --num-gpus=8" in line for line in others)
 
     def test_the_slurm_script(self) -> None:
         script = str(CLUSTER / "slurm.sbatch")

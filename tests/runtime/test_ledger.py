@@ -36,12 +36,14 @@ def row(image_id: str) -> dict[str, Any]:
 def commit(folder: StageFolder, ids: list[str], failed: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a task does with a chunk, and what it says to the driver."""
     name = tables.chunk_name([*ids, *failed])
+    size = error_size = 0
     if ids:
-        tables.write_rows(part_uri(folder.uri, name), [row(i) for i in ids], tables.MASKS)
+        size = tables.write_rows(part_uri(folder.uri, name), [row(i) for i in ids], tables.MASKS)
     if failed:
         errors = [ErrorRow(i, folder.stage, "decode", "cut") for i in failed]
-        tables.write_errors(folder.errors_uri, name, errors)
-    return {"part": name, "done": json.dumps(ids), "failed": json.dumps(failed)}
+        error_size = tables.write_errors(folder.errors_uri, name, errors)
+    said = {"part": name, "done": json.dumps(ids), "failed": json.dumps(failed)}
+    return said | {"bytes": size, "error_bytes": error_size}
 
 
 def on_disk(folder: StageFolder) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def test_what_tasks_say_and_what_the_folder_holds_agree(folder: StageFolder) -> 
     found = Ledger(folder, tables.MASKS)
     assert found.scan() == []
     for ledger in (said, found):
-        assert ledger.uncommitted(IDS) == ["i5", "i6", "i7"]
+        assert ledger.uncommitted(IDS).to_pylist() == ["i5", "i6", "i7"]
         assert ledger.failed == {"i4"}
         places = ledger.index(IDS).locations()
         assert {i: tables.read_rows(uri, [n])[0] for i, (uri, n) in places.items()} == {
@@ -79,12 +81,83 @@ def test_any_flipped_bit_is_found_or_harmless(folder: StageFolder) -> None:
         broken = bytearray(data)
         broken[position] ^= 1 << position % 8
         part.write_bytes(broken)
-        parts, damaged = read_parts(folder.uri, tables.MASKS)
+        parts, damaged = read_parts(part_files(folder.uri), tables.MASKS)
         found += len(damaged)
         # a row that is lost runs again; one that is wrong would stay
         read = [] if damaged else tables.read_table(parts[0][0]).to_pylist()
         assert all(row in whole for row in read), position
     assert found
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the parts that are read."""
+    names: list[str] = []
+    original = tables.read_table
+
+    def noted(uri: str, columns: Any = None) -> pa.Table:
+        if "/part-" in uri:
+            names.append(Path(uri).name)
+        return original(uri, columns)
+
+    monkeypatch.setattr(tables, "read_table", noted)
+    return names
+
+
+def killed(folder: StageFolder, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A run that wrote its journal after the second of its three chunks, and was killed."""
+    said = [commit(folder, IDS[:3], ("i6",)), commit(folder, IDS[3:5]), commit(folder, ["i5"])]
+    ledger = Ledger(folder, tables.MASKS)
+    ledger.add(said[0])
+    monkeypatch.setattr("pmm_ray.runtime.mapping.ledger._JOURNAL_SECONDS", -1.0)
+    ledger.add(said[1])
+    monkeypatch.setattr("pmm_ray.runtime.mapping.ledger._JOURNAL_SECONDS", 60.0)
+    ledger.add(said[2])
+    return said
+
+
+def test_a_resume_reads_the_journal_and_no_part_that_it_speaks_of(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch, read: list[str]
+) -> None:
+    said = killed(folder, monkeypatch)
+    for resumed in (1, 2):
+        ledger = Ledger(folder, tables.MASKS)
+        assert ledger.scan() == []
+        # the first resume writes down what the killed run had not; the second reads nothing
+        assert read == [f"part-{said[2]['part']}.parquet"], resumed
+        assert ledger.failed == {"i6"}
+        assert ledger.uncommitted(IDS).to_pylist() == ["i7"]
+        places = ledger.index(IDS).locations()
+        assert {i: tables.read_rows(uri, [n])[0] for i, (uri, n) in places.items()} == {
+            i: row(i) for i in IDS[:6]
+        }
+
+
+def test_a_part_that_changed_after_the_journal_is_read(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = killed(folder, monkeypatch)
+    changed, gone = (Path(part_uri(folder.uri, one["part"])) for one in said[:2])
+    data = bytearray(changed.read_bytes())
+    data[len(data) // 3] ^= 4
+    changed.write_bytes(data)
+    gone.unlink()
+    Path(part_uri(folder.errors_uri, said[0]["part"])).unlink()  # as --retry-errors does
+    ledger = Ledger(folder, tables.MASKS)
+    assert ledger.scan() == [str(changed)]
+    assert ledger.failed == set()
+    assert ledger.index(IDS).image_ids == ["i5"]
+
+
+def test_a_damaged_journal_costs_only_time(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(folder, monkeypatch)
+    [journal] = Path(folder.path("journal")).glob("*.parquet")
+    journal.write_bytes(journal.read_bytes()[:50])
+    ledger = Ledger(folder, tables.MASKS)
+    assert ledger.scan() == []
+    assert ledger.index(IDS).image_ids == IDS[:6]
 
 
 def test_damaged_parts_and_litter_are_removed_and_their_images_are_due(folder: StageFolder) -> None:
@@ -166,4 +239,4 @@ def test_a_row_wins_over_an_error_row(folder: StageFolder) -> None:
     commit(folder, ["i1"])
     ledger = Ledger(folder, tables.MASKS)
     ledger.scan()
-    assert (ledger.failed, ledger.uncommitted(IDS[:2])) == (set(), ["i0"])
+    assert (ledger.failed, ledger.uncommitted(IDS[:2]).to_pylist()) == (set(), ["i0"])

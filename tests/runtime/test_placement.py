@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +15,14 @@ from pmm_ray.config import RunConfig, RuntimeConfig, load_recipe
 from pmm_ray.pipeline.data import TRAININGS
 from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Pool
+from pmm_ray.runtime.mapping.table_stage import cpu_pool
 from pmm_ray.runtime.training.workers import plan_workers
 
 from ..cluster.shapes import RECIPES, SHAPES
@@ -79,6 +89,57 @@ def test_a_reservation_never_exceeds_the_largest_node() -> None:
 def nodes_of(count: int, cpus: float, gpus: float = 0.0) -> ClusterResources:
     offered = tuple(Node(cpus, gpus, node_id=f"n{number}") for number in range(count))
     return ClusterResources(count * cpus, count * gpus, count, False, offered=offered)
+
+
+def changing(*views: ClusterResources) -> ClusterResources:
+    """A cluster as the driver connects to it, and as each later look finds it."""
+    later = iter(views[1:])
+    return replace(views[0], look=lambda: next(later))
+
+
+def test_pools_follow_the_cluster_and_devices_do_not() -> None:
+    cluster = changing(nodes_of(2, 8, 4), nodes_of(3, 8, 4), nodes_of(1, 16), nodes_of(2, 8, 4))
+    pool = Pool(8, actors=True, cpus=0.0, gpus=1.0, follows=True)
+    asked = replace(pool, size=3, follows=False)
+    assert (cluster.placed(pool).size, cluster.placed(asked).size) == (8, 3)
+    more = cluster.now()
+    assert (more.placed(pool).size, more.placed(asked).size) == (12, 3)
+    # all GPUs are lost: their work waits for them, and is not done on CPUs
+    none = more.now()
+    assert (none.gpus, none.placed(pool).size) == (1, 1)
+    assert none.placed(Pool(9, follows=True)).size == 16
+    # what the run began with may come back: it is not refused
+    none.require("the training", cpus=8, gpus=1, workers=2)
+    none.avoid("n1", "sick")
+    back = none.now()
+    assert back.placed(pool).size == 4
+    joined = changing(nodes_of(1, 4), nodes_of(2, 8, 4)).now()
+    assert (joined.gpus, joined.placed(pool).size) == (0, 16)
+    assert nodes_of(1, 4).now().placed(Pool(9, follows=True)).size == 4
+
+
+def test_every_stage_reads_the_cluster_again(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def run(context: RunContext, folder: StageFolder) -> Summary:
+        seen.append(cpu_pool(context).size)
+        return Summary(stage=folder.stage, hash=folder.hash)
+
+    cluster = changing(nodes_of(2, 8), nodes_of(2, 8), nodes_of(3, 8), nodes_of(1, 8))
+    stages = ("a", "b", "c")
+    session = Session(
+        str(tmp_path),
+        RunConfig(),
+        Selection(stages),
+        Progress(stream=io.StringIO()),
+        lambda: nullcontext(cluster),
+    )
+    with session:
+        assert cpu_pool(session).size == 16
+        for name in stages:
+            session.do(Stage(name, (name,), run))
+    assert seen == [16, 24, 8]
+    assert [event["cpus"] for event in read_events(str(tmp_path), "cluster")] == [16, 24, 8]
 
 
 def test_workers_are_packed_into_nodes_not_into_their_sum() -> None:

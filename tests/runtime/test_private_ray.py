@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 
+from pmm_ray.runtime.cluster.submit import JOB_ENVIRONMENT
 from pmm_ray.runtime.core.resources import ClusterResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,18 +22,23 @@ MODULES = {
     "ray._private.worker": ("_global_node", "print_to_stdstream"),
     "ray._private.runtime_env.packaging": ("_dir_travel",),
     "ray._private.state": ("state",),
+    "ray._private.runtime_env.constants": (JOB_ENVIRONMENT,),
     "ray.data._internal.execution.streaming_executor": ("StreamingExecutor",),
     "ray.data._internal.execution.execution_callback": ("ExecutionCallback",),
 }
 STATE_ACCESS = "get_draining_nodes"
 CALLBACK = ("before_execution_starts", "on_execution_step")
-EXECUTOR = ("_output_node", "_topology")
+EXECUTOR = ("_backpressure_policies", "_output_node", "_topology")
+POLICY = "_concurrency_caps"
+"""Of the one that limits tasks."""
+ACTOR_POOL = ("_config", "min_size", "max_size")
 OPERATOR = (
     "_in_task_output_backpressure",
     "_in_task_submission_backpressure",
     "_task_output_backpressure_policy",
     "_task_submission_backpressure_policy",
     *("input_dependencies", "num_active_tasks", "has_completed", "get_actor_info"),
+    "get_autoscaling_actor_pools",
 )
 METRICS = ("num_outputs_taken", "num_tasks_finished")
 STATE = ("total_enqueued_input_blocks",)
@@ -56,6 +62,12 @@ def test_modules_have_them(module: str) -> None:
         assert hasattr(found, name), lacks(f"{module}.{name}")
 
 
+class Same:
+    def __call__(self, batch: Any) -> Any:
+        return batch
+
+
+@pytest.mark.usefixtures("pickled_by_value")
 def test_a_running_plan_has_them(ray_session: ClusterResources) -> None:
     from ray.data import DataContext
     from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -65,10 +77,19 @@ def test_a_running_plan_has_them(ray_session: ClusterResources) -> None:
 
     class Look(ExecutionCallback):
         missing: list[str] | None = None
+        actor_pools = 0
 
         def on_execution_step(self, executor: Any) -> None:
             missing = [f"StreamingExecutor.{n}" for n in EXECUTOR if not hasattr(executor, n)]
+            caps = [getattr(policy, POLICY, {}) for policy in executor._backpressure_policies]
             for operator, state in executor._topology.items():
+                pools = operator.get_autoscaling_actor_pools()
+                missing += [
+                    f"pool.{n}" for pool in pools for n in ACTOR_POOL if not hasattr(pool, n)
+                ]
+                type(self).actor_pools += len(pools)
+                if not any(operator in one for one in caps):
+                    missing.append(f"policy.{POLICY}")
                 missing += [f"operator.{n}" for n in OPERATOR if not hasattr(operator, n)]
                 missing += [f"metrics.{n}" for n in METRICS if not hasattr(operator.metrics, n)]
                 missing += [f"state.{n}" for n in STATE if not hasattr(state, n)]
@@ -83,7 +104,9 @@ def test_a_running_plan_has_them(ray_session: ClusterResources) -> None:
     context.custom_execution_callback_classes = [Look]
     try:
         rows = ray.data.range(2, override_num_blocks=2).map_batches(lambda batch: batch)
-        assert rows.count() == 2
+        pool = ray.data.ActorPoolStrategy(size=1)
+        assert rows.map_batches(Same, compute=pool, num_cpus=0.1).count() == 2
+        assert Look.actor_pools
         seen.append(Look.missing)
     finally:
         context.custom_execution_callback_classes = before
@@ -113,7 +136,7 @@ def private_names(path: Path) -> set[str]:
             found |= {name for name in names if "._" in name}
         elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             chain = ast.unparse(node)
-            if chain.startswith(("ray.", "executor.", "operator.", "worker._")):
+            if chain.startswith(("ray.", "executor.", "operator.", "worker._", "policy.", "pool.")):
                 found.add(chain)
     return found
 
@@ -121,6 +144,7 @@ def private_names(path: Path) -> set[str]:
 def test_no_other_private_part_is_used() -> None:
     allowed = {f"{module}.{name}" for module, names in MODULES.items() for name in names}
     allowed |= {f"executor.{n}" for n in EXECUTOR} | {f"operator.{n}" for n in OPERATOR}
+    allowed |= {f"pool.{n}" for n in ACTOR_POOL} | {f"policy.{POLICY}"}
     allowed |= {"ray._private", "ray._private.worker"}
     used = {
         name: str(path.relative_to(ROOT))
@@ -130,7 +154,8 @@ def test_no_other_private_part_is_used() -> None:
     others = {name: path for name, path in used.items() if name not in allowed}
     assert not others, f"name these in this file, or do without: {others}"
     # the search finds those that we know of
-    assert {"executor._output_node", "ray._private.worker._global_node"} <= used.keys()
+    known = {"executor._output_node", "ray._private.worker._global_node", "pool._config"}
+    assert known <= used.keys()
 
 
 def test_ray_is_pinned_to_what_was_tested() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pmm_ray.runtime.core import storage, tables
@@ -128,3 +130,15 @@ def test_the_budget_is_ten_images_or_one_percent() -> None:
     assert error_budget(None, 50) == 10
     assert error_budget(None, 82_081) == 820
     assert error_budget(0, 82_081) == 0
+
+
+def test_a_large_part_is_read_by_pieces(tmp_path: Path) -> None:
+    schema = pa.schema([("image_id", pa.string()), ("cam", pa.large_binary())])
+    noise = np.random.default_rng(0)
+    cams = [{"image_id": f"i{n}", "cam": noise.bytes(1 << 20)} for n in range(12)]
+    large, small = str(tmp_path / "large.parquet"), str(tmp_path / "small.parquet")
+    tables.write_rows(large, cams, schema)
+    tables.write_rows(small, [row | {"cam": b"x"} for row in cams], schema)
+    assert pq.ParquetFile(large).num_row_groups == 4
+    assert pq.ParquetFile(small).num_row_groups == 1
+    assert tables.read_rows(large, [11, 0]) == [cams[11], cams[0]]

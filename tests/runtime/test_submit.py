@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from pmm_ray.runtime.cluster import submit as submitting
-from pmm_ray.runtime.cluster.submit import submit
+from pmm_ray.runtime.cluster.submit import stop_own_job, submit
 from pmm_ray.runtime.core.errors import CannotRunError
 
 BUSY = "No available agent to submit job, please try again later."
@@ -102,3 +104,28 @@ def test_any_other_refusal_is_final(head: Head) -> None:
     with pytest.raises(CannotRunError, match="entrypoint is not allowed"):
         send()
     assert not head.submitted
+
+
+def test_a_job_stops_itself_and_a_command_outside_of_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def stop_job(self, job: str) -> None:
+            asked.append((self.address, job))
+
+    context = SimpleNamespace(dashboard_url="10.0.0.1:8265")
+    monkeypatch.setattr("ray.init", lambda **options: nullcontext(context))
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
+    monkeypatch.setattr(submitting, "_STOPPED_SECONDS", 0.0)
+    monkeypatch.delenv(submitting.JOB_ENVIRONMENT, raising=False)
+    stop_own_job()
+    assert asked == []
+    about = {"runtime_env": {}, "metadata": {"job_submission_id": "coco14-1"}}
+    monkeypatch.setenv(submitting.JOB_ENVIRONMENT, json.dumps(about))
+    stop_own_job()
+    assert asked == [("http://10.0.0.1:8265", "coco14-1")]

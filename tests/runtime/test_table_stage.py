@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_pa
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Producer, Worker, row_by_row
-from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import auto_batch, network_batch, run_table_stage
 
 MakeContext = Callable[..., RunContext]
 
@@ -319,6 +320,23 @@ def test_batches_leave_enough_tasks_for_every_worker() -> None:
     assert auto_batch(10_000_000, 1000, 0.06) == 555
     assert auto_batch(82_081, 1000, 0.06) == 213
     assert auto_batch(500, 2, 0.06) == 31
+    # the driver's memory: no more than some 50,000 chunks
+    assert auto_batch(10_000_000, 8, 0.06) == 200
+    assert auto_batch(10_000_000, 8, 4.0) == 75
+    # nor may a chunk last for minutes
+    assert auto_batch(82_081, 8, 4.0) == 8
+    assert auto_batch(82_081, 8, 60.0) == 1
+
+
+def test_chunks_of_networks_follow_the_time_that_they_take() -> None:
+    gpus, cpus = (Pool(64, actors=True, gpus=1.0), Pool(64, actors=True))
+    # 2,130 images a second where the driver hands out 30 chunks, in place of 240
+    assert network_batch(1_000_000, gpus, 0.03, 4.0) == 71
+    assert network_batch(100_000, cpus, 0.03, 4.0) == 8
+    assert network_batch(10_000, cpus, 0.5, 60.0) == 1
+    # how long an image takes is a guess: each worker gets two chunks
+    assert network_batch(1000, replace(gpus, size=256), 0.03, 4.0) == 1
+    assert network_batch(0, gpus, 0.03, 4.0) == 1
 
 
 def test_the_lease_is_free_after_a_run(tmp_path: Path) -> None:

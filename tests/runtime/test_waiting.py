@@ -19,7 +19,7 @@ from pmm_ray.runtime.core.machine import Place
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.resources import ClusterResources, Node
 from pmm_ray.runtime.core.stage import RunContext
-from pmm_ray.runtime.mapping.chunks import Output, Pool, make_chunks
+from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, make_chunks
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError, missing_nodes
 from pmm_ray.runtime.training import clock
@@ -208,3 +208,35 @@ def test_the_stalls_clock_stands_still_while_nodes_are_missing(
     assert time.monotonic() - started > 8
     assert notes
     assert set(notes) == {"waits for nodes: none of 1 has 1 CPUs pool=far"}
+
+
+def test_pools_of_a_running_plan_are_resized(
+    make_context: Callable[..., RunContext], shapes: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(shapes)
+    index = index_file(shapes.uri)
+    chunks = make_chunks(index.ids, {"manifest": index}, 1)
+    output = Output(context.run_dir, SCHEMA, "area", context.run_dir, context.attempt)
+    monkeypatch.setattr("pmm_ray.runtime.mapping.stall._FOLLOW_EVERY_SECONDS", 0.0)
+    asked: list[int] = []
+
+    def sizes() -> list[int]:
+        asked.append(1)
+        return [2, 2]
+
+    def slow() -> Any:
+        def worker(rows: Any) -> Any:
+            for row in rows:
+                time.sleep(1.0)
+                yield {"image_id": row["manifest"]["image_id"], "area": 1}
+
+        return worker
+
+    actors = Producer("made", slow, SCHEMA, Pool(1, actors=True, cpus=0.1))
+    limits = Limits(60.0, 60.0, lambda note: None, sizes)
+    results = stream(chunks, slow, output, Pool(1, cpus=0.1), limits, actors)
+    counts = list(results)
+    assert sum(one["images"] for one in counts) == len(index)
+    assert asked
+    for pool in ("", "producer_"):
+        assert len({one[f"{pool}process"] for one in counts}) >= 2, pool

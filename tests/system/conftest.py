@@ -15,15 +15,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import requests
 
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.sources.shapes import make_shapes
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+# Ray gives a node 30 s; on a busy machine `ray start` says this, and does not end for minutes
+GAVE_UP = "timed out during startup"
+
+
 class NodeEndedError(Exception):
-    """A `ray start` ended; its log is the message."""
+    """A `ray start` ended or gave up; its log is the message."""
 
 
 @dataclass
@@ -35,6 +44,8 @@ class RayNodes:
     dashboard_port: int
     token: str
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    log_of: dict[int, Path] = field(default_factory=dict)
+    """By pid."""
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -58,7 +69,8 @@ class RayNodes:
         environment.pop("RAY_ADDRESS", None)
         # where jobs are started; by default the same port for every Ray of a machine
         agent = f"--dashboard-agent-listen-port={free_port()}"
-        with open(self.folder / f"node-{time.monotonic_ns()}.log", "wb") as log:
+        path = self.folder / f"node-{time.monotonic_ns()}.log"
+        with open(path, "wb") as log:
             process = subprocess.Popen(
                 [*prefix, RAY, "start", *options, "--block", "--disable-usage-stats", agent],
                 env=environment,
@@ -67,6 +79,7 @@ class RayNodes:
                 start_new_session=True,
             )
         self.processes.append(process)
+        self.log_of[process.pid] = path
         return process
 
     def start_head(self) -> None:
@@ -96,6 +109,7 @@ class RayNodes:
                 self._wait(lambda: self.alive() > before, "a node")
             except NodeEndedError:
                 self.processes.remove(process)
+                end([process])
                 if attempt == 2:
                     raise
             else:
@@ -124,7 +138,8 @@ class RayNodes:
         deadline = time.monotonic() + 180
         while not ready():
             for process in self.processes:
-                if process.poll() is not None:
+                said = self.log_of[process.pid].read_text(errors="replace")
+                if process.poll() is not None or GAVE_UP in said:
                     raise NodeEndedError("\n".join(self.logs()))
             assert time.monotonic() < deadline, f"{what} did not come up: {self.logs()}"
             time.sleep(1)
@@ -134,18 +149,23 @@ class RayNodes:
 
     def stop(self) -> None:
         """End what was started here and its children; `ray stop` would end others' as well."""
-        family = []
-        for process in self.processes:
-            if process.poll() is None:
-                own = psutil.Process(process.pid)
-                family += [own, *own.children(recursive=True)]
-        for one in family:
-            one.send_signal(signal.SIGTERM) if one.is_running() else None
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for one in alive:
-            one.kill()
-        psutil.wait_procs(alive, timeout=10)
+        end(self.processes)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End processes that were started here, and their children."""
+    family = []
+    for process in processes:
+        if process.poll() is None:
+            own = psutil.Process(process.pid)
+            family += [own, *own.children(recursive=True)]
+    for one in family:
+        one.send_signal(signal.SIGTERM) if one.is_running() else None
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for one in alive:
+        one.kill()
+    psutil.wait_procs(alive, timeout=10)
 
 
 def free_port() -> int:
@@ -165,3 +185,17 @@ def ray_head() -> Iterator[RayNodes]:
         yield nodes
     finally:
         nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs and CAMs that others might have made: blurred truth."""
+    folder = tmp_path_factory.mktemp("photographs")
+    made = make_shapes(str(folder), images=24, size=64, classes=3, seed=4)
+    (folder / "cams").mkdir()
+    for row in tables.read_table(made.manifest.uri).to_pylist():
+        truth = decode_mask(storage.read_bytes(made.manifest.locate(row["ground_truth_uri"])))
+        cam = np.stack([(truth == label)[::4, ::4] * 0.8 for label in row["labels"]])
+        keys = np.array(row["labels"]) - 1
+        np.savez(folder / "cams" / f"{row['image_id']}.npz", keys=keys, cam=cam.astype(np.float16))
+    return folder

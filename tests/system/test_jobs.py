@@ -89,7 +89,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 class TestOnACluster:
-    @pytest.mark.parametrize("code", [0, 1, 3, 130])
+    @pytest.mark.parametrize("code", [0, 1, 3, 75, 130])
     def test_the_drivers_own_exit_code_comes_back(
         self, cluster: RayNodes, working_dir: Path, code: int
     ) -> None:
@@ -173,6 +173,19 @@ class TestOnACluster:
         out, errors = process.communicate(timeout=600)
         assert process.returncode == 3, out + errors
         assert "the budget is 2" in out
+
+    def test_what_would_fail_again_stops_the_job(
+        self, cluster: RayNodes, working_dir: Path, tmp_path: Path
+    ) -> None:
+        """KubeRay tries a job again that failed, and leaves a stopped one."""
+        wrong = ["--set", "masks.alpha=green", "--run-dir", str(tmp_path / "run")]
+        for option, status in (([], "FAILED"), (["--stop-job"], "STOPPED")):
+            command = ["python", "jobs/run_pipeline.py", "--recipe", "recipe.yaml", *wrong, *option]
+            named = f"fails-{status.lower()}"
+            process = start(cluster, working_dir, command, "--submission-id", named)
+            out, errors = process.communicate(timeout=300)
+            assert "masks.alpha" in out, out + errors
+            assert status in cluster.ask("job", "status", named).stdout.upper()
 
     def test_a_known_submission_id_is_followed(self, cluster: RayNodes, working_dir: Path) -> None:
         count = ["python", "-c", "import time; print('once'); time.sleep(5); raise SystemExit(3)"]

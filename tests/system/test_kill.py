@@ -102,7 +102,7 @@ def test_a_second_run_into_one_folder_is_refused(recipe: Path, tmp_path: Path) -
         time.sleep(0.05)
     second = start(recipe, tmp_path / "run")
     _, errors = second.communicate(timeout=120)
-    assert second.returncode == 1
+    assert second.returncode == 75
     assert f"in use by process {first.pid}" in errors
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=120)

@@ -17,14 +17,6 @@ from .conftest import RayNodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RECIPE = """
-name: scraped
-data: {source: shapes, images: 60, classes: 3, size: 64}
-classifier: {epochs: 1, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16,
-             workers: 1, validation_images: 0}
-runtime: {preflight: false}
-"""
-
 
 def scraped(nodes: RayNodes) -> set[str]:
     """Names of all metrics of all nodes now."""
@@ -40,12 +32,16 @@ def scraped(nodes: RayNodes) -> set[str]:
     return found
 
 
-def test_all_metrics_of_a_running_job_are_scraped(ray_head: RayNodes, tmp_path: Path) -> None:
+def test_all_metrics_of_a_running_job_are_scraped(
+    ray_head: RayNodes, photographs: Path, tmp_path: Path
+) -> None:
     ray_head.start_worker("--num-cpus=2")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    command = [sys.executable, "-m", "pmm_ray.cli", "run", str(recipe), "--until", "make_cams"]
-    command += ["--run-dir", str(tmp_path / "run"), "--address", f"127.0.0.1:{ray_head.port}"]
+    images, cams = str(photographs / "images"), str(photographs / "cams")
+    command = [sys.executable, "-m", "pmm_ray.cli", "masks", "--images", images, "--cams", cams]
+    command += ["--out", str(tmp_path / "out"), "--address", f"127.0.0.1:{ray_head.port}"]
+    # long enough to be asked: a process tells its node's agent every ten seconds
+    for setting in ("masks.batch_size=1", "masks.alpha=2", "masks.crf.iterations=600"):
+        command += ["--set", setting]
     job = subprocess.Popen(
         command, env=ray_head.client_environment, stderr=subprocess.PIPE, text=True
     )

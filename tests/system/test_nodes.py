@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import requests
 import yaml
 
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.shapes import make_shapes
 
 from .conftest import RayNodes
 
@@ -31,20 +28,6 @@ def cluster(ray_head: RayNodes) -> RayNodes:
         ray_head.start_worker("--num-cpus=1", CPU_POOL)
     ray_head.start_worker("--num-cpus=2", "--num-gpus=2", GPU_POOL)
     return ray_head
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs and CAMs that others might have made: blurred truth."""
-    folder = tmp_path_factory.mktemp("photographs")
-    made = make_shapes(str(folder), images=24, size=64, classes=3, seed=4)
-    (folder / "cams").mkdir()
-    for row in tables.read_table(made.manifest.uri).to_pylist():
-        truth = decode_mask(storage.read_bytes(made.manifest.locate(row["ground_truth_uri"])))
-        cam = np.stack([(truth == label)[::4, ::4] * 0.8 for label in row["labels"]])
-        keys = np.array(row["labels"]) - 1
-        np.savez(folder / "cams" / f"{row['image_id']}.npz", keys=keys, cam=cam.astype(np.float16))
-    return folder
 
 
 def pmm(cluster: RayNodes, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -31,7 +31,7 @@ RECIPE = """
 name: faults
 data: {{source: shapes, images: 24, classes: 3, size: 64}}
 classifier: {{epochs: {epochs}, batch_size: 6, resize_long: [48, 72], crop_size: 48,
-             output_stride: 16, checkpoint_seconds: 0.1, workers: {workers},
+             output_stride: 16, checkpoint_seconds: {every}, workers: {workers},
              loader_processes: {processes}, validation_images: 0}}
 runtime: {{cpus: 2, object_store_bytes: 150000000, preflight: false}}
 """
@@ -40,11 +40,21 @@ runtime: {{cpus: 2, object_store_bytes: 150000000, preflight: false}}
 class Training:
     """One run folder, and the command that trains in it."""
 
-    def __init__(self, place: Path, workers: int, processes: int, address: str = "local") -> None:
+    def __init__(
+        self,
+        place: Path,
+        workers: int,
+        processes: int,
+        address: str = "local",
+        epochs: int = EPOCHS,
+        every: float = 0.1,
+    ) -> None:
         place.mkdir()
         self.run_dir = place / "run"
         self.recipe = place / "recipe.yaml"
-        self.recipe.write_text(RECIPE.format(epochs=EPOCHS, workers=workers, processes=processes))
+        self.recipe.write_text(
+            RECIPE.format(epochs=epochs, workers=workers, processes=processes, every=every)
+        )
         self.address = address
         self.environment = dict(os.environ)
 
@@ -144,6 +154,39 @@ def test_a_killed_driver_goes_on(tmp_path: Path) -> None:
     assert not psutil.wait_procs(started, timeout=120)[1]
     killed.finish()
     check(killed, whole, at_least)
+
+
+def test_a_stopped_job_saves_where_it_is_and_goes_on_from_there(tmp_path: Path) -> None:
+    """SIGTERM, of `ray job stop`, Slurm or Kubernetes, where no checkpoint is due for hours."""
+    stopped = Training(tmp_path / "stopped", 2, 0, epochs=200, every=10_000)
+    process = stopped.start()
+    deadline = time.monotonic() + 300
+    while len(stopped.steps) < 5:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no step was trained"
+        time.sleep(0.1)
+    seen = len(stopped.steps)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    [folder] = stopped.run_dir.glob("train_classifier-*/train")
+    [(saved, _)] = checkpoints(str(folder))
+    assert seen <= saved < 600
+    assert f"the training is saved at step {saved}" in printed
+    before = len(stopped.steps)
+
+    process = stopped.start()
+    while len(stopped.steps) < before + 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline + 300, "it did not go on"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert [step for step, _ in stopped.steps[before : before + 3]] == [
+        saved + 1,
+        saved + 2,
+        saved + 3,
+    ]
 
 
 def test_a_lost_node_is_replaced(tmp_path: Path, ray_head: RayNodes) -> None:

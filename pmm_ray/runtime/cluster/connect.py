@@ -12,6 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.placement import largest_memory, place
 from pmm_ray.runtime.cluster.startup import check_start
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import MayPassError
 from pmm_ray.runtime.core.resources import ClusterResources
 
 # One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
@@ -83,7 +84,7 @@ def connect(
             ray.init(**options)
         except Exception as error:  # Ray says with a bare one that a node took too long to start
             what = "start Ray on this machine" if local else f"connect to Ray at {address!r}"
-            raise CannotRunError(
+            raise MayPassError(
                 f"cannot {what}: {error} (`pmm doctor` looks for the cause)"
             ) from error
         import ray.data
@@ -146,6 +147,8 @@ def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
         cpu_stage_labels=placement.cpu_stage_labels,
         node_memory=largest_memory(placement.nodes),
         offered=placement.nodes,
+        # a Ray of our own is this machine, which does not change
+        look=None if local else partial(_resources, config, local=local),
     )
 
 

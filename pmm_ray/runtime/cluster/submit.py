@@ -7,6 +7,7 @@ knows both, so this asks it. A lost connection does not end the job: this follow
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import subprocess
@@ -136,6 +137,30 @@ async def _follow(client: Any, job: str, write: Write) -> int:
                 log.show(client.get_job_logs(job))
                 return _exit_code(client.get_job_info(job))
         await asyncio.sleep(_RETRY_SECONDS)
+
+
+# where Ray tells a job's process its name
+JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_STOPPED_SECONDS = 60.0
+
+
+def stop_own_job() -> None:
+    """Stop the Ray job that this process is the entrypoint of; outside of one do nothing.
+
+    Returns only where Ray does not end this process within a minute.
+    """
+    about = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("metadata", {})
+    job = about.get("job_submission_id")
+    if job is None:
+        return
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    with ray.init(address="auto", log_to_driver=False) as context:
+        client = JobSubmissionClient(f"http://{context.dashboard_url}")
+    _say("another attempt would end in the same way: the job is stopped")
+    client.stop_job(job)
+    time.sleep(_STOPPED_SECONDS)
 
 
 class _Log:

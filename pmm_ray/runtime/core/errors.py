@@ -15,7 +15,10 @@ ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
 
 EXIT_DONE = 0
 EXIT_CANNOT_RUN = 1
+EXIT_USAGE = 2
 EXIT_BUDGET = 3
+EXIT_TRY_AGAIN = 75
+"""As of sysexits.h: the same command may succeed later, or on other machines."""
 EXIT_INTERRUPTED = 130
 
 
@@ -61,6 +64,19 @@ class CannotRunError(Exception):
     """The run cannot start or go on, and the message says what to do. Exit code 1."""
 
 
+class MayPassError(CannotRunError):
+    """What stops the run may pass: a store, a machine, nodes that did not come. Exit code 75."""
+
+
+STORE_FAILS, DISK_FULL = "the store fails", "the disk is full: "
+
+
+def cannot_run(text: str) -> CannotRunError:
+    """The error of a reason that another process gave."""
+    passes = any(mark in text for mark in (STORE_FAILS, DISK_FULL))
+    return MayPassError(text) if passes else CannotRunError(text)
+
+
 class BudgetExceededError(Exception):
     """More images failed than `errors.budget` allows. Exit code 3."""
 
@@ -83,7 +99,7 @@ def full_disk(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.errno not in full:
         return None
     return (
-        f"the disk is full: cannot write {error.filename}. Free some space and run the same command"
+        f"{DISK_FULL}cannot write {error.filename}. Free some space and run the same command"
         " again; what is finished stays."
     )
 

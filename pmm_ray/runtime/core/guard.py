@@ -12,8 +12,10 @@ from pmm_ray.runtime.core.errors import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_TRY_AGAIN,
     BudgetExceededError,
     CannotRunError,
+    MayPassError,
     full_disk,
 )
 from pmm_ray.runtime.core.progress import Progress
@@ -27,16 +29,17 @@ def guarded(body: Callable[[Progress], None]) -> int:
         body(progress)
     except (CannotRunError, ConfigError) as error:
         progress.message(f"pmm: {error}")
-        return EXIT_CANNOT_RUN
+        return EXIT_TRY_AGAIN if isinstance(error, MayPassError) else EXIT_CANNOT_RUN
     except BudgetExceededError as error:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        message = full_disk(error) or storage.store_failure(error) or _place_refused(error)
+        passing = full_disk(error) or storage.store_failure(error)
+        message = passing or _place_refused(error)
         if message is None:
             raise
         progress.message(f"pmm: {message}")
-        return EXIT_CANNOT_RUN
+        return EXIT_TRY_AGAIN if passing else EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         progress.message("pmm: interrupted; run the same command again to go on")
         return EXIT_INTERRUPTED

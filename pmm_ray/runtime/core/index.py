@@ -11,16 +11,35 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import storage, tables
 
 _INDEX = pa.schema([("image_id", pa.string()), ("part", pa.int32()), ("row", pa.int32())])
 _PARTS_KEY, _SCHEMA_KEY = b"pmm.parts", b"pmm.schema"
-# parts read at once: a bucket answers each in tens of milliseconds, and Arrow frees the lock
-_READERS = 16
+
+
+Ids: TypeAlias = "pa.Array | pa.ChunkedArray | Iterable[str]"
+"""Image ids; millions of them are an Arrow column, since Python strings take ten times as much."""
+
+
+def id_column(image_ids: Ids) -> pa.ChunkedArray:
+    """The ids as an Arrow column."""
+    if isinstance(image_ids, pa.ChunkedArray):
+        return image_ids
+    column = image_ids if isinstance(image_ids, pa.Array) else pa.array([*image_ids], pa.string())
+    return pa.chunked_array([column], pa.string())
+
+
+def without(image_ids: Ids, left_out: Ids) -> pa.ChunkedArray:
+    """The ids that are not among others, in their order."""
+    column = id_column(image_ids)
+    return column.filter(pc.invert(pc.is_in(column, value_set=id_column(left_out))))
 
 
 @dataclass(frozen=True)
@@ -37,18 +56,31 @@ class TableIndex:
         return int(self.table.num_rows)
 
     @property
+    def ids(self) -> pa.ChunkedArray:
+        return self.table.column("image_id")
+
+    @property
     def image_ids(self) -> list[str]:
-        return self.table.column("image_id").to_pylist()
+        """As Python strings: for what a stage does with few images, or once."""
+        return self.ids.to_pylist()
+
+    def places(self, image_ids: Ids) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Part and row of each of these images. Raises KeyError where one is not in the table."""
+        wanted = id_column(image_ids)
+        at = pc.index_in(wanted, value_set=self.ids)
+        if at.null_count:
+            raise KeyError(wanted.filter(pc.is_null(at))[0].as_py())
+        places = self.table.select(["part", "row"]).take(at)
+        return places.column("part").to_numpy(), places.column("row").to_numpy()
 
     def locations(self) -> dict[str, tuple[str, int]]:
         """image_id -> (file uri, row)."""
         ids, parts, rows = (self.table.column(name).to_pylist() for name in _INDEX.names)
         return {i: (self.parts[part], row) for i, part, row in zip(ids, parts, rows, strict=True)}
 
-    def select(self, image_ids: Iterable[str]) -> TableIndex:
+    def select(self, image_ids: Ids) -> TableIndex:
         """The part of the index that speaks of these images."""
-        wanted = pa.array(list(image_ids), pa.string())
-        keep = pc.is_in(self.table.column("image_id"), value_set=wanted)
+        keep = pc.is_in(self.ids, value_set=id_column(image_ids))
         return TableIndex(self.parts, self.table.filter(keep))
 
 
@@ -60,14 +92,8 @@ def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> Tab
     """
     keep = keep or {}
     table = tables.read_table(uri, ["image_id", *keep])
-    rows = pa.array(range(table.num_rows), pa.int32())
-    index = pa.table(
-        {
-            "image_id": table.column("image_id"),
-            "part": pa.array([0] * table.num_rows, pa.int32()),
-            "row": rows,
-        }
-    ).cast(_INDEX)
+    rows = np.arange(table.num_rows, dtype=np.int32)
+    index = table_of(table.column("image_id"), np.zeros_like(rows), rows)
     for column, values in keep.items():
         mask = pc.is_in(table.column(column), value_set=pa.array(list(values)))
         index, table = index.filter(mask), table.filter(mask)
@@ -85,47 +111,61 @@ def part_files(folder: str) -> list[str]:
     return [uri for uri in files if uri.rsplit("/", 1)[-1].startswith("part-")]
 
 
-def table_of(image_ids: Sequence[str], parts: Sequence[int], rows: Sequence[int]) -> pa.Table:
+def table_of(image_ids: Ids, parts: NDArray[np.int32], rows: NDArray[np.int32]) -> pa.Table:
     """The table of a `TableIndex`."""
-    return pa.Table.from_arrays(
-        [pa.array(image_ids, pa.string()), pa.array(parts, pa.int32()), pa.array(rows, pa.int32())],
-        schema=_INDEX,
-    )
+    return pa.table([id_column(image_ids), pa.array(parts), pa.array(rows)], schema=_INDEX)
+
+
+def index_of(parts: Sequence[tuple[str, pa.ChunkedArray]]) -> TableIndex:
+    """The index of files whose ids are known; an image in two of them is kept in the first."""
+    sizes = np.array([len(ids) for _, ids in parts], np.int64)
+    chunks = [chunk for _, ids in parts for chunk in ids.chunks]
+    ids = pa.chunked_array(chunks, pa.string())
+    number = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows = (np.arange(len(ids)) - starts).astype(np.int32)
+    table = table_of(ids, number, rows)
+    first = pc.index_in(ids, value_set=ids).to_numpy() == np.arange(len(ids))
+    if not first.all():
+        table = table.filter(pa.array(first))
+    return TableIndex(tuple(uri for uri, _ in parts), table)
+
+
+Parts = list[tuple[str, pa.ChunkedArray]]
+"""Uris of parts, each with its image ids in order of rows."""
 
 
 def read_parts(
-    folder: str, schema: pa.Schema | None = None, *earlier: pa.Schema
-) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """The ids of every part of a folder.
+    uris: Sequence[str], schema: pa.Schema | None = None, *earlier: pa.Schema
+) -> tuple[Parts, list[str]]:
+    """The ids of parts.
 
     Args:
-        folder: of a table.
+        uris: of the parts.
         schema: of parts that tasks wrote: they are read whole, and one with another schema or
             without rows is damaged. None: of any parts only the ids are read.
         earlier: schemas that such parts may have, too.
 
     Returns:
-        (uri, image ids in order of rows) of each part in order of name; and the uris of damaged
-        parts.
+        The parts with their ids, in the order given; and the uris of damaged parts.
 
     Raises:
         OSError, CannotRunError: the disk or the store, not a part, is at fault.
     """
 
-    def ids_of(uri: str) -> list[str] | None:
+    def ids_of(uri: str) -> pa.ChunkedArray | None:
         try:
             table = tables.read_table(uri, None if schema is not None else ["image_id"])
-            ids: list[str] = table.column("image_id").to_pylist()
+            ids = table.column("image_id")
         except (OSError, pa.ArrowException, KeyError) as error:
             if not tables.is_damage(error):
                 raise
             return None
-        if schema is None or (ids and any(map(table.schema.equals, (schema, *earlier)))):
+        if schema is None or (len(ids) and any(map(table.schema.equals, (schema, *earlier)))):
             return ids
         return None
 
-    uris = part_files(folder)
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(tables.READERS) as readers:
         found = list(zip(uris, readers.map(ids_of, uris), strict=True))
     whole = [(uri, ids) for uri, ids in found if ids is not None]
     return whole, [uri for uri, ids in found if ids is None]
@@ -137,13 +177,8 @@ def scan_parts(folder: str) -> tuple[TableIndex, list[str]]:
     An image in two parts is kept once: parts are visited in order of name, so that
     every reader keeps the same one.
     """
-    parts, broken = read_parts(folder)
-    places: dict[str, tuple[int, int]] = {}
-    for number, (_, ids) in enumerate(parts):
-        for row, image_id in enumerate(ids):
-            places.setdefault(image_id, (number, row))
-    table = table_of(list(places), [p for p, _ in places.values()], [r for _, r in places.values()])
-    return TableIndex(tuple(uri for uri, _ in parts), table), broken
+    parts, broken = read_parts(part_files(folder))
+    return index_of(parts), broken
 
 
 def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None) -> None:

@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -92,7 +92,7 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
     with _one_at_a_time(run_dir):
         holder = read_lease(run_dir)
         if holder is not None and _alive(holder):
-            raise CannotRunError(
+            raise MayPassError(
                 f"{run_dir} is in use by process {holder['pid']} on {holder['host']} "
                 f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."
             )

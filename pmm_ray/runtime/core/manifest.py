@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -125,7 +124,7 @@ def write_manifest(
     ordered = sorted(rows, key=lambda row: row.image_id)
     if not ordered:
         raise ValueError("a manifest needs at least one image")
-    _check_ids([row.image_id for row in ordered])
+    _check_ids(pa.chunked_array([[row.image_id for row in ordered]], pa.string()))
     records = []
     for row in ordered:
         try:
@@ -163,36 +162,37 @@ def open_manifest(uri: str) -> Manifest:
     """
     uri = storage.absolute(uri)
     try:
-        table = tables.read_table(uri)
+        schema = tables.schema_of(uri)
+        is_manifest = schema.equals(tables.MANIFEST)
+        columns = ["image_id", "split", "ground_truth_uri"] if is_manifest else []
+        table = tables.read_table(uri, columns)
     except FileNotFoundError as error:
         raise CannotRunError(f"no manifest at {uri}: make one with `pmm data import`") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
-    metadata = _metadata(table)
-    if not table.schema.equals(tables.MANIFEST):
+    if not is_manifest:
         raise CannotRunError(
             f"{uri} is not a manifest: its columns must be\n{tables.MANIFEST}\n"
-            f"and are\n{table.schema.remove_metadata()}"
+            f"and are\n{schema.remove_metadata()}"
         )
+    metadata = tables.metadata_of(schema)
     try:
         label_space = LabelSpace.from_json(metadata[LABEL_SPACE_KEY])
         apply_exif = {"apply": True, "ignore": False}[metadata[EXIF_KEY]]
-        _check_ids(table.column("image_id").to_pylist())
+        _check_ids(table.column("image_id"))
     except KeyError as error:
         raise CannotRunError(f"{uri} lacks the schema metadata of a manifest: {error}") from error
     except ValueError as error:
         raise CannotRunError(f"{uri}: {error}") from error
-    splits = table.column("split").to_pylist()
-    has_truth = pc.is_valid(table.column("ground_truth_uri")).to_pylist()
-    with_truth = [split for split, has in zip(splits, has_truth, strict=True) if has]
+    splits = table.column("split")
     return Manifest(
         uri=uri,
         label_space=label_space,
         apply_exif=apply_exif,
         source=metadata.get(SOURCE_KEY, ""),
         num_rows=table.num_rows,
-        splits=dict(sorted(Counter(splits).items())),
-        ground_truth=dict(sorted(Counter(with_truth).items())),
+        splits=_counted(splits),
+        ground_truth=_counted(splits.filter(pc.is_valid(table.column("ground_truth_uri")))),
     )
 
 
@@ -221,7 +221,7 @@ def manifest_hash(uri: str) -> str:
         64 hex digits.
     """
     table = tables.read_table(storage.absolute(uri))
-    metadata = _metadata(table)
+    metadata = tables.metadata_of(table.schema)
     has_truth = pc.is_valid(table.column("ground_truth_uri"))
     rows = table.select(["image_id", "labels", "height", "width", "split"])
     digest = hashlib.sha256(tables.content_hash(rows.append_column("truth", has_truth)).encode())
@@ -230,15 +230,18 @@ def manifest_hash(uri: str) -> str:
     return digest.hexdigest()
 
 
-def _metadata(table: pa.Table) -> dict[str, str]:
-    return {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+def _counted(names: pa.ChunkedArray) -> dict[str, int]:
+    """How often each name occurs, by name."""
+    counts = pc.value_counts(names).to_pylist()
+    return dict(sorted((count["values"], count["counts"]) for count in counts))
 
 
-def _check_ids(image_ids: Sequence[str]) -> None:
-    for image_id in image_ids:
-        tables.check_image_id(image_id)
-    if len(set(image_ids)) < len(image_ids):
-        twice = sorted(i for i, count in Counter(image_ids).items() if count > 1)
+def _check_ids(image_ids: pa.ChunkedArray) -> None:
+    allowed = pc.match_substring_regex(image_ids, f"^{tables.IMAGE_ID_PATTERN.pattern}$")
+    for image_id in image_ids.filter(pc.invert(pc.fill_null(allowed, False))).slice(0, 1):
+        tables.check_image_id(str(image_id))
+    if pc.count_distinct(image_ids).as_py() < len(image_ids):
+        twice = sorted(name for name, count in _counted(image_ids).items() if count > 1)
         raise ValueError(f"{len(twice)} image ids occur twice, such as {twice[:3]}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
@@ -101,8 +101,28 @@ class ClusterResources:
     """Memory that the largest node offers to tasks, bytes; 0: unknown."""
     offered: tuple[Node, ...] = ()
     """Nodes that are there or that an autoscaler may add; empty: one with all that there is."""
+    began_with: tuple[Node, ...] = ()
+    """What was offered when the driver connected: a lost node may come back."""
+    look: Callable[[], ClusterResources] | None = None
+    """Reads the cluster again; None: it does not change."""
     avoided: dict[str, str] = field(default_factory=dict)
     """Nodes that were found at fault, by Ray's id, with the reason."""
+
+    def now(self) -> ClusterResources:
+        """The cluster as it is at this moment, without the nodes that were found at fault.
+
+        Whether stages use GPUs stays as it was when the driver connected: results would differ.
+        """
+        if self.look is None:
+            return self
+        seen = self.look()
+        return replace(
+            seen,
+            gpus=max(seen.gpus, 1.0) if self.gpus >= 1 else 0.0,
+            began_with=self.began_with or self.offered,
+            look=self.look,
+            avoided=self.avoided,
+        )
 
     @property
     def places(self) -> list[Node]:
@@ -113,7 +133,8 @@ class ClusterResources:
     def facts(self) -> dict[str, Any]:
         """For the record of a run: plain values, nodes of one shape counted."""
         shapes = Counter(str(node) for node in self.places)
-        own = {k: v for k, v in self.__dict__.items() if k != "offered"}
+        hidden = ("offered", "began_with", "look")
+        own = {k: v for k, v in self.__dict__.items() if k not in hidden}
         return own | {"shapes": dict(shapes)}
 
     def default_train_workers(self) -> int:
@@ -123,8 +144,8 @@ class ClusterResources:
         return 2 if self.cpus >= 2 else 1
 
     def default_actors(self) -> int:
-        """Model copies for inference: one per GPU, else one per CPU."""
-        return max(1, int(self.gpus) if self.gpus >= 1 else int(self.cpus))
+        """Model copies for inference: one per GPU, else one per CPU of stages without a GPU."""
+        return int(self.gpus) if self.gpus >= 1 else self.default_tasks()
 
     def default_tasks(self) -> int:
         """Tasks at once of a stage without a GPU: one per CPU where it runs."""
@@ -137,11 +158,29 @@ class ClusterResources:
         memory: float = 0.0,
         labels: Mapping[str, str] | None = None,
     ) -> int:
-        """How many workers of this size fit, each whole on one node, when nothing else runs."""
-        return sum(n.room(cpus, gpus, memory) for n in self.places if n.accepts(labels or {}))
+        """How many workers of this size fit, each whole on one node, when nothing else runs.
+
+        On the nodes that are there now or, if that is more, those that the run began with.
+        """
+
+        def on(nodes: Iterable[Node]) -> int:
+            return sum(
+                node.room(cpus, gpus, memory)
+                for node in nodes
+                if node.node_id not in self.avoided and node.accepts(labels or {})
+            )
+
+        return max(on(self.places), on(self.began_with))
 
     def placed(self, pool: SomePool) -> SomePool:
-        """A pool kept away from the avoided nodes, with as many workers as the others hold."""
+        """A pool for the nodes that are there now.
+
+        One that follows the cluster has a worker for each GPU or CPU. It is kept away from the
+        avoided nodes, with as many workers as the others hold.
+        """
+        if pool.follows:
+            size = self.default_actors() if pool.actors else self.default_tasks()
+            pool = replace(pool, size=size)
         if not self.avoided:
             return pool
         labels = away_from(pool.labels, list(self.avoided))

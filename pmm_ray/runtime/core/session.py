@@ -105,12 +105,21 @@ class Session:
         self.write_record()
         if summary is None:
             storage.make_folder(folder.uri)
+            self._look_again()
             started = time.monotonic()
             summary = stage.run(self, folder)
             seconds = round(time.monotonic() - started, 3)
             summary = folder.finish(summary.model_copy(update={"seconds": seconds}))
         self._record.done(summary.seconds)
         return folder
+
+    def _look_again(self) -> None:
+        """Read the cluster anew for a stage: nodes may have come or gone since the last one."""
+        if self._cluster is None:
+            return
+        before, self._cluster = self._cluster, self._cluster.now()
+        if self._cluster.facts() != before.facts():
+            self.events.write("cluster", **self._cluster.facts())
 
     def _earlier(self, folder: StageFolder, selected: bool, rows: int | None) -> Summary | None:
         """The summary of an earlier attempt, if it still stands."""

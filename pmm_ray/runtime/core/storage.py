@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import STORE_FAILS, CannotRunError, MayPassError
 
 # A throttled or failed request is sent again after a random pause that doubles: about a minute in
 # all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
@@ -66,7 +66,7 @@ def _s3(root: str) -> Any:
         try:
             found, _ = pafs.FileSystem.from_uri(root)  # asks the bucket for its region
         except OSError as error:
-            raise CannotRunError(f"cannot reach {root}: {error}") from error
+            raise MayPassError(f"cannot reach {root}: {error}") from error
         options = {"region": found.region}
     return pafs.S3FileSystem(
         **options,
@@ -129,21 +129,21 @@ def store_failure(error: OSError, uri: str = "") -> str | None:
         return None
     where = f" for {uri}" if uri else ""
     return (
-        f"the store fails{where}: {text}. What may pass was tried for about a minute. "
+        f"{STORE_FAILS}{where}: {text}. What may pass was tried for about a minute. "
         "Run the same command again when it is mended; what is finished stays."
     )
 
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn a store's failure into a `CannotRunError` that names the uri."""
+    """Turn a store's failure into a `MayPassError` that names the uri."""
     try:
         yield
     except OSError as error:
         message = store_failure(error, uri)
         if message is None:
             raise
-        raise CannotRunError(message) from error
+        raise MayPassError(message) from error
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
@@ -268,6 +268,24 @@ def list_files(folder: str, suffix: str = "", *, recursive: bool = False) -> lis
         and entry.uri.endswith(suffix)
         and not posixpath.basename(entry.uri).startswith(".")
     ]
+
+
+def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
+    """Size in bytes and time of the last change in ns, of each file in a folder, by its uri.
+
+    In order of names; hidden files are left out. One request for a thousand objects of a bucket.
+    """
+    filesystem, path = resolve(folder)
+    with reaching(folder):
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    files = sorted(
+        (info.base_name, info.size, info.mtime_ns or 0)
+        for info in found
+        if info.type == pafs.FileType.File
+        and info.base_name.endswith(suffix)
+        and not info.base_name.startswith(".")
+    )
+    return {join(folder, name): (size, changed) for name, size, changed in files}
 
 
 def list_folders(folder: str) -> list[str]:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import (
@@ -25,7 +27,7 @@ from pmm_ray.runtime.core.errors import (
     RowError,
     full_disk,
 )
-from pmm_ray.runtime.core.index import TableIndex, part_uri
+from pmm_ray.runtime.core.index import Ids, TableIndex, id_column, part_uri
 from pmm_ray.runtime.core.machine import MachineError, Place, machine_fault, out_of_memory
 from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
 
@@ -48,6 +50,8 @@ class Pool:
     """Ray's label selector for the nodes it may run on; empty: any."""
     overlap: int = 1
     """Chunks that an actor works on at once, each in a thread, see `overlap.OVERLAP`."""
+    follows: bool = False
+    """Whether the size follows the cluster, see `ClusterResources.placed`."""
 
 
 @dataclass(frozen=True)
@@ -135,33 +139,51 @@ def failure_of(error: Exception) -> tuple[ErrorKind, str]:
     return "internal", f"{type(error).__name__}: {error}"
 
 
-def make_chunks(image_ids: Sequence[str], inputs: Mapping[str, TableIndex], size: int) -> list[str]:
-    """Chunks of at most `size` images, as JSON: `{"ids": [...], "rows": {table: [[uri, row]]}}`."""
-    places = {name: index.locations() for name, index in inputs.items()}
+def make_chunks(image_ids: Ids, inputs: Mapping[str, TableIndex], size: int) -> list[str]:
+    """Chunks of at most `size` images, as JSON.
+
+    `{"ids": [...], "rows": {table: [[uri, [row, ...]], ...]}}`: the rows of an image are found at
+    its position, counted over the files of a table.
+    """
+    ids = id_column(image_ids)
+    places = {name: index.places(ids) for name, index in inputs.items()}
     return [
         json.dumps(
             {
-                "ids": list(image_ids[start : start + size]),
+                "ids": ids.slice(start, size).to_pylist(),
                 "rows": {
-                    name: [place[i] for i in image_ids[start : start + size]]
-                    for name, place in places.items()
+                    name: _runs(
+                        inputs[name].parts, parts[start : start + size], rows[start : start + size]
+                    )
+                    for name, (parts, rows) in places.items()
                 },
-            }
+            },
+            separators=(",", ":"),
         )
-        for start in range(0, len(image_ids), size)
+        for start in range(0, len(ids), size)
     ]
+
+
+def _runs(
+    files: Sequence[str], parts: NDArray[np.int32], rows: NDArray[np.int32]
+) -> list[tuple[str, list[int]]]:
+    """Rows that follow each other in one file, with its uri."""
+    cuts = np.flatnonzero(np.diff(parts)) + 1
+    pieces = zip(np.split(parts, cuts), np.split(rows, cuts), strict=True)
+    return [(files[part[0]], piece.tolist()) for part, piece in pieces]
 
 
 def read_chunk(chunk: Mapping[str, Any]) -> list[InputRow]:
     """The rows of a chunk, joined over its tables; every file is opened once."""
     rows: list[InputRow] = [{} for _ in chunk["ids"]]
-    for name, places in chunk["rows"].items():
-        by_file: dict[str, list[int]] = {}
-        for position, (uri, _) in enumerate(places):
-            by_file.setdefault(uri, []).append(position)
-        for uri, positions in by_file.items():
-            found = tables.read_rows(uri, [places[p][1] for p in positions])
-            for position, row in zip(positions, found, strict=True):
+    for name, runs in chunk["rows"].items():
+        places = ((uri, row) for uri, numbers in runs for row in numbers)
+        by_file: dict[str, list[tuple[int, int]]] = {}
+        for position, (uri, row) in enumerate(places):
+            by_file.setdefault(uri, []).append((position, row))
+        for uri, wanted in by_file.items():
+            found = tables.read_rows(uri, [row for _, row in wanted])
+            for (position, _), row in zip(wanted, found, strict=True):
                 rows[position][name] = row
     return rows
 
@@ -286,9 +308,10 @@ def run_chunk(
         failed = [row.image_id for row in results.errors]
         # all of the chunk, unless a device failed in the midst of it
         name = tables.chunk_name(done + failed)
-        size = 0
+        size = error_size = 0
         if failed:
-            tables.write_errors(storage.join(output.folder, "errors"), name, results.errors)
+            errors_folder = storage.join(output.folder, "errors")
+            error_size = tables.write_errors(errors_folder, name, results.errors)
         if done:
             size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
     except Exception as error:  # reported to the driver, which stops the stage with this text
@@ -302,6 +325,7 @@ def run_chunk(
         fault=results.fault,
         kinds=Counter(f"{row.kind}@{row.host}" for row in results.errors),
         size=size,
+        error_size=error_size,
         seconds=time.monotonic() - started,
     )
 
@@ -325,6 +349,7 @@ def _result(
     earlier: int = 0,
     in_a_row: int = 0,
     size: int = 0,
+    error_size: int = 0,
     seconds: float = 0.0,
     failure: str = "",
     fault: str = "",
@@ -339,6 +364,7 @@ def _result(
         "earlier": earlier,  # of the failed: those of the first pool, which stand first
         "in_a_row": in_a_row,
         "bytes": size,
+        "error_bytes": error_size,
         "sent": 0,  # from the first pool to the second
         "seconds": seconds,
         "failure": failure,

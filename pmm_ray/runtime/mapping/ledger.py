@@ -1,21 +1,39 @@
 """What a stage's folder holds: read once at the start, then updated from the tasks' reports.
 
-A resumed run lists the folder and reads every part whole, so that a damaged one is found before
-anything is built on it. It lists nothing again: each task reports the images it committed.
+A resumed run lists the folder, and reads every part whole that the journal does not speak of, so
+that a damaged one is found before anything is built on it. It lists nothing again: each task
+reports the images it committed.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
-from pmm_ray.runtime.core.index import TableIndex, part_files, part_uri, read_parts, table_of
+from pmm_ray.runtime.core.index import (
+    Ids,
+    Parts,
+    TableIndex,
+    id_column,
+    index_of,
+    part_files,
+    part_uri,
+    read_parts,
+    without,
+)
 from pmm_ray.runtime.core.stage import StageFolder
+from pmm_ray.runtime.mapping.journal import Entry, Journal
+
+# what a run that is killed has committed since is read whole by the next one
+_JOURNAL_SECONDS = 60.0
 
 
 class Ledger:
@@ -29,12 +47,13 @@ class Ledger:
     def __init__(self, folder: StageFolder, schema: pa.Schema) -> None:
         self._folder = folder
         self._schema = schema
-        self._parts: list[str] = []
-        self._sizes: list[int] = []
-        self._rows: dict[str, tuple[int, int]] = {}
+        self._parts: Parts = []
         self._error_parts: set[str] = set()
         self.failed: set[str] = set()
         """Images with an error row and no row."""
+        self.journal = Journal(folder.uri)
+        self._unwritten: list[Entry] = []
+        self._written = time.monotonic()
 
     def scan(self) -> list[str]:
         """Read the folder anew; returns the parts that were damaged, which are now deleted.
@@ -45,36 +64,74 @@ class Ledger:
         Raises:
             CannotRunError: the store or the disk does not let us read; this deletes nothing then.
         """
-        parts, broken = read_parts(self._folder.uri, self._schema)
-        errors, broken_errors = read_parts(
-            self._folder.errors_uri, tables.ERRORS, tables.ERRORS_WITHOUT_PLACE
+        folders = (self._folder.uri, self._folder.errors_uri)
+        tables_there, errors_there = (storage.list_versions(place, ".parquet") for place in folders)
+        versions = {u: v for u, v in (tables_there | errors_there).items() if "/part-" in u}
+        known = self.journal.known(versions)
+        parts, broken = self._read(tables_there, known, self._schema)
+        errors, broken_errors = self._read(
+            errors_there, known, tables.ERRORS, tables.ERRORS_WITHOUT_PLACE
         )
         for uri in broken + broken_errors:
             storage.delete_file(uri)
-        for place in (self._folder.uri, self._folder.errors_uri):
+        for place in folders:
             storage.delete_temporary(place)
-        self._parts, self._sizes, self._rows = [], [], {}
-        for uri, ids in parts:
-            self._add(uri, ids)
+        self._parts = parts
         self._error_parts = {uri for uri, _ in errors}
-        self.failed = {i for _, ids in errors for i in ids} - self._rows.keys()
+        found = [chunk for _, ids in errors for chunk in ids.chunks]
+        failed = pa.chunked_array(found, pa.string())
+        self.failed = set(without(failed, self._ids).to_pylist())
+        if any(uri not in known for uri, _ in parts + errors):
+            self._unwritten = [Entry(u, ids, versions[u][0]) for u, ids in parts + errors]
+            self._write_journal(alone=True)
         return broken + broken_errors
 
+    @staticmethod
+    def _read(
+        there: Iterable[str], known: Mapping[str, pa.ChunkedArray], *schemas: pa.Schema
+    ) -> tuple[Parts, list[str]]:
+        uris = [uri for uri in there if uri.rsplit("/", 1)[-1].startswith("part-")]
+        read, broken = read_parts([uri for uri in uris if uri not in known], *schemas)
+        ids = {**known, **dict(read)}
+        return [(uri, ids[uri]) for uri in uris if uri in ids], broken
+
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Note what a task committed (see `chunks.run_chunk`)."""
+        """Note what a task committed (see `chunks.run_chunk`), and now and then write it down."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         if done:
-            self._add(part_uri(self._folder.uri, counts["part"]), done)
+            uri = part_uri(self._folder.uri, counts["part"])
+            self._parts.append((uri, id_column(done)))
+            self._unwritten.append(Entry(uri, self._parts[-1][1], counts["bytes"]))
         if failed:
-            self._error_parts.add(part_uri(self._folder.errors_uri, counts["part"]))
-        self.failed.update(failed)
+            self._add_errors(counts["part"], failed, counts["error_bytes"])
+        if time.monotonic() - self._written > _JOURNAL_SECONDS:
+            self._write_journal()
+
+    def _add_errors(self, name: str, image_ids: Sequence[str], size: int) -> None:
+        uri = part_uri(self._folder.errors_uri, name)
+        self._error_parts.add(uri)
+        self.failed.update(image_ids)
+        self._unwritten.append(Entry(uri, id_column(image_ids), size))
+
+    def _write_journal(self, alone: bool = False) -> None:
+        """Write what is new to the journal.
+
+        Args:
+            alone: it is all that there is, in place of the journal so far.
+        """
+        self._written = time.monotonic()
+        if self._unwritten:
+            before = self.journal.files() if alone else []
+            self.journal.write(self._unwritten)
+            for uri in before:
+                storage.delete_file(uri)
+        self._unwritten = []
 
     def fail(self, rows: Sequence[ErrorRow]) -> None:
         """Write error rows that no task wrote."""
         name = tables.chunk_name(row.image_id for row in rows)
-        tables.write_errors(self._folder.errors_uri, name, rows)
-        self._error_parts.add(part_uri(self._folder.errors_uri, name))
-        self.failed.update(row.image_id for row in rows)
+        size = tables.write_errors(self._folder.errors_uri, name, rows)
+        self._add_errors(name, [row.image_id for row in rows], size)
 
     def withdraw(self, names: Sequence[str], image_ids: Iterable[str]) -> int:
         """Take back error rows of images that shall run again; returns how many.
@@ -96,16 +153,19 @@ class Ledger:
             storage.delete_file(uri)
         return before - len(self.failed)
 
-    def _add(self, uri: str, image_ids: Sequence[str]) -> None:
-        number = len(self._parts)
-        self._parts.append(uri)
-        self._sizes.append(len(image_ids))
-        for row, image_id in enumerate(image_ids):
-            self._rows.setdefault(image_id, (number, row))
+    @property
+    def _ids(self) -> pa.ChunkedArray:
+        """Of all rows; an image that is in two parts is there twice."""
+        return pa.chunked_array([c for _, ids in self._parts for c in ids.chunks], pa.string())
 
-    def uncommitted(self, image_ids: Iterable[str]) -> list[str]:
+    def failed_of(self, image_ids: Ids) -> pa.ChunkedArray:
+        """Those of the images that have an error row and no row."""
+        column = id_column(image_ids)
+        return column.filter(pc.is_in(column, value_set=id_column(self.failed)))
+
+    def uncommitted(self, image_ids: Ids) -> pa.ChunkedArray:
         """The images that have neither a row nor an error row."""
-        return [i for i in image_ids if i not in self._rows and i not in self.failed]
+        return without(without(image_ids, self._ids), self.failed)
 
     def settle(self) -> None:
         """Leave every image in one file only, as it stands once in the index.
@@ -114,28 +174,26 @@ class Ledger:
         """
         for uri in set(part_files(self._folder.errors_uri)) - self._error_parts:
             storage.delete_file(uri)  # of a task that ended after its rows were withdrawn
-        strangers = set(part_files(self._folder.uri)) - set(self._parts)
-        kept: list[list[int]] = [[] for _ in self._parts]
-        for number, row in self._rows.values():
-            kept[number].append(row)
-        crowded = [n for n, size in enumerate(self._sizes) if len(kept[n]) < size]
+        strangers = set(part_files(self._folder.uri)) - {uri for uri, _ in self._parts}
+        places = index_of(self._parts).table
+        kept = places.column("part").to_numpy(), places.column("row").to_numpy()
+        counts = np.bincount(kept[0], minlength=len(self._parts))
+        crowded = [n for n, (_, ids) in enumerate(self._parts) if counts[n] < len(ids)]
         if not strangers and not crowded:
             return
         for uri in strangers:
             storage.delete_file(uri)
         for number in crowded:
-            uri, rows = self._parts[number], sorted(kept[number])
-            if rows:
+            uri, rows = self._parts[number][0], kept[1][kept[0] == number]
+            if len(rows):
                 whole = tables.read_table(uri)
-                storage.write_bytes(uri, tables.to_bytes(whole.take(rows)))
+                storage.write_bytes(uri, tables.to_bytes(whole.take(pa.array(np.sort(rows)))))
             else:
                 storage.delete_file(uri)
         self.scan()
 
-    def index(self, image_ids: Iterable[str]) -> TableIndex:
+    def index(self, image_ids: Ids) -> TableIndex:
         """The index of the rows of these images, for those that have one."""
-        found = [i for i in image_ids if i in self._rows]
-        places = [self._rows[i] for i in found]
-        return TableIndex(
-            tuple(self._parts), table_of(found, [p for p, _ in places], [r for _, r in places])
-        )
+        there = index_of(self._parts)
+        at = pc.index_in(id_column(image_ids), value_set=there.ids).drop_null()
+        return TableIndex(there.parts, there.table.take(at))

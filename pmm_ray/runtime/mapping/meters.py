@@ -49,7 +49,16 @@ class Meters:
         self._prefix = "" if producer is None else "producer_"
         self._size = pool.size if producer is None else producer.pool.size
         self._since = time.monotonic()
+        self._offered = 0.0  # worker seconds before the size changed
         self._busy = 0.0
+
+    def resize(self, size: int) -> None:
+        """Note that the pool whose share is measured has another number of workers."""
+        self._offered = self._worker_seconds()
+        self._since, self._size = time.monotonic(), size
+
+    def _worker_seconds(self) -> float:
+        return self._offered + (time.monotonic() - self._since) * self._size
 
     def chunk(self, counts: Mapping[str, Any], kinds: Mapping[str, int], queue: int) -> None:
         """Note what a task reported, its error rows by kind and host, and what is left."""
@@ -64,5 +73,4 @@ class Meters:
         seconds = counts["pool_seconds"] + counts["producer_pool_seconds"]
         metrics["seconds"].observe(seconds / counts["images"], stage)
         self._busy += counts[f"{self._prefix}pool_seconds"]
-        passed = (time.monotonic() - self._since) * self._size
-        metrics["busy"].set(min(1.0, self._busy / max(passed, 1e-9)), stage)
+        metrics["busy"].set(min(1.0, self._busy / max(self._worker_seconds(), 1e-9)), stage)

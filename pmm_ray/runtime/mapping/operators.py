@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pmm_ray.runtime.cluster.connect import inference_process
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import MayPassError, cannot_run
 from pmm_ray.runtime.core.machine import (
     END_SECONDS,
     MachineError,
@@ -267,10 +267,10 @@ def _counts(
         ):
             for counts in batch.to_pylist():
                 if counts["failure"]:
-                    raise CannotRunError(f"{output.stage}: {counts['failure']}")
+                    raise cannot_run(f"{output.stage}: {counts['failure']}")
                 yield counts
     except ray.exceptions.RayError as error:
-        raise CannotRunError(f"{output.stage}: {_first_line(error)}") from error
+        raise MayPassError(f"{output.stage}: {_first_line(error)}") from error
 
 
 def _before(produced: Row) -> Row:

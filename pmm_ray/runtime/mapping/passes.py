@@ -6,14 +6,18 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+
+import pyarrow as pa
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
-from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
+from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
 from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks
+from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
@@ -39,7 +43,7 @@ class Passes:
     folder: StageFolder
     ledger: Ledger
     inputs: Mapping[str, TableIndex]
-    expected: Sequence[str]
+    expected: pa.ChunkedArray
     factory: Callable[[], Worker]
     output: Output
     pool: Pool
@@ -60,39 +64,40 @@ class Passes:
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
         overlaps = self._gpu_pool.overlap > 1
-        while todo:
+        while len(todo):
             # a process that dies takes along whatever it works on
             isolated = size == 1 and not overlaps
             broke = blame.broke.copy()
             verdict = self._pass(todo, size, blame, overlaps)
             if verdict is not None:
                 self._avoid(verdict)
-                first = set(verdict.image_ids)
-                left = self.ledger.uncommitted(self.expected)
-                todo = [*verdict.image_ids, *(i for i in left if i not in first)]
+                left = without(self.ledger.uncommitted(self.expected), verdict.image_ids)
+                todo = pa.chunked_array([*id_column(verdict.image_ids).chunks, *left.chunks])
                 continue
             todo = self.ledger.uncommitted(todo)
-            if todo:  # a process may have died between its commit and its word
+            if len(todo):  # a process may have died between its commit and its word
                 scan(self.context, self.folder, self.ledger)
                 silent, todo = len(todo), self.ledger.uncommitted(todo)
                 self.progress.advance(silent - len(todo))
             if isolated:
                 # one that broke a device in this pass; else only its process died
-                again = {i for i in todo if broke[i] < blame.broke[i] < TRIES}
-                alone = [i for i in todo if blame.broke[i] == broke[i]]
+                left = todo.to_pylist()
+                again = {i for i in left if broke[i] < blame.broke[i] < TRIES}
+                alone = [i for i in left if blame.broke[i] == broke[i]]
                 if 1 < len(alone) < silent_before:
                     # a process that died may have taken a neighbour along that was in its queue
                     again.update(alone)
                 silent_before = len(alone)
-                self._poison([i for i in todo if i not in again], blame)
-                todo = [i for i in todo if i in again]
+                self._poison([i for i in left if i not in again], blame)
+                todo = id_column([i for i in left if i in again])
             size, overlaps = 1, False
 
-    def _pass(self, todo: Sequence[str], size: int, blame: Blame, overlaps: bool) -> Verdict | None:
+    def _pass(
+        self, todo: pa.ChunkedArray, size: int, blame: Blame, overlaps: bool
+    ) -> Verdict | None:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
         cluster, stage = self.context.cluster, self.folder.stage
         runtime = self.context.config.runtime
-        limits = Limits(runtime.stall_seconds, runtime.nodes_seconds, self.progress.set_note)
         pool, producer = self.pool, self.producer
         pool = cluster.placed(pool)
         if producer is not None:
@@ -101,10 +106,17 @@ class Passes:
             pool = replace(pool, overlap=1)
             if producer is not None:
                 producer = replace(producer, pool=replace(producer.pool, overlap=1))
-        for one in (pool, producer.pool) if producer else (pool,):
+        pools = [producer.pool, pool] if producer is not None else [pool]
+        for one in pools:
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
         chunks = make_chunks(todo, self.inputs, size)
         meters = Meters(stage, cluster, pool, producer)
+        limits = Limits(
+            runtime.stall_seconds,
+            runtime.nodes_seconds,
+            self.progress.set_note,
+            Sizes(cluster, pools, len(chunks), partial(self._resized, meters)),
+        )
         try:
             results = stream(chunks, self.factory, self.output, pool, limits, producer)
             with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
@@ -127,20 +139,24 @@ class Passes:
                         return verdict
                     check_budget(self.folder, len(self.ledger.failed), self.budget)
                     if blame.faults > max(MOST_FAULTS, self.budget):
-                        raise CannotRunError(
+                        raise MayPassError(
                             f"{stage}: devices failed {blame.faults} times on several machines; "
                             f"the last: {next(reversed(blame.texts.values()))}. What is finished "
                             "stays; is there a driver or an image for these GPUs?"
                         )
         except StalledError as error:
             left = _named(self.ledger.uncommitted(todo))
-            raise CannotRunError(f"{stage}: {error}\n  not finished: {left}") from error
+            raise MayPassError(f"{stage}: {error}\n  not finished: {left}") from error
         return None
 
     @property
     def _gpu_pool(self) -> Pool:
         """The pool whose devices may fail: the first of two, which holds the network."""
         return self.producer.pool if self.producer is not None else self.pool
+
+    def _resized(self, meters: Meters, sizes: Sequence[int]) -> None:
+        meters.resize(sizes[0])
+        self.context.events.write("pools_resized", stage=self.folder.stage, workers=list(sizes))
 
     def _say_fault(self, fault: str) -> None:
         about = json.loads(fault)
@@ -155,7 +171,7 @@ class Passes:
         stage, cluster = self.folder.stage, self.context.cluster
         named = f"{verdict.host} (node {verdict.node[:6]})"
         if not cluster.elsewhere(self._gpu_pool, verdict.node):
-            raise CannotRunError(
+            raise MayPassError(
                 f"{stage}: the machine {named} is at fault: {verdict.why}. No other node can do "
                 "its work. Mend it or add a node, then run the same command again; what is "
                 "finished stays."
@@ -178,7 +194,7 @@ class Passes:
         """Error rows of images whose process died or broke each time."""
         if not image_ids:
             return
-        places = self.inputs["manifest"].locations()
+        places = self.inputs["manifest"].select(image_ids).locations()
         rows = []
         for image_id in image_ids:
             uri, row = places[image_id]
@@ -206,6 +222,7 @@ def check_budget(folder: StageFolder, failed: int, budget: int) -> None:
         raise BudgetExceededError(folder.stage, failed, budget, rows)
 
 
-def _named(image_ids: Sequence[str]) -> str:
+def _named(image_ids: pa.ChunkedArray) -> str:
     more = len(image_ids) - _MOST_NAMED
-    return ", ".join(image_ids[:_MOST_NAMED]) + (f" and {more} more images" if more > 0 else "")
+    named = ", ".join(image_ids.slice(0, _MOST_NAMED).to_pylist())
+    return named + (f" and {more} more images" if more > 0 else "")

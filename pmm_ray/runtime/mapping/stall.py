@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core.progress import format_seconds
 from pmm_ray.runtime.core.resources import Demand, Node
+from pmm_ray.runtime.mapping.follow import resize
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _LOOK_EVERY_SECONDS = 0.5
 # so long without an image before nodes are counted
 _QUIET_SECONDS = 2.0
+# so often pools are made as large as the cluster is
+_FOLLOW_EVERY_SECONDS = 5.0
 
 
 class StalledError(Exception):
@@ -31,11 +34,13 @@ class Limits:
         stall_seconds: without an output of the last operator, while nodes are there to work.
         nodes_seconds: without nodes that can hold a worker of each pool.
         note: takes what is waited for, for the line of progress; '' when it is over.
+        sizes: of the pools, as the cluster is now; asked every few seconds. None: they stay.
     """
 
     stall_seconds: float
     nodes_seconds: float
     note: Callable[[str], None]
+    sizes: Callable[[], Sequence[int]] | None = None
 
     def __reduce__(self) -> tuple[type[Limits], tuple[float, float, Callable[[str], None]]]:
         # Ray sends the driver's settings to every task; only the driver has a line of progress
@@ -63,7 +68,7 @@ def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
             self._outputs = 0
             self._waited = 0.0  # for nodes, in all since the last output
             self._alone: float | None = None  # since when nodes have been missing
-            self._changed = self._looked = time.monotonic()
+            self._changed = self._looked = self._followed = time.monotonic()
 
         def on_execution_step(self, executor: StreamingExecutor) -> None:
             now = time.monotonic()
@@ -71,6 +76,9 @@ def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
             if passed < _LOOK_EVERY_SECONDS:
                 return
             self._looked = now
+            if limits.sizes is not None and now - self._followed > _FOLLOW_EVERY_SECONDS:
+                self._followed = now
+                resize(executor, limits.sizes())
             operator = executor._output_node[0]
             outputs = operator.metrics.num_outputs_taken
             if outputs != self._outputs or operator.has_completed():

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
-from pmm_ray.runtime.core.index import TableIndex, index_file, write_index
+from pmm_ray.runtime.core.index import TableIndex, index_file, without, write_index
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, side_by_side
 from pmm_ray.runtime.mapping.ledger import Ledger
+from pmm_ray.runtime.mapping.overlap import OVERLAP
 from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
-# that sake, which bounds what a dying process can lose. `auto_batch` says when there are more.
+# that sake, or the longest chunk, which bound what a dying process can lose. `auto_batch` says when
+# there are more.
 _CHUNKS_PER_WORKER = 8
 _MOST_IMAGES = 32
+_MOST_SECONDS = 32.0
+# A chunk costs the driver 12 KB until the stage ends (measured); and how long one may take for the
+# sake of fewer, below `runtime.stall_seconds`.
+_MOST_CHUNKS = 50_000
+_LONGEST_SECONDS = 300.0
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
 
@@ -27,9 +34,10 @@ _CHUNKS_PER_SECOND = 30
 def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     """Images per task.
 
-    At most 32, and few enough that all workers end together. The driver can hand out only so many
-    chunks a second, so that many workers need larger chunks: large enough to keep all of them busy,
-    but not so large that a few workers get all images.
+    At most 32, or half a minute's, and few enough that all workers end together. The driver can
+    hand out only so many chunks a second, so that many workers need larger chunks: large enough to
+    keep all of them busy, but not so large that a few workers get all images. Millions of images
+    need larger ones, too, for the driver's memory.
 
     Args:
         image_seconds: what one image takes a worker, roughly.
@@ -37,17 +45,45 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
     Returns:
         At least 1.
     """
-    even = min(_MOST_IMAGES, images // (workers * _CHUNKS_PER_WORKER))
+    most = min(_MOST_IMAGES, int(_MOST_SECONDS / image_seconds))
+    even = min(most, images // (workers * _CHUNKS_PER_WORKER))
     busy = workers / (_CHUNKS_PER_SECOND * image_seconds)
     short = math.sqrt(images / (_CHUNKS_PER_SECOND * image_seconds))
-    return max(1, even, int(min(busy, short)))
+    fewer = min(images // _MOST_CHUNKS, int(_LONGEST_SECONDS / image_seconds))
+    return max(1, even, fewer, int(min(busy, short)))
+
+
+def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
+    """Images per task of actors that hold a network; at least 1.
+
+    As `auto_batch`; but how long an image takes depends on the network and the device, so that no
+    more is relied on than that: every worker gets two chunks.
+
+    Args:
+        on_gpu: what an image takes a GPU at least, s.
+        on_cpu: what it may take a CPU, s.
+    """
+    batch = auto_batch(images, pool.size, on_gpu if pool.gpus else on_cpu)
+    return max(1, min(batch, images // (2 * pool.size)))
 
 
 def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
     """Tasks on every CPU where stages without a GPU run, or so many `tasks`."""
     cluster = context.cluster
-    size = tasks if isinstance(tasks, int) else cluster.default_tasks()
-    return Pool(size, memory=memory, labels=cluster.cpu_stage_labels)
+    follows = not isinstance(tasks, int)
+    size = cluster.default_tasks() if isinstance(tasks, str) else tasks
+    return Pool(size, memory=memory, labels=cluster.cpu_stage_labels, follows=follows)
+
+
+def actor_pool(context: RunContext, actors: int | str) -> Pool:
+    """Actors that hold a network: so many, or (`auto`) one per GPU, else one per CPU."""
+    cluster = context.cluster
+    follows = not isinstance(actors, int)
+    size = cluster.default_actors() if isinstance(actors, str) else actors
+    if cluster.gpus >= 1:
+        return Pool(size, actors=True, cpus=0.0, gpus=1.0, follows=follows, overlap=OVERLAP)
+    labels = cluster.cpu_stage_labels
+    return Pool(size, actors=True, labels=labels, follows=follows, overlap=OVERLAP)
 
 
 def run_table_stage(
@@ -81,7 +117,7 @@ def run_table_stage(
         CannotRunError: see `stream`; and if no image finished for `runtime.stall_seconds`.
     """
     started = time.monotonic()
-    expected = next(iter(inputs.values())).image_ids
+    expected = next(iter(inputs.values())).ids
     if "manifest" not in inputs:
         inputs = {**inputs, "manifest": index_file(context.manifest.uri)}
     pool = pool or cpu_pool(context)
@@ -120,7 +156,7 @@ def run_table_stage(
         )
         passes.run(batch_size)
         rate = progress.rate
-    check_budget(folder, len(ledger.failed.intersection(expected)), budget)
+    check_budget(folder, len(ledger.failed_of(expected)), budget)
     seconds = time.monotonic() - started
     summary = _finalize(context, folder, expected, ledger, schema, seconds, rate)
     if not passes.sent or not passes.mapped:
@@ -132,7 +168,7 @@ def run_table_stage(
 def _finalize(
     context: RunContext,
     folder: StageFolder,
-    expected: Sequence[str],
+    expected: pa.ChunkedArray,
     ledger: Ledger,
     schema: pa.Schema,
     seconds: float,
@@ -144,19 +180,21 @@ def _finalize(
     ledger.settle()
     # an earlier fused attempt may have left rows of images that now fail in the stage before
     index = ledger.index(expected)
-    got, bad = set(index.image_ids), ledger.failed.intersection(expected)
-    assert got | bad == set(expected), f"{folder.stage}: rows are missing"
-    assert not got & bad, f"{folder.stage}: an image has both a row and an error row"
+    got, bad = len(index), ledger.failed_of(expected)
+    missing = without(without(expected, index.ids), bad)
+    assert not len(missing), f"{folder.stage}: rows are missing"
+    assert len(without(bad, index.ids)) == len(bad), f"{folder.stage}: a row and an error row"
     write_index(folder.uri, index, schema)
-    if bad:
+    ledger.journal.delete()
+    if len(bad):
         context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(
-        "stage_end", stage=folder.stage, images=len(got), errors=len(bad), seconds=seconds
+        "stage_end", stage=folder.stage, images=got, errors=len(bad), seconds=seconds
     )
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
-        images=len(got),
+        images=got,
         errors=len(bad),
         images_per_second=round(rate, 3),
         details={"input_rows": len(expected)},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import pyarrow.compute as pc
+
 from pmm_ray.runtime.core.index import TableIndex, index_file
 from pmm_ray.runtime.core.manifest import Manifest, manifest_hash, open_manifest
 from pmm_ray.runtime.core.tables import read_table
@@ -47,5 +49,6 @@ class DataSet:
     def with_truth(self, split: str) -> list[str]:
         """Ids of a split's images that have a ground-truth mask."""
         table = read_table(self.manifest.uri, ["image_id", "split", "ground_truth_uri"])
-        columns = (table.column(name).to_pylist() for name in table.column_names)
-        return [i for i, of, truth in zip(*columns, strict=True) if of == split and truth]
+        has_truth = pc.fill_null(pc.not_equal(table.column("ground_truth_uri"), ""), False)
+        chosen = pc.and_(pc.equal(table.column("split"), split), has_truth)
+        return table.column("image_id").filter(chosen).to_pylist()

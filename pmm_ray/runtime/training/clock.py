@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import MayPassError
 from pmm_ray.runtime.core.progress import format_seconds
 from pmm_ray.runtime.training.reporter import TRAINING
 
@@ -46,7 +46,7 @@ class Clock:
         return f"{phase} ({state.done} of {state.total})" if state.total else phase
 
     def check(self) -> None:
-        """Raise CannotRunError where nothing changed for longer than this may take."""
+        """Raise MayPassError where nothing changed for longer than this may take."""
         waited = time.monotonic() - self._since
         job, limits = self._job, self._limits
         if self._phase == _NODES:
@@ -61,6 +61,6 @@ class Clock:
             what = f"nothing moved while a worker {self._phase}"
             advice = "does the storage answer? The Ray logs say more"
         if waited > limit:
-            raise CannotRunError(
+            raise MayPassError(
                 f"{job.stage}: {what} for {format_seconds(limit)}: {advice}, or raise runtime.{key}"
             )

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError
+from pmm_ray.runtime.core.errors import BudgetExceededError, cannot_run
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
 from pmm_ray.runtime.training.interruptions import Drains, save_at_once
@@ -86,7 +86,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     if len(errors) > job.error_budget:
         raise BudgetExceededError(job.stage, len(errors), job.error_budget, errors)
     if "stopped" in values:
-        raise CannotRunError(values["stopped"])
+        raise cannot_run(values["stopped"])
     storage.delete_folder(job.checkpoints_uri)
 
 

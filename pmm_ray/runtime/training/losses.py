@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.machine import Place, machine_fault, network_fault, out_of_memory
 from pmm_ray.runtime.core.resources import Node
 
@@ -93,7 +93,7 @@ class Losses:
                 self._device(failure)
         reason = _reason(error, said)
         if self._count > job.config.max_failures:
-            raise CannotRunError(f"{job.stage}: the training failed: {reason}") from error
+            raise MayPassError(f"{job.stage}: the training failed: {reason}") from error
         self._context.events.write("training_lost_workers", stage=job.stage, reason=reason)
         self._context.progress.message(
             f"{job.stage}: {reason}. It begins again at the last checkpoint "
@@ -116,7 +116,7 @@ class Losses:
         gpus = int(cluster.gpus >= 1)
         room = sum(n.room(job.cpus, gpus) for n in others if n.node_id not in cluster.avoided)
         if room < job.workers:
-            raise CannotRunError(
+            raise MayPassError(
                 f"{job.stage}: the machine {failure.place} is at fault: {failure.text}. The other "
                 f"nodes have room for {room} of {job.workers} workers. Mend it or add a node, then "
                 "run the same command again; the last checkpoint stays"

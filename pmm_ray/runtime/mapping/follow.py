@@ -1,0 +1,68 @@
+"""Pools that follow the cluster while a stage runs: nodes that join get work.
+
+Ray Data fixes the number of a plan's tasks when it starts, and an actor pool with room to grow
+starts all actors at once, whether nodes for them are there or not. So the sizes are set anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.mapping.chunks import Pool
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+
+class Sizes:
+    """The sizes of a plan's pools, as the cluster is at each call.
+
+    Args:
+        cluster: that is read again.
+        pools: in the order of the plan.
+        chunks: no pool has more workers.
+        changed: hears of other sizes than at the last call.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterResources,
+        pools: Sequence[Pool],
+        chunks: int,
+        changed: Callable[[Sequence[int]], None],
+    ) -> None:
+        self._cluster = cluster
+        self._pools = pools
+        self._chunks = chunks
+        self._changed = changed
+        self._last = [min(pool.size, chunks) for pool in pools]
+
+    def __call__(self) -> Sequence[int]:
+        now = self._cluster.now()
+        sizes = [min(now.placed(pool).size, self._chunks) for pool in self._pools]
+        if sizes != self._last:
+            self._last = sizes
+            self._changed(sizes)
+        return sizes
+
+
+def resize(executor: StreamingExecutor, sizes: Sequence[int]) -> None:
+    """Set how many workers each pool of a running plan has, in the order of the plan.
+
+    Actors beyond the size end when they have nothing to do, tasks when they are done.
+    """
+    operators: list[Any] = [op for op in executor._topology if op.input_dependencies]
+    for operator, size in zip(operators, sizes, strict=True):
+        actor_pools = operator.get_autoscaling_actor_pools()
+        for pool in actor_pools:
+            if pool.max_size() != size:
+                pool._config = replace(
+                    pool._config, min_size=size, max_size=size, initial_size=size
+                )
+        if not actor_pools:
+            for policy in executor._backpressure_policies:
+                if operator in getattr(policy, "_concurrency_caps", ()):
+                    policy._concurrency_caps[operator] = size

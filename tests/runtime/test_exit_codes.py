@@ -1,0 +1,61 @@
+"""What another attempt may mend has an exit code of its own, wherever it is found out."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import ConfigError
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import (
+    BudgetExceededError,
+    CannotRunError,
+    MayPassError,
+    cannot_run,
+    full_disk,
+)
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.storage import store_failure
+from pmm_ray.runtime.mapping.chunks import reason
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "part-1")
+THROTTLED = OSError("AWS Error SLOW_DOWN during GetObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("masks.alpha is no number"), 1),
+        (CannotRunError("no stage is called 'x'"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1),
+        (BudgetExceededError("make_masks", 11, 10, []), 3),
+        (MayPassError("no node came"), 75),
+        (FULL, 75),
+        (THROTTLED, 75),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_end_has_its_code(error: BaseException, code: int) -> None:
+    def body(progress: Progress) -> None:
+        raise error
+
+    assert guarded(body) == code
+
+
+def test_a_reason_that_comes_from_a_task_keeps_its_kind() -> None:
+    assert isinstance(cannot_run(f"make_masks: {full_disk(FULL)}"), MayPassError)
+    assert isinstance(cannot_run(f"make_masks: {store_failure(THROTTLED)}"), MayPassError)
+    assert isinstance(cannot_run(f"make_masks: {reason(FULL)}"), MayPassError)
+    assert not isinstance(cannot_run(f"make_cams: {reason(ValueError('weights'))}"), MayPassError)
+
+
+def test_a_dead_jobs_hold_passes_and_a_cluster_that_is_too_small_does_not(tmp_path: Path) -> None:
+    with lease.hold(str(tmp_path), "a"), pytest.raises(MayPassError, match="is in use by"):
+        lease.hold(str(tmp_path), "b").__enter__()
+    with pytest.raises(CannotRunError) as error:
+        ClusterResources(4, 0, 1, True).require("training", cpus=8)
+    assert not isinstance(error.value, MayPassError)
