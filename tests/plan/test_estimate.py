@@ -128,9 +128,11 @@ def test_a_search_for_alpha_takes_no_more_than_its_sample() -> None:
 def test_a_stage_of_an_unknown_kind_is_named_and_left_out_of_the_sums() -> None:
     timings = {k: v for k, v in TIMINGS.items() if not k.startswith("predict_masks")}
     rows = list(costs(config(), timings).values())
-    said = " ".join(notes(rows, 64))
+    said = " ".join(notes(rows, 64, 0))
     assert "not in the sums: predict_masks-r0-val, predict_masks-r1, predict_masks-r1-val" in said
     assert "trainings keep the workers" in said
+    assert "timed, on this cluster" not in said
+    assert "timed, on this cluster" in " ".join(notes(rows, 64, 1))
     shown = plan_table(rows, 2, 0, 64, 0.5)
     cells = [list(column.cells) for column in shown.columns]
     total = sum(cost.seconds(64, 0) for cost in rows if cost.timed)

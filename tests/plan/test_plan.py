@@ -64,5 +64,8 @@ def test_the_command_plans_a_run_and_leaves_only_its_numbers(
     assert all(s["seconds_on_cores"] <= s["seconds"] for s in plan["stages"])
     assert "not timed" not in printed.out
     assert "cost, 64 cores" in printed.out
+    assert "hours of one GPU" in printed.out
+    networks = ("train_", "make_base_cams", "make_cams", "predict_masks")
+    assert list(plan["gpu_hours_computed"]) == [s for s in stages if s.startswith(networks)]
     images = {s["stage"]: s["images"] for s in plan["stages"]}
     assert (images["make_cams"], images["make_masks-cam_argmax"]) == (24, 6)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pmm_ray.config import load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
 
 
@@ -45,9 +46,11 @@ def plan_recipe(
     def body(progress: Progress) -> None:
         from rich.console import Console
 
+        from pmm_ray.commands.plan.computed import gpu_hours
         from pmm_ray.commands.plan.estimate import estimate
         from pmm_ray.commands.plan.measure import measure
-        from pmm_ray.commands.plan.table import notes, plan_table
+        from pmm_ray.commands.plan.sample import usual_size
+        from pmm_ray.commands.plan.table import card_table, notes, plan_table
         from pmm_ray.report.whole import print_whole
 
         started = time.monotonic()
@@ -57,14 +60,19 @@ def plan_recipe(
         storage.delete_folder(scratch)
         try:
             measured = measure(config, scratch, sample, address, progress)
+            manifest = open_manifest(measured.sample.uri)
+            size = usual_size(manifest.uri)
         finally:
             storage.delete_folder(scratch)
         gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
         costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
+        computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
         table = plan_table(costs, here, gpus, cores, price)
         print_whole(table, Console(highlight=False))
+        if computed:
+            print_whole(card_table(computed), Console(highlight=False))
         timed = len(measured.sample.group_of)
-        for line in notes(costs, cores):
+        for line in notes(costs, cores, gpus):
             print(line)
         print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
         rows = [
@@ -75,6 +83,7 @@ def plan_recipe(
             for cost in costs
         ]
         content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
+        content["gpu_hours_computed"] = computed
         storage.write_bytes(
             storage.join(place, "plan.json"), json.dumps(content, indent=1).encode()
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -86,6 +87,13 @@ def choose_sample(manifest_uri: str, folder: str, splits: Sequence[str], images:
     storage.write_bytes(uri, tables.to_bytes(sample, row_group_size=tables.MANIFEST_ROW_GROUP))
     ids = sample.column("image_id").to_pylist()
     return Sample(uri, {i: groups[row] for i, row in zip(ids, chosen, strict=True)}, population)
+
+
+def usual_size(manifest_uri: str) -> tuple[int, int]:
+    """Mean height and width of a manifest's photographs, px."""
+    table = tables.read_table(manifest_uri)
+    height, width = (pc.mean(table.column(name)).as_py() for name in ("height", "width"))
+    return round(height), round(width)
 
 
 def _anchored(table: pa.Table, root: str, folder: str) -> pa.Table:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pmm_ray.commands.plan.cards import CARDS, EFFICIENCY
 from pmm_ray.commands.plan.estimate import Cost
 from pmm_ray.runtime.core.progress import format_seconds
 
@@ -63,8 +64,32 @@ def _cells(
     return cells
 
 
-def notes(costs: Sequence[Cost], cores: int | None) -> Iterator[str]:
+def card_table(computed: Mapping[str, Mapping[str, float] | str]) -> Table:
+    """Hours on cards that are not here, a row per stage with a network; see `gpu_hours`."""
+    from rich.table import Table
+
+    title = (
+        "hours of one GPU, not timed: computed from counted operations, at "
+        f"{100 * EFFICIENCY:.0f} % of what the card's data sheet says"
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for card in CARDS:
+        table.add_column(card, justify="right", no_wrap=True)
+    for stage, hours in computed.items():
+        cells = (
+            [f"not computed: {hours}"]
+            if isinstance(hours, str)
+            else [format_hours(hours[card]) for card in CARDS]
+        )
+        table.add_row(stage, *cells)
+    return table
+
+
+def notes(costs: Sequence[Cost], cores: int | None, gpus: float) -> Iterator[str]:
     """What has to be known to read the table."""
+    if gpus >= 1:
+        yield "GPU-hours are timed, on this cluster's GPUs"
     missing = [cost.stage for cost in costs if not cost.timed]
     if missing:
         yield f"not in the sums: {', '.join(missing)}"
