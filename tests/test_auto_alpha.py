@@ -63,7 +63,7 @@ def test_where_the_classifier_sees_nothing_a_number_is_asked_for(
 RECIPE = """
 name: photos
 data: {source: folder, train_split: train, held_out_split: val}
-classifier: {backbone: efficientnet_lite0, weights: none, epochs: 2, batch_size: 6,
+classifier: {backbone: efficientnet_lite0, epochs: 1, batch_size: 6,
   resize_long: [48, 72], crop_size: 48, output_stride: 16, validation_images: 0, workers: 1}
 cams: {scales: [1.0], flip: false}
 masks: {alpha: auto}
