@@ -14,15 +14,16 @@ from rich.table import Table
 
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe
 from pmm_ray.pipeline.run import Run, Step, open_run
-from pmm_ray.pipeline.steps import recipe_cams, steps_to_cams, walk_steps
+from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
+from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
 from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.core.stage import Stage, Summary
 
 _FIELDS = ("alpha", "smoothing", "threshold")
 _SECTION = "masks."
@@ -89,10 +90,12 @@ def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
 
 
 def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
-    """Score every combination, print the table, and put it into the run's report.
+    """Score every combination, print the tables, and put them into the run's report.
+
+    By ground truth where there is some; by the classifier, with a contact sheet, always.
 
     Args:
-        request: recipe, run folder, and the most images in the sample (100 by default).
+        request: recipe, run folder, and the most images in a sample (100 by default).
         sweeps: `masks.key=value,value,...`.
 
     Returns:
@@ -100,37 +103,42 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
     """
 
     def body(progress: Progress) -> None:
-        from pmm_ray.stages import sweep_masks
+        from pmm_ray.stages import judge_masks, sweep_masks
 
         config = load_recipe(request.recipe, request.settings)
         values = parse_sweeps(sweeps, config.masks)
         if config.masks.alpha == "auto" and "alpha" not in values:
             raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
         combinations = sweep_masks.grid(values)
+        chosen: dict[str, Any] = {
+            "images": request.images or sweep_masks.SAMPLE_IMAGES,
+            "method": config.masks.method,
+        }
 
-        def make(run: Run) -> Stage:
-            return sweep_masks.stage(
-                run.config,
-                run.data,
-                recipe_cams(run),
-                combinations,
-                images=request.images or sweep_masks.SAMPLE_IMAGES,
-                method=config.masks.method,
-            )
+        def by_truth(run: Run) -> Stage | None:
+            if not run.data.with_truth(config.data.held_out_split):
+                return None
+            return sweep_masks.stage(run.config, run.data, recipe_cams(run), combinations, **chosen)
+
+        def by_classifier(run: Run) -> Stage:
+            cams, classifier = recipe_cams(run), last_classifier(run)
+            return judge_masks.stage(run.config, run.data, cams, classifier, combinations, **chosen)
 
         walk = walk_steps() if config.affinity.enabled else []
-        swept = Step(sweep_masks.STAGE, make)
-        with _open(
-            request, config, [*steps_to_cams(config, "ablate --sweep"), *walk, swept], progress
-        ) as run:
-            summary = run[swept.name].finished()
-            print_whole(sweep_table(summary.details), Console(highlight=False))
-            chosen = " ".join(
-                f"--set masks.{k}={v:g}" for k, v in summary.details["chosen"].items()
-            )
-            print(f"best on {summary.images} images of {summary.details['split']}: {chosen}")
+        own = [Step(sweep_masks.STAGE, by_truth), Step(judge_masks.STAGE, by_classifier)]
+        with _open(request, config, [*steps_to_cams(config), *walk, *own], progress) as run:
+            for step in own:
+                if step.name in run.folders:
+                    _print_sweep(run[step.name].finished())
 
     return guarded(body)
+
+
+def _print_sweep(summary: Summary) -> None:
+    print_whole(sweep_table(summary.details), Console(highlight=False))
+    print(how_chosen(summary))
+    if chosen := summary.details["chosen"]:
+        print("best:", " ".join(f"--set masks.{k}={v:g}" for k, v in chosen.items()))
 
 
 def run_table(number: int, request: Ablation) -> int:
@@ -156,7 +164,7 @@ def _open(
     """
     place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
     own = {step.name for step in steps} - {step.name for step in steps_to_cams(config)}
-    kept = [name for name in own if name == "sweep_masks"]
+    kept = [name for name in own if name in ("sweep_masks", "judge_masks")]
     with open_run(place, config, steps, progress, request.address, adds=own, kept=kept) as run:
         run.follow()
         run.session.write_record(finished=True)
@@ -167,14 +175,14 @@ def _open(
 def sweep_table(details: dict[str, Any]) -> Table:
     """The combinations of a sweep's summary, best first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (*details["fields"], "mIoU %", "pixel accuracy %"):
+    scores = scores_of(details)
+    for name in (*details["fields"], *scores.values()):
         table.add_column(name, justify="right")
-    for row in sorted(details["combinations"], key=lambda row: -row["mean_iou"]):
-        best = all(row[name] == value for name, value in details["chosen"].items())
+    for row in ranked(details):
+        best = {name: row[name] for name in details["fields"]} == details["chosen"]
         table.add_row(
             *(f"{row[name]:g}" for name in details["fields"]),
-            f"{row['mean_iou'] * 100:.2f}",
-            f"{row['pixel_accuracy'] * 100:.2f}",
+            *("-" if row[name] is None else f"{row[name] * 100:.2f}" for name in scores),
             style="bold" if best else None,
         )
     return table

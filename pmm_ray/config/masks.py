@@ -41,7 +41,8 @@ class MasksConfig(Section):
     paper compares with (Tab. 2); or another row of `pmm_ray.method.mask_methods`."""
     alpha: Annotated[float, Field(gt=0)] | Auto = 11.0
     """Background exponent (Eq. 2). The best value depends on the CAMs; the paper searched 0..20.
-    `auto` searches on held-out images with ground truth, see `pmm ablate --sweep`."""
+    `auto` searches: by held-out images with ground truth where there are some, else by what the
+    classifier sees in the masks (`pmm_ray.method.evidence`); see `pmm ablate --sweep`."""
     smoothing: float = Field(0.3, ge=0)
     """Scale factor s of the coefficient of variation (Eq. 6)."""
     threshold: float = Field(0.05, ge=0, lt=1)

@@ -63,6 +63,13 @@ class CamNetwork(nn.Module, ABC):
             labels_BC: 0/1 [B, C], the images' classes; only `pcm.gate_labels` uses them.
         """
 
+    def image_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
+        """Image-level class scores before the sigmoid, float32 [B, C]; arguments of `cam_scores`.
+
+        The mean of the maps, where a network has no other.
+        """
+        return self.cam_scores(images_B3HW, labels_BC).mean(dim=(2, 3))
+
     def start_from(self, start: ImagenetHead) -> None:
         """Give the class head the rows, and the biases where it has some, of the known classes."""
         head = cast(nn.Conv2d, self.get_submodule(self.head_layers[0]))

@@ -71,6 +71,9 @@ class CamClassifier(CamNetwork):
         scores = self.forward(images_B3HW)[1].float()
         return scores if self.head.bias is None else scores.relu()
 
+    def image_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
+        return self.forward(images_B3HW)[0].float()
+
 
 def build_classifier(
     config: AnyClassifierConfig,

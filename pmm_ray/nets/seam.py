@@ -105,6 +105,10 @@ class SeamNetwork(CamNetwork):
         """
         return self.maps(images_B3HW, labels_BC)[1][:, 1:].float()
 
+    def image_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
+        """Of the maps that are not refined: the ones that learn from image-level labels."""
+        return self.maps(images_B3HW, labels_BC)[0][:, 1:].mean(dim=(2, 3)).float()
+
     def _adopt(self, name: str, part: nn.Module) -> None:
         """Make a part's layers our own, under their own names, and keep the part as a function."""
         self.__dict__[name] = part

@@ -45,8 +45,6 @@ def prepare(run: Run, needs_truth: str = "") -> None:
     config = run.config
     if needs_truth:
         require_truth(run, needs_truth)
-    if config.masks.alpha == "auto":
-        require_truth(run, "masks.alpha: auto", "set masks.alpha to a number")
     if config.cycles.update == "if_better" and config.cycles.rounds:
         require_truth(run, "cycles.update: if_better", "use cycles.update: always")
     pin_workers(run)

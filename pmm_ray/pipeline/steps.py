@@ -20,6 +20,7 @@ from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.rounds import evaluation, rounds
 from pmm_ray.pipeline.run import Run, Step, check_weights
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
 
@@ -149,19 +150,33 @@ def recipe_cams(run: Run) -> StageFolder:
 
 
 def choose_alpha(config: RunConfig) -> Step:
-    """`masks.alpha: auto` -> the best exponent on held-out images, pinned in `resolved.yaml`."""
-    name = "sweep_masks-alpha"
+    """`masks.alpha: auto` -> the best exponent, pinned in `resolved.yaml`.
+
+    By held-out ground truth where there is some, else by the classifier: see `judge_masks`.
+    """
+    name, held_out = "sweep_masks-alpha", config.data.held_out_split
 
     def make(run: Run) -> Stage:
-        from pmm_ray.stages import sweep_masks
+        from pmm_ray.stages import judge_masks, sweep_masks
 
         grid = sweep_masks.grid({"alpha": sweep_masks.AUTO_ALPHAS})
         method = run.config.masks.method
         cams = recipe_cams(run)
-        return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
+        if run.data.with_truth(held_out):
+            return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
+        classifier = last_classifier(run)
+        return judge_masks.stage(
+            run.config, run.data, cams, classifier, grid, method=method, name=name
+        )
 
     def pin(run: Run) -> None:
-        chosen = run[name].finished().details["chosen"]
+        from pmm_ray.report.sweeps import how_chosen
+
+        summary = run[name].finished()
+        run.say(how_chosen(summary))
+        chosen = summary.details["chosen"]
+        if not chosen:
+            raise CannotRunError("masks.alpha: auto: set masks.alpha to a number, see `pmm ablate`")
         masks = run.config.masks.model_copy(update=chosen)
         run.config = run.config.model_copy(update={"masks": masks})
 

@@ -45,11 +45,12 @@ def loss_chart(curve: Curve) -> Markup:
     return Markup("".join(parts))
 
 
-def sweep_chart(details: Mapping[str, Any]) -> Markup:
-    """mIoU over the values of the first swept parameter, a line for each setting of the others.
+def sweep_chart(details: Mapping[str, Any], score: str = "mean_iou") -> Markup:
+    """A score over the values of the first swept parameter, a line for each setting of the others.
 
     Args:
         details: of a sweep's summary: `fields`, `combinations`, `chosen`.
+        score: the name of one of the combinations', a share.
 
     Only numbers and the names of our own parameters enter the markup.
     """
@@ -57,9 +58,9 @@ def sweep_chart(details: Mapping[str, Any]) -> Markup:
     values = sorted({row[first] for row in details["combinations"]})
     lines: dict[tuple[float, ...], list[Mapping[str, float]]] = {}
     for row in details["combinations"]:
-        if math.isfinite(row["mean_iou"]):
+        if row[score] is not None and math.isfinite(row[score]):
             lines.setdefault(tuple(row[name] for name in others), []).append(row)
-    scores = [row["mean_iou"] * 100 for rows in lines.values() for row in rows]
+    scores = [row[score] * 100 for rows in lines.values() for row in rows]
     if not scores:
         return Markup("")
     y_ticks = nice_ticks(min(scores), max(scores), 4)
@@ -69,18 +70,18 @@ def sweep_chart(details: Mapping[str, Any]) -> Markup:
         share = (values.index(value) + 0.5) / len(values)
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
-    def y(score: float) -> float:
-        return _HEIGHT - _BOTTOM - (score - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+    def y(percent: float) -> float:
+        return _HEIGHT - _BOTTOM - (percent - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = _axes({value: x(value) for value in values}, {tick: y(tick) for tick in y_ticks})
     for setting, rows in lines.items():
         rows = sorted(rows, key=lambda row: row[first])
-        points = " ".join(f"{x(r[first]):.1f},{y(r['mean_iou'] * 100):.1f}" for r in rows)
+        points = " ".join(f"{x(r[first]):.1f},{y(r[score] * 100):.1f}" for r in rows)
         chosen = all(details["chosen"][n] == v for n, v in zip(others, setting, strict=True))
         parts.append(f'<polyline class="line{"" if chosen else " other"}" points="{points}"/>')
         if others:
             name = ", ".join(f"{n} {v:g}" for n, v in zip(others, setting, strict=True))
-            last = rows[-1]["mean_iou"] * 100
+            last = rows[-1][score] * 100
             parts.append(
                 f'<text x="{_WIDTH - _RIGHT}" y="{y(last) - 5:.1f}" text-anchor="end">{name}</text>'
             )

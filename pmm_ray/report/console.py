@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pmm_ray.report.cycles import print_cycles
 from pmm_ray.report.run_data import RunData, load_run
+from pmm_ray.report.sweeps import choice_lines
 from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core.progress import format_seconds
 
@@ -85,7 +86,7 @@ def print_stage_table(run_dir: str, console: Console) -> None:
             format_scores(row.mean_iou, run.held_out_split),
         )
     print_whole(table, console)
-    for line in filled_lines(run):
+    for line in [*choice_lines(run), *filled_lines(run)]:
         console.print(line, soft_wrap=True)
     print_cycles(run, console)
 

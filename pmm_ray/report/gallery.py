@@ -86,7 +86,7 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
         "prediction": run.stage(f"predict_masks-r{run.final_round}-{run.held_out_split}"),
     }
     stored = {
-        name: _stored_rows(record, chosen) for name, record in sources.items() if record is not None
+        name: stored_rows(record, chosen) for name, record in sources.items() if record is not None
     }
     seen: set[int] = set()
     drawn = [_draw(row, stored, manifest, seen) for row in rows]
@@ -105,7 +105,7 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     return Gallery(
         columns=tuple(columns),
         cards=cards,
-        legend=tuple(_legend(manifest.label_space, seen)),
+        legend=tuple(legend(manifest.label_space, seen)),
         scored_by=scored_by if shown else "",
         shows_truth="truth" in columns,
     )
@@ -143,7 +143,8 @@ def _image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[st
                 yield row["image_id"], mean
 
 
-def _stored_rows(record: StageRecord, image_ids: list[str]) -> dict[str, dict[str, Any]]:
+def stored_rows(record: StageRecord, image_ids: list[str]) -> dict[str, dict[str, Any]]:
+    """The rows of some images in a stage's table, by id; images without a row are left out."""
     folder = record.folder.uri
     # a stage that is not finished has no index yet
     index = scan_parts(folder)[0] if record.summary is None else read_index(folder)
@@ -163,14 +164,14 @@ def _draw(
     pictures: dict[str, str | None] = dict.fromkeys(
         ("image", "CAM", "pseudo-mask", "prediction", "truth")
     )
-    size = _thumbnail_size(row["height"], row["width"])
+    size = thumbnail_size(row["height"], row["width"])
     with contextlib.suppress(RowError, ValueError):  # a bad image shows as an empty cell
         image_HW3 = images.read_image(manifest.locate(row["uri"]), apply_exif=manifest.apply_exif)
         photo = Image.fromarray(image_HW3).resize(size, Image.Resampling.LANCZOS)
-        pictures["image"] = _jpeg(photo)
+        pictures["image"] = jpeg(photo)
         cam = stored.get("CAM", {}).get(image_id)
         if cam is not None:
-            pictures["CAM"] = _jpeg(overlay_cam(photo, cam, space))
+            pictures["CAM"] = jpeg(overlay_cam(photo, cam, space))
             seen.update(cam["labels"])
     for name in ("pseudo-mask", "prediction"):
         mask = stored.get(name, {}).get(image_id)
@@ -222,13 +223,14 @@ def _mask(mask_HW: NDArray[Any], size: tuple[int, int], space: LabelSpace, seen:
     return _data_uri(image, "PNG", optimize=True)
 
 
-def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
+def thumbnail_size(height: int, width: int) -> tuple[int, int]:
     """(width, height) with the long side at `THUMBNAIL`; small images are enlarged to it."""
     scale = THUMBNAIL / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _legend(space: LabelSpace, seen: set[int]) -> Iterator[LegendEntry]:
+def legend(space: LabelSpace, seen: set[int]) -> Iterator[LegendEntry]:
+    """The names and colours of ids that appear in masks."""
     for i in sorted(seen):
         colour = space.palette[255 if i == space.ignore else i % 256]
         name = "not labelled" if i == space.ignore else _name(space, i)
@@ -239,7 +241,8 @@ def _name(space: LabelSpace, label: int) -> str:
     return space.names[label] if label < space.num_classes else f"unknown {label}"
 
 
-def _jpeg(image: Image.Image) -> str:
+def jpeg(image: Image.Image) -> str:
+    """The picture as a data URI."""
     return _data_uri(image, "JPEG", quality=_JPEG_QUALITY)
 
 

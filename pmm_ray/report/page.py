@@ -10,11 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pmm_ray.report.charts import loss_chart, sweep_chart
+from pmm_ray.report.charts import loss_chart
 from pmm_ray.report.console import format_rate, format_scores, rows_of
 from pmm_ray.report.cycles import cycles_of
 from pmm_ray.report.gallery import Gallery, make_gallery
 from pmm_ray.report.run_data import Evaluation, RunData, load_run
+from pmm_ray.report.sweeps import sweeps_of
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import format_seconds
@@ -96,7 +97,7 @@ def render(run: RunData) -> str:
         measured={curve.stage: _measured(run, curve.stage) for curve in run.curves},
         cycles=cycles_of(run),
         tables=_tables(run),
-        sweeps=[(name, details, sweep_chart(details)) for name, details in _sweeps(run)],
+        sweeps=sweeps_of(run),
         errors=errors[:_MOST_ERRORS],
         error_count=len(errors),
         error_groups=group_errors(errors),
@@ -139,15 +140,6 @@ def _splits(run: RunData) -> list[str]:
     """The evaluated splits, the held-out one first."""
     found = dict.fromkeys(e.split for e in run.evaluations)
     return sorted(found, key=lambda split: split != run.held_out_split)
-
-
-def _sweeps(run: RunData) -> list[tuple[str, dict[str, Any]]]:
-    """(stage, details) of the finished parameter sweeps; the cells of tables are in the tables."""
-    return [
-        (record.stage, record.summary.details)
-        for record in run.stages
-        if record.stage in ("sweep_masks", "sweep_masks-alpha") and record.summary is not None
-    ]
 
 
 def _tables(run: RunData) -> list[dict[str, Any]]:

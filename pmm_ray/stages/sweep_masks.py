@@ -176,9 +176,15 @@ def run(
         "combinations": table,
         "chosen": {name: best[name] for name in fields},
     }
-    storage.write_bytes(folder.path("sweep.parquet"), tables.to_bytes(pa.Table.from_pylist(table)))
-    storage.write_bytes(folder.path("sweep.json"), json.dumps(details, indent=1).encode())
+    write_grid(folder, details)
     return summary.extended(details, {"mean_iou": best["mean_iou"]}, pixel_labels_used=True)
+
+
+def write_grid(folder: StageFolder, details: Mapping[str, Any]) -> None:
+    """`sweep.json`, what is found of every combination, and `sweep.parquet`, its table."""
+    table = pa.Table.from_pylist(details["combinations"])
+    storage.write_bytes(folder.path("sweep.parquet"), tables.to_bytes(table))
+    storage.write_bytes(folder.path("sweep.json"), json.dumps(details, indent=1).encode())
 
 
 def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int:

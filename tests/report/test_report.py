@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -14,9 +15,12 @@ from rich.console import Console
 from pmm_ray.report import build_report, print_stage_table
 from pmm_ray.report.console import rows_of
 from pmm_ray.report.run_data import load_run
+from pmm_ray.report.sweeps import overlay_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.rows.images import encode_mask
+from pmm_ray.stages.judge_masks import JUDGED
 
 from .run_folder import SPACE, RunFolder
 
@@ -279,3 +283,45 @@ def test_sweeps_are_shown_and_the_cells_of_tables_are_not(
     assert html.count("Parameter sweep") == 2
     assert "Parameter sweep <small>sweep_masks, val" in html
     assert "Parameter sweep <small>sweep_masks-alpha, val" in html
+
+
+def test_a_sweep_without_truth_has_a_contact_sheet(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run(truth=False)
+    masks = [np.zeros((30, 48), np.uint8) for _ in range(14)]
+    for number, mask in enumerate(masks):
+        mask[:, : 3 * number] = 1
+    numbers = {name: [0.5] for name in ("whole", "hidden", "object", "rest", "area")}
+    rows = [
+        {"image_id": i, **numbers, "masks": [encode_mask(m, SPACE) for m in masks] if n < 2 else []}
+        for n, i in enumerate(run.ids)
+    ]
+    settings = [{"alpha": 1.0 + n, "lift": n / 20, "area": n / 16} for n in range(14)]
+    details = {"split": "all splits", "method": "ppmg", "fields": ["alpha"], "sheet": run.ids[:2]}
+    details |= {"combinations": settings, "chosen": {"alpha": 14.0}}
+    run.stage("judge_masks", rows, JUDGED, details=details)
+    html, _ = read_page(run)
+    assert "masks.alpha 14, without ground truth" in html
+    assert "the best 12 of 14 settings" in html
+    for n, setting in enumerate(settings):
+        caption = f"<figcaption>alpha {setting['alpha']:g}</figcaption>"
+        assert html.count(caption) == (2 if n >= 2 else 0)
+    assert "disc" in html.split("Contact sheet")[1]
+
+
+def test_a_mask_tints_the_photograph_where_it_has_a_class() -> None:
+    photo = Image.new("RGB", (40, 20), (100, 100, 100))
+    mask = np.zeros((10, 20), np.uint8)
+    mask[:, 10:] = 1
+    drawn = np.asarray(overlay_mask(photo, mask, SPACE)).astype(int)
+    assert (drawn[:, :20] == 100).all()
+    towards = SPACE.palette[1].astype(int) - 100
+    assert (np.sign(drawn[:, 20:] - 100) == np.sign(towards)).all()
+
+
+def test_where_nothing_could_be_chosen_the_page_says_so(make_run: Callable[..., RunFolder]) -> None:
+    rows = [{"alpha": a, "lift": None, "area": 0.1} for a in (3.0, 5.0)]
+    details = {"split": "all splits", "method": "ppmg", "fields": ["alpha"], "combinations": rows}
+    run = make_run()
+    run.stage("judge_masks", details=details | {"chosen": {}, "sheet": []})
+    html, _ = read_page(run)
+    assert "nothing chosen: the classifier sees no class" in html
