@@ -21,10 +21,10 @@ from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.masks import background_score
 from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.registry import load_classifier
+from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.sampling import validation_rows
-from pmm_ray.stages.make_cams import multi_scale_cam
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -64,9 +64,8 @@ def main() -> None:
         labels = photographs.labels(row)
         ids, maps, masks = np.array([0, *labels]), [], []
         for precision in PRECISIONS:
-            cam = multi_scale_cam(
-                image, labels, networks[precision], configs[precision], device
-            ).astype(np.float32)
+            cams = ScaleCams(networks[precision], configs[precision], device)
+            cam = cams(image, labels).astype(np.float32)
             full = upsample_cam(cam, *image.shape[:2])
             scores = np.concatenate([background_score(full, arguments.alpha)[None], full])
             mask = ids[scores.argmax(0)]

@@ -14,9 +14,9 @@ from pmm_ray.config import CamsConfig, ClassifierConfig, CropsConfig, PredictCon
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.registry import build_classifier
+from pmm_ray.nets.scale_cams import ScaleCams, stored_size
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.nets.segmenter_views import mean_probabilities
-from pmm_ray.stages.make_cams import multi_scale_cam, stored_size
 
 CLASSES = 20
 """VOC's, without the background."""
@@ -138,7 +138,8 @@ def multi_scale_cams(backbone: str, way: Way, size: Size, device: torch.device) 
     config = CamsConfig(scales=size.scales, **way.inference())
     network = for_inference(classifier(backbone), "cam_scores", config, device)
     image = photograph(size)
-    return lambda: multi_scale_cam(image, LABELS, network, config, device)
+    cams = ScaleCams(network, config, device)
+    return lambda: cams(image, LABELS)
 
 
 def multi_crop_cams(backbone: str, way: Way, size: Size, device: torch.device) -> Work:

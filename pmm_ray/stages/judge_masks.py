@@ -131,7 +131,8 @@ def run(
         A summary whose `lift` is that of the best combination, `details["chosen"]`; without both
         where the classifier sees no class in any image.
     """
-    pool = cam_pool(context.config.cams, context)
+    # its worker does not overlap
+    pool = replace(cam_pool(context.config.cams, context), overlap=1)
     summary = run_table_stage(
         context,
         folder,

@@ -16,11 +16,12 @@ from pmm_ray.config.base import section_hash
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.inference import for_inference, in_bfloat16, in_channels_last
 from pmm_ray.nets.registry import build_classifier
+from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.nets.segmenter import build_segmenter, describe
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.tables import read_table
 from pmm_ray.runtime.rows.cams import decode_cam
-from pmm_ray.stages.make_cams import cam_worker, multi_scale_cam
+from pmm_ray.stages.make_cams import cam_worker
 from pmm_ray.stages.predict_masks import Scorer
 
 from ..training import photographs_of
@@ -62,7 +63,7 @@ def cams(**asked: Any) -> NDArray[np.float32]:
     config = CamsConfig(scales=(1.0, 1.5), **asked)
     network: Any = for_inference(Blurred(), "cam_scores", config, CPU)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
-    return multi_scale_cam(image, [1, 2, 3], network, config, CPU).astype(np.float32)
+    return ScaleCams(network, config, CPU)(image, [1, 2, 3]).astype(np.float32)
 
 
 def test_bfloat16_gives_nearly_the_same_maps() -> None:

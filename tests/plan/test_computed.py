@@ -18,8 +18,8 @@ from pmm_ray.config import CamsConfig, PredictConfig, RunConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.operations import operations
+from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.nets.segmenter_views import mean_probabilities
-from pmm_ray.stages.make_cams import multi_scale_cam
 
 CPU = torch.device("cpu")
 SPACE = LabelSpace.from_names(("background", "disc", "bar"))
@@ -75,7 +75,7 @@ def test_the_views_of_cams_are_those_of_the_stage(kind: Any, max_long: int) -> N
     network: Any = Recorder()
     image = np.zeros((*SIZE, 3), np.uint8)
     if kind == "multi_scale":
-        multi_scale_cam(image, [1], network, config, CPU)
+        ScaleCams(network, config, CPU)(image, [1])
     else:
         shrunk = image[: round(90 * min(1, max_long / 130)), :max_long]
         list(CropCams(network, config, CPU)([Photograph(0, shrunk, [1], (9, 9))]))

@@ -118,8 +118,8 @@ def _work(config: RunConfig, kind: str, size: tuple[int, int], space: LabelSpace
 
 
 def _cam_views(config: CamsConfig, height: int, width: int) -> Views:
+    from pmm_ray.nets.scale_cams import view_sizes
     from pmm_ray.nets.views import crop_windows
-    from pmm_ray.stages.make_cams import view_sizes
 
     sides = 1 + config.flip
     if config.kind == "multi_scale":
