@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pmm_ray.report.charts import loss_chart
 from pmm_ray.report.console import format_rate, format_scores, rows_of
 from pmm_ray.report.cycles import cycles_of
+from pmm_ray.report.gains import Gains, gains_of
 from pmm_ray.report.gallery import Gallery, make_gallery
 from pmm_ray.report.run_data import Evaluation, RunData, load_run
 from pmm_ray.report.sweeps import sweeps_of
@@ -61,9 +62,12 @@ def build_report(run_dir: str) -> str:
 def render(run: RunData) -> str:
     """The page as HTML text."""
     gallery: Gallery | None = None
+    gains: Gains | None = None
     gallery_note = ""
     try:
-        gallery = make_gallery(run, int(run.setting("report", "gallery", _DEFAULT_GALLERY)))
+        count = int(run.setting("report", "gallery", _DEFAULT_GALLERY))
+        gallery = make_gallery(run, count)
+        gains = gains_of(run) if count > 0 else None
     except CannotRunError as error:
         gallery_note = str(error)
     splits = _splits(run)
@@ -103,6 +107,7 @@ def render(run: RunData) -> str:
         error_groups=group_errors(errors),
         pixel_labels=_pixel_labels(run),
         gallery=gallery,
+        gains=gains,
         gallery_note=gallery_note,
     )
 

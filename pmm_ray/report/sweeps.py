@@ -15,7 +15,8 @@ from PIL import Image
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.charts import sweep_chart
-from pmm_ray.report.gallery import LegendEntry, jpeg, legend, stored_rows, thumbnail_size
+from pmm_ray.report.gallery import stored_rows
+from pmm_ray.report.pictures import LegendEntry, jpeg, legend, thumbnail_size
 from pmm_ray.report.run_data import RunData, StageRecord
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError

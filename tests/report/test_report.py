@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from pmm_ray.report import build_report, print_stage_table
 from pmm_ray.report.console import rows_of
+from pmm_ray.report.gallery import image_scores
 from pmm_ray.report.run_data import load_run
 from pmm_ray.report.sweeps import overlay_mask
 from pmm_ray.runtime.core import tables
@@ -141,13 +143,41 @@ def test_what_the_import_understood_is_shown_and_escaped(full_run: RunFolder) ->
     assert "labels: labels.csv" in page.words
 
 
+def test_each_step_shows_the_image_that_gains_most(full_run: RunFolder) -> None:
+    html, page = read_page(full_run)
+    section = html[html.index("What each step mends") : html.index("<h2>Gallery</h2>")]
+    steps = re.findall(r"<h4><span>([^<]+)</span> <small>([^<;]+);", section)
+    assert [title for title, _ in steps] == [
+        "CAM argmax → CRF argmax",
+        "CRF argmax → PPMG",
+        "PPMG → segmenter, round 0",
+        "segmenter, round 0 → segmenter, round 1",
+    ]
+    rungs = [e for e in load_run(full_run.uri).evaluations if e.split == "val"]
+    scores = [dict(image_scores(rung, SPACE.num_classes)) for rung in rungs]
+    for (_, image_id), (before, after) in zip(steps, pairwise(scores), strict=True):
+        gains = {i: after[i] - before[i] for i in before}
+        assert gains[image_id] == max(gains.values()) > 0
+    assert len(re.findall(r'src="data:', section)) == 4 * 4
+    assert "The CRF carries the maps to edges of colour" in page.words
+    assert "pixel goes to the class of whose total it holds the larger share" in page.words
+
+
+def test_a_ladder_of_one_rung_shows_no_step(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    run.evaluate(run.masks("make_masks", 2), "make_masks", "PPMG", "val")
+    run.write_record()
+    assert "What each step mends" not in read_page(run)[1].words
+
+
 def test_the_gallery_shows_the_best_and_the_worst_with_a_legend(full_run: RunFolder) -> None:
     html, page = read_page(full_run)
+    html = html[html.index("<h2>Gallery</h2>") :]
     shown = re.findall(r"<h4><span>([^<]+)</span>", html)
     # prediction errors grow with the image's number; img-5 is in the training split
     assert shown == ["img-0", "img-1", "img-3", "img-4"]
     assert "segmenter, round 1" in page.words
-    pictures = [link for link in page.links if link.startswith("data:")]
+    pictures = re.findall(r'src="(data:[^"]+)"', html)
     assert len(pictures) == 4 * 5
     for column in ("image", "CAM", "pseudo-mask", "prediction", "truth"):
         assert f"<figcaption>{column}</figcaption>" in html

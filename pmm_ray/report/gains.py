@@ -1,0 +1,123 @@
+"""What each step of the ladder mends: the held-out image that gains most, before and after."""
+
+# H, W: pixels.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+from pmm_ray.report.gallery import image_scores, stored_rows
+from pmm_ray.report.pictures import (
+    LegendEntry,
+    draw_pictures,
+    legend,
+    mask_picture,
+    thumbnail_size,
+)
+from pmm_ray.report.run_data import Evaluation, RunData
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.rows import images
+
+_WHAT = {
+    "crf_argmax": "The CRF carries the maps to edges of colour, all classes at once.",
+    "ppmg": "CVS raises what a peak outshines. Each class has a CRF against its own background; "
+    "where two overlap, the pixel goes to the class of whose total it holds the larger share.",
+    "r0": "The segmenter has seen all masks: what one gets wrong, most others get right. It is not "
+    "told an image's classes.",
+    "later": "This segmenter learnt from the masks that the one before it made.",
+}
+# of so many images the scores are compared, the first by id
+_MOST_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One step of the ladder."""
+
+    before: Evaluation
+    after: Evaluation
+    what: str
+    """What the step does; empty: a step that is not the paper's."""
+    better: int
+    worse: int
+    """Images whose own mIoU rises or falls by it, of `compared`."""
+    compared: int
+    image_id: str
+    """Of the image that gains most."""
+    scores: tuple[float, float]
+    """Its own mIoU before and after, 0..1."""
+    pictures: tuple[str | None, ...]
+    """Data URIs: the image, the masks before and after, the truth."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    steps: tuple[Gain, ...]
+    legend: tuple[LegendEntry, ...]
+
+
+def gains_of(run: RunData) -> Gains | None:
+    """The steps of the held-out ladder; None where it has no two rungs on the same images."""
+    uri = run.manifest_uri
+    rungs = [e for e in run.evaluations if e.split == run.held_out_split]
+    if uri is None or len(rungs) < 2:
+        return None
+    manifest, seen = open_manifest(uri), set[int]()
+    steps = tuple(_steps(run, rungs, manifest, seen))
+    return Gains(steps, tuple(legend(manifest.label_space, seen))) if steps else None
+
+
+def _steps(
+    run: RunData, rungs: list[Evaluation], manifest: Manifest, seen: set[int]
+) -> Iterator[Gain]:
+    count = manifest.label_space.num_classes
+    scores = [dict(islice(image_scores(rung, count), _MOST_IMAGES)) for rung in rungs]
+    for (before, old), (after, new) in pairwise(zip(rungs, scores, strict=True)):
+        change = {i: new[i] - old[i] for i in sorted(old.keys() & new.keys())}
+        if not change:
+            continue
+        most = max(change, key=change.__getitem__)
+        yield Gain(
+            before=before,
+            after=after,
+            what=_WHAT.get(_kind(run, after), ""),
+            better=sum(value > 0 for value in change.values()),
+            worse=sum(value < 0 for value in change.values()),
+            compared=len(change),
+            image_id=most,
+            scores=(old[most], new[most]),
+            pictures=_pictures(run, manifest, most, (before, after), seen),
+        )
+
+
+def _kind(run: RunData, rung: Evaluation) -> str:
+    """A mask method's name, or what a segmenter learnt from: `r0` or `later`."""
+    first, _, rest = rung.masks_stage.partition("-")
+    if first == "make_masks":
+        return rest or str(run.setting("masks", "method", "ppmg"))
+    return "r0" if rest.startswith("r0") else "later"
+
+
+def _pictures(
+    run: RunData,
+    manifest: Manifest,
+    image_id: str,
+    rungs: tuple[Evaluation, ...],
+    seen: set[int],
+) -> tuple[str | None, ...]:
+    places = index_file(manifest.uri).select([image_id]).locations()
+    (row,) = tables.read_rows(manifest.uri, [places[image_id][1]])
+    size = thumbnail_size(row["height"], row["width"])
+    masks: list[str | None] = []
+    for rung in rungs:
+        record = run.stage(rung.masks_stage)
+        stored = stored_rows(record, [image_id]) if record is not None else {}
+        found = [images.decode_mask(mask["mask_png"]) for mask in stored.values()]
+        pictures = [mask_picture(mask, size, manifest.label_space, seen) for mask in found]
+        masks += pictures or [None]
+    drawn = draw_pictures(row, {}, manifest, seen)
+    return (drawn["image"], *masks, drawn["truth"])
