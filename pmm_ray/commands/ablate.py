@@ -92,7 +92,8 @@ def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
 def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
     """Score every combination, print the tables, and put them into the run's report.
 
-    By ground truth where there is some; by the classifier, with a contact sheet, always.
+    By ground truth where there is some; by the classifier, with a contact sheet, always, but of 100
+    images at most where there is ground truth.
 
     Args:
         request: recipe, run folder, and the most images in a sample (100 by default).
@@ -122,6 +123,9 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
 
         def by_classifier(run: Run) -> Stage:
             cams, classifier = recipe_cams(run), last_classifier(run)
+            if run.data.with_truth(config.data.held_out_split):
+                # it takes several times as long as scores by truth, which say more
+                chosen["images"] = min(chosen["images"], sweep_masks.SAMPLE_IMAGES)
             return judge_masks.stage(run.config, run.data, cams, classifier, combinations, **chosen)
 
         walk = walk_steps() if config.affinity.enabled else []
