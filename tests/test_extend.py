@@ -97,7 +97,8 @@ def test_a_backbone_from_outside(
     row = next(row for row in tables.read_table(shapes.uri).to_pylist() if row["labels"])
     [made] = worker([{"manifest": row}])
     assert not isinstance(made, ErrorRow)
-    assert decode_cam(made).max() == pytest.approx(1, abs=1e-2)
+    # stretched to 1, then stored smaller
+    assert 0.8 < decode_cam(made).max() <= 1
     # it serves PSPNet, which is kept and built again
     section = SegmenterConfig(backbone="my_backbone:TINY", weights="none", channels=8)
     segmenter = build_segmenter(section, 4, 255)
