@@ -10,25 +10,20 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from gpu_measure import free, measured, operations, peak_gb
 from gpu_stages import Size, Way
+from one_worker import train_alone
 
 from pmm_ray.config import ClassifierConfig, SegmenterConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
-from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import batches
-from pmm_ray.runtime.training.reporter import Phase
 from pmm_ray.runtime.training.sampling import BatchPlan
 from pmm_ray.runtime.training.task import TrainingTask
-from pmm_ray.runtime.training.worker import _Worker
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.train_classifier import ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
@@ -39,7 +34,7 @@ WARM = 3
 
 
 def prepare(folder: Path, size: Size) -> tuple[Manifest, str]:
-    """(manifest, folder of a masks table) of drawn photographs and their truth."""
+    """(manifest, folder of a masks table) of synthetic photographs and their truth."""
     side = max(48, size.window)
     make_shapes(str(folder / "data"), images=size.drawn, size=side, seed=0)
     manifest = open_manifest(str(folder / "data" / "manifest.parquet"))
@@ -102,30 +97,15 @@ def ours(
         return rate(step, steps)
 
     task.learning_rate = learning_rate  # type: ignore[method-assign]
-    place = StageFolder.below(str(folder), "train", "0")
-    job = TrainingJob(
-        task=task,
-        run_dir=str(folder),
-        model_uri=place.path("model.pt"),
-        checkpoints_uri=place.path("train"),
-        errors_uri=place.errors_uri,
-        error_budget=0,
-        fingerprint="",
+    free(device)
+    result = train_alone(
+        task,
+        folder,
         images=task.rows().num_rows,
         steps=size.steps,
-        workers=1,
+        device=device,
         loader_processes=min(size.processes, max(0, (os.cpu_count() or 1) - 1)),
-        scratch=folder,
     )
-    remote = SimpleNamespace(remote=lambda *_: None)
-    reporter = SimpleNamespace(update=remote, failed=remote, saved=remote)
-    free(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        result = _Worker(job, reporter, 0, 1, device, Phase(reporter, 0)).run()
-    finally:
-        dist.destroy_process_group()
     if "stopped" in result:
         raise RuntimeError(result["stopped"])
     steps = len(marks) - 1 - WARM

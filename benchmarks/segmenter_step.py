@@ -21,23 +21,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from one_worker import train_alone
 
 from pmm_ray.config import SegmenterConfig
 from pmm_ray.nets.segmenter import build_segmenter, describe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
-from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.training.job import TrainingJob
-from pmm_ray.runtime.training.reporter import Phase
-from pmm_ray.runtime.training.worker import _Worker
 from pmm_ray.sources.shapes import make_shapes
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
@@ -108,28 +103,8 @@ def ours(
         masks_uri=masks_uri,
         photographs=Photographs(manifest.root, manifest.apply_exif, 10**8, manifest.label_space),
     )
-    folder = StageFolder.below(str(run_dir), "segmenter", "0")
-    job = TrainingJob(
-        task=task,
-        run_dir=str(run_dir),
-        model_uri=folder.path("model.pt"),
-        checkpoints_uri=folder.path("train"),
-        errors_uri=folder.errors_uri,
-        error_budget=0,
-        fingerprint="",
-        images=manifest.splits["train"],
-        steps=steps,
-        workers=1,
-        loader_processes=0,
-        scratch=run_dir,
-    )
-    nobody = SimpleNamespace(remote=lambda *_: None)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        reporter = SimpleNamespace(update=nobody, failed=nobody, saved=nobody)
-        _Worker(job, reporter, 0, 1, torch.device("cpu"), Phase(reporter, 0)).run()
-    finally:
-        dist.destroy_process_group()
+    images, device = manifest.splits["train"], torch.device("cpu")
+    train_alone(task, run_dir, images=images, steps=steps, device=device)
     return task.clock
 
 

@@ -31,7 +31,7 @@ from ray.cluster_utils import Cluster
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.cluster.connect import connect
-from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.events import EventLog, read_events
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.manifest import open_manifest
@@ -57,6 +57,11 @@ def worker():
 
 def seen():
     return [path.name.split("=")[1] for path in notes.iterdir()]
+
+
+def sizes():
+    context.events.flush()
+    return [event["workers"] for event in read_events(place, "pools_resized")]
 
 
 def wait_for(ready):
@@ -91,7 +96,8 @@ with hold(place, "a"), connect(nodes.address, config.runtime) as cluster:
     thread.start()
     wait_for(lambda: len(seen()) >= 3)
     second = nodes.add_node(**node)
-    wait_for(lambda: len(set(seen())) == 2)
+    # a task goes to any node: only the size says that both have work
+    wait_for(lambda: [2] in sizes() and len(set(seen())) == 2)
     joined = len(seen())
     nodes.remove_node(first)  # SIGKILL
     thread.join()
@@ -104,7 +110,7 @@ nodes.shutdown()
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    # sockets lie below it, and their paths have a limit of 107 bytes
+    # it holds sockets, whose paths have a limit of 107 bytes
     folder = tempfile.mkdtemp(prefix="pmm-", dir="/tmp")
     own = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     environment = os.environ | own | {"RAY_worker_niceness": "0"}
