@@ -32,6 +32,8 @@ from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_cams
 from pmm_ray.stages.make_cams import crop_worker
 
+from ..networks import Colours
+
 MakeContext = Callable[..., RunContext]
 CPU = torch.device("cpu")
 CROPS = {"scales": [0.5, 1.0, 1.75], "size": 64, "stride": 44}
@@ -179,27 +181,20 @@ def test_storage_size_is_kept_of_shrunk_photographs(model: CamNetwork) -> None:
     assert cam.shape == (2, 100, 167)
 
 
-class Colours(CamNetwork):
-    """Scores that can be worked out by hand: class i is colour channel i."""
-
-    align_corners = False
-
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-        self.num_foreground = 3
-        self.input_mean, self.input_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+class NoWhite(Colours):
+    """It fails where a pixel is white."""
 
     def cam_scores(self, images_B3HW: Any, labels_BC: Any = None) -> torch.Tensor:
         if (images_B3HW > 0.99).all(dim=1).any():
             raise RuntimeError("white is too much")
-        return images_B3HW.clone()
+        return super().cam_scores(images_B3HW)
 
 
 @pytest.mark.parametrize("geometry", ["paper", "released"])
 def test_maps_lie_where_the_windows_were(geometry: str) -> None:
     image = np.zeros((90, 120, 3), np.uint8)
     image[20:50, 70:110, 1] = 250
-    ((_, cam),) = CropCams(Colours(), cams_config(geometry), CPU)(
+    ((_, cam),) = CropCams(NoWhite(), cams_config(geometry), CPU)(
         [Photograph(0, image, [2], (90, 120))]
     )
     inside = cam[0] > 0.5
@@ -231,7 +226,7 @@ def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
 
     config = cams_config(views=16)
     source = InMemory("", False, 10**6, space)
-    worker = crop_worker(CropCams(Colours(), config, CPU), source, "make_base_cams")
+    worker = crop_worker(CropCams(NoWhite(), config, CPU), source, "make_base_cams")
     results = list(worker(rows))
     failed = [r for r in results if isinstance(r, ErrorRow)]
     assert {r.stage for r in failed} == {"make_base_cams"}

@@ -16,7 +16,6 @@ from PIL import Image
 from pmm_ray.config import ClassifierConfig, RunConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.masks import MaskParameters
-from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.evidence import evidence
 from pmm_ray.nets.registry import build_classifier
@@ -30,21 +29,16 @@ from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import judge_masks
 from pmm_ray.stages.judge_masks import judge_worker, judged
 
+from ..networks import Colours
+
 SPACE = LabelSpace.from_names(["red", "green", "blue"])
 CPU = torch.device("cpu")
 MARGINS = (1, 2, 3, 4, 5)
 """Of the masks of `grown`, by their alpha: 3 is right, less is too small, more too large."""
 
 
-class Colours(CamNetwork):
+class Vivid(Colours):
     """Class i is what a pixel's channel i has beyond the mean of the three, and beyond 0.4."""
-
-    align_corners = False
-
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-        self.num_foreground = 3
-        self.input_mean, self.input_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
     def cam_scores(self, images_B3HW: Any, labels_BC: Any = None) -> torch.Tensor:
         scores: torch.Tensor = images_B3HW - images_B3HW.mean(dim=1, keepdim=True) - 0.4
@@ -103,7 +97,7 @@ def rows_of(uri: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_masks, "load_classifier", lambda uri: (Colours(), {}))
+    monkeypatch.setattr(judge_masks, "load_classifier", lambda uri: (Vivid(), {}))
 
 
 def test_the_right_masks_have_the_largest_lift(
@@ -134,7 +128,7 @@ def test_what_the_classifier_makes_of_a_mask() -> None:
     image[:, 16:24] = (0, 0, 255)
     left = np.zeros((32, 32), np.uint8)
     left[:, :16], left[:, 16:24] = 1, 3
-    found = evidence(image, [left, np.zeros_like(left)], [3, 1], Colours(), CPU)
+    found = evidence(image, [left, np.zeros_like(left)], [3, 1], Vivid(), CPU)
     above = 2 / 3 - 0.4
     probabilities = 1 / (1 + np.exp([-above / 4, -above / 2]))
     assert found.whole == pytest.approx(probabilities, abs=1e-3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,27 +17,10 @@ from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 
+from ..networks import Colours
+
 SPACE = LabelSpace.from_names(["red", "green", "blue"])
 CPU = torch.device("cpu")
-
-
-class Colours(CamNetwork):
-    """Class i is colour channel i: it knows every class and every place."""
-
-    align_corners = False
-
-    def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
-        torch.nn.Module.__init__(self)
-        self.num_foreground = 3
-        self.input_mean, self.input_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        self._order = list(order)
-
-    def forward(self, images_B3HW: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = images_B3HW[:, self._order]
-        return maps.mean(dim=(2, 3)), maps
-
-    def cam_scores(self, images_B3HW: Any, labels_BC: Any = None) -> torch.Tensor:
-        return self(images_B3HW)[1]
 
 
 @pytest.fixture
