@@ -17,7 +17,8 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="KEY=V,V,...",
-            help="Score every combination of masks.alpha, masks.smoothing, masks.threshold.",
+            help="Score every combination of masks.alpha, masks.smoothing, masks.threshold, with "
+            "or without ground truth, and lay the masks side by side in the report.",
         ),
     ] = None,
     images: Annotated[

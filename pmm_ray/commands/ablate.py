@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +112,21 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
         if config.masks.alpha == "auto" and "alpha" not in values:
             raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
         combinations = sweep_masks.grid(values)
-        chosen: dict[str, Any] = {
-            "images": request.images or sweep_masks.SAMPLE_IMAGES,
-            "method": config.masks.method,
-        }
+        images = request.images or sweep_masks.SAMPLE_IMAGES
+        judge = partial(judge_masks.stage, method=config.masks.method)
+        score = partial(sweep_masks.stage, method=config.masks.method, images=images)
 
         def by_truth(run: Run) -> Stage | None:
             if not run.data.with_truth(config.data.held_out_split):
                 return None
-            return sweep_masks.stage(run.config, run.data, recipe_cams(run), combinations, **chosen)
+            return score(run.config, run.data, recipe_cams(run), combinations)
 
         def by_classifier(run: Run) -> Stage:
-            cams, classifier = recipe_cams(run), last_classifier(run)
-            if run.data.with_truth(config.data.held_out_split):
-                # it takes several times as long as scores by truth, which say more
-                chosen["images"] = min(chosen["images"], sweep_masks.SAMPLE_IMAGES)
-            return judge_masks.stage(run.config, run.data, cams, classifier, combinations, **chosen)
+            # it takes several times as long as scores by truth, which say more
+            known = run.data.with_truth(config.data.held_out_split)
+            most = min(images, sweep_masks.SAMPLE_IMAGES) if known else images
+            place = recipe_cams(run), last_classifier(run)
+            return judge(run.config, run.data, *place, combinations, images=most)
 
         walk = walk_steps() if config.affinity.enabled else []
         own = [Step(sweep_masks.STAGE, by_truth), Step(judge_masks.STAGE, by_classifier)]

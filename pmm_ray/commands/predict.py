@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.pipeline.data import pin_precision, pinned
 from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
@@ -48,6 +49,7 @@ def predict_folder(
         with open_run(place, config, [_predict(model, masks)], progress, address, **AGAIN) as run:
             report = _import(run, model, str(images))
             run.data = DataSet(report.manifest)
+            pin_precision(run, pinned(run))
             run.follow()
             total = report.accounting.after(read_errors(run["predict_masks"].errors_uri))
             close(total, f"{masks}, {place}/errors", run.say)

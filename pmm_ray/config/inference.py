@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pmm_ray.config.base import Auto, Section, added
 
@@ -11,7 +11,14 @@ class InferenceConfig(Section):
     """How a network computes where it is not trained."""
 
     precision: Literal["float32", "bfloat16"] | Auto = added("auto")
-    """Of the network; all that follows it is float32. `bfloat16`: autocast, as `amp` of a training.
-    `auto`: bfloat16 on GPUs that have it, else float32."""
+    """Of the network; what it returns is float32. `bfloat16`: autocast, as `amp` of a training.
+    `auto`, resolved once per run folder: bfloat16 where all GPUs have it, else float32."""
     channels_last: bool | Auto = added("auto")
     """Memory layout of images and features; `auto`: with bfloat16 on GPUs."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; float32 is not named, as before there was a choice."""
+        out = super().identity()
+        if self.precision == "float32":
+            del out["precision"]
+        return out

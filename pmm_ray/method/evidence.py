@@ -76,7 +76,7 @@ def lift(
         lift = sum of (w - h) * ((kept + removed) / 2 - a) / sum of (w - h)
 
     over all pairs with w > h: the others are of classes that the classifier does not see. An empty
-    mask has 0, one of the whole image has 0, and one drawn at random has about 0, because it holds
+    mask has 0, one of the whole image has 0, and a random one has about 0, because it holds
     as much of the evidence as of the area. This is the prior on the area: a pixel belongs into a
     mask where it tells more of the class than the image's pixels do on average.
 

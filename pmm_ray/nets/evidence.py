@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,17 @@ def evidence(
         device: where it is.
     """
     blurred = hidden(image_HW3)
-    views = [image_HW3, blurred]
     area_KS = np.empty((len(labels), len(masks)), np.float32)
-    for k, label in enumerate(labels):
-        for s, mask_HW in enumerate(masks):
-            inside_HW = mask_HW == label
-            area_KS[k, s] = inside_HW.mean()
-            views += parts(image_HW3, blurred, inside_HW)
-    found_BC = _probabilities(views, labels, network, device)
+
+    def views() -> Iterator[NDArray[np.uint8]]:
+        yield from (image_HW3, blurred)
+        for k, label in enumerate(labels):
+            for s, mask_HW in enumerate(masks):
+                inside_HW = mask_HW == label
+                area_KS[k, s] = inside_HW.mean()
+                yield from parts(image_HW3, blurred, inside_HW)
+
+    found_BC = _probabilities(views(), labels, network, device)
     present_C = [label - 1 for label in labels]
     pairs_KS2 = found_BC[2:].reshape(len(labels), len(masks), 2, -1)
     of_class_KS2 = np.stack([pairs_KS2[k, :, :, c] for k, c in enumerate(present_C)])
@@ -79,7 +83,7 @@ def evidence(
 
 @torch.inference_mode()
 def _probabilities(
-    views: Sequence[NDArray[np.uint8]],
+    views: Iterator[NDArray[np.uint8]],
     labels: Sequence[int],
     network: CamNetwork,
     device: torch.device,
@@ -88,9 +92,8 @@ def _probabilities(
     present_1C = torch.zeros((1, network.num_foreground), device=device)
     present_1C[:, [label - 1 for label in labels]] = 1.0
     found = []
-    for first in range(0, len(views), _TOGETHER):
-        batch_BHW3 = np.stack(views[first : first + _TOGETHER])
-        pixels_B3HW = torch.from_numpy(batch_BHW3).to(device).permute(0, 3, 1, 2)
+    while together := list(islice(views, _TOGETHER)):  # a large grid has thousands
+        pixels_B3HW = torch.from_numpy(np.stack(together)).to(device).permute(0, 3, 1, 2)
         batch = normalise_views(pixels_B3HW, network.input_mean, network.input_std)
         present_BC = present_1C.expand(len(batch), -1)
         scores_BC = in_halves(network.image_scores, batch, present_BC)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -205,8 +206,14 @@ def predict_logits(model: nn.Module, images_B3HW: Tensor) -> Tensor:
     logits: Tensor = model.encode_decode(images_B3HW, [meta] * len(images_B3HW))  # type: ignore[operator]
     outputs = describe(model).outputs
     if outputs is not None:
-        logits = logits[:, list(outputs)]
+        logits = logits.index_select(1, _indices(outputs, logits.device))
     return logits.float()
+
+
+@lru_cache
+def _indices(outputs: tuple[int, ...], device: torch.device) -> Tensor:
+    """Made once: a copy to a GPU would wait for it."""
+    return torch.tensor(outputs, device=device)
 
 
 def load_segmenter(checkpoint_uri: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -35,7 +35,8 @@ class OnTheWay:
         # to pinned memory, which torch takes for copies that are not awaited
         self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         if tensors[0].is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # whoever waits for it sleeps: its core is for masks
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(tensors[0].device))
 
     def arrays(self) -> list[NDArray[Any]]:

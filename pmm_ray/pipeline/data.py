@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from pmm_ray.config import RunConfig
+from pmm_ray.config import InferenceConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
+
+SomeInference = TypeVar("SomeInference", bound=InferenceConfig)
 
 
 def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
@@ -47,7 +50,9 @@ def prepare(run: Run, needs_truth: str = "") -> None:
         require_truth(run, needs_truth)
     if config.cycles.update == "if_better" and config.cycles.rounds:
         require_truth(run, "cycles.update: if_better", "use cycles.update: always")
-    pin_workers(run)
+    earlier = pinned(run)
+    pin_workers(run, earlier)
+    pin_precision(run, earlier)
 
 
 def _rasterize(run: Run) -> Stage | None:
@@ -85,19 +90,26 @@ TRAININGS = ("classifier", "multicrop", "affinity", "segmenter")
 """Sections of trainings."""
 
 
-def pin_workers(run: Run) -> None:
+def pinned(run: Run) -> dict[str, Any]:
+    """The configuration that the folder has, as plain values; empty: none, or it begins anew."""
+    uri = storage.join(run.session.run_dir, "resolved.yaml")
+    if run.session.selection.fresh or not storage.exists(uri):
+        return {}
+    import yaml
+
+    return yaml.safe_load(storage.read_bytes(uri)) or {}
+
+
+def pin_workers(run: Run, earlier: Mapping[str, Any]) -> None:
     """Resolve `workers: auto` once per run folder: trained weights depend on it.
+
+    Args:
+        earlier: see `pinned`.
 
     Raises:
         CannotRunError: the nodes cannot hold the workers of a training that is still to be done;
             found now, not when its turn comes.
     """
-    uri = storage.join(run.session.run_dir, "resolved.yaml")
-    earlier: dict[str, Any] = {}
-    if storage.exists(uri) and not run.session.selection.fresh:
-        import yaml
-
-        earlier = yaml.safe_load(storage.read_bytes(uri)) or {}
     from pmm_ray.runtime.training.workers import count_workers, plan_workers
 
     update: dict[str, Any] = {}
@@ -113,6 +125,32 @@ def pin_workers(run: Run) -> None:
         assert step.section is not None
         name = base_name(step.name).removeprefix("train_")
         plan_workers(name, step.section(run.config), run.session.cluster)
+
+
+def pin_precision(run: Run, earlier: Mapping[str, Any]) -> None:
+    """Resolve `precision: auto` once per run folder: not every card has bfloat16.
+
+    Args:
+        earlier: see `pinned`.
+    """
+
+    def known(section: SomeInference, before: Mapping[str, Any]) -> SomeInference:
+        if section.precision != "auto":
+            return section
+        value = before.get("precision", "auto")
+        if value == "auto":
+            value = "bfloat16" if run.session.cluster.has_bfloat16() else "float32"
+        return section.model_copy(update={"precision": value})
+
+    config = run.config
+    base = known(config.base.cams, earlier.get("base", {}).get("cams", {}))
+    run.config = config.model_copy(
+        update={
+            "base": config.base.model_copy(update={"cams": base}),
+            "cams": known(config.cams, earlier.get("cams", {})),
+            "predict": known(config.predict, earlier.get("predict", {})),
+        }
+    )
 
 
 def _trainings_ahead(run: Run) -> list[Step]:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
+from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.report.gallery import image_scores, stored_rows
 from pmm_ray.report.pictures import (
     LegendEntry,
@@ -18,7 +20,7 @@ from pmm_ray.report.pictures import (
 )
 from pmm_ray.report.run_data import Evaluation, RunData
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import index_file
+from pmm_ray.runtime.core.index import index_file, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows import images
 
@@ -26,11 +28,13 @@ _WHAT = {
     "crf_argmax": "The CRF carries the maps to edges of colour, all classes at once.",
     "ppmg": "CVS raises what a peak outshines. Each class has a CRF against its own background; "
     "where two overlap, the pixel goes to the class of whose total it holds the larger share.",
-    "r0": "The segmenter has seen all masks: what one gets wrong, most others get right. It is not "
-    "told an image's classes.",
-    "later": "This segmenter learnt from the masks that the one before it made.",
 }
-# of so many images the scores are compared, the first by id
+_FIRST_SEGMENTER = (
+    "The segmenter has seen all masks: what one gets wrong, most others get right.",
+    " It is not told an image's classes.",
+)
+_LATER_SEGMENTER = "This segmenter learnt from the masks that the one before it made."
+# of so many images the scores are compared, the first by id that all rungs have
 _MOST_IMAGES = 2000
 
 
@@ -47,11 +51,11 @@ class Gain:
     """Images whose own mIoU rises or falls by it, of `compared`."""
     compared: int
     image_id: str
-    """Of the image that gains most."""
+    """Of the image that gains most; empty: none gains."""
     scores: tuple[float, float]
     """Its own mIoU before and after, 0..1."""
     pictures: tuple[str | None, ...]
-    """Data URIs: the image, the masks before and after, the truth."""
+    """Data URIs: the image, the masks before and after, the truth; none where none gains."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,19 @@ class Gains:
 
 
 def gains_of(run: RunData) -> Gains | None:
-    """The steps of the held-out ladder; None where it has no two rungs on the same images."""
-    uri = run.manifest_uri
-    rungs = [e for e in run.evaluations if e.split == run.held_out_split]
+    """The steps of the held-out ladder; None where it has no two rungs on the same images.
+
+    Masks and segmenters of tables are no rungs.
+    """
+    uri, split = run.manifest_uri, run.held_out_split
+    known = [f"make_masks-{method}" for method in MASK_METHODS]
+    segmenter = re.compile(rf"predict_masks-r\d+-{re.escape(split)}")
+    rungs = [
+        e
+        for e in run.evaluations
+        if e.split == split
+        and (e.masks_stage in ("make_masks", *known) or segmenter.fullmatch(e.masks_stage))
+    ]
     if uri is None or len(rungs) < 2:
         return None
     manifest, seen = open_manifest(uri), set[int]()
@@ -74,32 +88,38 @@ def gains_of(run: RunData) -> Gains | None:
 def _steps(
     run: RunData, rungs: list[Evaluation], manifest: Manifest, seen: set[int]
 ) -> Iterator[Gain]:
-    count = manifest.label_space.num_classes
-    scores = [dict(islice(image_scores(rung, count), _MOST_IMAGES)) for rung in rungs]
+    indexes = [read_index(rung.folder.uri) for rung in rungs]
+    common = sorted(set[str].intersection(*(set(index.image_ids) for index in indexes)))
+    chosen, count = common[:_MOST_IMAGES], manifest.label_space.num_classes
+    scores = [dict(image_scores(index.select(chosen), count)) for index in indexes]
     for (before, old), (after, new) in pairwise(zip(rungs, scores, strict=True)):
-        change = {i: new[i] - old[i] for i in sorted(old.keys() & new.keys())}
+        change = {i: new[i] - old[i] for i in chosen if i in old and i in new}
         if not change:
             continue
         most = max(change, key=change.__getitem__)
+        gains = change[most] > 0
         yield Gain(
             before=before,
             after=after,
-            what=_WHAT.get(_kind(run, after), ""),
+            what=_what(run, after),
             better=sum(value > 0 for value in change.values()),
             worse=sum(value < 0 for value in change.values()),
             compared=len(change),
-            image_id=most,
+            image_id=most if gains else "",
             scores=(old[most], new[most]),
-            pictures=_pictures(run, manifest, most, (before, after), seen),
+            pictures=_pictures(run, manifest, most, (before, after), seen) if gains else (),
         )
 
 
-def _kind(run: RunData, rung: Evaluation) -> str:
-    """A mask method's name, or what a segmenter learnt from: `r0` or `later`."""
+def _what(run: RunData, rung: Evaluation) -> str:
+    """What made a rung of the masks before it."""
     first, _, rest = rung.masks_stage.partition("-")
     if first == "make_masks":
-        return rest or str(run.setting("masks", "method", "ppmg"))
-    return "r0" if rest.startswith("r0") else "later"
+        return _WHAT.get(rest or str(run.setting("masks", "method", "ppmg")), "")
+    if not rest.startswith("r0-"):
+        return _LATER_SEGMENTER
+    told = run.setting("predict", "use_image_labels", False)
+    return _FIRST_SEGMENTER[0] if told else "".join(_FIRST_SEGMENTER)
 
 
 def _pictures(

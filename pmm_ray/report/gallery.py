@@ -13,9 +13,9 @@ import numpy as np
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import from_sparse, mean_iou
 from pmm_ray.report.pictures import LegendEntry, class_name, draw_pictures, legend
-from pmm_ray.report.run_data import Evaluation, RunData, StageRecord
+from pmm_ray.report.run_data import RunData, StageRecord
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import open_manifest
 
 
@@ -112,12 +112,17 @@ def _scores(run: RunData, label_space: LabelSpace) -> tuple[dict[str, float], st
     if not held_out:
         return {}, ""
     evaluation = held_out[-1]
-    return dict(image_scores(evaluation, label_space.num_classes)), evaluation.title
+    index = read_index(evaluation.folder.uri)
+    return dict(image_scores(index, label_space.num_classes)), evaluation.title
 
 
-def image_scores(evaluation: Evaluation, num_classes: int) -> Iterator[tuple[str, float]]:
-    for batch in read_all(evaluation.folder.uri).to_batches(1000):
-        for row in batch.to_pylist():
+def image_scores(index: TableIndex, num_classes: int) -> Iterator[tuple[str, float]]:
+    """(image id, its own mIoU 0..1) of rows of an evaluation; those without a class left out."""
+    rows_of_part: dict[str, list[int]] = {}
+    for part, number in index.locations().values():
+        rows_of_part.setdefault(part, []).append(number)
+    for part, numbers in rows_of_part.items():
+        for row in tables.read_rows(part, numbers):
             cells = np.array(row["cells"], np.int32)
             counts = np.array(row["counts"], np.int64)
             mean, _ = mean_iou(from_sparse(cells, counts, num_classes))

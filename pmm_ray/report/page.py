@@ -66,8 +66,8 @@ def render(run: RunData) -> str:
     gallery_note = ""
     try:
         count = int(run.setting("report", "gallery", _DEFAULT_GALLERY))
-        gallery = make_gallery(run, count)
         gains = gains_of(run) if count > 0 else None
+        gallery = make_gallery(run, count)
     except CannotRunError as error:
         gallery_note = str(error)
     splits = _splits(run)

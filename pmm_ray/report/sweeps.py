@@ -28,7 +28,7 @@ from pmm_ray.runtime.rows import images
 AUTO = "sweep_masks-alpha"
 """The stage of `masks.alpha: auto`."""
 SWEEPS = ("sweep_masks", "judge_masks", AUTO)
-"""Stages that are shown; the cells of tables are in the tables."""
+"""Stages of sweeps; those of the paper's tables are shown as tables."""
 SCORES = {
     "mean_iou": "mIoU %",
     "pixel_accuracy": "pixel accuracy %",

@@ -27,7 +27,7 @@ from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.nets.evidence import evidence
 from pmm_ray.nets.registry import load_classifier
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.core.tables import BYTES, FLOAT, TEXT, columns
@@ -96,6 +96,8 @@ def judge_worker(
         size = small.shape[1::-1]
         masks = [cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in masks]
         found = evidence(small, masks, labels, network, device)
+        if not all(np.isfinite(values).all() for values in vars(found).values()):
+            raise RowError("nonfinite", "the classifier's scores are not finite")
         kept = masks if image_id in sheet else []
         return {
             "image_id": image_id,
@@ -131,8 +133,8 @@ def run(
         A summary whose `lift` is that of the best combination, `details["chosen"]`; without both
         where the classifier sees no class in any image.
     """
-    # its worker does not overlap
-    pool = replace(cam_pool(context.config.cams, context), overlap=1)
+    pool = cam_pool(context.config.cams, context)
+    memory = grid_memory(context, cams, len(combinations))
     summary = run_table_stage(
         context,
         folder,
@@ -149,7 +151,8 @@ def run(
             folder.stage,
         ),
         schema=JUDGED,
-        pool=replace(pool, memory=grid_memory(context, cams, len(combinations))),
+        # its worker does not overlap
+        pool=replace(pool, memory=memory, overlap=1),
     )
     lift_S, area_S = judged(folder, len(combinations))
     seen = bool(np.isfinite(lift_S).all())

@@ -37,7 +37,7 @@ from pmm_ray.runtime.mapping.table_stage import (
 )
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
-from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.runtime.rows.photographs import Photographs, large_image
 from pmm_ray.runtime.rows.scores import (
     SCORES,
     pack_scores,
@@ -51,6 +51,8 @@ CODE_VERSION = 2
 
 # What an image takes a fast GPU at least, and may take a core.
 _IMAGE_SECONDS = (0.05, 4.0)
+# Scores of a chunk on their way to the CRF, where the network keeps every class possible.
+_CHUNK_BYTES = 400e6
 
 
 @dataclass(frozen=True)
@@ -176,13 +178,16 @@ def run(
     photographs = Photographs.of(context)
     output = MaskOutput(photographs.label_space, round_number, png_folder)
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
-    actors = actor_pool(context, config.actors)
+    actors, batch = actor_pool(context, config.actors), config.batch_size
+    if batch == "auto":
+        classes = context.manifest.label_space.num_classes
+        planes = max(1.0, 2.0 * classes * large_image(context.manifest.uri))  # float16, bytes
+        asked = network_batch(len(images), actors, *_IMAGE_SECONDS)
+        batch = max(1, min(asked, int(_CHUNK_BYTES / planes)))
     shape: dict[str, Any] = {
         "inputs": {"manifest": images},
         "schema": tables.MASKS,
-        "batch_size": config.batch_size
-        if config.batch_size != "auto"
-        else network_batch(len(images), actors, *_IMAGE_SECONDS),
+        "batch_size": batch,
     }
     if not config.use_crf:
         worker = partial(argmax_worker, *model, output)

@@ -154,7 +154,8 @@ class RunFolder:
     def evaluate(self, masks: dict[str, Any], masks_stage: str, title: str, split: str) -> float:
         total = np.zeros((SPACE.num_classes, SPACE.num_classes), np.int64)
         rows = []
-        for image_id in self.ids[:-1] if split == "val" else self.ids[-1:]:
+        images = self.ids[:-1] if split == "val" else self.ids[-1:]
+        for image_id in (i for i in images if i in masks):
             one = confusion_matrix(
                 self.truth[image_id], masks[image_id], SPACE.num_classes, SPACE.ignore
             )

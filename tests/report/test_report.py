@@ -13,14 +13,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pmm_ray.report import build_report, print_stage_table
+from pmm_ray.report import build_report, gains, print_stage_table
 from pmm_ray.report.console import rows_of
+from pmm_ray.report.gains import Gains, gains_of
 from pmm_ray.report.gallery import image_scores
 from pmm_ray.report.run_data import load_run
 from pmm_ray.report.sweeps import overlay_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.stages.judge_masks import JUDGED
 
@@ -154,13 +156,53 @@ def test_each_step_shows_the_image_that_gains_most(full_run: RunFolder) -> None:
         "segmenter, round 0 → segmenter, round 1",
     ]
     rungs = [e for e in load_run(full_run.uri).evaluations if e.split == "val"]
-    scores = [dict(image_scores(rung, SPACE.num_classes)) for rung in rungs]
+    scores = [dict(image_scores(read_index(e.folder.uri), SPACE.num_classes)) for e in rungs]
     for (_, image_id), (before, after) in zip(steps, pairwise(scores), strict=True):
         gains = {i: after[i] - before[i] for i in before}
         assert gains[image_id] == max(gains.values()) > 0
     assert len(re.findall(r'src="data:', section)) == 4 * 4
     assert "The CRF carries the maps to edges of colour" in page.words
     assert "pixel goes to the class of whose total it holds the larger share" in page.words
+
+
+def test_steps_compare_the_first_images_that_all_rungs_have(
+    make_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gains, "_MOST_IMAGES", 2)
+    run = make_run(images=9)
+    lacking = run.masks("make_masks", 4)
+    # one image lacks a mask, so that parts and rows of the two rungs differ
+    run.evaluate({i: mask for i, mask in lacking.items() if i != "img-0"}, "make_masks", "a", "val")
+    run.evaluate(run.masks("predict_masks-r0-val", 1), "predict_masks-r0-val", "b", "val")
+    run.write_record()
+    (step,) = (gains_of(load_run(run.uri)) or Gains((), ())).steps
+    assert (step.compared, step.better, step.image_id) == (2, 2, "img-2")
+
+
+def test_segmenters_of_tables_are_no_steps(full_run: RunFolder) -> None:
+    name = "predict_masks-clamp-r0-val"
+    full_run.evaluate(full_run.masks(name, 0), name, "clamp, round 0", "val")
+    full_run.write_record()
+    assert "→ clamp" not in read_page(full_run)[1].words
+
+
+def test_a_step_by_which_no_image_gains_says_so(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run()
+    run.evaluate(run.masks("make_masks", 1), "make_masks", "PPMG", "val")
+    name = "predict_masks-r0-val"
+    run.evaluate(run.masks(name, 3), name, "segmenter", "val")
+    run.write_record()
+    words = read_page(run)[1].words
+    assert "of 5 images 0 gain, 4 lose" in words
+    assert "No image gains by it." in words
+
+
+def test_a_segmenter_that_is_told_the_classes(full_run: RunFolder) -> None:
+    sentence = "It is not told an image's classes."
+    assert sentence in read_page(full_run)[1].words
+    place = Path(full_run.uri) / "resolved.yaml"
+    place.write_text(place.read_text() + "predict: {use_image_labels: true}\n")
+    assert sentence not in read_page(full_run)[1].words
 
 
 def test_a_ladder_of_one_rung_shows_no_step(make_run: Callable[..., RunFolder]) -> None:

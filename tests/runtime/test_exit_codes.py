@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pmm_ray.config import ConfigError
-from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
@@ -51,6 +52,21 @@ def test_a_reason_that_comes_from_a_task_keeps_its_kind() -> None:
     assert isinstance(cannot_run(f"make_masks: {store_failure(THROTTLED)}"), MayPassError)
     assert isinstance(cannot_run(f"make_masks: {reason(FULL)}"), MayPassError)
     assert not isinstance(cannot_run(f"make_cams: {reason(ValueError('weights'))}"), MayPassError)
+
+
+def test_a_bucket_that_no_task_can_reach_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(uri: str) -> None:
+        raise OSError("When resolving region for bucket 'photos': curlCode: 28")
+
+    monkeypatch.setattr(
+        storage, "pafs", SimpleNamespace(FileSystem=SimpleNamespace(from_uri=fails))
+    )
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    storage._filesystem.cache_clear()
+    with pytest.raises(MayPassError, match="cannot reach s3://photos") as unreachable:
+        storage.read_bytes("s3://photos/a.jpg")
+    assert isinstance(cannot_run(f"make_masks: {unreachable.value}"), MayPassError)
 
 
 def test_a_dead_jobs_hold_passes_and_a_cluster_that_is_too_small_does_not(tmp_path: Path) -> None:

@@ -81,6 +81,27 @@ def test_images_of_a_batch_that_fails_are_tried_alone() -> None:
     assert batches == [[0, 1, 2, 3, 4, 5], [0], [1], [2], [3], [4], [5]]
 
 
+def test_an_image_is_tried_alone_once_all_that_was_seen_is_finished() -> None:
+    finished: list[int] = []
+    alone: list[list[int]] = []
+
+    def see(images: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for tried, (n, image) in enumerate(images):
+            if n == 3 and tried:
+                raise MemoryError("with others")
+            if n == 3:
+                alone.append(sorted(finished))
+            yield n, image
+
+    def finish(row: InputRow, seen: int) -> dict[str, Any]:
+        time.sleep(0.2)
+        finished.append(seen)
+        return to_row(row, seen)
+
+    assert made(list(Overlapped("stage", number, see, finish)(rows(5)))) == [0, 1, 2, 3, 4]
+    assert alone == [[0, 1, 2]]
+
+
 def test_a_network_that_leaves_an_image_out_keeps_nobody_waiting() -> None:
     def forgetful(images: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield from ((n, image) for n, image in images if n != 1)

@@ -22,6 +22,7 @@ from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Pool
+from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.table_stage import cpu_pool
 from pmm_ray.runtime.training.workers import plan_workers
 
@@ -116,6 +117,52 @@ def test_pools_follow_the_cluster_and_devices_do_not() -> None:
     joined = changing(nodes_of(1, 4), nodes_of(2, 8, 4)).now()
     assert (joined.gpus, joined.placed(pool).size) == (0, 16)
     assert nodes_of(1, 4).now().placed(Pool(9, follows=True)).size == 4
+
+
+def test_work_on_cpus_stays_on_all_nodes_when_a_small_one_joins() -> None:
+    with_gpus = [node("g0", CPU=64, GPU=8), node("g1", CPU=64, GPU=8)]
+
+    def seen(nodes: list[dict[str, Any]]) -> ClusterResources:
+        found = place(nodes, RuntimeConfig())
+        labels, cpus = found.cpu_stage_labels, found.cpu_stage_cpus
+        return ClusterResources(
+            found.cpus, found.gpus, len(nodes), False, cpus, labels, offered=found.nodes
+        )
+
+    joined = [*with_gpus, node("small", CPU=4)]
+    cluster = replace(seen(with_gpus), look=lambda: seen(joined))
+    pool = Pool(128, labels=cluster.cpu_stage_labels, follows=True)
+    assert cluster.placed(pool).size == 128
+    assert cluster.now().placed(pool).size == 132
+    assert (cluster.now().default_tasks(), cluster.now().cpu_stage_labels) == (132, {})
+    # nodes without GPUs were there from the first: work keeps to them, and to those that join
+    began = [node("c0", CPU=8), with_gpus[0]]
+    cluster = replace(seen(began), look=lambda: seen([*began, node("c1", CPU=4)]))
+    pool = Pool(8, labels=cluster.cpu_stage_labels, follows=True)
+    assert (cluster.placed(pool).size, cluster.now().placed(pool).size) == (8, 12)
+    # a node with GPUs joins those without
+    cluster = replace(seen(began[:1]), look=lambda: seen(began))
+    pool = Pool(8, labels=cluster.cpu_stage_labels, follows=True)
+    assert (cluster.placed(pool).size, cluster.now().placed(pool).size) == (8, 72)
+
+
+def test_bfloat16_needs_it_on_every_card() -> None:
+    def cards(*names: str) -> bool:
+        offered = tuple(Node(8, 1, labels={"ray.io/accelerator-type": name}) for name in names)
+        return ClusterResources(8, len(names), 1, False, offered=offered).has_bfloat16()
+
+    assert cards("A10G", "L4")
+    assert not cards("A10G", "T4")
+    assert cards("a card of tomorrow")
+    assert not nodes_of(2, 8).has_bfloat16()
+
+
+def test_a_pool_that_lost_a_node_grows_back_to_what_was_asked_for() -> None:
+    cluster = changing(*[nodes_of(count, 4, 4) for count in (2, 2, 3)])
+    cluster.avoid("n1", "sick")
+    pool = Pool(8, actors=True, cpus=0.0, gpus=1.0)
+    sizes = Sizes(cluster, [pool], 100, lambda _: None)
+    assert (list(sizes()), list(sizes())) == ([4], [8])
 
 
 def test_every_stage_reads_the_cluster_again(tmp_path: Path) -> None:

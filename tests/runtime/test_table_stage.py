@@ -337,6 +337,8 @@ def test_chunks_of_networks_follow_the_time_that_they_take() -> None:
     # how long an image takes is a guess: each worker gets two chunks
     assert network_batch(1000, replace(gpus, size=256), 0.03, 4.0) == 1
     assert network_batch(0, gpus, 0.03, 4.0) == 1
+    # a GPU may be as slow as a core: its chunk must not seem to stall
+    assert network_batch(10_000_000, gpus, 0.5, 60.0) == 5
 
 
 def test_the_lease_is_free_after_a_run(tmp_path: Path) -> None:

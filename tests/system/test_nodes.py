@@ -153,8 +153,8 @@ with hold(place, "a"), connect(address, config.runtime) as cluster:
         progress=progress, attempt="a")
     folder = StageFolder.below(place, "make_masks", "12345678")
     images = index_file(manifest_uri)
-    cams = Cams(images, "0", streamed_from="none")
-    make_masks.run(config.masks, context, folder, cams=cams)
+    streamed = Cams(images, "0", streamed_from="none")
+    make_masks.run(config.masks, context, folder, cams=streamed)
 """
 
 

@@ -35,6 +35,7 @@ Views = Mapping[tuple[int, int], int]
 _BATCH = 8
 # a backward pass computes the gradients of inputs and of weights
 _WITH_BACKWARD = 3
+_UNCOUNTED = ("train_affinity", "walk_cams")
 
 
 class _Work(NamedTuple):
@@ -49,7 +50,7 @@ class _Work(NamedTuple):
 def gpu_hours(
     config: RunConfig, costs: Sequence[Cost], size: tuple[int, int], space: LabelSpace
 ) -> dict[str, dict[str, float] | str]:
-    """Hours of one GPU for each stage with a network.
+    """Hours of one GPU for each training, CAM and prediction stage.
 
     Args:
         costs: of all stages: which there are, of how many images.
@@ -63,6 +64,8 @@ def gpu_hours(
     for cost in costs:
         kind = base_name(cost.stage)
         work = _work(config, kind, size, space)
+        if kind in _UNCOUNTED:
+            found[cost.stage] = "the affinity network's operations are not counted"
         if work is None or not cost.timed:
             continue
         if kind not in seconds:

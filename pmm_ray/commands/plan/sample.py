@@ -91,7 +91,7 @@ def choose_sample(manifest_uri: str, folder: str, splits: Sequence[str], images:
 
 def usual_size(manifest_uri: str) -> tuple[int, int]:
     """Mean height and width of a manifest's photographs, px."""
-    table = tables.read_table(manifest_uri)
+    table = tables.read_table(manifest_uri, ["height", "width"])
     height, width = (pc.mean(table.column(name)).as_py() for name in ("height", "width"))
     return round(height), round(width)
 

@@ -11,6 +11,9 @@ from typing import Any, Protocol, Self, TypeVar
 from pmm_ray.runtime.core.errors import CannotRunError
 
 NODE_ID = "ray.io/node-id"
+ACCELERATOR = "ray.io/accelerator-type"
+# of the cards that Ray knows by name
+_WITHOUT_BFLOAT16 = {"K80", "P4", "P100", "V100", "T4"}
 _NOT_IN = re.compile(r"!in\((.*)\)")
 # Ray counts in ten-thousandths
 _EPSILON = 1e-6
@@ -116,6 +119,9 @@ class ClusterResources:
         if self.look is None:
             return self
         seen = self.look()
+        if not self.cpu_stage_labels:
+            # stages without a GPU run anywhere: they stay there when nodes without one join
+            seen = replace(seen, cpu_stage_labels={}, cpu_stage_cpus=None)
         return replace(
             seen,
             gpus=max(seen.gpus, 1.0) if self.gpus >= 1 else 0.0,
@@ -136,6 +142,11 @@ class ClusterResources:
         hidden = ("offered", "began_with", "look")
         own = {k: v for k, v in self.__dict__.items() if k not in hidden}
         return own | {"shapes": dict(shapes)}
+
+    def has_bfloat16(self) -> bool:
+        """Whether there are GPUs, and all of them compute in bfloat16, as far as Ray knows them."""
+        cards = {node.labels.get(ACCELERATOR, "") for node in self.places if node.gpus}
+        return self.gpus >= 1 and not cards & _WITHOUT_BFLOAT16
 
     def default_train_workers(self) -> int:
         """One per GPU; on CPUs 2, or 1 on a single core."""
@@ -179,8 +190,10 @@ class ClusterResources:
         avoided nodes, with as many workers as the others hold.
         """
         if pool.follows:
-            size = self.default_actors() if pool.actors else self.default_tasks()
-            pool = replace(pool, size=size)
+            there = [node for node in self.places if node.accepts(pool.labels)]
+            on_gpus = pool.gpus and self.gpus >= 1
+            units = self.gpus if on_gpus else sum(node.cpus for node in there)
+            pool = replace(pool, size=max(1, int(units)))
         if not self.avoided:
             return pool
         labels = away_from(pool.labels, list(self.avoided))

@@ -66,7 +66,7 @@ def _s3(root: str) -> Any:
         try:
             found, _ = pafs.FileSystem.from_uri(root)  # asks the bucket for its region
         except OSError as error:
-            raise MayPassError(f"cannot reach {root}: {error}") from error
+            raise MayPassError(f"{STORE_FAILS}: cannot reach {root}: {error}") from error
         options = {"region": found.region}
     return pafs.S3FileSystem(
         **options,

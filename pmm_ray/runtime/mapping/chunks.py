@@ -41,7 +41,7 @@ class Pool:
 
     size: int
     actors: bool = False
-    """Actors keep a model between chunks; tasks scale with the cluster by themselves."""
+    """Actors keep a model between chunks."""
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int = 0

@@ -22,7 +22,7 @@ class Sizes:
 
     Args:
         cluster: that is read again.
-        pools: in the order of the plan.
+        pools: in the order of the plan, as they were asked for.
         chunks: no pool has more workers.
         changed: hears of other sizes than at the last call.
     """
@@ -38,11 +38,13 @@ class Sizes:
         self._pools = pools
         self._chunks = chunks
         self._changed = changed
-        self._last = [min(pool.size, chunks) for pool in pools]
+        self._last = self._on(cluster)
+
+    def _on(self, cluster: ClusterResources) -> list[int]:
+        return [min(cluster.placed(pool).size, self._chunks) for pool in self._pools]
 
     def __call__(self) -> Sequence[int]:
-        now = self._cluster.now()
-        sizes = [min(now.placed(pool).size, self._chunks) for pool in self._pools]
+        sizes = self._on(self._cluster.now())
         if sizes != self._last:
             self._last = sizes
             self._changed(sizes)

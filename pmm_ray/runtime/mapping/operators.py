@@ -60,6 +60,8 @@ class _Mapper:
         self._function = function
         self._failed = failed
         self._worker: Worker | None = None
+        self._cannot: tuple[str, str] | None = None
+        """Why no worker could be made, and the fault of the machine, if it is one."""
         self._making = threading.Lock()  # an actor is called by several threads, see `Pool.overlap`
         self._seconds = _Seconds()
 
@@ -68,16 +70,17 @@ class _Mapper:
             _wait_for_the_end()
         rows = batch.to_pylist()
         with self._making:
-            if self._worker is None:
+            if self._worker is None and self._cannot is None:
                 inference_process()
                 try:
                     self._worker = self._factory()
                 except Exception as error:
-                    text, fault = reason(error), machine_fault(error)
-                    if fault is not None:
-                        text, fault = "", fault_of(MachineError(fault))
-                    failed = [self._failed(row, text, fault or "") | _no_time() for row in rows]
-                    return _ended(failed)
+                    fault = machine_fault(error)
+                    broken = fault is not None and fault_of(MachineError(fault))
+                    self._cannot = ("", broken) if broken else (reason(error), "")
+            if self._worker is None:
+                assert self._cannot is not None
+                return _ended([self._failed(row, *self._cannot) | _no_time() for row in rows])
         return _ended([self._timed(row, self._worker) for row in rows])
 
     def _timed(self, row: Row, worker: Worker) -> Row:

@@ -54,7 +54,6 @@ class Overlapped(Generic[P, S]):
         prepare: reads an image and makes what the network takes; called by several threads.
         network: called by one thread.
         finish: makes the row of what the network saw; called by several threads.
-        overlapping: False: one image after the other, in the thread of the caller.
     """
 
     def __init__(
@@ -63,11 +62,9 @@ class Overlapped(Generic[P, S]):
         prepare: Callable[[InputRow], P],
         network: Network[P, S],
         finish: Callable[[InputRow, S], dict[str, Any]],
-        overlapping: bool = True,
     ) -> None:
         self._stage = stage
         self._prepare, self._network, self._finish = prepare, network, finish
-        self._overlapping = overlapping
         self._readers = ThreadPoolExecutor(_AHEAD, "prepare")
         self._seeing = ThreadPoolExecutor(1, "network")
         self._finishers = ThreadPoolExecutor(_FINISHERS, "finish")
@@ -76,9 +73,6 @@ class Overlapped(Generic[P, S]):
 
     def __call__(self, rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
         """Maps the rows of a chunk; see `chunks.row_by_row` for what becomes an error row."""
-        if not self._overlapping:
-            yield from row_by_row(self._stage, self._alone)(rows)
-            return
         chunk = _Chunk(rows, self._prepare, self._readers)
         self._seeing.submit(self._see, chunk)
         outcomes = iter(chunk.outcomes)
@@ -86,10 +80,6 @@ class Overlapped(Generic[P, S]):
             yield from row_by_row(self._stage, lambda _: next(outcomes).result())(rows)
         finally:
             chunk.over = True
-
-    def _alone(self, row: InputRow) -> dict[str, Any]:
-        ((_, seen),) = self._network([(0, self._prepare(row))])
-        return self._finish(row, seen)
 
     def _see(self, chunk: _Chunk[P]) -> None:
         """The network's part of a chunk."""
@@ -122,7 +112,14 @@ class Overlapped(Generic[P, S]):
         # after the handler, for the same reason
         for number in list(left) if len(numbers) > 1 else ():
             if not chunk.over:
+                self._finish_all()  # what is seen and not finished takes the device's memory
                 self._attempt(chunk, [number])
+
+    def _finish_all(self) -> None:
+        """Wait for the rows of all that was seen."""
+        for _ in range(_BEHIND):
+            self._room.acquire()
+        self._room.release(_BEHIND)
 
     def _finish_one(self, chunk: _Chunk[P], number: int, seen: S) -> None:
         try:

@@ -96,9 +96,10 @@ class Passes:
         self, todo: pa.ChunkedArray, size: int, blame: Blame, overlaps: bool
     ) -> Verdict | None:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
-        cluster, stage = self.context.cluster, self.folder.stage
+        cluster, stage = self.context.cluster.now(), self.folder.stage
         runtime = self.context.config.runtime
         pool, producer = self.pool, self.producer
+        asked = [producer.pool, pool] if producer is not None else [pool]
         pool = cluster.placed(pool)
         if producer is not None:
             producer = replace(producer, pool=cluster.placed(producer.pool))
@@ -115,7 +116,7 @@ class Passes:
             runtime.stall_seconds,
             runtime.nodes_seconds,
             self.progress.set_note,
-            Sizes(cluster, pools, len(chunks), partial(self._resized, meters)),
+            Sizes(cluster, asked, len(chunks), partial(self._resized, meters)),
         )
         try:
             results = stream(chunks, self.factory, self.output, pool, limits, producer)

@@ -57,14 +57,15 @@ def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
     """Images per task of actors that hold a network; at least 1.
 
     As `auto_batch`; but how long an image takes depends on the network and the device, so that no
-    more is relied on than that: every worker gets two chunks.
+    more is relied on than that: every worker gets two chunks, and on a GPU as slow as a CPU a chunk
+    ends long before `runtime.stall_seconds`.
 
     Args:
         on_gpu: what an image takes a GPU at least, s.
         on_cpu: what it may take a CPU, s.
     """
     batch = auto_batch(images, pool.size, on_gpu if pool.gpus else on_cpu)
-    return max(1, min(batch, images // (2 * pool.size)))
+    return max(1, min(batch, images // (2 * pool.size), int(_LONGEST_SECONDS / on_cpu)))
 
 
 def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
