@@ -77,3 +77,21 @@ def test_streamed_maps_are_stored_where_they_are_what_is_asked_for(
     place = str(tmp_path / "run")
     assert run_recipe(RECIPES / "shapes.yaml", run_dir=place, settings=settings, last=last) == 0
     assert ("make_cams" in [name for name, _ in seen]) is stored
+
+
+def test_labels_of_images_help_cyclic_masks_but_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    seen = rehearse(monkeypatch, weights)
+    hashes = []
+    for told in ("true", "false"):
+        seen.clear()
+        place, settings = str(tmp_path / told), [f"predict.use_image_labels={told}"]
+        assert run_recipe(RECIPES / "shapes.yaml", run_dir=place, settings=settings) == 0
+        hashes.append(dict(seen))
+    with_labels, without = hashes
+    held_out = "predict_masks-r0-val"
+    assert with_labels[held_out] == without[held_out]
+    assert with_labels["predict_masks-r1"] != without["predict_masks-r1"]

@@ -157,7 +157,8 @@ class PredictConfig(InferenceConfig):
     backend: Literal["lattice", "pydensecrf"] = "lattice"
     """CRF implementation."""
     use_image_labels: bool = False
-    """Forbid classes that the image's labels do not name (released code: no)."""
+    """Forbid classes that the image's labels do not name, in cyclic masks and by `pmm predict`
+    (released code: no). The held-out split is scored without its labels."""
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by the number of GPUs or CPUs, see docs/reference/scale.md."""
     windows_at_once: Positive = execution(2)

@@ -149,18 +149,15 @@ class SegmenterValidation:
         image_HW3: NDArray[np.uint8],
         device: torch.device,
     ) -> NDArray[np.int64]:
-        """The mask that `predict_masks` would make."""
+        """The mask that `predict_masks` would make of a held-out image."""
         from pmm_ray.nets.segmenter_views import mean_probabilities
 
         config = self.predict
         assert config is not None
         scores_CHW = mean_probabilities(image_HW3, network, config, device)
-        classes = np.arange(len(scores_CHW))
-        if config.use_image_labels:
-            classes = np.array([0, *self.photographs.labels(row)])
-        scores_CHW = np.ascontiguousarray(scores_CHW[classes])
         if not config.use_crf:
-            return np.asarray(classes[scores_CHW.argmax(0)])
+            return np.asarray(scores_CHW.argmax(0))
+        classes = np.arange(len(scores_CHW))
         packed = pack_scores(row["image_id"], image_HW3, classes, scores_CHW, config)
         height, width = image_HW3.shape[:2]
         return refine(packed, height, width, config)

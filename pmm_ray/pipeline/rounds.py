@@ -138,6 +138,8 @@ def _predict(
             return None
         model = predict_masks.Model.of(run[f"train_segmenter-{variant.round(segmenter)}"])
         config = _with(run.config.predict, variant.predict)
+        if held_out:  # a score that knows the classes is not the segmenter's
+            config = config.model_copy(update={"use_image_labels": False})
         return predict_masks.stage(config, run.data, model, images, round=number, name=name)
 
     return Step(name, make, pool="predict.actors", cycle=_cycle(variant))

@@ -30,8 +30,8 @@ _WHAT = {
     "where two overlap, the pixel goes to the class of whose total it holds the larger share.",
 }
 _FIRST_SEGMENTER = (
-    "The segmenter has seen all masks: what one gets wrong, most others get right.",
-    " It is not told an image's classes.",
+    "The segmenter has seen all masks: what one gets wrong, most others get right. "
+    "It is not told an image's classes."
 )
 _LATER_SEGMENTER = "This segmenter learnt from the masks that the one before it made."
 # of so many images the scores are compared, the first by id that all rungs have
@@ -116,10 +116,7 @@ def _what(run: RunData, rung: Evaluation) -> str:
     first, _, rest = rung.masks_stage.partition("-")
     if first == "make_masks":
         return _WHAT.get(rest or str(run.setting("masks", "method", "ppmg")), "")
-    if not rest.startswith("r0-"):
-        return _LATER_SEGMENTER
-    told = run.setting("predict", "use_image_labels", False)
-    return _FIRST_SEGMENTER[0] if told else "".join(_FIRST_SEGMENTER)
+    return _FIRST_SEGMENTER if rest.startswith("r0-") else _LATER_SEGMENTER
 
 
 def _pictures(

@@ -12,7 +12,7 @@ from typing import Any
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.runtime.core.lease import STALE_SECONDS, read_lease
+from pmm_ray.runtime.core.lease import beats, read_lease
 
 _WINDOW = 300.0  # s, of which a rate is the mean
 # after the last word about nodes: the driver writes one every half minute
@@ -79,12 +79,12 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
         raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
     rows = list(read_events(run_dir))
     lease = read_lease(run_dir)
-    alive = lease is not None and now - float(lease["heartbeat"]) < STALE_SECONDS
     found = RunNow(
         name=record["name"],
         finished=bool(record.get("finished")),
-        held_by=str(lease["host"]) if alive and lease is not None else "",
-        age=now - float(rows[-1]["time"]) if rows else 0.0,
+        held_by=str(lease["host"]) if lease is not None and beats(run_dir, lease, now) else "",
+        # the driver's clock may be ahead of this one
+        age=max(0.0, now - float(rows[-1]["time"])) if rows else 0.0,
         stages=_stages(rows, now),
     )
     for row in rows:

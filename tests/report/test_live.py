@@ -11,7 +11,7 @@ import pytest
 
 from pmm_ray.commands.watch import lines, watch
 from pmm_ray.report.live import look
-from pmm_ray.runtime.core import events, storage
+from pmm_ray.runtime.core import events, lease, storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import Board, EventLog, read_events
 
@@ -83,7 +83,10 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
         assert part in said
 
 
-def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(run_dir: Path) -> None:
+def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
     late = look(str(run_dir), START + 36_000)
     assert late.gpu_hours == pytest.approx((30 + 60) * 4 / 3600)
     assert late.held_by == ""

@@ -197,14 +197,6 @@ def test_a_step_by_which_no_image_gains_says_so(make_run: Callable[..., RunFolde
     assert "No image gains by it." in words
 
 
-def test_a_segmenter_that_is_told_the_classes(full_run: RunFolder) -> None:
-    sentence = "It is not told an image's classes."
-    assert sentence in read_page(full_run)[1].words
-    place = Path(full_run.uri) / "resolved.yaml"
-    place.write_text(place.read_text() + "predict: {use_image_labels: true}\n")
-    assert sentence not in read_page(full_run)[1].words
-
-
 def test_a_ladder_of_one_rung_shows_no_step(make_run: Callable[..., RunFolder]) -> None:
     run = make_run()
     run.evaluate(run.masks("make_masks", 2), "make_masks", "PPMG", "val")

@@ -30,6 +30,11 @@ def write_lease(run_dir: Path, **changes: object) -> None:
     (run_dir / "lease.json").write_text(json.dumps(content | changes))
 
 
+def written_ago(run_dir: Path, seconds: float) -> None:
+    when = time.time() - seconds
+    os.utime(run_dir / "lease.json", (when, when))
+
+
 def test_a_living_process_keeps_others_out(tmp_path: Path) -> None:
     with (
         lease.hold(str(tmp_path), "a"),
@@ -54,12 +59,38 @@ def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
 
 
 def test_a_holder_elsewhere_is_taken_over_when_its_heartbeat_is_old(tmp_path: Path) -> None:
-    write_lease(tmp_path, host="elsewhere", heartbeat=time.time() - lease.STALE_SECONDS / 2)
+    write_lease(tmp_path, host="elsewhere")
+    written_ago(tmp_path, lease.STALE_SECONDS / 2)
     with pytest.raises(CannotRunError, match="on elsewhere"), lease.hold(str(tmp_path), "b"):
         pass
-    write_lease(tmp_path, host="elsewhere", heartbeat=time.time() - lease.STALE_SECONDS - 1)
+    written_ago(tmp_path, lease.STALE_SECONDS + 1)
     with lease.hold(str(tmp_path), "b"):
         assert lease.holds(str(tmp_path), "b")
+    assert not list(tmp_path.glob(".lease-*"))
+
+
+@pytest.mark.parametrize("ahead", [-120.0, 120.0])
+def test_the_clocks_of_two_hosts_may_differ(tmp_path: Path, ahead: float) -> None:
+    """What counts is when the lease was written, not what its writer's clock said."""
+    write_lease(tmp_path, host="elsewhere", heartbeat=time.time() + ahead)
+    with pytest.raises(CannotRunError, match="on elsewhere"), lease.hold(str(tmp_path), "b"):
+        pass
+    written_ago(tmp_path, lease.STALE_SECONDS + 1)
+    with lease.hold(str(tmp_path), "b"):
+        assert lease.holds(str(tmp_path), "b")
+
+
+@pytest.mark.parametrize("ahead", [-120.0, 120.0])
+def test_a_reader_with_another_clock_looks_twice(
+    tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    with lease.hold(str(tmp_path), "a"):
+        found = lease.read_lease(str(tmp_path))
+        assert found is not None
+        assert lease.beats(str(tmp_path), found, time.time() + ahead)
+    (tmp_path / "lease.json").write_text(json.dumps(found))
+    assert not lease.beats(str(tmp_path), found, time.time() + ahead)
 
 
 def test_a_torn_lease_holds_nothing(tmp_path: Path) -> None:

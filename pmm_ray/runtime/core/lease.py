@@ -1,7 +1,8 @@
 """One writer per run folder: a lease with a heartbeat.
 
 A new run takes over from a dead process on the same host at once, from a holder elsewhere after
-`STALE_SECONDS` without a heartbeat. A file system's lock lets two processes that start in the same
+`STALE_SECONDS` without a heartbeat. The clocks of hosts differ, so the store's own clock counts:
+when it says that the lease was written, beside a file written now. A file system's lock lets two processes that start in the same
 instant take the folder one after the other. Object stores have no such lock in pyarrow: there two
 such runs may both think that they hold the folder, until one of them reads the lease again.
 """
@@ -14,7 +15,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,31 @@ def holds(run_dir: str, attempt: str) -> bool:
     return lease is not None and lease["attempt"] == attempt
 
 
-def _alive(lease: dict[str, Any]) -> bool:
+def _age(run_dir: str) -> float:
+    """Seconds since the last heartbeat, by the clock of the store that keeps the folder."""
+    probe = storage.join(run_dir, f".lease-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(probe, b"now")
+    try:
+        return storage.changed(probe) - storage.changed(_uri(run_dir))
+    finally:
+        storage.delete_file(probe)
+
+
+def beats(run_dir: str, lease: Mapping[str, Any], now: float) -> bool:
+    """Whether a lease's holder seems alive, for those who may only read.
+
+    Args:
+        now: this machine's clock, s since the epoch. Where it calls the heartbeat old, or of the
+            future, a second look decides.
+    """
+    if 0 <= now - float(lease["heartbeat"]) < STALE_SECONDS:
+        return True
+    time.sleep(1.5 * HEARTBEAT_SECONDS)
+    later = read_lease(run_dir)
+    return later is not None and later["heartbeat"] != lease["heartbeat"]
+
+
+def _alive(run_dir: str, lease: dict[str, Any]) -> bool:
     if lease["host"] == socket.gethostname():
         try:
             process = psutil.Process(int(lease["pid"]))
@@ -58,7 +84,10 @@ def _alive(lease: dict[str, Any]) -> bool:
             return running and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-    return time.time() - float(lease["heartbeat"]) < STALE_SECONDS
+    try:
+        return _age(run_dir) < STALE_SECONDS
+    except FileNotFoundError:  # the holder has just ended
+        return False
 
 
 def _one_at_a_time(run_dir: str) -> contextlib.AbstractContextManager[Any]:
@@ -91,7 +120,7 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
 
     with _one_at_a_time(run_dir):
         holder = read_lease(run_dir)
-        if holder is not None and _alive(holder):
+        if holder is not None and _alive(run_dir, holder):
             raise MayPassError(
                 f"{run_dir} is in use by process {holder['pid']} on {holder['host']} "
                 f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."

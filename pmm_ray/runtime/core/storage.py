@@ -118,6 +118,20 @@ def exists(uri: str) -> bool:
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def changed(uri: str) -> float:
+    """When a file was written, s since the epoch by the clock of whatever stores it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    filesystem, path = resolve(uri)
+    with reaching(uri):
+        info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(uri)
+    return float(info.mtime.timestamp())
+
+
 def store_failure(error: OSError, uri: str = "") -> str | None:
     """What to say if a store failed, after all retries, rather than one file; else None.
 
