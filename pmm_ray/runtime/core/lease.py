@@ -2,9 +2,10 @@
 
 A new run takes over from a dead process on the same host at once, from a holder elsewhere after
 `STALE_SECONDS` without a heartbeat. The clocks of hosts differ, so the store's own clock counts:
-when it says that the lease was written, beside a file written now. A file system's lock lets two processes that start in the same
-instant take the folder one after the other. Object stores have no such lock in pyarrow: there two
-such runs may both think that they hold the folder, until one of them reads the lease again.
+when it says that the lease was written, beside a file written now. A file system's lock lets two
+processes that start in the same instant take the folder one after the other. Object stores have no
+such lock in pyarrow: there two such runs may both think that they hold the folder, until one of
+them reads the lease again.
 """
 
 from __future__ import annotations
