@@ -86,7 +86,7 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
 def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "_SECOND_LOOK_SECONDS", 0.01)
     late = look(str(run_dir), START + 36_000)
     assert late.gpu_hours == pytest.approx((30 + 60) * 4 / 3600)
     assert late.held_by == ""

@@ -85,6 +85,7 @@ def test_a_reader_with_another_clock_looks_twice(
     tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "_SECOND_LOOK_SECONDS", 2.0)
     with lease.hold(str(tmp_path), "a"):
         found = lease.read_lease(str(tmp_path))
         assert found is not None
@@ -107,6 +108,23 @@ def test_the_heartbeat_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         while lease.read_lease(str(tmp_path)) == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_a_lease_that_is_badly_read_once_is_not_lost(tmp_path: Path) -> None:
+    with lease.hold(str(tmp_path), "a"):
+        written = (tmp_path / "lease.json").read_text()
+        (tmp_path / "lease.json").write_text(written[:10])
+        later = threading.Timer(0.3, (tmp_path / "lease.json").write_text, (written,))
+        later.start()
+        assert lease.holds(str(tmp_path), "a")
+        later.join()
+
+
+def test_a_lease_that_is_gone_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.01)
+    with lease.hold(str(tmp_path), "a"):
+        (tmp_path / "lease.json").unlink()
+        assert not lease.holds(str(tmp_path), "a")
 
 
 RACER = """

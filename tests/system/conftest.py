@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,10 @@ class RayNodes:
     port: int
     dashboard_port: int
     token: str
+    host: str = "127.0.0.1"
+    """Address of the head."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What else the nodes and those who submit have in theirs."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     log_of: dict[int, Path] = field(default_factory=dict)
     """By pid."""
@@ -51,7 +55,8 @@ class RayNodes:
     def client_environment(self) -> dict[str, str]:
         """What a machine that submits jobs has."""
         return os.environ | {
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
+            "RAY_API_SERVER_ADDRESS": f"http://{self.host}:{self.dashboard_port}",
+            **self.environment,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
         }
@@ -65,6 +70,7 @@ class RayNodes:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_worker_niceness": "0",
             "OMP_NUM_THREADS": "1",
+            **self.environment,
         }
         environment.pop("RAY_ADDRESS", None)
         # where jobs are started; by default the same port for every Ray of a machine
@@ -82,13 +88,15 @@ class RayNodes:
         self.log_of[process.pid] = path
         return process
 
-    def start_head(self) -> None:
+    def start_head(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
         self.start(
             "--head",
+            *options,
             f"--port={self.port}",
             f"--dashboard-port={self.dashboard_port}",
             "--num-cpus=0",
             "--object-store-memory=150000000",
+            prefix=prefix,
         )
         self._wait(lambda: self.alive() == 1, "the head")
 
@@ -100,7 +108,7 @@ class RayNodes:
             prefix: a command that runs `ray start`, such as `unshare`.
         """
         before = self.alive()
-        address = (f"--address=127.0.0.1:{self.port}", "--object-store-memory=150000000")
+        address = (f"--address={self.host}:{self.port}", "--object-store-memory=150000000")
         # nodes of one machine would share it, and each unpacks a job's files there anew
         own = f"--temp-dir={self.folder / f'node-{len(self.processes)}'}"
         for attempt in range(3):
@@ -119,7 +127,7 @@ class RayNodes:
         """Nodes that the head knows to be alive; 0 while it does not answer."""
         try:
             answer = requests.get(
-                f"http://127.0.0.1:{self.dashboard_port}/api/v0/nodes",
+                f"http://{self.host}:{self.dashboard_port}/api/v0/nodes",
                 headers={"Authorization": f"Bearer {self.token}"},
                 timeout=10,
             ).json()

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
+EXPIRED = (
+    b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+)
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
@@ -19,7 +22,7 @@ class Fault:
     method: str
     where: str
     action: str
-    """`slow down`, `deny`, `cut upload`, `cut download` or `hang`."""
+    """`slow down`, `deny`, `expire`, `cut upload`, `cut download` or `hang`."""
     times: int = 10**9
 
 
@@ -85,6 +88,8 @@ def handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
                 return self.answer(503, [], SLOW_DOWN)
             if fault == "deny":
                 return self.answer(403, [], DENIED)
+            if fault == "expire":
+                return self.answer(400, [], EXPIRED)
             if fault == "hang":
                 time.sleep(30)
                 return self.hang_up()

@@ -259,6 +259,41 @@ def masks_of(run_dir: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("answer", ["expire", "deny"])
+def test_credentials_that_expire_in_mid_run_cost_no_image(
+    s3: Proxy, tmp_path: Path, answer: str
+) -> None:
+    write_photographs(tmp_path / "photographs")
+    for path in (tmp_path / "photographs").rglob("*.*"):
+        name = path.relative_to(tmp_path).as_posix()
+        storage.write_bytes(f"s3://bucket/{answer}/{name}", path.read_bytes())
+    root, run_dir = f"s3://bucket/{answer}/photographs", f"s3://bucket/{answer}/run"
+    first = start_run(tmp_path, root, run_dir)
+    deadline = time.monotonic() + 300
+    while len(s3.attempts("PUT", f"{answer}/run/make_masks")) < 4:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    s3.faults = [Fault(method, "/", answer) for method in ("GET", "HEAD", "PUT", "POST", "DELETE")]
+    _, printed = first.communicate(timeout=600)
+    assert first.returncode == 75, printed
+    assert "Traceback" not in printed
+    assert f"{answer}/run" in printed
+    assert "Run the same command again" in printed
+    s3.faults.clear()
+    second = start_run(tmp_path, root, run_dir)
+    _, printed = second.communicate(timeout=600)
+    assert second.returncode == 0, printed
+    record = json.loads(storage.read_bytes(f"{run_dir}/run.json"))
+    assert [stage["errors"] for stage in record["stages"]] == [0] * len(record["stages"])
+    whole = start_run(tmp_path, str(tmp_path / "photographs"), str(tmp_path / "run"))
+    _, printed = whole.communicate(timeout=600)
+    assert whole.returncode == 0, printed
+    assert masks_of(run_dir) == masks_of(str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_on_buckets_alone_throttled_cut_and_killed_ends_with_the_table_of_a_local_run(
     s3: Proxy, tmp_path: Path
 ) -> None:

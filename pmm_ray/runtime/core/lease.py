@@ -29,6 +29,8 @@ from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+_SECOND_LOOK_SECONDS = 1.5 * HEARTBEAT_SECONDS
+_LOOKS, _LOOK_SECONDS = 4, 0.5
 
 
 def _uri(run_dir: str) -> str:
@@ -47,8 +49,16 @@ def read_lease(run_dir: str) -> dict[str, Any] | None:
 
 
 def holds(run_dir: str, attempt: str) -> bool:
-    """Whether this attempt still holds the folder; part writers ask before they commit."""
+    """Whether this attempt still holds the folder; part writers ask before they commit.
+
+    A lease that cannot be read is looked at again: a store may show one badly while it is written.
+    """
     lease = read_lease(run_dir)
+    for _ in range(_LOOKS):
+        if lease is not None:
+            break
+        time.sleep(_LOOK_SECONDS)
+        lease = read_lease(run_dir)
     return lease is not None and lease["attempt"] == attempt
 
 
@@ -71,7 +81,7 @@ def beats(run_dir: str, lease: Mapping[str, Any], now: float) -> bool:
     """
     if 0 <= now - float(lease["heartbeat"]) < STALE_SECONDS:
         return True
-    time.sleep(1.5 * HEARTBEAT_SECONDS)
+    time.sleep(_SECOND_LOOK_SECONDS)
     later = read_lease(run_dir)
     return later is not None and later["heartbeat"] != lease["heartbeat"]
 
