@@ -23,7 +23,7 @@ from .rehearsal import rehearse
 PINS = Path(__file__).parent / "pins"
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = [
-    *("shapes", "voc12-mini", "voc12", "voc12-released"),
+    *("shapes", "voc12-animals", "voc12-mini", "voc12", "voc12-released"),
     *("coco14-mini", "coco14", "coco14-released", "coco14-gate-labels"),
 ]
 VARIANTS = {

@@ -89,30 +89,25 @@ class RayNodes:
         return process
 
     def start_head(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
-        self.start(
-            "--head",
-            *options,
-            f"--port={self.port}",
-            f"--dashboard-port={self.dashboard_port}",
-            "--num-cpus=0",
-            "--object-store-memory=150000000",
-            prefix=prefix,
-        )
-        self._wait(lambda: self.alive() == 1, "the head")
+        ports = (f"--port={self.port}", f"--dashboard-port={self.dashboard_port}")
+        self._start_node("--head", *ports, "--num-cpus=0", *options, prefix=prefix)
 
     def start_worker(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
-        """Start a node and wait for it; Ray gives a node 30 s, which a busy machine may not have.
+        """Start a node and wait for it.
 
         Args:
             options: of `ray start`.
             prefix: a command that runs `ray start`, such as `unshare`.
         """
-        before = self.alive()
-        address = (f"--address={self.host}:{self.port}", "--object-store-memory=150000000")
         # nodes of one machine would share it, and each unpacks a job's files there anew
         own = f"--temp-dir={self.folder / f'node-{len(self.processes)}'}"
+        self._start_node(f"--address={self.host}:{self.port}", own, *options, prefix=prefix)
+
+    def _start_node(self, *options: str, prefix: tuple[str, ...]) -> None:
+        """Ray gives a node 30 s, which a busy machine may not have: three attempts."""
+        before = self.alive()
         for attempt in range(3):
-            process = self.start(*address, own, *options, prefix=prefix)
+            process = self.start("--object-store-memory=150000000", *options, prefix=prefix)
             try:
                 self._wait(lambda: self.alive() > before, "a node")
             except NodeEndedError:
