@@ -7,11 +7,11 @@
 One actor's chunks, as Ray would call them, in threads of this process: its rows are read, mapped
 and committed with the lease's check, as in a run. The network only waits, 20 ms a batch; every
 access to storage takes 30 ms more. An image is 4 batches of `cams`, about 10 of `crops`, 6 of
-`relabel`, which sends its rows to tasks and commits nothing itself. With `--pass-pixels` views of
-several images share a batch, which then takes as long as theirs would.
+`relabel`, which sends its rows to tasks and commits nothing itself. With `--pass-pixels` images
+have one size, and views of several share a batch, which takes as long as theirs would alone.
 
-`busy` is what the network waited over the time from the first batch to the last; `own CPU` what the thread of
-the network computes before and after, most of it a GPU's work; the rest waits for other threads.
+`busy` is what the network waited, over the time from the first batch to the last; `own CPU` what
+its thread computes before and after, most of it a GPU's work; the rest waits for other threads.
 `no core` is the share of the time in which that thread was ready and other work of the machine had
 the cores: the other shares are of what is left. `in turn` works on one chunk after the other,
 `overlapping` as actors do now; a tree before that has only the first.
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from pmm_ray.config import CamsConfig, PredictConfig
@@ -87,6 +88,13 @@ class Waiting(torch.nn.Module):
         return found | {"no core": round(queued / passed, 3)}
 
 
+class OneSize(Photographs):
+    """Photographs cut to 48 x 48 px."""
+
+    def image(self, row: dict[str, Any]) -> Any:
+        return np.ascontiguousarray(super().image(row)[:48, :48])
+
+
 def now() -> tuple[float, float, float]:
     """Seconds of the clock, of this thread on a core, and of this thread in line for one."""
     computed, queued, _ = Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()
@@ -133,7 +141,8 @@ def work(call: Callable[[str], dict[str, Any]], todo: Sequence[str], threads: in
 def measure(stage: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Busy shares of one stage."""
     manifest = open_manifest(str(folder / "data" / "manifest.parquet"))
-    photographs = Photographs(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
+    kind = OneSize if options.pass_pixels else Photographs
+    photographs = kind(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
     index = index_file(manifest.uri)
     todo = chunks.make_chunks(index.image_ids, {"manifest": index}, options.batch)
     found: dict[str, Any] = {"stage": stage, "images": len(index), "images a part": options.batch}
