@@ -91,7 +91,12 @@ def cams_config(arguments: argparse.Namespace) -> Any:
     from pmm_ray.config import CamsConfig
 
     crops = {"geometry": arguments.geometry, "scales": arguments.scales}
-    values = {"kind": "multi_crop", "crops": crops, "views": arguments.views, "stride": 1}
+    values = {
+        "kind": "multi_crop",
+        "crops": crops,
+        "stride": 1,
+        "pass_pixels": arguments.views * 448**2,
+    }
     return CamsConfig.model_validate(values)
 
 
@@ -167,7 +172,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     model = network(arguments.backbone).eval()
     subject, config = photograph(arguments.image), cams_config(arguments)
     with torch.inference_mode():
-        model.cam_scores(torch.zeros(config.views, 3, 448, 448))  # warm
+        model.cam_scores(torch.zeros(arguments.views, 3, 448, 448))  # warm
         model.cam_scores(torch.zeros(1, 3, 448, 448))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -47,8 +47,8 @@ class Part(NamedTuple):
 def parts(backbones: list[str], with_compiler: bool) -> Iterator[Part]:
     """All rows in order; what is compiled comes last, where the time may be over."""
     for backbone in backbones:
-        for stage, (_, ways) in STAGES.items():
-            yield from (Part(backbone, stage, way) for way in ways)
+        for stage, asked in STAGES.items():
+            yield from (Part(backbone, stage, way) for way in asked.ways)
         for stage in gpu_training.STAGES:
             yield from (Part(backbone, stage, way) for way in (FLOAT32, BFLOAT16))
     if with_compiler:
@@ -82,13 +82,14 @@ class Bench:
             return gpu_training.trained(part.stage, part.backbone, part.way, *rest)
 
     def _asked(self, part: Part) -> dict[str, Any]:
-        make, _ = STAGES[part.stage]
-        work = make(part.backbone, part.way, self._size, self._device)
+        asked = STAGES[part.stage]
+        work = asked.make(part.backbone, part.way, self._size, self._device)
         key = (part.backbone, part.stage)
         if key not in self._flops:
             self._flops[key] = operations(work)
         flops, seconds = self._flops[key], self._size.seconds
-        return measured(work, self._device, images=1, flops=flops, seconds=seconds)
+        images = self._size.photographs if asked.several else 1
+        return measured(work, self._device, images=images, flops=flops, seconds=seconds)
 
 
 def guarded(work: Callable[[], dict[str, Any]], until: float) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The stages that ask a network, as `gpu.py` measures them: on one photograph, network loaded."""
+"""The stages that ask a network, as `gpu.py` measures them: on photographs, network loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.scale_cams import ScaleCams, stored_size
 from pmm_ray.nets.segmenter import build_segmenter
-from pmm_ray.nets.segmenter_views import mean_probabilities
+from pmm_ray.nets.segmenter_views import SegmenterViews, checked, make_views
 
 CLASSES = 20
 """VOC's, without the background."""
@@ -29,6 +29,8 @@ class Size:
 
     photograph: tuple[int, int]
     """Rows and columns, px."""
+    photographs: int
+    """Of one call; of multi-crop CAMs one."""
     scales: tuple[float, ...]
     crops: CropsConfig
     ratios: tuple[float, ...]
@@ -57,6 +59,7 @@ class Size:
 # a usual photograph of VOC, and what `recipes/voc12.yaml` does with it
 FULL = Size(
     photograph=(375, 500),
+    photographs=8,
     scales=(0.5, 1.0, 1.5, 2.0),
     crops=CropsConfig(),
     ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
@@ -75,6 +78,7 @@ FULL = Size(
 )
 TINY = Size(
     photograph=(48, 64),
+    photographs=2,
     scales=(0.5, 1.0),
     crops=CropsConfig(scales=(1.0,), size=32, stride=24),
     ratios=(1.0,),
@@ -100,20 +104,25 @@ class Way:
     name: str
     bfloat16: bool = False
     """And channels last."""
-    views: int = 2
-    """Views per pass, where the stage lets one choose; 2: a window and its mirror image."""
+    batched: bool = False
+    """Whether many views share a pass, as a stage has it on a GPU."""
     compiled: bool = False
 
-    def inference(self) -> dict[str, Any]:
-        """The keys of a stage's section."""
+    def inference(self, pair: int = 1) -> dict[str, Any]:
+        """The keys of a stage's section.
+
+        Args:
+            pair: pixels of a view and its mirror image, where they do not go together anyway.
+        """
         precision = "bfloat16" if self.bfloat16 else "float32"
-        return {"precision": precision, "channels_last": self.bfloat16}
+        pixels = 32 * 448**2 if self.batched else pair
+        return {"precision": precision, "channels_last": self.bfloat16, "pass_pixels": pixels}
 
 
 FLOAT32 = Way("float32")
 BFLOAT16 = Way("bfloat16", bfloat16=True)
-BATCHED = Way("bfloat16, 32 views", bfloat16=True, views=32)
-COMPILED = Way("bfloat16, 32 views, compiled", bfloat16=True, views=32, compiled=True)
+BATCHED = Way("bfloat16, batches", bfloat16=True, batched=True)
+COMPILED = Way("bfloat16, batches, compiled", bfloat16=True, batched=True, compiled=True)
 
 
 def photograph(size: Size) -> np.ndarray[Any, Any]:
@@ -134,17 +143,25 @@ def compiled(network: Any, method: str) -> None:
 
 
 def multi_scale_cams(backbone: str, way: Way, size: Size, device: torch.device) -> Work:
-    """`make_cams` of whole images: eight views of four sizes."""
+    """`make_cams` of whole images: eight views of four sizes of each."""
     config = CamsConfig(scales=size.scales, **way.inference())
     network = for_inference(classifier(backbone), "cam_scores", config, device)
     image = photograph(size)
     cams = ScaleCams(network, config, device)
-    return lambda: cams(image, LABELS)
+
+    def work() -> None:
+        images = ((None, cams.prepare(image, LABELS)) for _ in range(size.photographs))
+        for _, on_the_way in cams.scores(images):
+            (scores_KHW,) = on_the_way.arrays()
+            cams.stored(scores_KHW, stored_size(*size.photograph, config.stride))
+
+    return work
 
 
 def multi_crop_cams(backbone: str, way: Way, size: Size, device: torch.device) -> Work:
     """`make_cams` of windows, all of one size."""
-    values = {"kind": "multi_crop", "crops": size.crops, "views": way.views, **way.inference()}
+    keys = way.inference(pair=2 * size.crops.size**2)
+    values = {"kind": "multi_crop", "crops": size.crops, **keys}
     config = CamsConfig.model_validate(values)
     network = for_inference(classifier(backbone), "cam_scores", config, device)
     if way.compiled:
@@ -162,7 +179,7 @@ def multi_crop_cams(backbone: str, way: Way, size: Size, device: torch.device) -
 
 
 def predictions(backbone: str, way: Way, size: Size, device: torch.device) -> Work:
-    """`predict_masks` up to the probabilities: windows of views of six sizes."""
+    """`predict_masks` up to the probabilities: windows of views of six sizes of each."""
     torch.manual_seed(0)
     # with frozen norms random weights keep their range
     section = SegmenterConfig(
@@ -174,17 +191,35 @@ def predictions(backbone: str, way: Way, size: Size, device: torch.device) -> Wo
         resize_base=size.resize_base,
         crop_size=size.window,
         stride=size.window - size.window // 16,
-        windows_at_once=way.views,
         **way.inference(),
     )
     network = for_inference(network, "encode_decode", config, device)
-    image = photograph(size)
-    return lambda: mean_probabilities(image, network, config, device)
+    image, views = photograph(size), SegmenterViews(network, config, device)
+
+    def work() -> None:
+        images = (
+            (None, make_views(image, config, device), size.photograph)
+            for _ in range(size.photographs)
+        )
+        for _, mean_CHW in views.probabilities(images):
+            checked(mean_CHW.cpu().numpy())
+
+    return work
 
 
-STAGES: dict[str, tuple[Callable[[str, Way, Size, torch.device], Work], tuple[Way, ...]]] = {
-    "multi-scale CAMs": (multi_scale_cams, (FLOAT32, BFLOAT16)),
-    "multi-crop CAMs": (multi_crop_cams, (FLOAT32, BFLOAT16, BATCHED)),
-    "predict": (predictions, (FLOAT32, BFLOAT16, BATCHED)),
+class Asked(NamedTuple):
+    """A stage."""
+
+    make: Callable[[str, Way, Size, torch.device], Work]
+    ways: tuple[Way, ...]
+    """What it is measured in; views of one size alone are worth a compiler."""
+    several: bool = True
+    """Whether a call takes `Size.photographs`; else one, whose windows fill batches."""
+
+
+EAGER = (FLOAT32, BFLOAT16, BATCHED)
+STAGES = {
+    "multi-scale CAMs": Asked(multi_scale_cams, EAGER),
+    "multi-crop CAMs": Asked(multi_crop_cams, EAGER, several=False),
+    "predict": Asked(predictions, EAGER),
 }
-"""What each stage is measured in; views of one size alone are worth a compiler."""

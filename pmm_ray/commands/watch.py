@@ -67,5 +67,7 @@ def _stage_line(stage: StageNow) -> str:
         parts.append(f"{stage.errors} errors")
     if stage.busy is not None:
         parts.append(f"{'GPUs' if stage.gpus else 'workers'} {stage.busy:.0%} busy")
+    if stage.filled is not None:
+        parts.append(f"passes {stage.filled:.0%} full, {stage.views:.1f} views")
     done = " (done)" if stage.finished else ""
     return f"  {stage.stage}: {', '.join(parts)}{done}"

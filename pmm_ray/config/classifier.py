@@ -139,8 +139,5 @@ class CamsConfig(InferenceConfig):
     """Storage resolution: original px per stored CAM px."""
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by kind and number of GPUs or CPUs, see docs/reference/scale.md."""
-    views: Positive | Auto = execution("auto")
-    """Windows and mirror images per pass of `multi_crop`, of one or several images; `auto`: 32 on
-    a GPU, 1 on a CPU."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pmm_ray.config.base import Auto, Section, added
+from pmm_ray.config.base import Auto, Positive, Section, added, execution
 
 
 class InferenceConfig(Section):
@@ -15,6 +15,9 @@ class InferenceConfig(Section):
     `auto`, resolved once per run folder: bfloat16 where all GPUs have it, else float32."""
     channels_last: bool | Auto = added("auto")
     """Memory layout of images and features; `auto`: with bfloat16 on GPUs."""
+    pass_pixels: Positive | Auto = execution("auto")
+    """Pixels of the views (or windows) that go through the network together, of one or several
+    photographs; `auto`: 6.4 million on a GPU, as few as can be on a CPU."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; float32 is not named, as before there was a choice."""

@@ -161,8 +161,6 @@ class PredictConfig(InferenceConfig):
     (released code: no). The held-out split is scored without its labels."""
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by the number of GPUs or CPUs, see docs/reference/scale.md."""
-    windows_at_once: Positive = execution(2)
-    """Windows of one view, mirror images counted, that go through the network together."""
     actors: Positive | Auto = execution("auto")
     """Model copies; `auto`: one per GPU, else one per CPU."""
 

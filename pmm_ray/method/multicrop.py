@@ -170,6 +170,11 @@ class WindowMerger:
         self._sum_KHW = torch.zeros(classes, height, width, dtype=torch.float64, device=device)
         self._count_HW = torch.zeros(height, width, dtype=torch.int32, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the sums and counts."""
+        return self._sum_KHW.nbytes + self._count_HW.nbytes
+
     def add(self, maps_KHW: Tensor, place: Box) -> None:
         """Add a window's maps.
 

@@ -1,7 +1,7 @@
 """Multi-crop CAMs: windows of all scales in one stream of batches, merged as they come.
 
-A batch takes the windows of one image after the other, whatever their scale: it is always full. An
-image's maps are a running mean: memory does not grow with the number of windows.
+All windows have one size, so that batches are full whatever the photographs. An image's maps are a
+running mean: memory does not grow with the number of windows.
 """
 
 # K: present classes; C: foreground classes; H, W: image; h, w: the network's maps; S: a view.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,15 +23,11 @@ from torch.nn import functional
 from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
 from pmm_ray.method.multicrop import Window, WindowMerger
+from pmm_ray.nets.batches import Batches, Piece
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.views import crop_windows, cut_windows, normalise_views
 from pmm_ray.runtime.core.errors import RowError
-
-_VIEWS_ON_GPU = 32
-# measured by benchmarks/classifier.py: larger batches leave a CPU's caches
-_VIEWS_ON_CPU = 1
 
 
 class Photograph(NamedTuple):
@@ -51,22 +48,20 @@ class _Subject:
     """A photograph on its way through the batches."""
 
     photograph: Photograph
+    config: CamsConfig
+    model: CamNetwork
     device: torch.device
-    classes: int
-    """C."""
     rows: Tensor = field(init=False)
     """Of the present classes among the network's C maps, on the device like what follows."""
     present: Tensor = field(init=False)
     """0/1."""
     pixels_13hw: Tensor = field(init=False)
     merger: WindowMerger = field(init=False)
-    left: int = 0
-    """Views that are not merged yet; the last one completes the CAM."""
 
     def __post_init__(self) -> None:
         height, width = self.photograph.pixels_hw3.shape[:2]
         of_classes = np.array(self.photograph.labels) - 1
-        present = np.zeros(self.classes, np.float32)
+        present = np.zeros(self.model.num_foreground, np.float32)
         present[of_classes] = 1.0
         self.rows, self.present, pixels_HW3 = (
             staged(array, self.device).to(self.device, non_blocking=True)
@@ -75,15 +70,48 @@ class _Subject:
         self.pixels_13hw = pixels_HW3.permute(2, 0, 1)[None]
         self.merger = WindowMerger(len(of_classes), height, width, self.device)
 
+    @property
+    def held(self) -> int:
+        return self.merger.nbytes
 
-class _View(NamedTuple):
-    """A window, or its mirror image, as the network sees it."""
+    def pieces(self) -> Iterator[Piece]:
+        """Windows and their mirror images, one by one."""
+        crops, model = self.config.crops, self.model
+        height, width = self.photograph.pixels_hw3.shape[:2]
+        for of_scale in crop_windows(height, width, crops):
+            cut = cut_windows(self.pixels_13hw, of_scale, crops.geometry, crops.size)
+            for window, piece in zip(of_scale, cut, strict=True):
+                pixels = self._padded(normalise_views(piece, model.input_mean, model.input_std)[0])
+                for mirrored in (False, True) if self.config.flip else (False,):
+                    seen = torch.stack([pixels.flip(-1) if mirrored else pixels])
+                    yield Piece((seen, self.present[None]), partial(self._add, window, mirrored))
 
-    subject: _Subject
-    window: Window
-    mirrored: bool
-    pixels: Tensor
-    """float32 [3, S, S], normalised."""
+    def _padded(self, piece_3hw: Tensor) -> Tensor:
+        """[3, S, S]: an image smaller than a window is amid zeros, the mean colour.
+
+        In training it is at a random place of them.
+        """
+        size = self.config.crops.size
+        (top, bottom), (left, right) = (_margins(side, size) for side in piece_3hw.shape[1:])
+        return functional.pad(piece_3hw, (left, right, top, bottom))
+
+    def _add(self, window: Window, mirrored: bool, scores_1Chw: Tensor) -> None:
+        """Merge the maps of the present classes at the size of a window's place in the image."""
+        size = self.config.crops.size
+        maps_1Khw = scores_1Chw[0].index_select(0, self.rows)[None].float()
+        # first to the view's own size, as the network's own forward does, then to the place's
+        maps_1KSS = functional.interpolate(
+            maps_1Khw, (size, size), mode="bilinear", align_corners=self.model.align_corners
+        )
+        if mirrored:
+            maps_1KSS = maps_1KSS.flip(-1)
+        if self.config.crops.geometry == "paper":
+            height, width = window.scaled.height, window.scaled.width
+            top, left = _margins(height, size)[0], _margins(width, size)[0]
+            maps_1KSS = maps_1KSS[:, :, top : top + height, left : left + width]
+        place = (window.original.height, window.original.width)
+        maps_1KHW = functional.interpolate(maps_1KSS, place, mode="bilinear", align_corners=False)
+        self.merger.add(maps_1KHW[0], window.original)
 
 
 class CropCams:
@@ -91,7 +119,7 @@ class CropCams:
 
     Args:
         model: in evaluation mode, on `device`.
-        config: windows, mirror images, views per pass.
+        config: windows, mirror images, pixels of a pass.
         device: where the model is.
     """
 
@@ -99,8 +127,7 @@ class CropCams:
         self._model = model
         self.config = config
         self._device = device
-        automatic = _VIEWS_ON_CPU if device.type == "cpu" else _VIEWS_ON_GPU
-        self._views = automatic if config.views == "auto" else config.views
+        self.batches = Batches(model.cam_scores, config.pass_pixels, device)
 
     def __call__(
         self, photographs: Iterable[Photograph]
@@ -124,67 +151,10 @@ class CropCams:
 
         Source: paper 3.5; released code.
         """
-        waiting: list[_View] = []
-        for photograph in photographs:
-            subject = _Subject(photograph, self._device, self._model.num_foreground)
-            for view in self._views_of(subject):
-                waiting.append(view)
-                if len(waiting) == self._views:
-                    yield from self._pass(waiting)
-                    waiting = []
-        if waiting:
-            yield from self._pass(waiting)
-
-    def _views_of(self, subject: _Subject) -> Iterator[_View]:
-        crops, model = self.config.crops, self._model
-        height, width = subject.photograph.pixels_hw3.shape[:2]
-        by_scale = crop_windows(height, width, crops)
-        sides = (False, True) if self.config.flip else (False,)
-        subject.left = sum(len(of_scale) for of_scale in by_scale) * len(sides)
-        for of_scale in by_scale:
-            pieces = cut_windows(subject.pixels_13hw, of_scale, crops.geometry, crops.size)
-            for window, piece in zip(of_scale, pieces, strict=True):
-                pixels = self._padded(normalise_views(piece, model.input_mean, model.input_std)[0])
-                for mirrored in sides:
-                    yield _View(subject, window, mirrored, pixels.flip(-1) if mirrored else pixels)
-
-    def _padded(self, piece_3hw: Tensor) -> Tensor:
-        """[3, S, S]: an image smaller than a window is amid zeros, the mean colour.
-
-        In training it is at a random place of them.
-        """
-        size = self.config.crops.size
-        (top, bottom), (left, right) = (_margins(side, size) for side in piece_3hw.shape[1:])
-        return functional.pad(piece_3hw, (left, right, top, bottom))
-
-    def _pass(self, views: list[_View]) -> Iterator[tuple[Photograph, Tensor]]:
-        """One forward pass; yields the photographs that it completes."""
-        present_BC = torch.stack([view.subject.present for view in views])
-        batch = torch.stack([view.pixels for view in views])
-        scores_BChw = in_halves(self._model.cam_scores, batch, present_BC)
-        for view, scores_Chw in zip(views, scores_BChw, strict=True):
-            subject = view.subject
-            subject.merger.add(self._placed(view, scores_Chw), view.window.original)
-            subject.left -= 1
-            if subject.left == 0:
-                yield subject.photograph, subject.merger.mean()
-
-    def _placed(self, view: _View, scores_Chw: Tensor) -> Tensor:
-        """The maps of a view's present classes at the size of its place in the image."""
-        size, window = self.config.crops.size, view.window
-        maps_1Khw = scores_Chw.index_select(0, view.subject.rows)[None].float()
-        # first to the view's own size, as the network's own forward does, then to the place's
-        maps_1KSS = functional.interpolate(
-            maps_1Khw, (size, size), mode="bilinear", align_corners=self._model.align_corners
-        )
-        if view.mirrored:
-            maps_1KSS = maps_1KSS.flip(-1)
-        if self.config.crops.geometry == "paper":
-            height, width = window.scaled.height, window.scaled.width
-            top, left = _margins(height, size)[0], _margins(width, size)[0]
-            maps_1KSS = maps_1KSS[:, :, top : top + height, left : left + width]
-        place = (window.original.height, window.original.width)
-        return functional.interpolate(maps_1KSS, place, mode="bilinear", align_corners=False)[0]
+        config, model, device = self.config, self._model, self._device
+        subjects = (_Subject(photograph, config, model, device) for photograph in photographs)
+        for subject in self.batches(subjects):
+            yield subject.photograph, subject.merger.mean()
 
 
 def stored_map(photograph: Photograph, mean_KHW: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +18,13 @@ from torch.nn import functional
 
 from pmm_ray.config import CamsConfig
 from pmm_ray.method.cams import normalize
+from pmm_ray.nets.batches import Batches, Piece
 from pmm_ray.nets.cam_network import CamNetwork
-from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
+
+Key = TypeVar("Key")
 
 
 def stored_size(height: int, width: int, stride: int) -> tuple[int, int]:
@@ -55,12 +60,54 @@ class ScaledImage:
     stored: tuple[int, int]
 
 
+@dataclass
+class _Subject(Generic[Key]):
+    """A photograph whose maps are being summed."""
+
+    key: Key
+    image: ScaledImage
+    model: CamNetwork
+    flip: bool
+    device: torch.device
+    total: Tensor = field(init=False)
+    """Of the maps so far, float32 [K, *full]."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.image.rows), *self.image.full)
+        self.total = torch.zeros(shape, device=self.device)
+
+    @property
+    def held(self) -> int:
+        return self.total.nbytes
+
+    def pieces(self) -> Iterator[Piece]:
+        """A view of each scale with its mirror image."""
+        device, model = self.device, self.model
+        rows_K = self.image.rows.to(device, non_blocking=True)
+        present_1C = self.image.present.to(device, non_blocking=True)
+        for view in self.image.views:
+            pixels_3HW = view.to(device, non_blocking=True).permute(2, 0, 1)
+            batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if self.flip else [pixels_3HW])
+            views = normalise_views(batch, model.input_mean, model.input_std)
+            present_BC = present_1C.expand(len(views), -1)
+            height, width = views.shape[2:]
+            yield Piece((views, present_BC), partial(self._add, rows_K, (height, width)))
+
+    def _add(self, rows_K: Tensor, size: tuple[int, int], scores_BChw: Tensor) -> None:
+        maps = scores_BChw.index_select(1, rows_K)
+        maps = functional.interpolate(
+            maps.float(), size, mode="bilinear", align_corners=self.model.align_corners
+        )
+        maps = functional.interpolate(maps, self.image.full, mode="bilinear", align_corners=False)
+        self.total += maps[0] + maps[1].flip(-1) if self.flip else maps[0]
+
+
 class ScaleCams:
     """Maps images to CAMs in three steps: `prepare` on the CPU, `scores` on the device, `stored`.
 
     Args:
         model: scores class maps, [B, C, h, w]; in evaluation mode, on `device`.
-        config: scales, flip, storage stride.
+        config: scales, flip, storage stride, pixels of a pass.
         device: where the model is.
 
     Source: SEAM's multi-scale CAM (PIL bicubic views; maps brought to the view's size as the
@@ -72,6 +119,7 @@ class ScaleCams:
         self._model = model
         self._config = config
         self._device = device
+        self.batches = Batches(model.cam_scores, config.pass_pixels, device)
 
     def prepare(self, image_HW3: NDArray[np.uint8], labels: list[int]) -> ScaledImage:
         """The views of an image.
@@ -99,24 +147,19 @@ class ScaleCams:
         )
 
     @torch.inference_mode()
-    def scores(self, image: ScaledImage) -> OnTheWay:
-        """Sum of the class score maps over scales and mirror images, float32 [K, *full]."""
-        config, device, model = self._config, self._device, self._model
-        rows_K = image.rows.to(device, non_blocking=True)
-        present_1C = image.present.to(device, non_blocking=True)
-        total_KHW = torch.zeros((len(rows_K), *image.full), device=device)
-        for view in image.views:
-            pixels_3HW = view.to(device, non_blocking=True).permute(2, 0, 1)
-            batch = torch.stack([pixels_3HW, pixels_3HW.flip(-1)] if config.flip else [pixels_3HW])
-            views = normalise_views(batch, model.input_mean, model.input_std)
-            present_BC = present_1C.expand(len(views), -1)
-            maps = in_halves(model.cam_scores, views, present_BC).index_select(1, rows_K)
-            maps = functional.interpolate(
-                maps.float(), views.shape[2:], mode="bilinear", align_corners=model.align_corners
-            )
-            maps = functional.interpolate(maps, image.full, mode="bilinear", align_corners=False)
-            total_KHW += maps[0] + maps[1].flip(-1) if config.flip else maps[0]
-        return OnTheWay(total_KHW)
+    def scores(self, images: Iterable[tuple[Key, ScaledImage]]) -> Iterator[tuple[Key, OnTheWay]]:
+        """Sums of the class score maps over scales and mirror images.
+
+        Args:
+            images: each with a key that comes back with its sum.
+
+        Yields:
+            (key, float32 [K, *full]), in the order of the images.
+        """
+        flip, device = self._config.flip, self._device
+        subjects = (_Subject(key, image, self._model, flip, device) for key, image in images)
+        for subject in self.batches(subjects):
+            yield subject.key, OnTheWay(subject.total)
 
     def stored(self, scores_KHW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float16]:
         """The summed maps normalised, then at storage size, float16 [K, *size], 0..1.
@@ -134,5 +177,6 @@ class ScaleCams:
     def __call__(self, image_HW3: NDArray[np.uint8], labels: list[int]) -> NDArray[np.float16]:
         """The CAM of one image, see the three steps."""
         image = self.prepare(image_HW3, labels)
-        (scores_KHW,) = self.scores(image).arrays()
+        ((_, on_the_way),) = self.scores([(None, image)])
+        (scores_KHW,) = on_the_way.arrays()
         return self.stored(scores_KHW, image.stored)

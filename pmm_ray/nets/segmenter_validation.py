@@ -7,8 +7,9 @@ Its mIoU may choose the weights that are kept: that uses pixel labels, and the r
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,6 +39,17 @@ class SegmenterShare:
     """int64 [C, C]."""
     images: int
     """How many were scored."""
+
+
+class _HeldOut(NamedTuple):
+    """An image that is scored."""
+
+    row: dict[str, Any]
+    """Of the manifest."""
+    pixels: NDArray[np.uint8]
+    """RGB, [H, W, 3]."""
+    truth: NDArray[np.uint8]
+    """Class ids, [H, W]."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +94,9 @@ class SegmenterValidation:
         """
         space = self.photographs.label_space
         total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0
-        for row in self.rows()[rank::world]:
-            try:
-                image_HW3, truth_HW = self._read(row)
-            except RowError:
-                continue
-            if self.predict is None:
-                predicted_HW = self._predict(network, image_HW3, device)
-            else:
-                predicted_HW = self._masked(network, row, image_HW3, device)
-            total += confusion_matrix(truth_HW, predicted_HW, space.num_classes, space.ignore)
+        masks = self._one_view if self.predict is None else self._tested
+        for truth_HW, mask_HW in masks(network, self._readable(self.rows()[rank::world]), device):
+            total += confusion_matrix(truth_HW, mask_HW, space.num_classes, space.ignore)
             images += 1
         return SegmenterShare(total, images)
 
@@ -111,6 +116,14 @@ class SegmenterValidation:
                 found[row["image_id"]] = f"{error.uri}: {error.message}"
         return found
 
+    def _readable(self, rows: Iterable[dict[str, Any]]) -> Iterator[_HeldOut]:
+        for row in rows:
+            try:
+                image = _HeldOut(row, *self._read(row))
+            except RowError:
+                continue
+            yield image
+
     def _read(self, row: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Image and truth.
 
@@ -125,6 +138,12 @@ class SegmenterValidation:
                 row["ground_truth_uri"],
             )
         return image_HW3, truth_HW
+
+    def _one_view(
+        self, network: nn.Module, images: Iterable[_HeldOut], device: torch.device
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        for image in images:
+            yield image.truth, self._predict(network, image.pixels, device)
 
     def _predict(
         self, network: nn.Module, image_HW3: NDArray[np.uint8], device: torch.device
@@ -142,22 +161,26 @@ class SegmenterValidation:
         predicted: NDArray[np.int64] = logits[0].argmax(0).cpu().numpy()
         return predicted
 
-    def _masked(
-        self,
-        network: nn.Module,
-        row: dict[str, Any],
-        image_HW3: NDArray[np.uint8],
-        device: torch.device,
-    ) -> NDArray[np.int64]:
-        """The mask that `predict_masks` would make of a held-out image."""
-        from pmm_ray.nets.segmenter_views import mean_probabilities
+    def _tested(
+        self, network: nn.Module, images: Iterable[_HeldOut], device: torch.device
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Truths, and the masks that `predict_masks` would make of held-out images."""
+        from pmm_ray.nets.segmenter_views import SegmenterViews, checked, make_views
 
         config = self.predict
         assert config is not None
-        scores_CHW = mean_probabilities(image_HW3, network, config, device)
+        photographs = (
+            (image, make_views(image.pixels, config, device), image.truth.shape) for image in images
+        )
+        for image, mean_CHW in SegmenterViews(network, config, device).probabilities(photographs):
+            yield image.truth, self._mask(image, checked(mean_CHW.cpu().numpy()), config)
+
+    def _mask(
+        self, image: _HeldOut, scores_CHW: NDArray[np.float32], config: PredictConfig
+    ) -> NDArray[np.int64]:
         if not config.use_crf:
             return np.asarray(scores_CHW.argmax(0))
         classes = np.arange(len(scores_CHW))
-        packed = pack_scores(row["image_id"], image_HW3, classes, scores_CHW, config)
-        height, width = image_HW3.shape[:2]
+        packed = pack_scores(image.row["image_id"], image.pixels, classes, scores_CHW, config)
+        height, width = image.truth.shape
         return refine(packed, height, width, config)

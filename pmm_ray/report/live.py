@@ -13,6 +13,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.lease import beats, read_lease
+from pmm_ray.runtime.mapping.chunks import PASSES
 
 _WINDOW = 300.0  # s, of which a rate is the mean
 # after the last word about nodes: the driver writes one every half minute
@@ -32,6 +33,10 @@ class StageNow:
     """Units per second, lately."""
     busy: float | None = None
     """Share of its GPUs' (without any: its workers') time that they worked; None: not known."""
+    filled: float | None = None
+    """Mean share of the pixels of a full pass of its network; None: not known."""
+    views: float | None = None
+    """Of its network's passes, the mean; None: not known."""
     gpus: bool = False
     finished: bool = False
 
@@ -139,7 +144,7 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
 def _mapped(
     stage: StageNow, start: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]], now: float
 ) -> None:
-    """Rate and busy share of a stage that maps images."""
+    """Rate, busy share and batches of a stage that maps images."""
     if not chunks:
         return
     until = float(chunks[-1]["time"]) if stage.finished else now
@@ -149,6 +154,10 @@ def _mapped(
     stage.rate = sum(row["images"] for row in recent) / passed
     of_pool = "pool_seconds" if start["producer_gpus"] is None else "producer_pool_seconds"
     stage.busy = min(1.0, sum(row[of_pool] for row in recent) / (passed * start["workers"]))
+    # an older run does not tell them
+    seen = {name: sum(row.get(name, 0) for row in chunks) for name in PASSES}
+    stage.filled = seen["pixels"] / seen["room"] if seen["room"] else None
+    stage.views = seen["views"] / seen["passes"] if seen["passes"] else None
 
 
 def _training_errors(run_dir: str, record: Mapping[str, Any], found: RunNow) -> None:

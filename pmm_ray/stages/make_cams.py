@@ -21,7 +21,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
-from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
+from pmm_ray.runtime.mapping.overlap import Overlapped
 from pmm_ray.runtime.mapping.table_stage import actor_pool, network_batch, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -58,21 +58,26 @@ def cam_worker(
 
 
 def scale_worker(cams: ScaleCams, photographs: Photographs, stage: str = STAGE) -> Worker:
-    """Multi-scale CAMs, one image after the other."""
+    """Multi-scale CAMs of a chunk's images, views of one size batched together."""
 
     def prepare(row: InputRow) -> ScaledImage:
         manifest = row["manifest"]
         labels = photographs.labels(manifest)
         return cams.prepare(photographs.image(manifest), labels)
 
-    def see(image: ScaledImage) -> tuple[OnTheWay, tuple[int, int]]:
-        return cams.scores(image), image.stored
+    def see(
+        images: Iterable[tuple[int, ScaledImage]],
+    ) -> Iterator[tuple[int, tuple[tuple[int, int], OnTheWay]]]:
+        keyed = (((number, image.stored), image) for number, image in images)
+        for (number, size), on_the_way in cams.scores(keyed):
+            yield number, (size, on_the_way)
 
-    def finish(row: InputRow, seen: tuple[OnTheWay, tuple[int, int]]) -> dict[str, Any]:
-        ((scores_KHW,), size) = seen[0].arrays(), seen[1]
+    def finish(row: InputRow, seen: tuple[tuple[int, int], OnTheWay]) -> dict[str, Any]:
+        size, on_the_way = seen
+        (scores_KHW,) = on_the_way.arrays()
         return cam_row(row["manifest"], cams.stored(scores_KHW, size))
 
-    return Overlapped(stage, prepare, one_by_one(see), finish)
+    return Overlapped(stage, prepare, see, finish, cams.batches)
 
 
 def crop_worker(cams: CropCams, photographs: Photographs, stage: str = STAGE) -> Worker:
@@ -100,7 +105,7 @@ def crop_worker(cams: CropCams, photographs: Photographs, stage: str = STAGE) ->
         (mean_KHW,) = on_the_way.arrays()
         return cam_row(row["manifest"], stored_map(photograph, mean_KHW))
 
-    return Overlapped(stage, prepare, see, finish)
+    return Overlapped(stage, prepare, see, finish, cams.batches)
 
 
 def run(

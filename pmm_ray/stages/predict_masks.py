@@ -9,9 +9,10 @@ tasks on every CPU, and nothing of it touches disk.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +22,14 @@ from latticecrf.mean_field.merging import mergeable_share
 from pmm_ray.config import PredictConfig
 from pmm_ray.nets.inference import for_inference
 from pmm_ray.nets.segmenter import load_segmenter
-from pmm_ray.nets.segmenter_views import checked, make_views, view_probabilities
+from pmm_ray.nets.segmenter_views import SegmenterViews, checked, make_views
 from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.weak_labels import SplitScores, split_scores
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import InputRow, Producer, Worker
-from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
+from pmm_ray.runtime.mapping.overlap import Overlapped
 from pmm_ray.runtime.mapping.table_stage import (
     actor_pool,
     cpu_pool,
@@ -53,6 +54,8 @@ CODE_VERSION = 2
 _IMAGE_SECONDS = (0.05, 4.0)
 # Scores of a chunk on their way to the CRF, where the network keeps every class possible.
 _CHUNK_BYTES = 400e6
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class Scorer:
     ) -> None:
         self.device = torch.device("cuda" if use_gpu else "cpu")
         model, _ = load_segmenter(checkpoint_uri)
-        self._model = for_inference(model, "encode_decode", config, self.device)
+        model = for_inference(model, "encode_decode", config, self.device)
+        self._views = SegmenterViews(model, config, self.device)
+        self.batches = self._views.batches
         self._config = config
         self._photographs = photographs
 
@@ -97,21 +102,28 @@ class Scorer:
             classes = np.array([0, *self._photographs.labels(manifest)])
         return Views(image, classes, make_views(image, self._config, self.device))
 
-    def scores(self, of: Views) -> torch.Tensor:
-        """Probabilities of the classes, float32 [C, H, W], on the device; waits for nothing."""
-        size = of.image.shape[:2]
-        scores_CHW = view_probabilities(of.views, size, self._model, self._config, self.device)
-        if not self._config.use_image_labels:
-            return scores_CHW
-        allowed_C = staged(of.classes, self.device).to(self.device, non_blocking=True)
-        return scores_CHW.index_select(0, allowed_C)
+    def scores(
+        self, photographs: Iterable[tuple[Key, Views]]
+    ) -> Iterator[tuple[Key, Views, torch.Tensor]]:
+        """Probabilities of the classes, on the device; waits for nothing.
+
+        Yields:
+            (key, views, float32 [C, H, W]), in the order of the photographs.
+        """
+        keyed = (((key, of), of.views, of.image.shape[:2]) for key, of in photographs)
+        for (key, of), scores_CHW in self._views.probabilities(keyed):
+            if self._config.use_image_labels:
+                allowed_C = staged(of.classes, self.device).to(self.device, non_blocking=True)
+                scores_CHW = scores_CHW.index_select(0, allowed_C)
+            yield key, of, scores_CHW
 
     def __call__(
         self, manifest: dict[str, Any]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
         """RGB uint8 [H, W, 3]; ids of the classes it may hold, ascending; a plane for each."""
         of = self.prepare({"manifest": manifest})
-        (scores_CHW,) = OnTheWay(self.scores(of)).arrays()
+        ((_, _, on_device),) = self.scores([(None, of)])
+        (scores_CHW,) = OnTheWay(on_device).arrays()
         return of.image, of.classes, checked(scores_CHW)
 
 
@@ -122,9 +134,11 @@ def score_worker(
     scorer = Scorer(checkpoint_uri, config, photographs, use_gpu)
     share = mergeable_share(crf_parameters(config.crf))
 
-    def see(of: Views) -> tuple[Views, torch.Tensor | SplitScores]:
-        scores_CHW = scorer.scores(of)
-        return of, split_scores(scores_CHW, share) if use_gpu else scores_CHW
+    def see(
+        photographs: Iterable[tuple[int, Views]],
+    ) -> Iterator[tuple[int, tuple[Views, torch.Tensor | SplitScores]]]:
+        for number, of, scores_CHW in scorer.scores(photographs):
+            yield number, (of, split_scores(scores_CHW, share) if use_gpu else scores_CHW)
 
     def finish(row: InputRow, seen: tuple[Views, torch.Tensor | SplitScores]) -> dict[str, Any]:
         of, scores = seen
@@ -134,7 +148,7 @@ def score_worker(
             return scores_row(image_id, image_HW3, classes[kept], planes)
         return pack_scores(image_id, image_HW3, classes, checked(scores.numpy()), config)
 
-    return Overlapped(stage, scorer.prepare, one_by_one(see), finish)
+    return Overlapped(stage, scorer.prepare, see, finish, scorer.batches)
 
 
 def argmax_worker(
@@ -148,16 +162,18 @@ def argmax_worker(
     """Makes the worker of one actor where no CRF is wanted: photographs to masks."""
     scorer = Scorer(checkpoint_uri, config, photographs, use_gpu)
 
-    def see(of: Views) -> tuple[Views, OnTheWay]:
-        scores_CHW = scorer.scores(of)
-        return of, OnTheWay(scores_CHW.argmax(0), scores_CHW.sum())
+    def see(
+        photographs: Iterable[tuple[int, Views]],
+    ) -> Iterator[tuple[int, tuple[Views, OnTheWay]]]:
+        for number, of, scores_CHW in scorer.scores(photographs):
+            yield number, (of, OnTheWay(scores_CHW.argmax(0), scores_CHW.sum()))
 
     def finish(row: InputRow, seen: tuple[Views, OnTheWay]) -> dict[str, Any]:
         best_HW, total = seen[1].arrays()
         checked(total)
         return output(row["manifest"], seen[0].classes[best_HW])
 
-    return Overlapped(stage, scorer.prepare, one_by_one(see), finish)
+    return Overlapped(stage, scorer.prepare, see, finish, scorer.batches)
 
 
 def run(

@@ -23,7 +23,7 @@ def test_every_part_is_a_row_and_one_that_fails_says_why(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setitem(gpu.STAGES, "predict", (broken, gpu.STAGES["predict"][1]))
+    monkeypatch.setitem(gpu.STAGES, "predict", gpu.STAGES["predict"]._replace(make=broken))
     out = tmp_path / "gpu"
     found = gpu.main(["--device", "cpu", "--tiny", "--out", str(out)])
     rows = {(row["stage"], row["way"]): row for row in found["rows"]}

@@ -25,7 +25,7 @@ from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.nets.segmenter import build_segmenter
-from pmm_ray.nets.segmenter_views import make_views, view_probabilities
+from pmm_ray.nets.segmenter_views import SegmenterViews, make_views
 from pmm_ray.nets.weak_labels import split_scores
 from pmm_ray.stages.walk_cams import Subject, affinities
 
@@ -75,17 +75,22 @@ def classifier(request: pytest.FixtureRequest) -> CamNetwork:
     return build_classifier(ClassifierConfig.model_validate(values), 4).eval()
 
 
-def test_multi_scale_cams(classifier: CamNetwork) -> None:
-    cams = ScaleCams(classifier, CamsConfig(scales=(0.5, 1.0)), CPU)
-    image = cams.prepare(IMAGE, [1, 3])
-    assert noted_in(lambda: cams.scores(image)) == []
+@pytest.mark.parametrize("pixels", ["auto", 10**6])
+def test_multi_scale_cams(classifier: CamNetwork, pixels: Any) -> None:
+    cams = ScaleCams(classifier, CamsConfig(scales=(0.5, 1.0), pass_pixels=pixels), CPU)
+    images = [(n, cams.prepare(IMAGE, [1, 3])) for n in range(2)]
+    assert noted_in(lambda: drain(cams.scores(images))) == []
 
 
 def test_multi_crop_cams(classifier: CamNetwork) -> None:
     crops = {"scales": [0.5, 1.0], "size": 64, "stride": 44}
     for geometry in ("paper", "released"):
         config = CamsConfig.model_validate(
-            {"kind": "multi_crop", "crops": {**crops, "geometry": geometry}, "views": 5}
+            {
+                "kind": "multi_crop",
+                "crops": {**crops, "geometry": geometry},
+                "pass_pixels": 5 * 64**2,
+            }
         )
         cams = CropCams(classifier, config, CPU)
         images = [Photograph(n, IMAGE, [1 + n, 4], (15, 23)) for n in range(2)]
@@ -103,13 +108,14 @@ def segmenter() -> nn.Module:
 def test_views_of_the_segmenter_and_the_choice_of_classes(segmenter: nn.Module, mode: str) -> None:
     config = PredictConfig.model_validate(
         {"ratios": [0.5, 1.0], "resize_base": [128, 96], "mode": mode, "crop_size": 64}
-        | {"stride": 48}
+        | {"stride": 48, "pass_pixels": 10**6}
     )
-    views = make_views(IMAGE, config, CPU)
+    photographs = [(n, make_views(IMAGE, config, CPU), (60, 90)) for n in range(2)]
+    views = SegmenterViews(segmenter, config, CPU)
 
     def work() -> None:
-        scores = view_probabilities(views, (60, 90), segmenter, config, CPU)
-        split_scores(scores, mergeable_share(SEGMENTATION))
+        for _, scores in views.probabilities(photographs):
+            split_scores(scores, mergeable_share(SEGMENTATION))
 
     assert noted_in(work) == []
 

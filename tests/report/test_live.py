@@ -40,7 +40,11 @@ def run_dir(tmp_path: Path) -> Path:
         tmp_path,
         (0, "nodes", {"nodes": 3, "cpus": 64, "gpus": 4}),
         (0, "stage_start", {"stage": "make_cams", "producer_gpus": None, **start}),
-        (10, "chunk", chunk("make_cams", 20, pool_seconds=15.0)),
+        (
+            10,
+            "chunk",
+            chunk("make_cams", 20, pool_seconds=15.0, passes=4, views=50, pixels=60, room=80),
+        ),
         (
             20,
             "chunk",
@@ -68,6 +72,7 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
     assert stage.rate == pytest.approx(1.0)
     assert stage.seconds_left == pytest.approx(40)
     assert stage.busy == pytest.approx(30 / 80)
+    assert (stage.filled, stage.views) == (0.75, 12.5)
     assert now.errors["make_cams", "decode", "gpu-1"] == 2
     assert now.held_by == "head"
     assert now.core_hours == pytest.approx(40 * 64 / 3600)
@@ -75,7 +80,8 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
     said = "\n".join(lines(now, 0.05, 1.0))
     for part in (
         "night: driver on head, last word 10 s ago, 3 nodes",
-        "make_cams: 60/100 images, 1.0/s, ETA 40 s, 3 errors, GPUs 38% busy",
+        "make_cams: 60/100 images, 1.0/s, ETA 40 s, 3 errors, GPUs 38% busy, passes 75% full,"
+        " 12.5 views",
         "2 decode in make_cams on gpu-1",
         "gpu-2: CUDA error (1 times)",
         "0.71 core-hours, 0.04 GPU-hours, cost 0.08",

@@ -21,6 +21,7 @@ from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.registry import build_classifier
+from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.nets.views import cut_windows, resize_views
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
@@ -30,7 +31,7 @@ from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import make_cams
-from pmm_ray.stages.make_cams import crop_worker
+from pmm_ray.stages.make_cams import crop_worker, scale_worker
 
 from ..networks import Colours
 
@@ -143,7 +144,7 @@ def test_batches_give_what_windows_give_one_after_the_other(
     config = cams_config(geometry, stride=1)
     expected = [window_after_window(one, model, config) for one in photographs()]
     for views in (1, 7, 500):  # 500: all windows of all photographs in one pass
-        cams = CropCams(model, config.model_copy(update={"views": views}), CPU)
+        cams = CropCams(model, config.model_copy(update={"pass_pixels": views * 64**2}), CPU)
         for (photograph, maps), want in zip(cams.merged(photographs()), expected, strict=True):
             assert maps.dtype == torch.float32
             np.testing.assert_allclose(maps, want, rtol=0, atol=1e-5)
@@ -155,9 +156,9 @@ def test_batches_give_what_windows_give_one_after_the_other(
 
 
 def test_what_shares_a_batch_changes_nothing(model: CamNetwork) -> None:
-    together = CropCams(model, cams_config(views=5), CPU).merged(photographs())
+    together = CropCams(model, cams_config(pass_pixels=5 * 64**2), CPU).merged(photographs())
     for photograph, maps in together:
-        alone = CropCams(model, cams_config(views=1), CPU).merged([photograph])
+        alone = CropCams(model, cams_config(), CPU).merged([photograph])
         torch.testing.assert_close(maps, next(alone)[1], rtol=0, atol=1e-5)
 
 
@@ -170,7 +171,7 @@ def test_memory_holds_one_batch_of_views_and_its_photographs(model: CamNetwork) 
             taken.append(photograph.key)
             yield photograph
 
-    cams = CropCams(model, cams_config(views=2), CPU)(one_by_one())
+    cams = CropCams(model, cams_config(pass_pixels=2 * 64**2), CPU)(one_by_one())
     assert next(cams)[0] == 0
     assert taken == [0] or taken == [0, 1]
 
@@ -202,7 +203,8 @@ def test_maps_lie_where_the_windows_were(geometry: str) -> None:
     assert (inside & truth).sum() / (inside | truth).sum() > 0.9
 
 
-def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
+@pytest.mark.parametrize("kind", ["multi_crop", "multi_scale"])
+def test_an_image_that_fails_is_an_error_row_of_its_own(kind: str) -> None:
     space = LabelSpace("abc", ("background", "a", "b", "c"), (0, 1, 2, 3))
     rows = [
         {
@@ -224,9 +226,13 @@ def test_an_image_that_fails_is_an_error_row_of_its_own() -> None:
             shade = 255 if row["image_id"] == "i2" else 100
             return np.full((50, 60, 3), shade, np.uint8)
 
-    config = cams_config(views=16)
+    config = cams_config(pass_pixels=16 * 64**2)
     source = InMemory("", False, 10**6, space)
-    worker = crop_worker(CropCams(NoWhite(), config, CPU), source, "make_base_cams")
+    worker = (
+        crop_worker(CropCams(NoWhite(), config, CPU), source, "make_base_cams")
+        if kind == "multi_crop"
+        else scale_worker(ScaleCams(NoWhite(), config, CPU), source, "make_base_cams")
+    )
     results = list(worker(rows))
     failed = [r for r in results if isinstance(r, ErrorRow)]
     assert {r.stage for r in failed} == {"make_base_cams"}

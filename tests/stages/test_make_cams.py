@@ -16,6 +16,7 @@ from pmm_ray.method.cams import normalize
 from pmm_ray.nets.scale_cams import ScaleCams, stored_size, view_sizes
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
@@ -126,7 +127,8 @@ def test_sizes() -> None:
 def test_the_stage_writes_one_row_per_labelled_image(
     make_context: MakeContext, shapes: Manifest, tmp_path: Path
 ) -> None:
-    config = RunConfig.model_validate({"cams": {"scales": [1.0], "flip": False, "actors": 1}})
+    cams = {"scales": [1.0], "flip": False, "actors": 1, "batch_size": 4, "pass_pixels": 10**6}
+    config = RunConfig.model_validate({"cams": cams})
     context = make_context(shapes, config)
     checkpoint = untrained_classifier(tmp_path)
     folder = StageFolder.below(context.run_dir, "make_cams", "12345678")
@@ -134,6 +136,12 @@ def test_the_stage_writes_one_row_per_labelled_image(
         config.cams, context, folder, images=index_file(shapes.uri), checkpoint_uri=checkpoint
     )
     assert (summary.images, summary.errors) == (16, 0)
+    chunks = list(read_events(context.run_dir, "chunk"))
+    assert sum(chunk["views"] for chunk in chunks) == 16
+    passes, pixels, room = (sum(c[name] for c in chunks) for name in ("passes", "pixels", "room"))
+    [end] = read_events(context.run_dir, "stage_end")
+    assert end["views_per_pass"] == pytest.approx(16 / passes, abs=0.01)
+    assert end["filled"] == pytest.approx(pixels / room, abs=0.001)
     table = read_all(folder.uri)
     assert table.schema.equals(tables.CAMS)
     manifest = {r["image_id"]: r for r in tables.read_table(shapes.uri).to_pylist()}

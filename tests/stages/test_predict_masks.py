@@ -18,6 +18,7 @@ from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -87,6 +88,10 @@ def test_masks_are_those_of_one_process_that_sends_nothing_and_a_lost_part_is_ma
     context = make_context(manifest, config)
     folder, summary = relabel(context, checkpoint)
     check_masks(folder, manifest, 15)
+    # on a CPU each view is seen with its mirror image, without a bound
+    [end] = read_events(context.run_dir, "stage_end")
+    assert end["views_per_pass"] == 2
+    assert "filled" not in end
     # pixels are 3 bytes, each of at most 4 classes 2
     assert 64 * 64 * 3 < summary.details["sent_bytes_per_image"] < 100 * 100 * 12
     [error] = tables.read_errors(folder.errors_uri)

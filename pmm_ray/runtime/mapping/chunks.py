@@ -250,6 +250,10 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
     }
 
 
+PASSES = {"passes": 0, "views": 0, "pixels": 0, "room": 0}
+"""What a process tells of its network since its last chunk: the passes, their views and px, and the
+px that would have fitted into them, see `nets/batches.py`; 0: not known."""
+
 PRODUCED = columns(
     chunk=TEXT,
     rows=BYTES,
@@ -259,6 +263,7 @@ PRODUCED = columns(
     in_a_row=INT64,
     cpu_seconds=DOUBLE,
     pool_seconds=DOUBLE,
+    **dict.fromkeys(PASSES, INT64),
     node=TEXT,
     host=TEXT,
     process=INT64,

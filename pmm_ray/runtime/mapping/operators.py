@@ -23,6 +23,7 @@ from pmm_ray.runtime.core.machine import (
     machine_fault,
 )
 from pmm_ray.runtime.mapping.chunks import (
+    PASSES,
     PRODUCED,
     Output,
     Pool,
@@ -88,7 +89,9 @@ class _Mapper:
         began = _now()
         result = self._function(row, worker)
         cpu, clock = self._seconds.since(began)
-        return result | {"cpu_seconds": cpu, "pool_seconds": clock, **Place.here().__dict__}
+        counted: Row = getattr(worker, "counted", dict)()  # see `overlap.Together`
+        seconds = {"cpu_seconds": cpu, "pool_seconds": clock}
+        return result | PASSES | counted | seconds | Place.here().__dict__
 
 
 class _Seconds:
@@ -131,7 +134,7 @@ def _ended(rows: Sequence[Row]) -> pa.Table:
 
 
 _NO_PLACE: Row = {"node": "", "host": "", "process": 0}
-_NO_TIME: Row = {"cpu_seconds": 0.0, "pool_seconds": 0.0} | _NO_PLACE
+_NO_TIME: Row = {"cpu_seconds": 0.0, "pool_seconds": 0.0} | PASSES | _NO_PLACE
 
 
 def _no_time() -> Row:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Semaphore
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.machine import END_SECONDS, MachineError
@@ -21,7 +21,8 @@ OVERLAP = 3
 """Chunks that an actor with a network works on at once: one is begun, one seen, one committed."""
 
 # Images of a chunk that are prepared before the network asks for them, by as many threads: a bucket
-# answers in tens of milliseconds. And how many the network may be ahead of what follows.
+# answers in tens of milliseconds. And how many the network may be ahead of what follows. Both are
+# more where the network takes more images at once.
 _AHEAD = 4
 _BEHIND = 4
 _FINISHERS = 2
@@ -30,6 +31,17 @@ P = TypeVar("P")
 S = TypeVar("S")
 Network = Callable[[Iterable[tuple[int, P]]], Iterator[tuple[int, S]]]
 """Takes what was prepared of some images, by number, and yields what it sees of each."""
+
+
+class Together(Protocol):
+    """What a network tells that sees several images together."""
+
+    @property
+    def together(self) -> int:
+        """Images that it may take before it gives the first one back."""
+
+    def counted(self) -> dict[str, int]:
+        """Its passes since the last call, see `chunks.PASSES`."""
 
 
 def one_by_one(function: Callable[[P], S]) -> Network[P, S]:
@@ -54,6 +66,7 @@ class Overlapped(Generic[P, S]):
         prepare: reads an image and makes what the network takes; called by several threads.
         network: called by one thread.
         finish: makes the row of what the network saw; called by several threads.
+        batches: of a network that sees several images together.
     """
 
     def __init__(
@@ -62,18 +75,26 @@ class Overlapped(Generic[P, S]):
         prepare: Callable[[InputRow], P],
         network: Network[P, S],
         finish: Callable[[InputRow, S], dict[str, Any]],
+        batches: Together | None = None,
     ) -> None:
         self._stage = stage
         self._prepare, self._network, self._finish = prepare, network, finish
         self._readers = ThreadPoolExecutor(_AHEAD, "prepare")
         self._seeing = ThreadPoolExecutor(1, "network")
         self._finishers = ThreadPoolExecutor(_FINISHERS, "finish")
-        self._room = Semaphore(_BEHIND)
+        self._batches = batches
+        at_once = 1 if batches is None else batches.together
+        self._ahead, self._behind = max(_AHEAD, at_once), max(_BEHIND, at_once)
+        self._room = Semaphore(self._behind)
         self._broken: Exception | None = None
+
+    def counted(self) -> dict[str, int]:
+        """See `Together`; empty: not known."""
+        return {} if self._batches is None else self._batches.counted()
 
     def __call__(self, rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
         """Maps the rows of a chunk; see `chunks.row_by_row` for what becomes an error row."""
-        chunk = _Chunk(rows, self._prepare, self._readers)
+        chunk = _Chunk(rows, self._prepare, self._readers, self._ahead)
         self._seeing.submit(self._see, chunk)
         outcomes = iter(chunk.outcomes)
         try:
@@ -117,9 +138,9 @@ class Overlapped(Generic[P, S]):
 
     def _finish_all(self) -> None:
         """Wait for the rows of all that was seen."""
-        for _ in range(_BEHIND):
+        for _ in range(self._behind):
             self._room.acquire()
-        self._room.release(_BEHIND)
+        self._room.release(self._behind)
 
     def _finish_one(self, chunk: _Chunk[P], number: int, seen: S) -> None:
         try:
@@ -152,12 +173,13 @@ class _Chunk(Generic[P]):
         rows: Sequence[InputRow],
         prepare: Callable[[InputRow], P],
         readers: ThreadPoolExecutor,
+        ahead: int,
     ) -> None:
         self.rows = rows
         self.outcomes: list[Future[dict[str, Any]]] = [Future() for _ in rows]
         self.over = False
         """Nobody waits for the rows any more."""
-        self._prepare, self._readers = prepare, readers
+        self._prepare, self._readers, self._ahead = prepare, readers, ahead
         self._prepared: dict[int, Future[P]] = {}
         self._begun = 0
         self._begin(_AHEAD)
@@ -167,7 +189,7 @@ class _Chunk(Generic[P]):
         for number in list(numbers):
             if self.over:
                 return
-            self._begin(number + 1 + _AHEAD)
+            self._begin(number + 1 + self._ahead)
             try:
                 # an image that is tried again is prepared again: only a few are kept
                 future = self._prepared.pop(number, None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
-from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, make_chunks
+from pmm_ray.runtime.mapping.chunks import PASSES, Output, Pool, Producer, Worker, make_chunks
 from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
@@ -53,6 +54,8 @@ class Passes:
     sent: int = 0
     """Bytes from the first pool to the second."""
     mapped: int = 0
+    network: Counter[str] = field(default_factory=Counter)
+    """Of the pool that holds one, see `chunks.PASSES`."""
 
     def run(self, batch_size: int) -> None:
         """Map every image.
@@ -128,8 +131,10 @@ class Passes:
                     self.mapped += counts["images"] - counts["errors"]
                     self.progress.advance(counts["images"], counts["errors"])
                     said = {name: counts[name] for name in _IN_EVENTS}
+                    passes = {name: counts[name] + counts[f"producer_{name}"] for name in PASSES}
+                    self.network.update(passes)
                     kinds = json.loads(counts["kinds"])
-                    self.context.events.write("chunk", stage=stage, kinds=kinds, **said)
+                    self.context.events.write("chunk", stage=stage, kinds=kinds, **said, **passes)
                     meters.chunk(counts, kinds, self.progress.total - self.progress.done)
                     if counts["fault"]:
                         self._say_fault(counts["fault"])
@@ -154,6 +159,17 @@ class Passes:
     def _gpu_pool(self) -> Pool:
         """The pool whose devices may fail: the first of two, which holds the network."""
         return self.producer.pool if self.producer is not None else self.pool
+
+    @property
+    def batches(self) -> dict[str, float]:
+        """Means over passes of the network: `views_per_pass` and `filled`, as far as known."""
+        network = self.network
+        found: dict[str, float] = {}
+        if network["passes"]:
+            found["views_per_pass"] = round(network["views"] / network["passes"], 2)
+        if network["room"]:
+            found["filled"] = round(network["pixels"] / network["room"], 3)
+        return found
 
     def _resized(self, meters: Meters, sizes: Sequence[int]) -> None:
         meters.resize(sizes[0])

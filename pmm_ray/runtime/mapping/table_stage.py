@@ -159,7 +159,7 @@ def run_table_stage(
         rate = progress.rate
     check_budget(folder, len(ledger.failed_of(expected)), budget)
     seconds = time.monotonic() - started
-    summary = _finalize(context, folder, expected, ledger, schema, seconds, rate)
+    summary = _finalize(context, folder, expected, ledger, schema, seconds, rate, passes.batches)
     if not passes.sent or not passes.mapped:
         return summary
     sent = round(passes.sent / passes.mapped)
@@ -174,6 +174,7 @@ def _finalize(
     schema: pa.Schema,
     seconds: float,
     rate: float,
+    batches: Mapping[str, float],
 ) -> Summary:
     """Check rows in = rows out + error rows, index the table, describe it."""
     if not lease.holds(context.run_dir, context.attempt):
@@ -190,7 +191,7 @@ def _finalize(
     if len(bad):
         context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(
-        "stage_end", stage=folder.stage, images=got, errors=len(bad), seconds=seconds
+        "stage_end", stage=folder.stage, images=got, errors=len(bad), seconds=seconds, **batches
     )
     return Summary(
         stage=folder.stage,
