@@ -277,7 +277,8 @@ def test_a_link_that_is_cut_during_masks(site: Site, undisturbed: str, tmp_path:
 def test_a_link_that_is_cut_during_a_training(site: Site, undisturbed: str, tmp_path: Path) -> None:
     run_dir, log = "s3://bucket/training", tmp_path / "log"
     process = site.submit(run_dir, log)
-    wait_for(lambda: found(run_dir, "checkpoint"), process, log)
+    steps = re.compile(r"train_classifier: (\d{3,})/")
+    wait_for(lambda: steps.search(log.read_text(errors="replace")), process, log)
     site.hosts.cut("two")
     time.sleep(CUT_SECONDS)
     site.hosts.mend("two")
