@@ -14,6 +14,7 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
 
 _NEVER = "no loss fell below beta"
+_SAME = "both sides are the same masks"
 
 
 def stage_of(side: Side, seed: Mapping[str, Any]) -> str | None:
@@ -27,6 +28,12 @@ def folder_of(unit: Mapping[str, Any], stage: str, place: Path) -> StageFolder:
     """The folder of a finished stage of a unit, in a seed's run folder."""
     name = unit["folders"][stage]
     return StageFolder(str(place / name), stage, name.rsplit("-", 1)[1])
+
+
+def folder_name(side: Side, seed: Mapping[str, Any]) -> str:
+    """The name of the folder of a side that is done."""
+    name: str = seed[side.unit]["folders"][stage_of(side, seed)]
+    return name
 
 
 def manifest_of(seed: Mapping[str, Any], place: Path) -> Manifest:
@@ -45,7 +52,7 @@ def scored(side: Side, seed: Mapping[str, Any], place: Path, classes: int) -> Sc
 
 def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """A claim's row, of all seeds that have both of its sides."""
-    pairs, done, shares, notes = [], [], [], []
+    pairs, done, shares, notes, differ = [], [], [], [], False
     for name, seed in seeds.items():
         if not seed:
             continue
@@ -56,6 +63,7 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
             continue
         pairs.append((sides[0], sides[1]))
         done.append(int(name))
+        differ |= folder_name(claim.after, seed) != folder_name(claim.before, seed)
         both = zip(pairs[-1], (claim.after, claim.before), strict=True)
         notes.append([exponents(found, side, seed, place) for found, side in both])
         if claim.limited:
@@ -63,7 +71,9 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
             metrics = folder_of(seed[claim.limited], stage, place).finished().metrics
             shares.append(metrics["underfitting_share"])
     compared = compare(pairs) if pairs else None
-    reason = _NEVER if claim.limited and compared and max(shares) == 0 else ""
+    reason = "" if differ else _SAME
+    if claim.limited and max(shares, default=0) == 0:
+        reason = _NEVER
     return {
         "name": claim.name,
         "title": claim.title,
