@@ -192,9 +192,9 @@ def claims() -> Iterator[Claim]:
         )
     first = _trained("cycle 1", "none-r1")
     second = _trained("cycle 2", "none-r2")
-    yield Claim("cycle-1", "cycle 1 over none", "Tab. 5", "+1.77", first, _NONE)
-    yield Claim("cycle-2", "cycle 2 over cycle 1", "Tab. 5", "-0.23", second, first)
+    yield Claim("cycle-1", "one cycle over none", "Tab. 5", "+1.77", first, _NONE)
+    yield Claim("cycle-2", "one cycle over two", "Tab. 5", "+0.23", first, second)
     yield Claim(
-        *("if-better", "cycles while better (`if_better`) over always two", "1", ""),
+        *("if-better", "cycles while better (`if_better`) over two always", "1", ""),
         *(_trained("if_better", "none-r*"), second),
     )
