@@ -58,7 +58,7 @@ FULL = (
     *("multicrop.crops.size=320", "multicrop.crops.stride=214", "base.cams.scales=[0.75,1.0]"),
     *("affinity.crop_size=320", "segmenter.iterations=4000", "segmenter.learning_rate=0.0003"),
 )
-_SCALES = "[0.75,1.0,1.25,1.5,1.75]"
+_SCALES = "[0.75,1.0,1.25,1.5]"
 # what a CRF's kernels are of a photograph stays the same at half its size
 _CRF = "{bilateral_sigma: 40, gaussian_sigma: 1.5}"
 REDUCED = (
@@ -73,8 +73,8 @@ REDUCED = (
         f"multicrop.crops.scales={_SCALES}",
     ),
     *("affinity.crop_size=192", "affinity.epochs=4"),
-    *("segmenter.iterations=500", "segmenter.crop_size=128", "segmenter.channels=64"),
-    *("segmenter.learning_rate=0.0003", "segmenter.resize_base=[250,188]"),
+    *("segmenter.iterations=450", "segmenter.crop_size=128", "segmenter.channels=64"),
+    *("segmenter.learning_rate=0.0004", "segmenter.resize_base=[250,188]"),
     *("segmenter.resize_ratio=[0.6,1.3]", "predict.resize_base=[250,188]"),
     *("predict.ratios=[1.0]", "predict.flip=false", "predict.crf.bilateral_sigma=33"),
 )
