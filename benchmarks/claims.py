@@ -159,6 +159,7 @@ def work(
     settings: Sequence[str],
     recipe: Path,
     minutes: float | None,
+    reduced: bool = False,
 ) -> None:
     """Do every unit of every seed that `results` does not have; writes `file` after each."""
     began = time.monotonic()
@@ -171,10 +172,16 @@ def work(
                 print(f"out of time before seed {seed}, {unit.name}", flush=True)
                 return
             started = time.monotonic()
-            config = load_recipe(recipe, [*settings, *unit.settings, f"seed={seed}"])
+            more = [*unit.settings, *(unit.reduced if reduced else ()), f"seed={seed}"]
+            config = load_recipe(recipe, [*settings, *more])
             folders = do(unit, file.parent / f"seed-{seed}", config, file.parent / "log.txt")
             seconds = time.monotonic() - started
-            done[unit.name] = {"folders": folders, "seconds": round(seconds, 1)}
+            done[unit.name] = {
+                "folders": folders,
+                "seconds": round(seconds, 1),
+                "settings": more,
+                "underfitting": config.segmenter.underfitting.model_dump(),
+            }
             file.write_text(json.dumps(results, indent=1))
             print(f"seed {seed}, {unit.name}: {seconds:.0f} s", flush=True)
 
@@ -210,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     chosen = [unit for unit in UNITS if options.only is None or unit.name in options.only]
     seeds = [int(seed) for seed in options.seeds.split(",")]
     with connect("local", RunConfig().runtime):
-        work(results, file, chosen, seeds, settings, options.recipe, options.minutes)
+        how = (settings, options.recipe, options.minutes, options.reduced)
+        work(results, file, chosen, seeds, *how)
     results |= score_all(results, out)
     file.write_text(json.dumps(results, indent=1))
     if not options.no_pictures:

@@ -75,8 +75,8 @@ def details(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     known = [(a - b, n) for a, b, n in zip(after, before, names, strict=True) if a is not None]
     most, least = max(known), min(known)
     parts = [f"{most[1]} {most[0]:+.1f}, {least[1]} {least[0]:+.1f}"]
-    ends = [sorted({e for seed in row["exponents"] for e in seed[side]}) for side in (1, 0)]
-    if any(ends):
-        said = (" and ".join(f"{e:g}" for e in of) or "none" for of in ends)
-        parts.append("exponents before {}, after {}".format(*said))
+    ends = [[seed[side] for seed in row["exponents"]] for side in (1, 0)]
+    if any(e is not None for end in ends for e in end):
+        said = (", ".join("none" if e is None else f"{e:g}" for e in end) for end in ends)
+        parts.append("exponent before {}, after {}".format(*said))
     return f"{row['title']}: {'; '.join(parts)}"

@@ -89,7 +89,7 @@ def side_panels(
         mask = walked_mask(cams["cams"], height, width)
     else:
         config = load_recipe(place / "resolved.yaml").masks
-        fields = details["combinations"][found.exponents[image_id]]
+        fields = details["combinations"][found.best]
         parameters = mask_parameters(combined(config, {"alpha": fields["alpha"]}))
         labels, cam = cam_at((height, width), cams)
         make = MASK_METHODS[details["method"]].load()

@@ -10,10 +10,10 @@ from typing import Any
 from claims_rows import Claim, Side, claims
 from claims_score import Scored, compare, read, verdict
 
+from pmm_ray.config import load_recipe
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
 
-_NEVER = "no loss fell below beta"
 _SAME = "both sides are the same masks"
 
 
@@ -65,15 +65,15 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
         done.append(int(name))
         differ |= folder_name(claim.after, seed) != folder_name(claim.before, seed)
         both = zip(pairs[-1], (claim.after, claim.before), strict=True)
-        notes.append([exponents(found, side, seed, place) for found, side in both])
+        notes.append([exponent(found, side, seed, place) for found, side in both])
         if claim.limited:
             stage = f"train_segmenter-{claim.limited}-r0"
             metrics = folder_of(seed[claim.limited], stage, place).finished().metrics
             shares.append(metrics["underfitting_share"])
     compared = compare(pairs) if pairs else None
     reason = "" if differ else _SAME
-    if claim.limited and max(shares, default=0) == 0:
-        reason = _NEVER
+    if claim.limited and pairs:
+        reason = too_high(claim.limited, seeds, out)
     return {
         "name": claim.name,
         "title": claim.title,
@@ -87,15 +87,31 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
     }
 
 
-def exponents(found: Scored, side: Side, seed: Mapping[str, Any], place: Path) -> list[float]:
-    """The exponents that a sweep's photographs have, one or two; empty: it has none."""
+def too_high(unit: str, seeds: Mapping[str, Any], out: Path) -> str:
+    """Why an operation could not do its work: the loss without it stayed above beta; empty: no."""
+    ends, beta = [], 0.0
+    for name, seed in seeds.items():
+        if "none" in seed and unit in seed:
+            place = out / f"seed-{name}"
+            section = load_recipe(place / "resolved.yaml").segmenter
+            beta = seed[unit]["underfitting"]["beta"]
+            heads = 1 + section.auxiliary_weight
+            metrics = folder_of(seed["none"], "train_segmenter-none-r0", place).finished().metrics
+            ends.append(metrics["loss"] / heads)
+    if max(ends) < beta:
+        return ""
+    said = ", ".join(f"{end:.2f}" for end in ends)
+    return f"the training loss ended at {said} a head, beta is {beta:g}"
+
+
+def exponent(found: Scored, side: Side, seed: Mapping[str, Any], place: Path) -> float | None:
+    """The best exponent of a sweep; None: it has none."""
     stage = stage_of(side, seed)
     assert stage is not None, "its scores were read"
     details = folder_of(seed[side.unit], stage, place).finished().details
     if "alpha" not in details.get("fields", []):
-        return []
-    grid = [combination["alpha"] for combination in details["combinations"]]
-    return sorted({float(grid[number]) for number in found.exponents.values()})
+        return None
+    return float(details["combinations"][found.best]["alpha"])
 
 
 def score_all(results: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""How `claims.py` compares two sides on the same photographs: cross-fitted exponents, bootstrap."""
+"""How `claims.py` compares two sides on the same photographs: best exponents, bootstrap."""
 
 # N: photographs; S: exponents; C: classes; R: resamples. Counts are of pixels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +24,18 @@ class Scored:
     """Masks of some photographs, scored one by one.
 
     Attributes:
-        counts: photograph -> pixels [3, C]: of the class in both, in the truth, in the mask.
-        exponents: photograph -> place of its exponent among those of its stage.
+        counts: photograph -> pixels [S, 3, C] under each exponent, one where there is none: of the
+            class in both, in the truth, in the mask.
+        best: place of the exponent with the highest mIoU on all of them.
     """
 
     counts: Mapping[str, Counts]
-    exponents: Mapping[str, int]
+    best: int
 
-
-def half(image_id: str) -> int:
-    """The half of the photographs that one belongs to, 0 or 1."""
-    return hashlib.sha256(f"claims-{image_id}".encode()).digest()[0] % 2
+    @classmethod
+    def of(cls, counts: Mapping[str, Counts]) -> Scored:
+        """With the best exponent."""
+        return cls(counts, int(np.argmax(mean_ious(np.sum([*counts.values()], axis=0)))))
 
 
 def three(cells: Sequence[int], counts: Sequence[int], classes: int) -> Counts:
@@ -54,37 +54,22 @@ def mean_ious(totals_R3C: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def read(uri: str, classes: int) -> Scored:
-    """The scores of a finished `evaluate` or `sweep_masks` stage.
-
-    Of a sweep each half of the photographs has the exponent that is best on the other half.
-    """
-    rows = {row["image_id"]: row for row in read_all(uri).to_pylist()}
+    """The scores of a finished `evaluate` or `sweep_masks` stage."""
     found = {}
-    for image_id, row in sorted(rows.items()):
+    for row in read_all(uri).to_pylist():
         swept = bool(row["cells"]) and isinstance(row["cells"][0], list)
         pairs = zip(row["cells"], row["counts"], strict=True) if swept else [_pair(row)]
-        found[image_id] = np.stack([three(cells, counts, classes) for cells, counts in pairs])
-    return cross_fitted(found)
+        counts = np.stack([three(cells, counts, classes) for cells, counts in pairs])
+        found[row["image_id"]] = counts
+    return Scored.of(found)
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     return row["cells"], row["counts"]
 
 
-def cross_fitted(counts_S3C: Mapping[str, Counts]) -> Scored:
-    """The counts [S, 3, C] of every photograph -> those of the other half's best exponent."""
-    best = []
-    for side in (0, 1):
-        others = [counts for image_id, counts in counts_S3C.items() if half(image_id) != side]
-        scores = mean_ious(np.sum(others, axis=0)) if others else np.zeros(1)
-        best.append(int(np.argmax(scores)))
-    exponents = {image_id: best[half(image_id)] for image_id in counts_S3C}
-    chosen = {image_id: counts[exponents[image_id]] for image_id, counts in counts_S3C.items()}
-    return Scored(chosen, exponents)
-
-
 def compare(seeds: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
-    """A paired bootstrap over photographs.
+    """A paired bootstrap over photographs; each side has its best exponent in each resample.
 
     Args:
         seeds: of each seed the scores after and before. All seeds have the same photographs.
@@ -100,12 +85,14 @@ def compare(seeds: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
     weights_RN = random.multinomial(len(order), [1 / len(order)] * len(order), RESAMPLES)
     gains_R, found, per_class = np.zeros(RESAMPLES), [], []
     for pair in seeds:
-        counts = [np.stack([side.counts[i] for i in order]) for side in pair]
-        after, before = (mean_ious(of_N3C.sum(axis=0)[None])[0] for of_N3C in counts)
-        sampled = [mean_ious(np.tensordot(weights_RN, of_N3C, 1)) for of_N3C in counts]
+        counts = [np.stack([side.counts[i] for i in order]) for side in pair]  # [N, S, 3, C]
+        totals = [of.sum(axis=0) for of in counts]
+        best = [int(np.argmax(mean_ious(total))) for total in totals]
+        sampled = [_best_ious(weights_RN, of) for of in counts]
         gains_R += (sampled[0] - sampled[1]) / len(seeds)
+        after, before = (mean_ious(t)[k] for t, k in zip(totals, best, strict=True))
         found.append((after, before))
-        per_class.append([_iou(of_N3C.sum(axis=0)) for of_N3C in counts])
+        per_class.append([_iou(t[k]) for t, k in zip(totals, best, strict=True)])
     low, high = np.percentile(100 * gains_R, _INTERVAL)
     return {
         "after": [100 * after for after, _ in found],
@@ -119,6 +106,16 @@ def compare(seeds: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
             for side in np.mean(per_class, axis=0)
         ],
     }
+
+
+def _best_ious(weights_RN: NDArray[Any], counts_NS3C: Counts) -> NDArray[np.float64]:
+    """mIoU 0..1 [R] of resampled photographs under the exponent that is best for each resample."""
+    under = [
+        mean_ious(np.tensordot(weights_RN, counts_NS3C[:, s].astype(np.float64), 1))
+        for s in range(counts_NS3C.shape[1])
+    ]
+    best: NDArray[np.float64] = np.max(under, axis=0)
+    return best
 
 
 def _iou(counts_3C: Counts) -> NDArray[np.float64]:
@@ -146,7 +143,7 @@ def changes(after: Scored, before: Scored) -> list[tuple[float, str]]:
     """(change of a photograph's own mIoU in points, its id), the largest loss first."""
     ids = sorted(set(after.counts) & set(before.counts))
     scores = [
-        mean_ious(np.stack([side.counts[i] for i in ids])) if ids else np.zeros(0)
+        mean_ious(np.stack([side.counts[i][side.best] for i in ids])) if ids else np.zeros(0)
         for side in (after, before)
     ]
     return sorted(zip((100 * (scores[0] - scores[1])).tolist(), ids, strict=True))

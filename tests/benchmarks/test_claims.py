@@ -33,8 +33,9 @@ def photographs(wrong: float, count: int = 40) -> Any:
         truth = random.integers(0, CLASSES, 400)
         mask = np.where(random.random(400) < wrong, (truth + 1) % CLASSES, truth)
         cells, found = to_sparse(confusion_matrix(truth, mask, CLASSES, 255))
-        counts[f"photo-{number}"] = claims_score.three(cells.tolist(), found.tolist(), CLASSES)
-    return claims_score.Scored(counts, dict.fromkeys(counts, 0))
+        three = claims_score.three(cells.tolist(), found.tolist(), CLASSES)
+        counts[f"photo-{number}"] = three[None]
+    return claims_score.Scored.of(counts)
 
 
 def test_the_mean_iou_is_the_packages() -> None:
@@ -73,20 +74,18 @@ def test_the_interval_is_as_wide_as_the_photographs_differ() -> None:
     good, bad = photographs(0.1, 100), photographs(0.1, 100)
     worse = photographs(0.9, 100).counts
     mixed = {i: worse[i] if n % 2 else bad.counts[i] for n, i in enumerate(bad.counts)}
-    found = claims_score.compare([(good, claims_score.Scored(mixed, bad.exponents))])
+    found = claims_score.compare([(good, claims_score.Scored.of(mixed))])
     # half of the photographs lose all: the share among 100 drawn has a deviation of 5 %
     assert 10 < found["high"] - found["low"] < 20
 
 
-def test_each_half_has_the_exponent_that_is_best_on_the_other() -> None:
-    good, bad = photographs(0.1).counts, photographs(0.5).counts
-    swept = {
-        i: np.stack([good[i], bad[i]] if claims_score.half(i) else [bad[i], good[i]]) for i in good
-    }
-    found = claims_score.cross_fitted(swept)
-    assert set(found.exponents.values()) == {0, 1}
-    for image_id, counts in found.counts.items():
-        np.testing.assert_array_equal(counts, bad[image_id])
+def test_each_side_has_its_best_exponent() -> None:
+    good, bad = photographs(0.1), photographs(0.5)
+    swept = {i: np.concatenate([bad.counts[i], good.counts[i]]) for i in good.counts}
+    found = claims_score.Scored.of(swept)
+    assert found.best == 1
+    assert claims_score.compare([(found, good)])["gain"] == 0
+    assert [change for change, _ in claims_score.changes(found, good)] == [0] * 40
 
 
 def test_every_side_is_a_stage_of_its_unit() -> None:
@@ -134,7 +133,7 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_page_is_the_table_of_a_file_between_words_that_stay(tmp_path: Path) -> None:
     row = {"name": "a", "title": "A over B", "source": "Tab. 1", "paper": "+1.0", "limited": []}
     compared = claims_score.compare([(photographs(0.1), photographs(0.3))])
-    measured = {**row, **compared, "seeds": [0], "exponents": [[[3.0], [4.0, 5.0]]]}
+    measured = {**row, **compared, "seeds": [0], "exponents": [[3.0, None]]}
     results = {
         "about": {"date": "2026-01-01", "commit": "abc", "machine": "m", "command": "c"},
         "rows": [
@@ -157,7 +156,7 @@ def test_the_page_is_the_table_of_a_file_between_words_that_stay(tmp_path: Path)
     assert table[0].endswith("| 0 | **holds** |")
     assert "not run" in table[1]
     assert {line.count("|") for line in table} == {8}
-    assert "exponents before 4 and 5, after 3" in text
+    assert "exponent before none, after 3" in text
     assert "| clamp-r0 | 0 | 0.40 | - |" in text
 
 
