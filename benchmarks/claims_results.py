@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +15,8 @@ from pmm_ray.config import load_recipe
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
 
+# an affinity of 0.5 for every pair has a loss of ln 2
+_LEARNT = 0.9
 _SAME = "both sides are the same masks"
 
 
@@ -74,6 +77,8 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
     reason = "" if differ else _SAME
     if claim.limited and pairs:
         reason = too_high(claim.limited, seeds, out)
+    if "walk" in (claim.after.unit, claim.before.unit) and pairs:
+        reason = by_chance(seeds, out)
     return {
         "name": claim.name,
         "title": claim.title,
@@ -102,6 +107,19 @@ def too_high(unit: str, seeds: Mapping[str, Any], out: Path) -> str:
         return ""
     said = ", ".join(f"{end:.2f}" for end in ends)
     return f"the training loss ended at {said} a head, beta is {beta:g}"
+
+
+def by_chance(seeds: Mapping[str, Any], out: Path) -> str:
+    """Why a walk says nothing: its network did not learn whom pixels belong to; empty: it did."""
+    ends = [
+        folder_of(seed["walk"], "train_affinity", out / f"seed-{name}").finished().metrics["loss"]
+        for name, seed in seeds.items()
+        if "walk" in seed
+    ]
+    if max(ends) < _LEARNT * math.log(2):
+        return ""
+    said = ", ".join(f"{end:.2f}" for end in ends)
+    return f"the affinity network's loss ended at {said}, chance is {math.log(2):.2f}"
 
 
 def exponent(found: Scored, side: Side, seed: Mapping[str, Any], place: Path) -> float | None:
