@@ -34,7 +34,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        passing = full_disk(error) or storage.store_failure(error)
+        passing = full_disk(error) or storage.store_failure(error) or storage.store_refusal(error)
         message = passing or _place_refused(error)
         if message is None:
             raise

@@ -155,6 +155,6 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
         stop.set()
         thread.join()
         # a store that fails right now must not hide why the run ends; the lease grows old
-        with contextlib.suppress(CannotRunError):
+        with contextlib.suppress(OSError, CannotRunError):
             if holds(run_dir, attempt):
                 storage.delete_file(_uri(run_dir))

@@ -30,7 +30,8 @@ _S3_ATTEMPTS = 10
 _GCS_SECONDS = 90
 # how the libraries of both stores begin a failure that is theirs, and those that are one object's
 _STORE_FAILED = ("AWS Error ", "google::cloud::Status(")
-_OBJECT_REFUSED = ("ACCESS_DENIED", "INVALID_OBJECT_STATE", "PERMISSION_DENIED", "NOT_FOUND")
+_RIGHTS_LACK = ("ACCESS_DENIED", "PERMISSION_DENIED")
+_OBJECT_REFUSED = (*_RIGHTS_LACK, "INVALID_OBJECT_STATE", "NOT_FOUND")
 
 
 def is_remote(uri: str) -> bool:
@@ -145,6 +146,19 @@ def store_failure(error: OSError, uri: str = "") -> str | None:
     return (
         f"{STORE_FAILS}{where}: {text}. What may pass was tried for about a minute. "
         "Run the same command again when it is mended; what is finished stays."
+    )
+
+
+def store_refusal(error: OSError) -> str | None:
+    """What to say if a store refused a file that is ours, such as a table's; else None."""
+    text = str(error)
+    if not any(mark in text for mark in _STORE_FAILED):
+        return None
+    if not any(mark in text for mark in _RIGHTS_LACK):
+        return None
+    return (
+        f"{STORE_FAILS}: {text}. Credentials may have expired, or lack a right. "
+        "Run the same command again when that is mended; what is finished stays."
     )
 
 
