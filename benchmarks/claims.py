@@ -181,6 +181,7 @@ def work(
                 "seconds": round(seconds, 1),
                 "settings": more,
                 "underfitting": config.segmenter.underfitting.model_dump(),
+                "masks": config.masks.model_dump(mode="json"),
             }
             file.write_text(json.dumps(results, indent=1))
             print(f"seed {seed}, {unit.name}: {seconds:.0f} s", flush=True)

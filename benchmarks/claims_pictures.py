@@ -15,7 +15,7 @@ from claims_score import Scored, changes
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pmm_ray.config import load_recipe
+from pmm_ray.config import MasksConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.report.pictures import overlay_cam
@@ -88,7 +88,8 @@ def side_panels(
     if details["method"] == WALK:
         mask = walked_mask(cams["cams"], height, width)
     else:
-        config = load_recipe(place / "resolved.yaml").masks
+        # not the folder's resolved.yaml, which is the last unit's
+        config = MasksConfig.model_validate(unit["masks"])
         fields = details["combinations"][found.best]
         parameters = mask_parameters(combined(config, {"alpha": fields["alpha"]}))
         labels, cam = cam_at((height, width), cams)
