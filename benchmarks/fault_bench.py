@@ -20,6 +20,7 @@ import psutil
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import read_all
 
 IMAGES = 24
@@ -27,7 +28,7 @@ IMAGES = 24
 RECIPE = f"""
 name: faults
 data: {{source: shapes, images: {IMAGES}, classes: 3, size: 64}}
-classifier: {{epochs: 2, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16}}
+classifier: {{epochs: 12, batch_size: 6, resize_long: [48, 72], crop_size: 48, output_stride: 16}}
 cams: {{scales: [1.0], flip: false}}
 masks: {{alpha: 2, tasks: 2, batch_size: 1, crf: {{iterations: 4000}}}}
 evaluate: {{ladder: []}}
@@ -37,22 +38,32 @@ WAIT_SECONDS = 900
 Command = subprocess.Popen[str]
 
 # Python runs a `sitecustomize` that it finds on its path before anything else. This one lets a
-# worker process of a real run come to grief at one image, with no hook in the product.
+# worker process of a real run come to grief, with no hook in the product: at one image, or at
+# all images of a node (`sick`), where another takes its time (`slow`).
 HOOK = """
 import ctypes, os, sys, time
 
-if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
+action = os.environ.get("FAULT_ACTION")
+if action and any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
     from pmm_ray.runtime.mapping import chunks
 
-    accidents = {"segfault": lambda: ctypes.string_at(0), "hang": lambda: time.sleep(10**6)}
+    def sick():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    accidents = {
+        "segfault": lambda: ctypes.string_at(0),
+        "hang": lambda: time.sleep(10**6),
+        "sick": sick,
+        "slow": lambda: time.sleep(2),
+    }
     inner = chunks.row_by_row
 
     def row_by_row(stage, function):
         def broken(row):
-            at_image = row["manifest"]["image_id"] == os.environ["FAULT_IMAGE"]
-            if stage == "make_masks" and at_image:
+            at_image = row["manifest"]["image_id"] == os.environ.get("FAULT_IMAGE")
+            if stage == "make_masks" and (at_image or action in ("sick", "slow")):
                 open(os.environ["FAULT_MARK"], "a").close()
-                accidents[os.environ["FAULT_ACTION"]]()
+                accidents[action]()
             return function(row)
 
         return inner(stage, broken)
@@ -121,6 +132,21 @@ class Run:
             time.sleep(0.02)
         return self.parts
 
+    def steps(self) -> list[tuple[int, float]]:
+        """Steps of the classifier's training, and when each was done, seconds."""
+        events = read_events(str(self.folder), "train_step")
+        return [(event["step"], event["time"]) for event in events]
+
+    def wait_for_step(self, process: Command, step: int) -> None:
+        """Wait until the training has done so many steps."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not any(done >= step for done, _ in self.steps()):
+            if process.poll() is not None:
+                raise AssertionError(f"it ended too early: {process.communicate()[1]}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no step {step} within {WAIT_SECONDS} s")
+            time.sleep(0.05)
+
     @property
     def masks_folder(self) -> Path:
         [found] = self.folder.glob("make_masks-*")
@@ -154,22 +180,33 @@ class Outcome:
 
 
 class Bench:
-    """An undisturbed run, and copies of it from before its masks."""
+    """An undisturbed run, and copies of it from before its masks.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: of all runs.
+        opened: closes what faults share when the bench is not used any more.
+    """
+
+    def __init__(self, folder: Path, opened: contextlib.ExitStack) -> None:
+        self.folder, self.opened = folder, opened
         self.recipe = folder / "recipe.yaml"
         self.recipe.write_text(RECIPE)
         self.whole = Run(self.recipe, folder / "whole")
         self.whole.finish()
         self.expected = self.whole.rows()
         self._count = 0
+        self.site: Any = None
+        """Hosts of the link faults, once they are open."""
 
-    def fresh(self, folder: Path | None = None, *, cams: bool = True) -> Run:
-        """A run that has the same classifier, the same CAMs if wanted, and no mask yet."""
+    def fresh(
+        self, folder: Path | None = None, *, cams: bool = True, classifier: bool = True
+    ) -> Run:
+        """A run that has the same classifier and the same CAMs if wanted, and no mask yet."""
         self._count += 1
         folder = folder or self.folder / f"run-{self._count}"
-        skip = ["make_masks*", "evaluate-*", "logs", *(() if cams else ("make_cams*",))]
+        skip = ["make_masks*", "evaluate-*", "logs"]
+        skip += () if cams and classifier else ("make_cams*",)
+        skip += () if classifier else ("train_classifier*",)
         shutil.copytree(
             self.whole.folder, folder, ignore=shutil.ignore_patterns(*skip), dirs_exist_ok=True
         )
@@ -230,17 +267,20 @@ class Bench:
         Yields the file that is made when it happens first.
         """
         mark = self.folder / f"accident-{self._count}"
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            (Path(folder) / "sitecustomize.py").write_text(HOOK)
-            path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
-            run.environment = {
-                "PYTHONPATH": path,
-                "FAULT_ACTION": action,
-                "FAULT_IMAGE": image_id,
-                "FAULT_MARK": str(mark),
-            }
+        with hooked(self.folder) as environment:
+            own = {"FAULT_ACTION": action, "FAULT_IMAGE": image_id, "FAULT_MARK": str(mark)}
+            run.environment = environment | own
             yield mark
             run.environment = {}
+
+
+@contextlib.contextmanager
+def hooked(place: Path) -> Iterator[dict[str, str]]:
+    """An environment whose Ray workers have `HOOK`, in a folder below `place`."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        (Path(folder) / "sitecustomize.py").write_text(HOOK)
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        yield {"PYTHONPATH": path}
 
 
 def _read(part: Path) -> list[dict[str, Any]]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
-import secrets
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -38,13 +36,15 @@ from fault_bench import (
     small_disk,
     title,
 )
+from fault_links import clock_off, link_cut_in_masks, link_cut_in_training, why_not
+from fault_nodes import idle_node, lost_node, lost_node_fused, sick_node
 
 from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN
 
 IN_WORK = "the images in work"
 STALL_SECONDS = 20
 # what a lost node had finished and not yet told the driver is made again: at most one for each task
-MADE_AGAIN = {"lost_node": 2, "lost_node_fused": 2}
+MADE_AGAIN = {"lost_node": 2, "lost_node_fused": 2, "link_cut_in_masks": 2}
 
 
 def driver_ends(bench: Bench, fault: str, stop: Callable[[int], None], code: int) -> Outcome:
@@ -174,67 +174,6 @@ def torn_parts(bench: Bench) -> Outcome:
     return bench.outcome(run, fault, "their images", before, since, False, printed)
 
 
-def _cluster(orders: Connection, environment: dict[str, str]) -> None:
-    """A head without CPUs and two nodes, in a process of their own: Ray keeps a token for good."""
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ.update(environment)
-    from ray.cluster_utils import Cluster
-
-    store = {"object_store_memory": 100_000_000}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | store
-    )
-    try:
-        nodes = [cluster.add_node(num_cpus=1, **store) for _ in range(2)]
-        cluster.wait_for_nodes()
-        orders.send(cluster.address)
-        while (order := orders.recv()) != "stop":
-            if order == "remove":
-                cluster.remove_node(nodes[0], allow_graceful=False)
-            else:
-                cluster.add_node(num_cpus=1, **store)
-            orders.send("done")
-    finally:
-        cluster.shutdown()
-
-
-def lost_node(bench: Bench, fused: bool = False) -> Outcome:
-    """Of a head and two worker nodes one is killed, and another added later."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    place = tempfile.mkdtemp(prefix="pmm-", dir="/tmp")  # short: socket paths
-    environment = token | {"RAY_TMPDIR": place, "RAY_worker_niceness": "0"}
-    orders, others_end = multiprocessing.Pipe()
-    spawn = multiprocessing.get_context("spawn")
-    cluster = spawn.Process(target=_cluster, args=(others_end, environment))
-    cluster.start()
-    others_end.close()
-    try:
-        run = bench.fresh(cams=not fused)
-        run.address = orders.recv()
-        run.environment = environment
-        run.settings = ("masks.fused=true",) if fused else ()
-        process = run.start()
-        before = run.wait_for_parts(process, 6)
-        since = time.time_ns()
-        orders.send("remove")
-        orders.recv()
-        run.wait_for_parts(process, 10)
-        orders.send("add")
-        orders.recv()
-        run.wait(process)
-        fault = "a node killed, another added" + (", CAMs streamed to the masks" if fused else "")
-        return bench.outcome(run, fault, "its images in work", before, since, True)
-    finally:
-        orders.send("stop")
-        cluster.join(60)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def lost_node_fused(bench: Bench) -> Outcome:
-    """The same with two pools: actors that make CAMs, tasks that make masks of them."""
-    return lost_node(bench, fused=True)
-
-
 def poison(bench: Bench) -> Outcome:
     """An image at which every process that takes it has a segmentation fault."""
     run = bench.fresh()
@@ -268,12 +207,39 @@ def stuck_worker(bench: Bench) -> Outcome:
     return bench.outcome(run, fault, "its image", before, since, False, printed)
 
 
+def stopped_training(bench: Bench) -> Outcome:
+    """SIGTERM in mid-training, as of a spot notice, where no checkpoint is due for hours."""
+    run = bench.fresh(classifier=False)
+    run.settings = ("classifier.checkpoint_seconds=10000",)
+    process = run.start()
+    run.wait_for_step(process, 6)
+    process.send_signal(signal.SIGTERM)
+    printed = run.wait(process, 130)
+    said = re.search(r"the training is saved at step (\d+)", printed)
+    if said is None:
+        raise AssertionError(f"it did not say that it is saved: {printed}")
+    saved, before = int(said[1]), len(run.steps())
+    since = time.time_ns()
+    run.finish()
+    after = run.steps()[before:]
+    if [step for step, _ in after] != list(range(saved + 1, len(bench.whole.steps()) + 1)):
+        raise AssertionError(f"it did not go on at step {saved}: {after}")
+    fault, until = "SIGTERM to a training (spot notice)", int(after[0][1] * 1e9)
+    lost = f"steps since the notice ({before - saved})"
+    return bench.outcome(run, fault, lost, {}, since, False, printed, until_ns=until)
+
+
+LINKS: dict[str, Callable[[Bench], Outcome]] = {
+    function.__name__: function for function in (link_cut_in_masks, link_cut_in_training, clock_off)
+}
 FAULTS: dict[str, Callable[[Bench], Outcome]] = {
     function.__name__: function
     for function in (
         sigkill_worker,
         lost_node,
         lost_node_fused,
+        sick_node,
+        idle_node,
         poison,
         sigkill_driver,
         sigkill_raylet,
@@ -281,6 +247,8 @@ FAULTS: dict[str, Callable[[Bench], Outcome]] = {
         full_disk,
         torn_parts,
         stuck_worker,
+        stopped_training,
+        *LINKS.values(),
     )
 }
 PAGE_START, PAGE_END = "<!-- faults:start -->", "<!-- faults:end -->"
@@ -310,13 +278,18 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="page whose marked part is replaced")
     options = parser.parse_args()
     chosen = options.only or list(FAULTS)
-    if not can_mount() and "full_disk" in chosen:
-        chosen.remove("full_disk")
-        print("full_disk left out: only root may mount a small disk", file=sys.stderr)
+    reasons = {"full_disk": "" if can_mount() else "only root may mount a small disk"}
+    reasons |= dict.fromkeys(LINKS, why_not())
+    for name in [name for name in chosen if reasons.get(name)]:
+        chosen.remove(name)
+        print(f"{name} left out: {reasons[name]}", file=sys.stderr)
     outcomes: list[Outcome] = []
     failed: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="pmm-faults-") as folder:
-        bench = Bench(Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="pmm-faults-") as folder,
+        contextlib.ExitStack() as opened,
+    ):
+        bench = Bench(Path(folder), opened)
         for name in chosen:
             try:
                 outcomes.append(FAULTS[name](bench))

@@ -109,7 +109,7 @@ class RayNodes:
         for attempt in range(3):
             process = self.start("--object-store-memory=150000000", *options, prefix=prefix)
             try:
-                self._wait(lambda: self.alive() > before, "a node")
+                self._wait(lambda: self.alive() > before, process)
             except NodeEndedError:
                 self.processes.remove(process)
                 end([process])
@@ -137,14 +137,13 @@ class RayNodes:
             [RAY, *arguments], env=self.client_environment, capture_output=True, text=True
         )
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 180
         while not ready():
-            for process in self.processes:
-                said = self.log_of[process.pid].read_text(errors="replace")
-                if process.poll() is not None or GAVE_UP in said:
-                    raise NodeEndedError("\n".join(self.logs()))
-            assert time.monotonic() < deadline, f"{what} did not come up: {self.logs()}"
+            said = self.log_of[process.pid].read_text(errors="replace")
+            if process.poll() is not None or GAVE_UP in said:
+                raise NodeEndedError(said)
+            assert time.monotonic() < deadline, f"a node did not come up: {self.logs()}"
             time.sleep(1)
 
     def logs(self) -> list[str]:

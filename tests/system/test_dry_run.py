@@ -37,7 +37,7 @@ CROPS = {"scales": [0.75, 1.5], "size": 64, "stride": 44}
 TINY: dict[str, dict[str, Any]] = {
     "classifier": CLASSIFIER,
     "base": {"cams.scales": [1.0], "threshold": 0.5},
-    "multicrop": CLASSIFIER | {f"crops.{name}": value for name, value in CROPS.items()},
+    "multicrop": TRAINING | {"epochs": 1, **{f"crops.{name}": v for name, v in CROPS.items()}},
     "cams": {f"crops.{name}": value for name, value in CROPS.items()},
     "segmenter": TRAINING
     | {"iterations": 1, "crop_size": 64, "resize_base": [128, 64], "channels": 16},
