@@ -214,3 +214,10 @@ def add_rows(lanes: Any, rows: Any, extra: Any, mate: Any) -> None:
     for p in range(mate.size):
         row = row_load(lanes, extra, np.int64(mate[p]))
         row_store(rows, p, row_add(row_load(lanes, rows, p), row))
+
+
+@kernel
+def add_scaled(source: Any, weight: Any, link: Any, target: Any) -> None:
+    """Add `weight * source[p]` to entry `link[p]` of `target`; float32 [N]."""
+    for p in range(link.size):
+        target[link[p]] += weight * source[p]

@@ -34,7 +34,8 @@ def home(table: Any, key: Any) -> Any:
 def find(table: Any, key: Any) -> Any:
     """The position of the pair of `key`, or of the free pair where it belongs."""
     at = home(table, key)
-    while table[at] != key and table[at] != _FREE:
+    # One branch, not two: it is rarely taken.
+    while (table[at] != key) & (table[at] != _FREE):
         at = (at + 2) & (table.size - 2)
     return at
 

@@ -214,15 +214,21 @@ def in_own_order(lattice: Lattice) -> tuple[npt.NDArray[np.int32], Lattice]:
 
 def _normalize_weights(lattice: Lattice, attenuation: float, normalization: Normalization) -> None:
     """Fold the normalization and the root of the attenuation into the weights; fill in `mass`."""
-    scratch = lattice.scratch(1)
-    ones = np.ones_like(lattice.mass)
-    lattice.filter_apart(1, ones, attenuation, scratch, lattice.mass)
-    total, root = lattice.mass + np.float32(1e-20), np.float32(math.sqrt(attenuation))
+    _filter_ones(lattice, attenuation)
+    root = np.float32(math.sqrt(attenuation))
     splatting, slicing = lattice.plan[4:6]
     if normalization == "symmetric":
-        scale_weights(splatting, root / np.sqrt(total))
+        scale_weights(splatting, lattice.mass, root, False)
     else:
+        ones = np.ones_like(lattice.mass)
         before, after = normalization == "before", normalization == "after"
-        scale_weights(splatting, root / total if before else root * ones)
-        scale_weights(slicing, root / total if after else root * ones)
-    lattice.filter_apart(1, ones, 1.0, scratch, lattice.mass)
+        scale_weights(splatting, lattice.mass if before else ones, root, True)
+        scale_weights(slicing, lattice.mass if after else ones, root, True)
+    _filter_ones(lattice, 1.0)
+
+
+def _filter_ones(lattice: Lattice, factor: float) -> None:
+    """Make `mass` what the weights as they are make of ones."""
+    mass = lattice.mass
+    mass[:] = 1.0
+    lattice.filter_in_place(1, mass, factor, lattice.scratch(1), mass[:0], lattice.link[:0])

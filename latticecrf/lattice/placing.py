@@ -20,6 +20,7 @@ from latticecrf.lattice.vertices import (
     sort_vertices,
 )
 from latticecrf.lattice.wide import merge_simplices, number_wide_vertices, renumber_wide
+from latticecrf.simd.rows import WIDE
 
 # Keys stay below this, so that one lattice step never overflows 64 bits.
 _KEY_LIMIT = 2**62
@@ -31,7 +32,7 @@ class Placement(NamedTuple):
     """Pixels in simplices, simplices on vertices, vertices in a row.
 
     Attributes:
-        weights: Barycentric weights of each pixel, float32 [N, d + 1].
+        weights: Barycentric weights of each pixel, float32 [d + 1, N and a few more].
         simplex_of: The simplex of each pixel, int32 [N].
         simplices: The vertices of each simplex, int32 [S, d + 1].
         following: The next vertex along each axis, int32 [d + 1, M], -1 where there is none.
@@ -63,11 +64,13 @@ def place_pixels(features: Features, whole: int) -> Placement:
     vertex_span = [(d + 1) * (value + 4) for value in span]
     packed = packed and math.prod(vertex_span) < _KEY_LIMIT
 
-    weights = np.empty((pixels, d + 1), np.float32)
+    weights = np.empty((d + 1, pixels + len(WIDE) - 1), np.float32)
     simplex_of = np.empty(pixels, np.int32)
     corner = np.empty((pixels + 1, d), np.int32)
     rank = np.empty((pixels + 1, d + 1), np.int8)
     count = embed(
+        WIDE,
+        (0,) * d,
         tuple(features),
         scale,
         _radix(span, orders) if packed else np.zeros(d, np.int64),

@@ -159,7 +159,7 @@ def group_pixels(
 
     Args:
         simplex_of: int32 [N].
-        weights: Barycentric weights, float32 [N, d + 1].
+        weights: Barycentric weights, float32 [d + 1, N and a few more].
         places: The place of each pixel in the caller's arrays, int32 [N].
         step_of: The step in which a simplex is splatted, int32 [S]: segments stand in that order.
         steps: Number of steps.
@@ -170,9 +170,9 @@ def group_pixels(
         the caller's order int32 [N]; the weights in sorted order, flat float32; the first segment
         of each step and the number of segments, int64 [steps + 1].
     """
-    n, corners = weights.shape
+    n, corners = simplex_of.size, weights.shape[0]
     count = step_of.size
-    population = np.zeros(count, np.int64)
+    population = np.zeros(count, np.int32)
     for pixel in range(n):
         population[simplex_of[pixel]] += 1
     # Within a step segments of equal length stand together: a loop over a segment then ends where
@@ -186,14 +186,14 @@ def group_pixels(
     first = np.cumsum(first)
     step_starts = np.cumsum(step_starts)
     segments = step_starts[steps]
-    sequence = np.empty(count, np.int64)
+    sequence = np.empty(count, np.int32)
     for each in range(count):
         kind = step_of[each] * kinds + min(population[each], _LENGTHS)
         sequence[first[kind]] = each
         first[kind] += 1
     starts = np.empty(segments + 1, np.int64)
     owner = np.empty(segments, np.int64)
-    free = np.empty(count, np.int64)
+    free = np.empty(count, np.int32)
     segment, filled = 0, 0
     for index in range(count):
         s = sequence[index]
@@ -206,21 +206,28 @@ def group_pixels(
             filled += min(left, longest)
             left -= longest
     starts[segment] = n
+    slots = np.empty(n, np.int32)
+    for pixel in range(n):
+        slots[pixel] = free[simplex_of[pixel]]
+        free[simplex_of[pixel]] += 1
     link = np.empty(n, np.int32)
     grouped = np.empty(n * corners, np.float32)
     for pixel in range(n):
-        slot = free[simplex_of[pixel]]
-        free[simplex_of[pixel]] = slot + 1
+        if pixel + _AHEAD < n:
+            prefetch(grouped, np.int64(slots[pixel + _AHEAD]) * corners)
+        slot = np.int64(slots[pixel])
         link[slot] = places[pixel]
         for j in range(corners):
-            grouped[slot * corners + j] = weights[pixel, j]
+            grouped[slot * corners + j] = weights[j, pixel]
     return starts, owner, link, grouped, step_starts
 
 
 @kernel
-def scale_weights(weights: Any, factors: Any) -> None:
-    """Multiply every pixel's weights by its factor."""
-    corners = weights.size // factors.size
-    for p in range(factors.size):
+def scale_weights(weights: Any, total: Any, root: Any, whole: bool) -> None:
+    """Multiply every pixel's weights by `root` over its total, or over the total's square root."""
+    corners = weights.size // total.size
+    for p in range(total.size):
+        mine = total[p] + np.float32(1e-20)
+        factor = root / (mine if whole else np.sqrt(mine))
         for j in range(corners):
-            weights[p * corners + j] *= factors[p]
+            weights[p * corners + j] *= factor

@@ -15,8 +15,8 @@ import numpy as np
 from latticecrf.checks import Float32Array
 from latticecrf.mean_field.binary_updates import logistic, lower, pack, padded, unpack
 from latticecrf.mean_field.filter_bank import FilterBank
-from latticecrf.mean_field.joint_updates import WIDE
 from latticecrf.simd.aligned import aligned
+from latticecrf.simd.rows import WIDE
 
 # The widest row a kernel handles at once, one AVX-512 register or two of AVX2, and the most
 # problems solved together.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from latticecrf.checks import Float32Array
 from latticecrf.lattice.features import Features
-from latticecrf.lattice.filtering import add_rows
+from latticecrf.lattice.filtering import add_rows, add_scaled
 from latticecrf.lattice.lattice import Lattice, Normalization, build_lattice, in_own_order
 from latticecrf.lattice.spatial import spatial_lattice
 from latticecrf.simd.aligned import aligned
@@ -54,17 +55,17 @@ class FilterBank:
     def __init__(self, kernels: Sequence[Gaussian], pixels: int) -> None:
         self.places = np.arange(pixels, dtype=np.int32)
         self._lattices: list[Lattice] = []
-        # Which row of an other lattice belongs to each of the home's pixels.
-        self._mates: list[npt.NDArray[np.int32]] = []
         for kernel in kernels:
             if not self._lattices:
                 self.places, lattice = _home(kernel, self.places)
             else:
                 lattice = build_lattice(kernel.features, self.places, kernel.normalization)
-                mate = np.empty_like(self.places)
-                mate[lattice.link] = np.arange(pixels, dtype=np.int32)
-                self._mates.append(mate)
             self._lattices.append(lattice)
+
+    @cached_property
+    def _mates(self) -> list[npt.NDArray[np.int32]]:
+        """Which row of each other lattice belongs to each of the home's pixels, int32 [N]."""
+        return [_inverse(lattice.link) for lattice in self._lattices[1:]]
 
     def mass(self, weights: Sequence[float]) -> Float32Array:
         """The weighted message of a label that is certain everywhere, packed, float32 [N].
@@ -73,9 +74,8 @@ class FilterBank:
             weights: One for each kernel.
         """
         total = np.zeros(self.places.size, np.float32)
-        for which, (lattice, weight) in enumerate(zip(self._lattices, weights, strict=True)):
-            mass = lattice.mass if which == 0 else lattice.mass[self._mates[which - 1]]
-            total += np.float32(weight) * mass
+        for lattice, weight in zip(self._lattices, weights, strict=True):
+            add_scaled(lattice.mass, np.float32(weight), lattice.link, total)
         return total
 
     def scratch(self, lanes: int) -> Scratch:
@@ -94,7 +94,7 @@ class FilterBank:
             rows[:] = 0.0
             return
         home, *others = self._lattices
-        messages, mates = scratch.messages, self._mates
+        messages = scratch.messages
         # The values of a small lattice's few vertices can wait in the cache.
         waits = len(others) == 1 and others[0].steps == 1 and lanes <= _NARROW
         for i, other in enumerate(others):
@@ -106,12 +106,12 @@ class FilterBank:
         # The home adds the first of the others' messages on the way.
         added = others and not waits
         extra = messages[0] if added else rows[:0]
-        mate = mates[0] if added else self.places[:0]
+        mate = self._mates[0] if added else self.places[:0]
         home.filter_in_place(lanes, rows, factors[0], scratch.values[0], extra, mate)
         if waits:
             others[0].collect(lanes, factors[1], scratch.values[1], rows)
-        for message, mate in zip(messages[1:], mates[1:], strict=True):
-            add_rows((0,) * lanes, rows, message, mate)
+        for i in range(1, len(others)):
+            add_rows((0,) * lanes, rows, messages[i], self._mates[i])
 
     def filter_each(
         self, rows: Float32Array, lanes: int, scratch: Scratch
@@ -143,3 +143,9 @@ def _home(kernel: Gaussian, raster: npt.NDArray[np.int32]) -> tuple[npt.NDArray[
     if kernel.features.is_grid:
         return spatial_lattice(kernel.features, kernel.normalization)
     return in_own_order(build_lattice(kernel.features, raster, kernel.normalization))
+
+
+def _inverse(link: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    inverse = np.empty_like(link)
+    inverse[link] = np.arange(link.size, dtype=np.int32)
+    return inverse

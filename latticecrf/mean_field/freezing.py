@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latticecrf.checks import Float32Array
-from latticecrf.mean_field.joint_updates import WIDE, largest_products
+from latticecrf.mean_field.joint_updates import largest_products
+from latticecrf.simd.rows import WIDE
 
 Float64Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

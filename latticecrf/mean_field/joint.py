@@ -27,7 +27,6 @@ from latticecrf.mean_field.freezing import (
 from latticecrf.mean_field.joint_packing import columns, load_scores, unload
 from latticecrf.mean_field.joint_softmax import softmax
 from latticecrf.mean_field.joint_updates import (
-    WIDE,
     fill_implied,
     freezing_costs,
     grow,
@@ -35,6 +34,7 @@ from latticecrf.mean_field.joint_updates import (
     invert_sums,
 )
 from latticecrf.simd.aligned import aligned
+from latticecrf.simd.rows import WIDE
 
 # Labels in a block: one AVX-512 register or two of AVX2.
 _WIDE = len(WIDE)

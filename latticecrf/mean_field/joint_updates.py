@@ -24,9 +24,6 @@ from latticecrf.simd.rows import (
     row_zero,
 )
 
-# Widths of the rows of all blocks but the last.
-WIDE = (0,) * 16
-
 
 @kernel
 def invert_sums(wide: Any, single: Any, planes: Any, floor: Any, inverse: Any) -> None:

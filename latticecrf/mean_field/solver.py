@@ -13,8 +13,8 @@ from latticecrf.mean_field.binary import solve_binary
 from latticecrf.mean_field.binary_updates import FLOOR, log_ratio
 from latticecrf.mean_field.filter_bank import FilterBank, Gaussian
 from latticecrf.mean_field.joint import solve_joint
-from latticecrf.mean_field.joint_updates import WIDE
 from latticecrf.parameters import CrfParameters
+from latticecrf.simd.rows import WIDE
 
 
 class LatticeSolver:

@@ -23,6 +23,7 @@ FLOAT = ir.FloatType()
 INT = ir.IntType(32)
 # The widest SIMD value: one AVX-512 register or two of AVX2.
 WIDEST = 16
+WIDE = (0,) * WIDEST
 
 
 class Row(types.Type):  # type: ignore[misc, unused-ignore]

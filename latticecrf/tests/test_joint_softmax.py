@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latticecrf.mean_field.joint_softmax import softmax
-from latticecrf.mean_field.joint_updates import WIDE
+from latticecrf.simd.rows import WIDE
 
 
 @pytest.mark.parametrize("pixels", [1, 15, 16, 33, 130])
