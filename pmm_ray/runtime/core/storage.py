@@ -239,6 +239,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def stand_in(head: bytes) -> str:
+    """What a file with this beginning is in place of its content; empty of any other."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file: run `git lfs pull`"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip archive, not the file in it: unpack it"
+    return ""
+
+
 def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     """All that is in a folder but folders, sorted, hidden ones too; empty if there is none.
 
