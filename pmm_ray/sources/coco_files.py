@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -121,7 +122,8 @@ def read_annotated(
         found.labels[position].add(label)
         if furthest <= 1:
             # run lengths count pixels
-            furthest = max((max(polygon) for polygon in item["polygons"] or ()), default=2.0)
+            outlines = [[math.inf]] if item["polygons"] is None else item["polygons"]
+            furthest = max(map(max, outlines), default=furthest)
         if item["label"] != NO_OUTLINE:
             outlined.add(position)
         else:

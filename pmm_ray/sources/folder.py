@@ -183,7 +183,7 @@ def _lookalikes(photographs: Photographs) -> list[str]:
 
 def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
     """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
-    for uri in places_in(root, LABEL_FILES)[:1]:
+    for uri in places_in(root, LABEL_FILES, photographs.names)[:1]:
         return {uri: ""}
     # as Roboflow exports it: a folder a split, each with its own
     folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
@@ -227,7 +227,7 @@ def _masks(
     root: str, photographs: Photographs, images: Importer
 ) -> tuple[Mapping[str, list[str]], int]:
     """The masks of each photograph by its path without the ending; and how many are of none."""
-    place = next(iter(places_in(root, MASK_FOLDERS)), None)
+    place = next(iter(places_in(root, MASK_FOLDERS, photographs.names)), None)
     if place is None:
         return {}, 0
     uris: dict[str, list[str]] = {}

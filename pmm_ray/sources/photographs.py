@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
@@ -50,12 +50,14 @@ class Broken:
 class Photographs:
     """What is in a folder.
 
-    `files` are the uris of photographs by their paths below `folder`, with their endings; `broken`
-    those that cannot be opened; `left_out` the names of all other files by reason.
+    `names` are those of the files and folders of `root`, but for empty folders; `files` are the
+    uris of photographs by their paths below `folder`, with their endings; `broken` those that
+    cannot be opened; `left_out` the names of all other files by reason.
     """
 
     root: str
     folder: str
+    names: frozenset[str]
     files: dict[str, str]
     broken: tuple[Broken, ...]
     left_out: dict[str, list[str]]
@@ -89,8 +91,10 @@ def find_photographs(root: str, out: str = "") -> Photographs:
         CannotRunError: there are none; what is there instead is named.
     """
     root = storage.absolute(root)
-    folder = (places_in(root, IMAGE_FOLDERS) or [root])[0]
     entries = storage.list_entries(root, recursive=True)
+    below = len(root.rstrip("/")) + 1
+    names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
+    folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
     results = {storage.parent(e.uri) for e in entries if posixpath.basename(e.uri) in _OURS}
     results = {place for place in (*results, storage.absolute(out) if out else "") if place}
     files: dict[str, str] = {}
@@ -115,7 +119,7 @@ def find_photographs(root: str, out: str = "") -> Photographs:
         )
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
-    return Photographs(root, folder, files, tuple(broken), left_out)
+    return Photographs(root, folder, names, files, tuple(broken), left_out)
 
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
@@ -138,20 +142,18 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
 
 
-def places_in(root: str, names: Sequence[str]) -> list[str]:
-    """The folders and files of these names in a folder, in the order of the names.
+def places_in(root: str, names: Sequence[str], there: Collection[str] | None = None) -> list[str]:
+    """The files and folders of these names in a folder, in the order of the names.
 
     Where there is none of them: those of these names in another case.
+
+    Args:
+        there: what the folder holds, if that is known.
     """
-    exact = [storage.join(root, name) for name in names]
-    if there := [place for place in exact if storage.exists(place)]:
-        return there
-    found = [*storage.list_folders(root)]
-    found += [e.uri.rsplit("/", 1)[-1] for e in storage.list_entries(root) if not e.fault]
-    by_name: dict[str, list[str]] = {}
-    for name in found:
-        by_name.setdefault(name.casefold(), []).append(storage.join(root, name))
-    return [place for name in names for place in by_name.get(name.casefold(), [])]
+    there = storage.list_names(root) if there is None else there
+    other = (held for name in names for held in sorted(there) if held.casefold() == name.casefold())
+    found = [name for name in names if name in there] or list(other)
+    return [storage.join(root, name) for name in found]
 
 
 def _folded(names: Sequence[str]) -> set[str]:

@@ -308,7 +308,8 @@ def test_a_file_that_is_listed_twice_has_no_truth(splits: tuple[str, str], tmp_p
 def test_coordinates_that_are_shares_of_the_sides_are_refused(boxes: bool, tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     found = annotation(1, 1, [] if boxes else [[0.1, 0.1, 0.9, 0.1, 0.5, 1.0]])
-    path = a_coco(tmp_path, annotations=[found | {"bbox": [0.1, 0.1, 0.8, 0.9]}])
+    found |= {"bbox": [0.1, 0.1, 0.8, 0.9]}
+    path = a_coco(tmp_path, annotations=[annotation(1, 1, []), found])
     with pytest.raises(CannotRunError, match="shares of the sides"):
         import_coco(str(path), str(tmp_path / "out"))
 

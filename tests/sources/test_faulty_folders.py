@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.photographs import places_in
 from pmm_ray.sources.understood import console
 
 from .faulty import noise, rows
@@ -101,3 +103,21 @@ def test_a_pointer_of_git_lfs_is_no_photograph(tmp_path: Path) -> None:
     )
     report, _ = read(tmp_path / "set")
     assert "git lfs pull" in report.errors[0].message
+
+
+def test_a_folder_whose_name_is_not_utf8_ends_no_listing(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    noise(root / "Images/a.jpg")
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9")).mkdir()
+    report, _ = read(root)
+    assert report.rows == 1
+
+
+def test_the_very_name_counts_before_the_same_in_another_case(tmp_path: Path) -> None:
+    for name in ("Labels.csv", "classes.txt", "labels.csv", "Class_names.txt"):
+        (tmp_path / name).write_text("")
+    assert places_in(str(tmp_path), ("labels.csv",)) == [str(tmp_path / "labels.csv")]
+    assert places_in(str(tmp_path), ("LABELS.csv",)) == [
+        str(tmp_path / name) for name in ("Labels.csv", "labels.csv")
+    ]
+    assert places_in(str(tmp_path / "nowhere"), ("labels.csv",)) == []

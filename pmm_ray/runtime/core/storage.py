@@ -325,6 +325,19 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
     return {join(folder, name): (size, changed) for name, size, changed in files}
 
 
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files and folders in a folder; empty if there is none."""
+    if is_remote(folder):
+        filesystem, path = resolve(folder)
+        with reaching(folder):
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+    try:
+        return sorted(entry.name for entry in Path(absolute(folder)).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def list_folders(folder: str) -> list[str]:
     """Sorted names of the folders in a folder; empty if there is no folder."""
     filesystem, path = resolve(folder)
