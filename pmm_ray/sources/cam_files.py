@@ -13,7 +13,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.storage import Entry
-from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
+from pmm_ray.sources.names import has_ending, is_hidden, safe_image_id, stem_path
 from pmm_ray.sources.pickled import refusal
 from pmm_ray.sources.plane_files import needs_trust
 
@@ -86,7 +86,7 @@ def find_cams(
     if parts:
         index = _index_table(folder, parts)
         return CamFolder(True, index, _fingerprint(parts), {i: i for i in index.image_ids})
-    files = [uri for uri in files if not _is_hidden(uri, folder)]
+    files = [uri for uri in files if not _hidden_in(folder, uri)]
     found = [uri for uri in files if has_ending(uri, SUFFIXES)]
     per_class = layout == PER_CLASS or not found
     if per_class:
@@ -94,7 +94,7 @@ def find_cams(
     if not found:
         raise CannotRunError(
             f"no {what}s in {folder}: part-*.parquet (a table of ours), .npz or .npy files, or a "
-            "PNG file per class, ID_k.png, are expected"
+            f"PNG file per class, ID_k.png, are expected; there is {_shown(entries)}"
         )
     pickles = [uri for uri in found if has_ending(uri, ".npy")][:_TRUST_LOOKED_INTO]
     pickle = None if trust_pickle else next(filter(needs_trust, pickles), None)
@@ -107,7 +107,7 @@ def find_cams(
         for image_id, uris in sorted(by_id.items())
     ]
     tables.write_rows(listing, rows, FILES)
-    faulty = {e.uri: e for e in entries if e.fault and not _is_hidden(e.uri, folder)}
+    faulty = {e.uri: e for e in entries if e.fault and not _hidden_in(folder, e.uri)}
     suffixed = [uri for uri in faulty if has_ending(uri, SUFFIXES)]
     broken = [faulty[uri] for uri in (_class_files([*faulty], folder) if per_class else suffixed)]
     used = {*found, *(entry.uri for entry in broken)}
@@ -142,8 +142,13 @@ def _by_image(
     return by_id, names, repeated
 
 
-def _is_hidden(uri: str, folder: str) -> bool:
-    return any(part.startswith(".") for part in uri.removeprefix(folder + "/").split("/"))
+def _shown(entries: Sequence[Entry]) -> str:
+    names = [entry.uri.rsplit("/", 1)[-1] for entry in entries[:3]]
+    return storage.printable(", ".join(names)) or "nothing"
+
+
+def _hidden_in(folder: str, uri: str) -> bool:
+    return is_hidden(uri.removeprefix(folder + "/"))
 
 
 def _index_table(folder: str, parts: list[str]) -> TableIndex:

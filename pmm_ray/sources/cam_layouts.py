@@ -143,6 +143,8 @@ def read_planes(content: Content, reading: Reading) -> Planes:
     else:
         stored = [int(number) for number in content.names]
         scores = stack([content[number] for number in content.names])
+    if scores.ndim == 4 and len(scores) == 1:
+        scores = scores[0]
     if scores.ndim != 3:
         raise ValueError(
             f"the CAM is {scores.dtype} {list(scores.shape)}: floating [K, h, w] is expected"

@@ -19,7 +19,12 @@ from pmm_ray.labels import COCO14
 from pmm_ray.method.cams import normalize
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cam_layouts import UNREAD, Planes, Reading, read_planes
-from pmm_ray.sources.plane_files import MOST_VALUES_PER_PIXEL, are_shares, read_content
+from pmm_ray.sources.plane_files import (
+    MOST_VALUES_PER_PIXEL,
+    are_shares,
+    check_aspect,
+    read_content,
+)
 from pmm_ray.sources.said import Normalize
 
 TABLE = "table"
@@ -92,6 +97,7 @@ class CamReader:
                 f"the CAM was made for {cam.size[0]} x {cam.size[1]} px, the photograph has "
                 f"{photograph[0]} x {photograph[1]}"
             )
+        check_aspect(scores.shape[1:], photograph, "maps", squares=True)
         if len(set(cam.labels)) < len(cam.labels):
             raise RowError("label", f"classes occur twice: {sorted(cam.labels)}")
         if min(cam.labels, default=1) < 1:

@@ -4,16 +4,19 @@
     ROOT/annotations/instances_SPLIT.json   or   ROOT/annotations/SPLIT.json   or   ROOT/SPLIT.json
     ROOT/SPLIT/_annotations.coco.json       as Roboflow exports it, photographs beside it
     ROOT/annotations.json                   its images may name their "split"; else all are `train`
-    ROOT/annotations/instances_default.json the same, as CVAT exports it
+    ROOT/annotations/instances_default.json the same, as CVAT exports it; ROOT/result.json as Label
+                                            Studio does
 
 Photographs are looked for in `images/SPLIT`, `SPLIT`, `images` and beside the JSON file; a
-`file_name` may name a folder below these. EXIF orientation is applied, as annotation tools show
-photographs; one whose size differs from the stated one is an error row.
+`file_name` may name a folder below these. A file that is listed twice, in one split or in two, is
+an error row each time. EXIF orientation is applied, as annotation tools show photographs; one whose
+size differs from the stated one is an error row.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -31,11 +34,14 @@ from pmm_ray.sources.names import Found, NameIndex, clean_path, has_ending, safe
 
 FILES = (
     *("annotations/instances_{}.json", "annotations/{}.json", "{}.json"),
-    "{}/_annotations.coco.json",
+    *("{}/_annotations.coco.json", "annotations/instances_{}2017.json"),
 )
 """Where the annotations of a split are looked for."""
 USUAL_SPLITS = ("train", "val", "valid", "validation", "test", "default")
-SINGLE_FILES = ("annotations.json", "annotations/instances_default.json", "_annotations.coco.json")
+SINGLE_FILES = (
+    *("annotations.json", "annotations/instances_default.json", "_annotations.coco.json"),
+    "result.json",
+)
 """Where those of all splits are, if a folder has none of the former."""
 
 
@@ -71,13 +77,17 @@ def import_coco(
     importer = Importer(out, classes.space, source="coco", exif="apply", max_pixels=max_pixels)
     importer.labels_from, importer.background = "the annotations", classes.background
     importer.notes += classes.notes
-    importer.notes += _unasked(root, splits)
+    importer.notes += _unasked(root, splits, [uri for _, uri in files])
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
     listed_images = 0
-    for number, (split, uri) in enumerate(files):
-        found = read_annotated(uri, classes.label_of, _image_ids, objects, f"{number:02d}")
+    read = [
+        read_annotated(uri, classes.label_of, _image_ids, objects, f"{number:02d}")
+        for number, (_, uri) in enumerate(files)
+    ]
+    times = Counter(_image_id(image) for found in read for image in found.images)
+    for (split, uri), found in zip(files, read, strict=True):
         found.add_counts(counts)
         listed_images += len(found.images)
         importer.notes += found.notes()
@@ -91,6 +101,12 @@ def import_coco(
             try:
                 if image.fault:
                     raise RowError("label", image.fault, uri)
+                if times[image_id] > 1:
+                    raise RowError(
+                        "label",
+                        f"{image.file_name} is listed twice: which objects are its own?",
+                        uri,
+                    )
                 photograph = places.find(image.file_name)
             except (RowError, ValueError) as error:
                 kind = error.kind if isinstance(error, RowError) else "missing"
@@ -114,7 +130,7 @@ def import_coco(
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """(split, uri) of the annotation files; the split of a single one is empty."""
     if has_ending(root, ".json"):
-        if storage.exists(root) and (foreign := foreign_export(root)):
+        if storage.exists(root) and (foreign := foreign_export(root, coco=False)):
             raise CannotRunError(foreign)
         return [("", root)]
     files = []
@@ -127,8 +143,12 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
     if not files:
         files = [("", uri) for uri in single if storage.exists(uri)][:1]
     if not files:
-        foreign = foreign_export(root)
-        raise CannotRunError(foreign or f"no annotation file; looked for {[*tried, *single]}")
+        raise CannotRunError(
+            foreign_export(root, coco=False)
+            or "; ".join(_unasked(root, splits))
+            or foreign_export(root)
+            or f"no annotation file; looked for {[*tried, *single]}"
+        )
     return files
 
 
@@ -139,7 +159,7 @@ def has_annotations(root: str) -> bool:
     return any(storage.exists(place) for place in places)
 
 
-def _unasked(root: str, splits: Sequence[str]) -> list[str]:
+def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> list[str]:
     """A line for each annotation file of a usual split that nobody asked for."""
     if has_ending(root, ".json"):
         return []
@@ -149,7 +169,7 @@ def _unasked(root: str, splits: Sequence[str]) -> list[str]:
         f"{uri} is not imported: it is of none of the splits {', '.join(splits)} (--split, or "
         "data.train_split and data.held_out_split)"
         for uri in places
-        if storage.exists(uri)
+        if uri not in used and storage.exists(uri)
     ]
 
 
@@ -163,7 +183,7 @@ def _image_id(image: CocoImage) -> str:
 
 
 def _places(uri: str, split: str, root: str) -> list[str]:
-    names = [f"images/{split}", split, "images"] if split else ["images"]
+    names = [f"images/{split}", split, f"{split}2017", "images"] if split else ["images"]
     return [storage.join(root, name) for name in names] + [root, storage.parent(uri)]
 
 

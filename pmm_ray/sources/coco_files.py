@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco_json import (
     NO_OUTLINE,
     CocoImage,
@@ -86,7 +88,7 @@ def read_annotated(
         name: of its parts.
 
     Raises:
-        CannotRunError: not a COCO annotation file.
+        CannotRunError: not a COCO annotation file, or one whose coordinates are no pixels.
     """
     images = read_images(uri)
     found = AnnotatedImages(images, [set() for _ in images])
@@ -98,6 +100,7 @@ def read_annotated(
     spill = ObjectSpill(objects, [ids[i] for i in order], name) if objects else None
     outlined: set[int] = set()
     boxed: set[int] = set()
+    furthest = 0.0
     for annotation in read_annotations(uri):
         found.annotations += 1
         position = position_of(annotation.get("image_id")) if type(annotation) is dict else None
@@ -117,6 +120,10 @@ def read_annotated(
             found.faults.setdefault(position, f"annotation {annotation.get('id')}: {error}")
             continue
         found.labels[position].add(label)
+        if furthest <= 1:
+            # run lengths count pixels
+            outlines = [[math.inf]] if item["polygons"] is None else item["polygons"]
+            furthest = max(map(max, outlines), default=furthest)
         if item["label"] != NO_OUTLINE:
             outlined.add(position)
         else:
@@ -126,6 +133,11 @@ def read_annotated(
                 found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)
+    if furthest <= 1 and (outlined or boxed):
+        raise CannotRunError(
+            f"{uri}: no outline or box reaches beyond the first pixel: are its coordinates shares "
+            "of the sides? They must be pixels"
+        )
     found.without_truth |= boxed - outlined
     if spill is not None:
         spill.finish()

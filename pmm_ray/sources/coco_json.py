@@ -121,6 +121,8 @@ def read_categories(uri: str) -> list[Category]:
     for entry in _items(uri, "categories.item"):
         try:
             key, name = join_key(entry["id"]), normalize_name(str(entry["name"]))
+            if entry["name"] is None:
+                raise ValueError("no name")
             parent = normalize_name(str(entry.get("supercategory") or ""))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CannotRunError(f"{uri}: an entry of `categories` lacks id or name") from error
@@ -196,10 +198,8 @@ def _items(uri: str, prefix: str) -> Iterator[Any]:
             yield from ijson.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
     except FileNotFoundError as error:
         raise CannotRunError(f"no annotation file at {uri}") from error
-    except ijson.IncompleteJSONError as error:
-        raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
     except (ijson.JSONError, UnicodeError) as error:
-        raise CannotRunError(f"{uri} is not valid JSON: {_one_line(error)}") from error
+        raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
     except OSError as error:
         raise CannotRunError(f"{uri} cannot be read: {_one_line(error)}") from error
 
@@ -209,16 +209,19 @@ def _json_fault(uri: str, error: Exception) -> str:
     head = storage.read_bytes(uri, 64)
     if not head:
         return "the file is empty (0 bytes)"
-    if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS, not the file: run `git lfs pull`"
+    if stand_in := storage.stand_in(head):
+        return stand_in
     text = _one_line(error)
+    if "UTF8" in text or isinstance(error, UnicodeError):
+        return "not UTF-8 text: save it as UTF-8"
     at_end = any(word in text for word in ("premature EOF", "incomplete", "Incomplete"))
     return "the JSON is cut off: load the file again" if at_end else f"not valid JSON: {text}"
 
 
 def _one_line(error: Exception) -> str:
+    text = next((a.decode(errors="replace") for a in error.args if type(a) is bytes), str(error))
     # yajl quotes the place with an arrow over several lines
-    return " ".join(str(error).split())[:200]
+    return " ".join(text.split())[:200]
 
 
 def parse_object(
@@ -239,7 +242,7 @@ def parse_object(
     """
     out: dict[str, Any] = {
         "label": label,
-        "crowd": bool(annotation.get("iscrowd")),
+        "crowd": annotation.get("iscrowd") in (1, "1"),
         "polygons": None,
         "counts": None,
         "rle": None,
@@ -267,7 +270,7 @@ def parse_object(
         try:
             finite = math.isfinite(sum(polygon))
         except TypeError as error:
-            raise ValueError(f"a polygon holds something that is no number: {error}") from error
+            raise ValueError("a polygon holds something that is no number") from error
         if not finite:
             raise ValueError("a polygon holds a number that is not finite")
         if len(polygon) >= 6:

@@ -15,12 +15,13 @@ and `masks/` use the file's own name, never the made id.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import MAX_PIXELS
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.label_files import ClassList, class_list, read_class_list
@@ -32,17 +33,21 @@ from pmm_ray.sources.label_lines import (
     names_of,
     read_labels_csv,
 )
-from pmm_ray.sources.names import NameIndex, has_ending, pair, stem_path
+from pmm_ray.sources.names import NameIndex, has_ending, is_hidden, pair, stem_path
 from pmm_ray.sources.photographs import (
     CLASS_FILES,
     IMAGE_FOLDERS,
     LABEL_FILES,
     MASK_FOLDERS,
+    TABLES,
     Photographs,
     find_photographs,
+    places_in,
 )
 from pmm_ray.sources.truth import ColourMasks, check_truth_values
 
+# what tools add to the name of a photograph for its mask
+_MASK_SUFFIX = re.compile(r"[_.-](?:mask|masks|seg|label|labels|labelids|gt)$", re.IGNORECASE)
 # the class of a label space that nothing names: unlabelled photographs without class names
 UNNAMED_CLASS = "object"
 
@@ -85,7 +90,10 @@ def import_folder(
     csv_uri = ", ".join(tables)
     lines: list[LabelLine] = []
     for uri, folder in tables.items() if read_labels else ():
-        lines += read_labels_csv(uri, folder)
+        try:
+            lines += read_labels_csv(uri, folder)
+        except CannotRunError as error:
+            raise CannotRunError(foreign_export(uri) or str(error)) from error
     classes = _classes(root, class_names)
     listed = classes is not None
     if classes is None:
@@ -98,8 +106,9 @@ def import_folder(
     images.background = classes.background
     images.labels_from = f"{csv_uri}" if lines else "none, all images are unlabelled"
     photographs.report(images)
-    if read_labels and not csv_uri and (foreign := foreign_export(root)):
-        images.notes.append(foreign)
+    if read_labels and not lines:
+        images.notes += _unread(root, photographs, csv_uri)
+    images.notes += _lookalikes(photographs)
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
@@ -140,12 +149,42 @@ def import_folder(
     return images.finish(counts, found=photographs.found + len(lone))
 
 
+def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
+    """What may hold the labels of a folder that has none, and is not read."""
+    if csv_uri:
+        return [f"{csv_uri} has no line but the first"]
+    foreign = foreign_export(root)
+    tables = [name for names in photographs.left_out.values() for name in names]
+    tables = [name for name in tables if has_ending(name, TABLES)]
+    return [
+        *([foreign] if foreign else []),
+        *(f"{name} is not read: labels stand in ROOT/{LABEL_FILES[0]}" for name in tables[:3]),
+    ]
+
+
+def _lookalikes(photographs: Photographs) -> list[str]:
+    """A line where PNG files look like the masks of photographs, by their names."""
+    others = {
+        stem_path(n).rsplit("/", 1)[-1] for n in photographs.files if not has_ending(n, ".png")
+    }
+    found = []
+    for name in photographs.files:
+        folder, _, stem = stem_path(name).rpartition("/")
+        whole = _MASK_SUFFIX.sub("", stem)
+        if has_ending(name, ".png") and whole in others and (folder or whole != stem):
+            found.append(name)
+    if not found:
+        return []
+    return [
+        f"PNG files that have the name of another photograph: {len(found)}, such as {found[0]!r}: "
+        f"if they are masks, they belong into ROOT/{MASK_FOLDERS[0]}"
+    ]
+
+
 def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
     """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
-    for name in LABEL_FILES:
-        uri = storage.join(root, name)
-        if storage.exists(uri):
-            return {uri: ""}
+    for uri in places_in(root, LABEL_FILES, photographs.names)[:1]:
+        return {uri: ""}
     # as Roboflow exports it: a folder a split, each with its own
     folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
     found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
@@ -177,8 +216,7 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
     Raises:
         CannotRunError: one that makes no label space, or two that differ.
     """
-    uris = [storage.join(root, file) for file in CLASS_FILES]
-    found = [(uri, read_class_list(uri, name)) for uri in uris if storage.exists(uri)]
+    found = [(uri, read_class_list(uri, name)) for uri in places_in(root, CLASS_FILES)]
     for uri, classes in found[1:]:
         if classes.space != found[0][1].space:
             raise CannotRunError(f"{found[0][0]} and {uri} list different classes: keep one")
@@ -189,14 +227,24 @@ def _masks(
     root: str, photographs: Photographs, images: Importer
 ) -> tuple[Mapping[str, list[str]], int]:
     """The masks of each photograph by its path without the ending; and how many are of none."""
-    places = [storage.join(root, folder) for folder in MASK_FOLDERS]
-    place = next((place for place in places if storage.exists(place)), None)
+    place = next(iter(places_in(root, MASK_FOLDERS, photographs.names)), None)
     if place is None:
         return {}, 0
     uris: dict[str, list[str]] = {}
+    others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
-        if has_ending(entry.uri, ".png") and not entry.fault:
-            uris.setdefault(stem_path(entry.uri, place), []).append(entry.uri)
+        name = entry.uri.removeprefix(f"{place}/")
+        if entry.fault or is_hidden(name):
+            continue
+        if has_ending(name, ".png"):
+            uris.setdefault(stem_path(name), []).append(entry.uri)
+        elif has_ending(name, IMAGE_SUFFIXES):
+            others.append(name)
+    if others:
+        images.notes.append(
+            f"masks that are not used, as they are no PNG files: {len(others)}, such as "
+            f"{others[0]!r} (JPEG changes their values: write them as PNG)"
+        )
     pairs = pair([*dict.fromkeys(map(stem_path, photographs.files))], list(uris))
     images.notes += [f"masks found {rule}: {count}" for rule, count in pairs.how.items()]
     unused = len(uris) - len({*pairs.of.values(), *(n for s in pairs.several.values() for n in s)})

@@ -5,58 +5,90 @@ from __future__ import annotations
 import re
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.names import ending_of, has_ending, is_hidden
 
 FOREIGN = {
     "YOLO text": "export COCO segmentation instead (Roboflow, CVAT and Label Studio write it)",
     "Label Studio JSON": "choose `COCO` (polygons) or `Brush labels to COCO` in its export dialog",
     "LabelMe JSON": "run its `labelme2coco.py`, or `labelme2voc.py` for masks with class_names.txt",
     "VIA JSON": "export annotations as COCO in its menu",
+    "Datumaro JSON": "export COCO instead (`datum convert -f coco`)",
+    "Supervisely JSON": "export COCO instead",
     "CVAT XML": "choose `COCO 1.0` in its export dialog",
+    "VOC XML": "`voc12` reads it beside ImageSets/; else write the classes into labels.csv",
+    "Roboflow's table of mask values": "export COCO segmentation instead",
+    "COCO JSON": "give the file itself, as `data.source: coco`",
 }
 """What is recognised, and what to do instead."""
 
 _HEAD_BYTES = 1 << 16
-_MOST_LOOKED_INTO = 5
+# files that are looked into: of each ending in each folder, and in all
+_MOST_ALIKE, _MOST_LOOKED_INTO = 3, 60
 _YOLO_LINE = re.compile(rb"\A\s*\d+(?:\s+-?\d*\.?\d+){4,}\s*$", re.MULTILINE)
-# words that all stand near the beginning of such a JSON file
-_JSON_WORDS = {
-    "LabelMe JSON": (b'"shapes"', b'"imagePath"'),
-    "VIA JSON": (b'"regions"', b'"filename"'),
-    "Label Studio JSON": (b'"data"', b'"annotations"'),
+# words that all stand near the beginning of such a file
+_WORDS: dict[str, tuple[tuple[str, tuple[bytes, ...]], ...]] = {
+    ".json": (
+        ("LabelMe JSON", (b'"shapes"', b'"imagePath"')),
+        ("LabelMe JSON", (b'"shapes"', b'"shape_type"')),
+        ("LabelMe JSON", (b'"imageData"',)),
+        ("VIA JSON", (b'"regions"', b'"filename"')),
+        ("Datumaro JSON", (b'"items"', b'"categories"')),
+        ("Supervisely JSON", (b'"objects"', b'"classTitle"')),
+        ("COCO JSON", (b'"images"', b'"file_name"')),
+        ("COCO JSON", (b'"annotations"', b'"category_id"')),
+        ("Label Studio JSON", (b'"data"', b'"annotations"')),
+        ("Label Studio JSON", (b'"annotator"', b'"id"')),
+    ),
+    ".xml": (
+        ("CVAT XML", (b"<annotations>", b"<image ")),
+        ("CVAT XML", (b"<annotations>", b"<meta>")),
+        ("VOC XML", (b"<annotation", b"<filename>", b"<object>")),
+    ),
+    ".csv": (("Roboflow's table of mask values", (b"Pixel Value", b"Class")),),
 }
+_LISTS = ("Label Studio JSON",)
 
 
-def foreign_export(root: str) -> str:
+def foreign_export(root: str, *, coco: bool = True) -> str:
     """What to say of an export in a folder, or of one file; empty if it is none that is known.
 
     Args:
-        root: uri; of a folder its own files, and those in `labels/`, are looked into.
+        root: uri; of a folder a few files of each kind are looked into, sub-folders too.
+        coco: whether COCO's own JSON counts, which another source reads.
     """
-    if has_ending(root, ".json"):
-        return _sentence(_format_of(root), root)
-    names = ("", "labels", "labels/train", "train/labels", "annotations")
-    for place in (f"{root}/{name}".rstrip("/") for name in names):
-        files = [entry.uri for entry in storage.list_entries(place) if not entry.fault]
-        files = [uri for uri in files if has_ending(uri, (".json", ".xml", ".txt"))]
-        for uri in files[:_MOST_LOOKED_INTO]:
-            if sentence := _sentence(_format_of(uri), uri):
-                return sentence
+    if ending_of(root) in _WORDS:
+        return _sentence(_format_of(root), root, coco)
+    alike: dict[tuple[str, str], int] = {}
+    looked_into = 0
+    for entry in storage.list_entries(root, recursive=True):
+        ending = ending_of(entry.uri)
+        known = ending in (*_WORDS, ".txt") and not is_hidden(entry.uri.removeprefix(f"{root}/"))
+        if entry.fault or not known:
+            continue
+        kind = (storage.parent(entry.uri), ending)
+        alike[kind] = alike.get(kind, 0) + 1
+        if alike[kind] > _MOST_ALIKE or looked_into == _MOST_LOOKED_INTO:
+            continue
+        looked_into += 1
+        if sentence := _sentence(_format_of(entry.uri), entry.uri, coco):
+            return sentence
     return ""
 
 
-def _sentence(name: str, uri: str) -> str:
-    return f"{uri} is {name}, which is not read: {FOREIGN[name]}" if name else ""
+def _sentence(name: str, uri: str, coco: bool) -> str:
+    known = name and (coco or name != "COCO JSON")
+    return f"{uri} is {name}, which is not read: {FOREIGN[name]}" if known else ""
 
 
 def _format_of(uri: str) -> str:
-    head = storage.read_bytes(uri, _HEAD_BYTES)
+    try:
+        head = storage.read_bytes(uri, _HEAD_BYTES)
+    except FileNotFoundError:
+        return ""
     if has_ending(uri, ".txt"):
         return "YOLO text" if _YOLO_LINE.match(head) else ""
-    if has_ending(uri, ".xml"):
-        return "CVAT XML" if b"<annotations>" in head and b"<image " in head else ""
-    for name, words in _JSON_WORDS.items():
-        a_list = head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
-        if all(word in head for word in words) and (a_list or name != "Label Studio JSON"):
+    a_list = head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
+    for name, words in _WORDS[ending_of(uri)]:
+        if all(word in head for word in words) and (a_list or name not in _LISTS):
             return name
     return ""

@@ -6,6 +6,8 @@ Nothing in a file says which, so it is decided from all values at once, and said
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +18,26 @@ from pmm_ray.runtime.core.errors import CannotRunError
 Form = Literal["class numbers", "class names", "0 or 1 for each class"]
 UNNAMED_CLASS = "object"
 _JOINTS = (",", ";", "|")
+_BITS = re.compile(r"^[01]{2,}$")
+
+
+def bits_in(cells: Iterable[str]) -> int:
+    """For how many classes each cell has a 0 or 1: `0;1;1`, `0110`, `[0, 1, 1]`; 0 if not so."""
+    found = set(cells)
+    bits = {re.sub(r"[\s,;\[\]]+", "", text) for text in found}
+    # 10 and 11 are numbers of classes, unless another has a zero first
+    sure = bits != found or any(text.startswith("0") for text in bits)
+    lengths = set(map(len, bits))
+    return lengths.pop() if sure and len(lengths) == 1 and all(map(_BITS.match, bits)) else 0
+
+
+def _whole(label: Any) -> Any:
+    """The number that a float of pandas was before a row lacked one; None where it is NaN."""
+    if not isinstance(label, float) or math.isinf(label):
+        return label
+    if math.isnan(label):
+        return None
+    return int(label) if label.is_integer() else label
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,7 @@ class ColumnLabels:
         """Contiguous ids of a row. Raises ValueError for what is no class, or no such list."""
         values = value if isinstance(value, list) else [value]
         # -1 is Hugging Face's mark of an unlabelled row
-        values = [label for label in values if label not in (None, "", -1)]
+        values = [label for label in map(_whole, values) if label not in (None, "", -1)]
         if self.form == "0 or 1 for each class":
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(values)} values of 0 or 1 for {len(self.names)} classes")
@@ -76,7 +98,7 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
         names: of the classes, where the data set tells them.
 
     Raises:
-        CannotRunError: numbers and names in one column.
+        CannotRunError: numbers and names in one column, or texts of 0 and 1 for each class.
     """
     words: set[str] = set()
     highest = -1
@@ -84,7 +106,7 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
     binary, unlike_numbers = True, False
     for value in values:
         labels = value if isinstance(value, list) else [value]
-        labels = [label for label in labels if label not in (None, "")]
+        labels = [label for label in map(_whole, labels) if label not in (None, "")]
         words |= {normalize_name(label) for label in labels if isinstance(label, str)}
         numbers = [label for label in labels if isinstance(label, (int, float))]
         highest = max(
@@ -100,6 +122,10 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
     words.discard("")
     if words and highest >= 0:
         raise CannotRunError("some labels are numbers and some are names: use one or the other")
+    if count := bits_in(words):
+        raise CannotRunError(
+            f"the labels are texts of 0 or 1 for each of {count} classes: write lists of numbers"
+        )
     length = next(iter(lengths), 0)
     fits = len(lengths) == 1 and (names is None or len(names) == length)
     if binary and unlike_numbers and fits:

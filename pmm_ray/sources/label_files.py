@@ -19,7 +19,7 @@ from pmm_ray.sources.text import read_lines, read_table_text, read_text
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
 FILES = {
-    "a name a line": "in the order of their ids; `#` begins a comment",
+    "a name a line": "in the order of their ids, or `id name`; `#` begins a comment",
     "labelmap.txt": "CVAT: `name:r,g,b:parts:actions`",
     "class_names.txt": "LabelMe: `__ignore__` and `_background_` first",
     ".csv": "columns `id,name`, or Roboflow's `Pixel Value, Class`",
@@ -31,6 +31,11 @@ FILES = {
 
 # CVAT writes the colour of each class behind its name
 _LABELMAP = re.compile(r"^(?P<name>.+?):(?P<colour>\d+,\d+,\d+)?:[^:]*:[^:]*$")
+# ids that people write before or behind the names
+_NUMBERED = (
+    re.compile(r"^(?P<id>\d{1,5})\s*[\s:,;=.]\s*(?P<name>\S.*)$"),
+    re.compile(r"^(?P<name>.*[^\s:,;=])\s*[\s:,;=]\s*(?P<id>\d{1,5})$"),
+)
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
@@ -93,12 +98,18 @@ def read_class_list(uri: str, name: str = "custom") -> ClassList:
 def class_list(names: Iterable[str], name: str) -> ClassList:
     """Of names in the order of their ids. Raises ValueError if they make no label space."""
     names = list(names)
+    if _IGNORE in names:
+        raise ValueError(f"{_IGNORE!r} is no class: only LabelMe's lists begin with it")
     first = names[0] if names and is_background(names[0]) else ""
     return ClassList(LabelSpace.from_names(names, name), first)
 
 
 def _from_lines(lines: list[str], name: str) -> ClassList:
     found = [m for m in map(_LABELMAP.match, lines) if m]
+    if pairs := _numbered(lines):
+        return _of(pairs, name)
+    if len(lines) == 1 and re.search("[,;|\t]", lines[0]):
+        raise ValueError(f"{lines[0]!r} is one line: write a name a line")
     if not lines or len(found) < len(lines):
         return class_list(lines[1:] if lines and lines[0] == _IGNORE else lines, name)
     classes = class_list([m["name"] for m in found], name)
@@ -110,6 +121,21 @@ def _from_lines(lines: list[str], name: str) -> ClassList:
     if len(set(colours)) < len(colours):
         raise ValueError("two classes have one colour")
     return replace(classes, colours=tuple(colours))
+
+
+def _numbered(lines: list[str]) -> list[tuple[int, str]]:
+    """The numbers and names of lines such as `0 background`, `1: cat` or `cat,1`; else none.
+
+    Numbers go up by one from 0 or 1. Names that are one without them are names: `part 1`, `part 2`.
+    """
+    for pattern in _NUMBERED:
+        found = [m for m in map(pattern.match, lines) if m]
+        numbers, names = [int(m["id"]) for m in found], {m["name"] for m in found}
+        first = numbers[0] if numbers else 2
+        in_order = numbers == list(range(first, first + len(lines)))
+        if first < 2 and in_order and len(names) == len(lines) > 1:
+            return [(int(m["id"]), m["name"]) for m in found]
+    return []
 
 
 def _from_json(text: str, name: str) -> ClassList:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.label_columns import bits_in
 from pmm_ray.sources.names import NameIndex
 from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
@@ -21,6 +23,10 @@ COLUMNS = {
 """What people call the columns; the first that is there counts."""
 _MARKS = dict.fromkeys(("0", "0.0", "false", "no", ""), False)
 _MARKS |= dict.fromkeys(("1", "1.0", "true", "yes", "x"), True)
+# the number of a line, as pandas writes it
+_INDEX = re.compile(r"^unnamed: \d+$")
+# how a spreadsheet writes what it could not work out
+_SHEET_FAULT = re.compile(r"^#(?:N/A|REF!|NAME\?|VALUE!|DIV/0!|NUM!|NULL!)$", re.IGNORECASE)
 # how spreadsheets and pandas write an empty cell
 _EMPTY = {"nan", "null", "none", "n/a", "<na>", "-"}
 _WHOLE = re.compile(r"^(\d+)\.0+$")
@@ -70,7 +76,10 @@ def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
     places = {name: _only(uri, table, names) for name, names in COLUMNS.items()}
     image, labels, split = places["image_id"], places["labels"], places["split"]
     others = [column for column in table.columns if column not in (image, split, "")]
-    if image and not labels and _all_marks(table, others):
+    others = [column for column in others if not _INDEX.match(column.casefold())]
+    marks = [column for column in others if _are_marks(table, column)]
+    if image and not labels and _all_marks(table, marks):
+        _check_marks(uri, others, marks)
         return [_marked(line, image, split, others) for line in table.lines]
     if not image or not labels:
         raise CannotRunError(
@@ -78,12 +87,10 @@ def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
             f"it names {list(table.columns)}"
         )
     lines = [_line(line, image, labels, split) for line in table.lines]
-    lengths = {len(line.labels) for line in lines}
-    words = {word for line in lines for word in line.labels}
-    if words <= {"0", "1"} and len(lengths) == 1 and max(lengths) > 1:
+    if count := bits_in(";".join(line.labels) for line in lines):
         # each line alone could be two classes called 0 and 1
         raise CannotRunError(
-            f"{uri}: its labels are 0 or 1 for each of {max(lengths)} classes: write the names of "
+            f"{uri}: its labels are 0 or 1 for each of {count} classes: write the names of "
             "the classes, or a column of 0 and 1 for each class with its name above"
         )
     return lines
@@ -101,21 +108,43 @@ def _only(uri: str, table: TextTable, names: Sequence[str]) -> str:
 
 
 def _all_marks(table: TextTable, columns: Sequence[str]) -> bool:
-    """Whether each column is a class: marked or not in every line."""
+    """Whether most cells of the columns are 0 or 1."""
     cells = [line.cells[column].casefold() for line in table.lines for column in columns]
     marks = sum(cell in _MARKS for cell in cells)
-    # one odd cell is that line's fault
     return marks > 0 and marks * 2 >= len(cells)
+
+
+def _are_marks(table: TextTable, column: str) -> bool:
+    """Whether a column may be a class: marked or not in some of its lines."""
+    cells = [line.cells[column].casefold() for line in table.lines]
+    marks = sum(cell in _MARKS for cell in cells)
+    # odd cells are the fault of their lines, and one line tells nothing of its column
+    return any(cells) and (marks > 0 or len(cells) == 1)
+
+
+def _check_marks(uri: str, columns: Sequence[str], marks: Sequence[str]) -> None:
+    """Refuse a column that is no class, and two of one name."""
+    strange = [column for column in columns if column not in marks]
+    if strange:
+        raise CannotRunError(
+            f"{uri}: {marks[:5]} hold 0 or 1 for each image and are classes, {strange[:5]} do not: "
+            "take these out, or name the column of classes `labels`"
+        )
+    names = Counter(map(normalize_name, columns))
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise CannotRunError(f"{uri}: its first line names {twice[0]!r} twice: keep one of them")
 
 
 def _marked(line: TableLine, image: str, split: str, columns: Sequence[str]) -> LabelLine:
     cells = {normalize_name(name): line.cells[name].casefold() for name in columns}
     odd = sorted({cell for cell in cells.values() if cell not in _MARKS})
+    column = next((name for name, cell in cells.items() if cell in odd), "")
     return LabelLine(
         line.cells[image] or f"line-{line.number}",
         tuple(name for name, cell in cells.items() if _MARKS.get(cell)),
         (line.cells[split] if split else "") or DEFAULT_SPLIT,
-        f"line {line.number} of the CSV holds {odd}, not 0 or 1" if odd else "",
+        f"line {line.number} of the CSV holds {odd}, not 0 or 1, below {column!r}" if odd else "",
     )
 
 
@@ -129,11 +158,13 @@ def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLi
     fault = ""
     if line.surplus:
         fault = (
-            f"line {line.number} of the CSV has more columns than its first: "
-            f"separate the classes of an image by {SEPARATOR!r}"
+            f"line {line.number} of the CSV has more columns than its first: separate the classes "
+            f"of an image by {SEPARATOR!r}, in quotes where that separates the columns, too"
         )
     elif not line.cells[image]:
         fault = f"line {line.number} of the CSV names no image"
+    elif any(map(_SHEET_FAULT.match, words)):
+        fault = f"line {line.number} of the CSV holds {words}, an error of the spreadsheet"
     elif len(set(words)) < len(words) and set(words) <= {"0", "1"}:
         fault = f"line {line.number} of the CSV holds {words}, 0 or 1 a class: write the names"
     return LabelLine(
@@ -155,6 +186,8 @@ def separator_in(labels: Sequence[str]) -> str:
     """What is wrong with labels that no list of classes names; empty where nothing is."""
     for label in labels:
         used = next((char for char in _OTHER_SEPARATORS if char in label), None)
+        if label[:1] in ("'", '"') and label[-1:] == label[0]:
+            return f"the label {label!r} is in quotes: leave them out"
         if used is not None:
             return (
                 f"the label {label!r} holds {used!r}: separate the classes of an image by "
@@ -220,7 +253,10 @@ def join_lines(
         if earlier is not line:
             repeated += 1
             if (set(earlier.labels), earlier.split) != (set(line.labels), line.split):
-                fault = "the CSV names it twice, and not alike"
+                fault = (
+                    "the CSV names it twice, and not alike: all classes of an image belong into "
+                    f"one line, separated by {SEPARATOR!r}"
+                )
                 of[found.name] = LabelLine(line.name, (), earlier.split, fault)
     notes = [f"names of the CSV found {rule}: {count}" for rule, count in how.items()]
     notes += [f"lines of the CSV that name a photograph again: {repeated}"] if repeated else []

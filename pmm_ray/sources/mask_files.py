@@ -21,7 +21,15 @@ from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.names import NameIndex, Pairs, has_ending, pair, safe_image_id, stem_path
+from pmm_ray.sources.names import (
+    NameIndex,
+    Pairs,
+    has_ending,
+    is_hidden,
+    pair,
+    safe_image_id,
+    stem_path,
+)
 
 FILES = tables.columns(image_id=tables.TEXT, uri=tables.TEXT)
 _COLUMN = "mask_png"
@@ -144,7 +152,7 @@ def _beside_table(place: str, parts: Sequence[str]) -> list[str]:
 def _left_out(uri: str, place: str) -> str:
     """Why a file of a tree is passed over; empty for a mask."""
     path = uri.removeprefix(place.rstrip("/") + "/")
-    if any(part.startswith(".") for part in path.split("/")):
+    if is_hidden(path):
         return "hidden"
     return "" if has_ending(uri, ".png") else "no PNG"
 

@@ -2,8 +2,9 @@
 
 A file is known by its path below the folder that was given, without its ending. Where two sides
 name it differently, it is found in this order: the same path; the same in Unicode's composed form,
-with `/` for `\\`, and an ending in any case; the same with `%20` and its like decoded; the same in
-any case of letters; and last by its name alone, where only one file has it.
+with `/` for `\\`, and an ending in any case; the same with `%20` and its like decoded and without
+a url's `?...`; the same in any case of letters; with another ending of a picture, or one more; a
+number without its leading zeros; and last by its name alone, where only one file has it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ from typing import Any
 from urllib.parse import unquote
 
 from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 
 _DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
 _NUMBER = re.compile(r"-?[0-9]{1,30}")
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+# of a path that ends in a number: what spreadsheets drop
+_ZEROS = re.compile(r"(?:^|(?<=/))0+(?=[0-9]+(?:\.[A-Za-z0-9]+)?$)")
+# Label Studio's `/data/local-files/?d=PATH`, and what follows the path of any other url
+_QUESTION = re.compile(r"^.*\?d=|\?[^/]*$")
+# folders that systems make: thumbnails of Synology, halves of a Mac's files in a zip, waste bins
+_SYSTEM = ("@eadir", "__macosx", "$recycle.bin", "system volume information")
 _SAME = ""
 
 
@@ -76,6 +84,11 @@ def ending_of(name: str) -> str:
     return found.group().lower() if found else ""
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a path, below the folder that was given, is a hidden file or one of the system."""
+    return any(part.startswith(".") or part.casefold() in _SYSTEM for part in path.split("/"))
+
+
 def file_name(uri: str) -> str:
     """The last part of a uri, composed (Unicode NFC)."""
     # a Mac stores file names decomposed, a list is mostly written composed
@@ -106,13 +119,25 @@ def _lower_ending(name: str) -> str:
     return path[: len(path) - len(ending)] + ending
 
 
+def _decoded(name: str) -> str:
+    return _lower_ending(unquote(_QUESTION.sub("", name)))
+
+
+def _without_picture(name: str) -> str:
+    path = _decoded(name)
+    ending = ending_of(path)
+    return path.removesuffix(ending) if ending in IMAGE_SUFFIXES else path
+
+
 # what a message says of a name found by each rule, and the key by which it compares
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     (_SAME, lambda name: unicodedata.normalize("NFC", name)),
     ("written on another system", _lower_ending),
-    ("written on another system", lambda name: _lower_ending(unquote(name))),
-    ("in another case of letters", lambda name: _lower_ending(unquote(name)).casefold()),
-    ("by the file's name alone", lambda name: _lower_ending(unquote(name)).rsplit("/", 1)[-1]),
+    ("written on another system", _decoded),
+    ("in another case of letters", lambda name: _decoded(name).casefold()),
+    ("with another ending", _without_picture),
+    ("without leading zeros", lambda name: _ZEROS.sub("", _decoded(name))),
+    ("by the file's name alone", lambda name: _decoded(name).rsplit("/", 1)[-1]),
 )
 
 

@@ -124,9 +124,9 @@ def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
     except (pa.ArrowInvalid, OSError) as error:
         raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
     columns = schema.names
-    image = image or next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    image = image or _column(columns, _IMAGE_COLUMNS)
     wanted_label = label
-    label = label or next((name for name in _LABEL_COLUMNS if name in columns), None)
+    label = label or _column(columns, _LABEL_COLUMNS)
     for name in (image, wanted_label):
         if name is not None and name not in columns:
             raise CannotRunError(f"{uri} has no column {name!r}: there are {columns}")
@@ -135,6 +135,11 @@ def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
             f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
         )
     return _File(uri, split, image, label, _metadata_names(schema, label), _ID_COLUMN in columns)
+
+
+def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first column of one of these names, in any case."""
+    return next((c for name in names for c in columns if c.casefold() == name), None)
 
 
 def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
@@ -196,7 +201,10 @@ def _add(
         importer.leave_out("empty rows", f"{posixpath.basename(file.uri)} row {number}")
         return
     image = row[file.image]
-    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, "")
+    # a text is the path of a file
+    data, path = (None, image) if isinstance(image, str) else (image, "")
+    if isinstance(image, dict):
+        data, path = image.get("bytes"), image.get("path")
     shard = posixpath.basename(file.uri).removesuffix(".parquet")
     name = str(row.get(_ID_COLUMN) or "") or posixpath.splitext(str(path or ""))[0]
     image_id = safe_image_id(name) if name else safe_image_id(f"{shard}-{number:07d}")

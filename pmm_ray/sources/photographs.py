@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
@@ -11,7 +11,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.manifest import FILE_NAME
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing import Importer
-from pmm_ray.sources.names import ending_of, has_ending, safe_image_id, stem_path
+from pmm_ray.sources.names import ending_of, has_ending, is_hidden, safe_image_id, stem_path
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Where photographs are looked for below a root; else they are in the root itself."""
@@ -20,6 +20,8 @@ MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
 LABEL_FILES = ("labels.csv", "_classes.csv")
 CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
 """Lists of class names: ours, LabelMe's, CVAT's."""
+TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+"""Endings of files that may hold labels."""
 
 LEFT_OUT = {
     "hidden": "hidden",
@@ -48,12 +50,14 @@ class Broken:
 class Photographs:
     """What is in a folder.
 
-    `files` are the uris of photographs by their paths below `folder`, with their endings; `broken`
-    those that cannot be opened; `left_out` the names of all other files by reason.
+    `names` are those of the files and folders of `root`, but for empty folders; `files` are the
+    uris of photographs by their paths below `folder`, with their endings; `broken` those that
+    cannot be opened; `left_out` the names of all other files by reason.
     """
 
     root: str
     folder: str
+    names: frozenset[str]
     files: dict[str, str]
     broken: tuple[Broken, ...]
     left_out: dict[str, list[str]]
@@ -87,9 +91,10 @@ def find_photographs(root: str, out: str = "") -> Photographs:
         CannotRunError: there are none; what is there instead is named.
     """
     root = storage.absolute(root)
-    candidates = [storage.join(root, name) for name in IMAGE_FOLDERS]
-    folder = next((place for place in candidates if storage.exists(place)), root)
     entries = storage.list_entries(root, recursive=True)
+    below = len(root.rstrip("/")) + 1
+    names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
+    folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
     results = {storage.parent(e.uri) for e in entries if posixpath.basename(e.uri) in _OURS}
     results = {place for place in (*results, storage.absolute(out) if out else "") if place}
     files: dict[str, str] = {}
@@ -114,25 +119,45 @@ def find_photographs(root: str, out: str = "") -> Photographs:
         )
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
-    return Photographs(root, folder, files, tuple(broken), left_out)
+    return Photographs(root, folder, names, files, tuple(broken), left_out)
 
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     """Why a file is passed over; empty for a photograph."""
     path = uri.removeprefix(root.rstrip("/") + "/")
     parts = path.split("/")
-    if any(part.startswith(".") for part in parts):
+    if is_hidden(path):
         return LEFT_OUT["hidden"]
     # what the root itself holds beside older results is still the user's
     if any(place != root for place in _parents(uri, root) if place in results):
         return LEFT_OUT["results"]
-    if len(parts) > 1 and parts[0] in MASK_FOLDERS:
+    # below the photographs a folder may be called anything
+    inside = uri.startswith(folder.rstrip("/") + "/") and folder != root
+    if not inside and {part.casefold() for part in parts[:-1]} & _folded(MASK_FOLDERS):
         return LEFT_OUT["masks"]
-    if path in (*LABEL_FILES, *CLASS_FILES) or parts[1:] == ["_classes.csv"]:
+    if path.casefold() in _folded((*LABEL_FILES, *CLASS_FILES)) or parts[1:] == ["_classes.csv"]:
         return LEFT_OUT["labels"]
     if not has_ending(path, IMAGE_SUFFIXES):
         return LEFT_OUT["other"]
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
+
+
+def places_in(root: str, names: Sequence[str], there: Collection[str] | None = None) -> list[str]:
+    """The files and folders of these names in a folder, in the order of the names.
+
+    Where there is none of them: those of these names in another case.
+
+    Args:
+        there: what the folder holds, if that is known.
+    """
+    there = storage.list_names(root) if there is None else there
+    other = (held for name in names for held in sorted(there) if held.casefold() == name.casefold())
+    found = [name for name in names if name in there] or list(other)
+    return [storage.join(root, name) for name in found]
+
+
+def _folded(names: Sequence[str]) -> set[str]:
+    return {name.casefold() for name in names}
 
 
 def _parents(uri: str, root: str) -> Iterator[str]:

@@ -176,6 +176,28 @@ def stack(planes: Sequence[object]) -> NDArray[Any]:
     return np.stack(arrays) if arrays else np.zeros((0, 1, 1), np.float32)
 
 
+def check_aspect(
+    stored: tuple[int, ...], photograph: tuple[int, int], what: str, *, squares: bool = False
+) -> None:
+    """Refuse planes of another shape than the photograph: turned, padded, or of another one.
+
+    Args:
+        stored, photograph: (height, width), px.
+        what: the planes are called.
+        squares: whether square planes fit any photograph, as networks make them whose input is.
+
+    Raises:
+        ValueError: they would be stretched.
+    """
+    (h, w), (height, width) = stored, photograph
+    # a small plane's sides are rounded to whole pixels
+    if abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w and not (squares and h == w):
+        raise ValueError(
+            f"the {what} have {h} x {w} px, the photograph has {height} x {width}: one would be "
+            "stretched to the other; are they of this photograph, and not turned or padded?"
+        )
+
+
 def are_shares(scores: NDArray[Any]) -> bool:
     """Whether the planes, [K, h, w], add up to one at nearly every pixel."""
     if len(scores) == 0 or scores[0].size < 2:
@@ -185,6 +207,8 @@ def are_shares(scores: NDArray[Any]) -> bool:
 
 
 _SHARE_TOLERANCE, _SHARE_PIXELS = 0.01, 0.99
+# how far the aspect of planes may be from the photograph's
+_STRETCH = 0.1
 
 
 def _plane(uri: str, most_values: int) -> NDArray[Any]:
@@ -218,11 +242,14 @@ def _bare(data: bytes, uri: str, most_values: int) -> NDArray[Any]:
 
 def _bytes(uri: str) -> bytes:
     try:
-        return storage.read_bytes(uri)
+        data = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise RowError("missing", "the file does not exist", uri) from error
     except OSError as error:
         raise RowError("missing", f"the file cannot be read: {error}", uri) from error
+    if stand_in := storage.stand_in(data):
+        raise RowError("decode", stand_in, uri)
+    return data
 
 
 def _check_values(name: str, shape: tuple[int, ...], most: int) -> None:

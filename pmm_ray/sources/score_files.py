@@ -26,6 +26,7 @@ from pmm_ray.sources.plane_files import (
     Content,
     Kind,
     are_shares,
+    check_aspect,
     floating,
     numbers,
     read_content,
@@ -74,8 +75,6 @@ NO_BACKGROUND = (
 )
 # a share may be off by the rounding of float16, or by a resize
 _MARGIN = 0.01
-# how far the aspect of scores may be from the photograph's
-_STRETCH = 0.1
 # the share of a class that is not there
 _FAINT = 0.05
 
@@ -231,7 +230,8 @@ class ScoreReader:
             planes = self._read(source)
             labels = self._labels(planes)
             values = self._values(planes)
-            _check_aspect(planes.scores.shape[1:], (manifest["height"], manifest["width"]))
+            size = manifest["height"], manifest["width"]
+            check_aspect(planes.scores.shape[1:], size, "scores")
             kept = [k for k, label in enumerate(labels) if label >= 0]
             scores = resize(planes.scores, kept, manifest["height"], manifest["width"])
         if values == "logits":
@@ -323,17 +323,6 @@ NOT_SHARES = (
     + "; if it is the background, say --background-channel"
 )
 """What is wrong with numbered planes that may be CAMs."""
-
-
-def _check_aspect(stored: tuple[int, ...], photograph: tuple[int, int]) -> None:
-    """Raises ValueError of scores that would be stretched: of another photograph, or turned."""
-    (h, w), (height, width) = stored, photograph
-    # a small plane's sides are rounded to whole pixels
-    if abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w:
-        raise ValueError(
-            f"the scores have {h} x {w} px, the photograph has {height} x {width}: one would be "
-            "stretched to the other; are they of this photograph, and not turned or padded?"
-        )
 
 
 def resize(

@@ -26,7 +26,8 @@ _MARKS = (
 # Lists, tables and annotations of one image stay far below; COCO's JSON is streamed, not read here.
 MOST_BYTES = 512 << 20
 _DELIMITERS = ",;\t"
-_SEPARATOR_LINE = re.compile(r"\A\s*\"?sep=.\"?[ \t]*\r?\n")
+# a first line by which Excel is told the separator
+_SEPARATOR_LINE = re.compile(r"\A\s*\"?sep=(.)\"?[ \t]*(?:\r\n?|\n)")
 
 
 def encoding_of(head: bytes) -> str:
@@ -51,6 +52,8 @@ def read_text(uri: str, what: str = "file") -> str:
         raise CannotRunError(f"the {what} {uri} cannot be read: {error}") from error
     if len(data) > MOST_BYTES:
         raise CannotRunError(f"the {what} {uri} has more than {MOST_BYTES >> 20} MB: is it text?")
+    if stand_in := storage.stand_in(data):
+        raise CannotRunError(f"{uri} is {stand_in}")
     try:
         text = data.decode(encoding_of(data[:4])).lstrip("\ufeff")
     except UnicodeDecodeError as error:
@@ -90,17 +93,32 @@ class TextTable:
     empty: int = 0
 
 
+def _check_quotes(uri: str, text: str, delimiter: str) -> None:
+    """Refuse a quote that is open at the end: it would swallow the lines behind it."""
+    try:
+        for _ in csv.reader(
+            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+        ):
+            pass
+    except csv.Error as error:
+        # a quote within a cell is none: `12" screen`
+        if "end of data" in str(error):
+            raise CannotRunError(f'{uri}: a quote (") begins a cell and never ends') from error
+
+
 def read_table_text(uri: str, what: str = "file") -> TextTable:
-    """A CSV file whose first line names the columns, separated by `,`, `;` or tabs.
+    """A CSV file whose first line names the columns, separated by `,`, `;`, tabs or as `sep=` says.
 
     Raises:
         CannotRunError: see `read_text`; or quotes that never end.
     """
-    # a first line by which Excel is told the separator
-    text = _SEPARATOR_LINE.sub("", read_text(uri, what))
+    text = read_text(uri, what)
+    told = _SEPARATOR_LINE.match(text)
+    text = text[told.end() :] if told else text
     first = text.lstrip().split("\n", 1)[0]
     # spreadsheets of half of Europe separate by ';': what the first line holds most of
-    delimiter = max(_DELIMITERS, key=first.count)
+    delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
+    _check_quotes(uri, text, delimiter)
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns: tuple[str, ...] = ()

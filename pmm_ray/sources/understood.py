@@ -11,6 +11,7 @@ from pmm_ray.runtime.core.storage import printable
 from pmm_ray.sources.importing import ImportReport
 
 _WIDTH = 100
+_JOINT = re.compile(r"[/+&]|\band\b")
 
 
 def understood(report: ImportReport) -> list[str]:
@@ -67,7 +68,7 @@ def unused_splits(splits: Mapping[str, int], asked: Sequence[str]) -> list[str]:
 def near_names(names: Sequence[str]) -> list[str]:
     """A line for classes that may be one, written in two ways: in another case, or as a plural.
 
-    And one for each class whose name is made of others: `dog/cat` beside `dog` and `cat`.
+    And one for each class whose name is made of parts of others: `dog/cat` beside `cat/dog`.
     """
     by_key: dict[str, list[str]] = {}
     for name in names:
@@ -75,6 +76,9 @@ def near_names(names: Sequence[str]) -> list[str]:
         by_key.setdefault(key or name, []).append(name)
     known = set(names)
     joined = [name for name in names if len(_parts(name)) > 1 and _parts(name) <= known]
+    for name in filter(_JOINT.search, names):
+        others = set[str]().union(*map(_parts, known - {name}))
+        joined += [name] if name not in joined and _parts(name) <= others else []
     several = [
         f"is {name!r} several classes? Separate the classes of an image by ';'" for name in joined
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy import ndimage
@@ -20,7 +22,12 @@ from pmm_ray.commands.export import export_run
 from pmm_ray.labels import COCO14, LabelSpace, voc_palette
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
-from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.manifest import (
+    ExifRule,
+    ManifestRow,
+    open_manifest,
+    write_manifest,
+)
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.runtime.rows.masks import mask_row
@@ -223,6 +230,64 @@ def test_parquet_of_hugging_face_comes_back_as_a_data_set(tmp_path: Path, region
     report = import_parquet(str(out), str(tmp_path / "again"))
     assert report.manifest.splits == {"train": 1, "val": 1}
     assert report.classes == {"cat": {}, "dog": {"train": 1, "val": 1}}
+
+
+@pytest.mark.parametrize("name", ["yolo", "hf"])
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_what_obeys_exif_shows_photographs_as_their_masks_are(
+    name: str, exif: ExifRule, tmp_path: Path, regions: Masks
+) -> None:
+    turned, _ = regions
+    path = tmp_path / f"photographs/{turned}.JPG"
+    stored = Image.open(path)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    stored.save(path, exif=tags)
+    manifest = str(tmp_path / "run/manifest.parquet")
+    rows = [ManifestRow(**row) for row in tables.read_table(manifest).to_pylist()]
+    space = open_manifest(manifest).label_space
+    write_manifest(manifest, rows, space, source="test", exif=exif)
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    if name == "yolo":
+        [file] = (out / "images/train").iterdir()
+        ending, data = file.suffix, file.read_bytes()
+    else:
+        [row] = tables.read_table(str(out / "data/train-00000-of-00001.parquet")).to_pylist()
+        ending, data = Path(row["image"]["path"]).suffix, row["image"]["bytes"]
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
+    assert (ending, shown) == (
+        (".png", stored.size) if exif == "ignore" else (".JPG", stored.size[::-1])
+    )
+
+
+def test_photographs_that_yolo_would_pass_over_become_png(tmp_path: Path, regions: Masks) -> None:
+    name, _ = regions
+    path = tmp_path / f"photographs/{name}.JPG"
+    Image.open(path).save(path, "GIF")
+    path.rename(path.with_suffix(".gif"))
+    manifest = str(tmp_path / "run/manifest.parquet")
+    rows = [ManifestRow(**row) for row in tables.read_table(manifest).to_pylist()]
+    rows = [replace(row, uri=row.uri.replace(f"{name}.JPG", f"{name}.gif")) for row in rows]
+    space = open_manifest(manifest).label_space
+    write_manifest(manifest, rows, space, source="test", exif="ignore")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "yolo") == 0
+    with Image.open(tmp_path / f"out/images/train/{name}.png") as image:
+        assert image.format == "PNG"
+
+
+def test_datasets_loads_images_masks_and_labels(tmp_path: Path, regions: Masks) -> None:
+    datasets = pytest.importorskip("datasets", reason="no `datasets` to load the files with")
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "hf") == 0
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "val"}
+    for split, (image_id, mask) in zip(("train", "val"), regions.items(), strict=True):
+        [row] = loaded[split]
+        names = loaded[split].features["labels"].feature.int2str(row["labels"])
+        assert (row["image_id"], names) == (image_id, ["dog"])
+        assert row["image"].size == row["mask"].size == mask.shape[::-1]
+        assert np.array_equal(np.array(row["mask"]), mask)
 
 
 @pytest.mark.parametrize("name", ["yolo", "hf"])

@@ -31,22 +31,48 @@ def cam(key: int = 0) -> bytes:
     return out.getvalue()
 
 
-PHOTO, MASK, CAM = encoded("JPEG"), encoded("PNG", "L"), cam()
+def scores(planes: int = 3) -> bytes:
+    """Of a background and classes, shares that add up to one."""
+    out = io.BytesIO()
+    np.savez(out, scores=np.full((planes, *SIZE[::-1]), 1 / planes, np.float16))
+    return out.getvalue()
+
+
+PHOTO, MASK, CAM, SCORES = encoded("JPEG"), encoded("PNG", "L"), cam(), scores()
 _CONTENTS = [
     *(PHOTO, MASK, CAM, encoded("GIF", "P"), encoded("TIFF"), encoded("PNG", "I;16")),
     *(encoded("PNG", "RGBA"), encoded("JPEG", "CMYK"), cam(-3), cam(400)),
     *(b"", b"junk", b"<!DOCTYPE html><html></html>", b"version https://git-lfs.github.com/spec/v1"),
+    *(scores(1), scores(21), b"PK\x03\x04", b"\x1f\x8b\x08\0"),
     *("dangling", "up", "itself"),
 ]
 _STEMS = (
     *("a", "b", "A", "a b", "b%20c", "b c", "ж", "é", "e\u0301", ".a", "._a", "a.b", "-"),
-    *("x" * 200, "007", "7", "a\nb", "a,b", "a;b", "'", "Thumbs", ".DS_Store", "labels", "classes"),
+    *(
+        "a.jpg",
+        "a_mask",
+        "b%20c.jpg?raw=1",
+        "x" * 200,
+        "007",
+        "7",
+        "a\nb",
+        "a,b",
+        "a;b",
+        "'",
+        "Thumbs",
+        ".DS_Store",
+        "labels",
+        "classes",
+    ),
 )
 _ENDINGS = (
     *(".jpg", ".JPG", ".png", ".PNG", ".heic", ".dng", ".txt", "", ".npz", ".NPZ", ".npy"),
     *(".jpg.jpg", ".gif", ".tiff", ".db", ".csv", ".json", ".xml"),
 )
-_FOLDERS = ("", "", "", "images", "images/sub", "masks", "masks/sub", "sub", ".hidden", "out", "a")
+_FOLDERS = (
+    *("", "", "", "images", "images/sub", "masks", "masks/sub", "sub", ".hidden", "out", "a"),
+    *("Images", "MASKS", "train/masks", "@eaDir", "__MACOSX"),
+)
 _named = st.tuples(st.sampled_from(_STEMS), st.sampled_from(_ENDINGS)).map("".join)
 _raw = st.binary(min_size=1, max_size=4).filter(lambda name: not {0, 46, 47} & set(name))
 names = _named.map(os.fsencode) | _raw

@@ -22,21 +22,23 @@ from pmm_ray.commands.eval import score
 from pmm_ray.commands.export import export_run
 from pmm_ray.commands.masks import make_masks_of
 from pmm_ray.commands.predict import predict_folder
+from pmm_ray.commands.refine import refine_folder
 from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig
 from pmm_ray.labels import VOC12
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.accounting import ALL_MADE
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.sources.said import Said
 
 from ..export.runs import make_run
-from .junk import CAM, MASK, PHOTO, Item, make, sound
+from .junk import CAM, MASK, PHOTO, SCORES, Item, make, sound
 from .mutations import commands
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-_FIRST = re.compile(r"^(\d+) of (\d+) (?:images|masks|photographs)\nnot: (.*)\n-> ", re.M | re.S)
+_FIRST = re.compile(r"^(\d+) of (\d+) (?:images|masks|photographs)\n(.*)\n-> ", re.M | re.S)
 MANY = ["errors.budget=100"]
 Heard = Callable[[], str]
 
@@ -65,7 +67,7 @@ def closing(code: int, said: str) -> tuple[int, int] | None:
         return None
     made, met = int(found[1]), int(found[2])
     assert code == (0 if made else 1)
-    assert (found[3] == "none") == (made == met)
+    assert (found[3] == ALL_MADE) == (made == met)
     return made, met
 
 
@@ -105,16 +107,55 @@ def test_masks_of_cams(said: Heard, photographs: list[Item], cams: list[Item]) -
         total = closing(code, said())
         if total is None:
             return
-        made = len(list(Path(out, "masks").glob("[!.]*.png")))
-        photos = [row for row in tables.read_errors(f"{out}/errors") if "/photos/" in row.uri]
-        broken = sum("a second photograph" in row.message for row in photos)
-        broken += sum(row.image_id not in cam_ids(out) for row in photos)
-        pairs = rows(out) + len(photos) - broken
-        assert total == (made, there - pairs)
+        assert total == (written(out), there - pairs_of(out, "cam-files.parquet"))
 
 
-def cam_ids(out: str) -> set[str]:
-    return set(tables.read_table(f"{out}/cam-files.parquet").column("image_id").to_pylist())
+def written(out: str) -> int:
+    return len(list(Path(out, "masks").glob("[!.]*.png")))
+
+
+def pairs_of(out: str, listing: str) -> int:
+    """Photographs that have a file of planes: the two are one thing that was found."""
+    ids = set(tables.read_table(f"{out}/{listing}").column("image_id").to_pylist())
+    photos = [row for row in tables.read_errors(f"{out}/errors") if "/photos/" in row.uri]
+    broken = sum("a second photograph" in row.message for row in photos)
+    broken += sum(row.image_id not in ids for row in photos)
+    return rows(out) + len(photos) - broken
+
+
+@pytest.mark.slow
+@commands
+@given(
+    sound(".jpg", PHOTO, "images"),
+    sound(".npz", SCORES),
+    st.none() | sound(".png", MASK),
+    st.sampled_from([None, "irn", "toco-cam"]),
+)
+def test_refinements(
+    said: Heard,
+    photographs: list[Item],
+    scores: list[Item],
+    truth: list[Item] | None,
+    preset: str | None,
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        there = make(f"{place}/photos", photographs) + make(f"{place}/scores", scores)
+        if truth is not None:
+            make(f"{place}/truth", truth)
+        out = f"{place}/out"
+        code = refine_folder(
+            f"{place}/scores",
+            f"{place}/photos",
+            out,
+            preset=preset,
+            ground_truth=None if truth is None else f"{place}/truth",
+            compare=truth is not None,
+            said=Said(trust_pickle=True),
+            settings=MANY,
+        )
+        total = closing(code, said())
+        if total is not None:
+            assert total == (written(out), there - pairs_of(out, "score-files.parquet"))
 
 
 @pytest.mark.slow
@@ -168,8 +209,7 @@ def test_predictions(said: Heard, segmenter: str, items: list[Item]) -> None:
         small = ["predict.ratios=[1.0]", "predict.resize_base=[32,32]", "predict.actors=1", *MANY]
         code = predict_folder(segmenter, f"{place}/photos", out, settings=small)
         total = closing(code, said())
-        made = len(list(Path(out, "masks").glob("[!.]*.png")))
-        assert total is None or total == (made, there)
+        assert total is None or total == (written(out), there)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +221,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @commands
 @given(
-    st.sampled_from(["voc", "coco", "mmseg"]),
+    st.sampled_from(["voc", "coco", "mmseg", "yolo", "hf"]),
     st.lists(st.sampled_from(["good", "gone", "junk", "no truth"]), min_size=6, max_size=6),
 )
 def test_exports(said: Heard, exported: Path, name: str, fates: list[str]) -> None:

@@ -246,3 +246,36 @@ def test_what_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     part.write_bytes(b"")
     with pytest.raises(CannotRunError, match="not a readable part"):
         find_cams(str(tmp_path), listing, trust_pickle=False)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fits"),
+    [
+        *((24, 32, True), (6, 8, True), (3, 4, True), (5, 5, True), (1, 1, True), (7, 8, True)),
+        *((32, 24, False), (8, 6, False), (24, 40, False), (12, 32, False)),
+    ],
+)
+def test_maps_of_another_shape_are_not_stretched(
+    height: int, width: int, fits: bool, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", keys=[7, 2], cam=maps(2, height, width))
+    if fits:
+        assert read(tmp_path / "a.npz")[0] == [8, 3]
+    else:
+        with pytest.raises(RowError, match=f"the maps have {height} x {width} px, the photograph"):
+            read(tmp_path / "a.npz")
+
+
+def test_a_batch_of_one_is_its_one_cam(tmp_path: Path) -> None:
+    cam = maps()
+    np.save(tmp_path / "a.npy", {"keys": np.array([7, 2]), "high_res": cam[None]})  # type: ignore[arg-type]
+    np.testing.assert_array_equal(read(tmp_path / "a.npy")[1], cam)
+
+
+def test_what_is_there_in_place_of_cams_is_named(tmp_path: Path) -> None:
+    torch.save({"keys": torch.tensor([1])}, tmp_path / "a.pt")
+    with pytest.raises(CannotRunError, match=r"are expected; there is a\.pt"):
+        find_cams(str(tmp_path), str(tmp_path / "l.parquet"), trust_pickle=True)
+    (tmp_path / "a.npy").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(RowError, match="git lfs pull"):
+        read(tmp_path / "a.npy")

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pmm_ray.commands.check_data import source_of
 from pmm_ray.config import DataConfig
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -278,3 +281,113 @@ def test_coco_of_which_one_split_is_there(tmp_path: Path) -> None:
     report = import_coco14(str(tmp_path), str(tmp_path / "out"))
     assert report.manifest.splits == {"val": 1}
     assert "split train is left out: there is no" in " ".join(console(report).split())
+
+
+# what a COCO file says twice, or in another unit
+
+
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "val")])
+def test_a_file_that_is_listed_twice_has_no_truth(splits: tuple[str, str], tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / name)
+    images = [entry(n, name) for n, name in enumerate(("a.jpg", "b.jpg", "a.jpg"), 1)]
+    annotations = [annotation(n, 1 + n % 2, [box(n, n, 5, 5)]) for n in (1, 2, 3)]
+    if splits[0] == splits[1]:
+        write_coco(tmp_path / "train.json", images, annotations)
+    else:
+        write_coco(tmp_path / "train.json", images[:2], annotations[:2])
+        write_coco(tmp_path / "val.json", images[2:], annotations[2:])
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    assert list(rows(report)) == ["b"]
+    assert [(e.image_id, "a.jpg is listed twice" in e.message) for e in report.errors] == [
+        ("a", True)
+    ] * 2
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_coordinates_that_are_shares_of_the_sides_are_refused(boxes: bool, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    found = annotation(1, 1, [] if boxes else [[0.1, 0.1, 0.9, 0.1, 0.5, 1.0]])
+    found |= {"bbox": [0.1, 0.1, 0.8, 0.9]}
+    path = a_coco(tmp_path, annotations=[annotation(1, 1, []), found])
+    with pytest.raises(CannotRunError, match="shares of the sides"):
+        import_coco(str(path), str(tmp_path / "out"))
+
+
+def test_a_category_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = a_coco(tmp_path, categories=[{"id": 1, "name": None}])
+    with pytest.raises(CannotRunError, match="lacks id or name"):
+        import_coco(str(path), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('{"images": [{"id": 1, "file_name": "m\u00f6we"}]}'.encode("latin-1"), "not UTF-8 text"),
+        (b"\x1f\x8b\x08\0\0", "a gzip archive"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b'{"images": [1,,]}', "not valid JSON: parse error"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_words(data: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_bytes(data)
+    with pytest.raises(CannotRunError, match=said) as caught:
+        import_coco(str(tmp_path / "set.json"), str(tmp_path / "out"))
+    assert "b'" not in str(caught.value)
+
+
+# where tools put their COCO files
+
+
+@pytest.mark.parametrize(
+    ("file", "photographs"),
+    [
+        ("result.json", "images"),
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/instances_default.json", "images/default"),
+    ],
+)
+def test_coco_files_of_other_tools_are_found(file: str, photographs: str, tmp_path: Path) -> None:
+    photo(tmp_path / photographs / "a.jpg")
+    write_coco(tmp_path / file, [entry(1, "a.jpg")], [annotation(1, 1, [box(1, 1, 5, 5)])])
+    assert source_of(str(tmp_path)) == "coco"
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    assert report.rows == 1
+    assert "is not imported" not in console(report)
+
+
+def test_a_file_of_a_split_that_nobody_asked_for_is_named_where_there_is_no_other(
+    tmp_path: Path,
+) -> None:
+    write_coco(tmp_path / "valid/_annotations.coco.json", [entry(1, "a.jpg")], [])
+    with pytest.raises(
+        CannotRunError, match=r"valid/_annotations.coco.json is not imported.*--split"
+    ):
+        import_coco(str(tmp_path), str(tmp_path / "out"))
+
+
+# columns of Parquet files
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0, None], [1.0, 0.0, float("nan")], [[1.0], [0.0], []]])
+def test_numbers_that_became_floats_are_class_numbers(labels: Any, tmp_path: Path) -> None:
+    images = [(encoded(), f"{i}.jpg") for i in range(3)]
+    write_parquet(tmp_path / "train.parquet", images, labels, {"names": ["u", "v"]}, "labels")
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert [row["labels"] for row in rows(report).values()] == [[2], [1], []]
+
+
+def test_texts_of_0_and_1_are_no_class_names(tmp_path: Path) -> None:
+    images = [(encoded(), f"{i}.jpg") for i in range(2)]
+    write_parquet(tmp_path / "train.parquet", images, ["0 1 1", "1 0 0"], None, "labels")
+    with pytest.raises(CannotRunError, match="0 or 1 for each of 3 classes"):
+        import_parquet(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_columns_in_any_case_and_images_by_their_paths(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.jpg")
+    table = pa.table({"Image": ["images/a.jpg", "gone.jpg"], "Label": ["cat", "dog"]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    report = import_parquet(str(tmp_path / "train.parquet"), str(tmp_path / "out"))
+    assert [row["labels"] for row in rows(report).values()] == [[1]]
+    assert [(e.image_id, e.kind) for e in report.errors] == [("gone", "missing")]

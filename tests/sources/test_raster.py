@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pmm_ray.labels import COCO14, LabelSpace
@@ -138,3 +139,33 @@ def test_dataset_ids_of_drawn_masks_round_trip() -> None:
     mask = draw_objects([item(80, [box(0, 0, 9, 9)])], HEIGHT, WIDTH, COCO14)
     assert COCO14.to_dataset(mask).max() == 90
     np.testing.assert_array_equal(COCO14.to_contiguous(COCO14.to_dataset(mask)), mask)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_run_lengths_are_read_as_pycocotools_writes_them(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    area = random.random((HEIGHT, WIDTH)) < (0.5, 0.02, 0.98, 0, 1)[seed]
+    packed = coco_mask.encode(np.asfortranarray(area, np.uint8))["counts"].decode()
+    found = item(1, {"size": [HEIGHT, WIDTH], "counts": packed})
+    np.testing.assert_array_equal(object_area(found, HEIGHT, WIDTH), area)
+
+
+@pytest.mark.parametrize("packed", ["", "0", "PPYo1", "b'PPYo1'", "\n", "ж", "o" * 99])
+def test_packed_run_lengths_that_do_not_fit_are_an_error(packed: str) -> None:
+    found = item(1, {"size": [HEIGHT, WIDTH], "counts": packed})
+    with pytest.raises(RowError, match="run lengths of"):
+        object_area(found, HEIGHT, WIDTH)
+
+
+def test_an_object_outside_of_the_image_is_an_error() -> None:
+    for polygon in (box(WIDTH + 1, 2, 4, 4), box(2, HEIGHT + 1, 4, 4), box(-9, 2, 4, 4)):
+        with pytest.raises(RowError, match="lies outside the image of 30 x 20 px"):
+            object_area(item(1, [polygon]), HEIGHT, WIDTH)
+    both = item(1, [box(WIDTH + 1, 2, 4, 4), box(2, 2, 4, 4)])
+    assert object_area(both, HEIGHT, WIDTH).sum() == 16
+
+
+@pytest.mark.parametrize("crowd", ["0", 0, None, 0.0, "1", 1, True])
+def test_a_crowd_is_one_however_it_is_written(crowd: object) -> None:
+    found = parse_object({"segmentation": [box(1, 1, 5, 5)], "iscrowd": crowd}, 1)
+    assert found["crowd"] is (crowd in ("1", 1))

@@ -5,15 +5,15 @@
         image, mask: struct<bytes: binary, path: string>   the photograph's bytes, an indexed PNG
         labels: list<int64>                                the image-level labels, of ClassLabel
 
-Labels and mask values count alike: 0 is the background, 255 no class (65535 with more than 254
-classes). `load_dataset(OUT)` gives the splits; `pmm data import parquet OUT` reads images and
-labels.
+A photograph with an EXIF orientation that its mask does not have is a PNG of its pixels, as
+`datasets` obeys EXIF. Labels and mask values count alike: 0 is the background, 255 no class (65535
+with more than 254 classes). `load_dataset(OUT)` gives the splits; `pmm data import parquet OUT`
+reads images and labels.
 """
 
 from __future__ import annotations
 
 import json
-import posixpath
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.commands.export.source import RunMasks, Written, portable
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.progress import Progress, StageProgress
-from pmm_ray.runtime.rows.images import read_file
 
 # A file is in memory while it is made; Hugging Face's own have 500 MB at most.
 _FILE_BYTES = 256 << 20
@@ -95,26 +94,26 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """A row for each image whose photograph can be read; the others become error rows."""
 
-    def read(row: dict[str, Any]) -> bytes | RowError:
+    def read(row: dict[str, Any]) -> tuple[bytes, str] | RowError:
+        uri = masks.photographs[row["image_id"]]["uri"]
         try:
-            return read_file(masks.photographs[row["image_id"]]["uri"])
+            return portable(uri, apply_exif=masks.manifest.apply_exif)
         except RowError as error:
             return error
 
     for part in masks.parts(split):
-        for row, data in zip(part, pool.map(read, part), strict=True):
+        for row, found in zip(part, pool.map(read, part), strict=True):
             image_id = row["image_id"]
-            about = masks.photographs[image_id]
-            failed = data if isinstance(data, RowError) else None
-            written.add(image_id, failed)
-            shown.advance(1, failed is not None)
-            if failed is None:
-                name = image_id + posixpath.splitext(about["uri"])[1]
+            failed = isinstance(found, RowError)
+            written.add(image_id, found if isinstance(found, RowError) else None)
+            shown.advance(1, failed)
+            if not isinstance(found, RowError):
+                data, ending = found
                 yield {
                     "image_id": image_id,
-                    "image": {"bytes": data, "path": name},
+                    "image": {"bytes": data, "path": image_id + ending},
                     "mask": {"bytes": row["mask_png"], "path": f"{image_id}.png"},
-                    "labels": about["labels"],
+                    "labels": masks.photographs[image_id]["labels"],
                 }
 
 

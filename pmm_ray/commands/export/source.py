@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, is_turned, read_file
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,28 @@ class Written:
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One image that cannot be written."""
         self.errors.append(ErrorRow(image_id, "export", kind, message, uri))
+
+
+def portable(
+    uri: str, *, apply_exif: bool, endings: Collection[str] | None = None
+) -> tuple[bytes, str]:
+    """A photograph as other programs show it as we do: its bytes, and the ending of their format.
+
+    It is the file as it stands, unless that would be turned, as every other program obeys EXIF and
+    its mask was made without, or has an ending that is not read: then a PNG of its pixels.
+
+    Args:
+        apply_exif: whether its mask was made with the EXIF orientation.
+        endings: that are read, in lower case; None: any.
+
+    Raises:
+        RowError: `missing` or `decode`.
+    """
+    data, ending = read_file(uri), PurePosixPath(uri).suffix
+    known = endings is None or ending.lower() in endings
+    if known and (apply_exif or not is_turned(data, uri=uri)):
+        return data, ending
+    return encode_rgb(decode_rgb(data, apply_exif=apply_exif, uri=uri)), ".png"
 
 
 def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:

@@ -1,7 +1,8 @@
 """A run's masks as a data set for YOLO segmentation: photographs, outlines as text, `data.yaml`.
 
     OUT/data.yaml                names of the classes from 0, and the folder of each split
-    OUT/images/SPLIT/ID.jpg      the photographs, byte for byte
+    OUT/images/SPLIT/ID.jpg      the photographs, byte for byte; as PNG where YOLO does not read
+                                 their format, or EXIF turns them and not their masks
     OUT/labels/SPLIT/ID.txt      a line a region: class x y x y ..., shares of the sides
 
 A region is a connected part of one class. Its outline runs along the borders of pixels, so that a
@@ -14,7 +15,6 @@ background and pixels of no class (255) have no line.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
@@ -22,12 +22,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.commands.export.source import RunMasks, Written, portable
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.rows.images import decode_mask, read_file
+from pmm_ray.runtime.rows.images import decode_mask
 
+# what ultralytics takes for a photograph; it passes over any other file and says nothing
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Files that are written at once: what hides the latency of a disk's sync or of a bucket.
 _WRITERS = 16
 
@@ -46,11 +48,11 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         image_id = tables.check_image_id(row["image_id"])
         uri = masks.photographs[image_id]["uri"]
         try:
-            data = read_file(uri)
+            data, ending = portable(uri, apply_exif=manifest.apply_exif, endings=_ENDINGS)
         except RowError as error:
             return error
         lines = "".join(_lines(decode_mask(row["mask_png"]), manifest.label_space.ignore))
-        name = image_id + PurePosixPath(uri).suffix
+        name = image_id + ending
         storage.write_bytes(storage.join(out, "images", split, name), data)
         storage.write_bytes(storage.join(out, "labels", split, f"{image_id}.txt"), lines.encode())
         return None

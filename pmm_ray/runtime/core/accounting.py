@@ -11,6 +11,7 @@ from pmm_ray.runtime.core.storage import printable
 
 # reasons and names that a closing line quotes of each kind
 _MOST_QUOTED = 3
+ALL_MADE = "nothing failed or was left out"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Accounting:
     def lines(self, where: str) -> tuple[str, str, str]:
         """The three closing lines of a command: how many, what not and why, where the rest stands.
 
+        The second is `nothing failed or was left out` where that is so.
+
         Args:
             where: the place of the results.
         """
@@ -101,7 +104,8 @@ class Accounting:
             f"{group.count} left out: {reason} ({_quote(group)})"
             for reason, group in sorted(self.left_out.items())
         ]
-        return done, "not: " + ("; ".join(parts) or "none"), f"-> {where}"
+        rest = f"not: {'; '.join(parts)}" if parts else ALL_MADE
+        return done, rest, f"-> {where}"
 
 
 def account(

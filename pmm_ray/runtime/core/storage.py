@@ -239,6 +239,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def stand_in(head: bytes) -> str:
+    """What a file with this beginning is in place of its content; empty of any other."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file: run `git lfs pull`"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip archive, not the file in it: unpack it"
+    return ""
+
+
 def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     """All that is in a folder but folders, sorted, hidden ones too; empty if there is none.
 
@@ -314,6 +323,19 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
         and not info.base_name.startswith(".")
     )
     return {join(folder, name): (size, changed) for name, size, changed in files}
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files and folders in a folder; empty if there is none."""
+    if is_remote(folder):
+        filesystem, path = resolve(folder)
+        with reaching(folder):
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+    try:
+        return sorted(entry.name for entry in Path(absolute(folder)).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def list_folders(folder: str) -> list[str]:

@@ -141,6 +141,19 @@ def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS)
         return image_size(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
+def is_turned(data: bytes, *, uri: str = "") -> bool:
+    """Whether EXIF says to turn or mirror a photograph. Raises RowError of one without a header."""
+    with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
+        return _orientation(image) != 1
+
+
+def encode_rgb(rgb_HW3: NDArray[np.uint8]) -> bytes:
+    """A photograph, uint8 [H, W, 3] RGB, as the bytes of a PNG."""
+    out = io.BytesIO()
+    Image.fromarray(rgb_HW3).save(out, "PNG")
+    return out.getvalue()
+
+
 def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
     """A mask as PNG bytes; equal masks give equal bytes.
 
@@ -269,6 +282,8 @@ def _open(data: bytes, max_pixels: int, uri: str) -> Image.Image:
     """The image with its header read and its declared size checked."""
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)
+    if stand_in := storage.stand_in(data):
+        raise RowError("decode", stand_in, uri)
     kind = _sniff(data)
     if kind is not None and kind not in Image.OPEN:
         _load_opener(kind, uri)

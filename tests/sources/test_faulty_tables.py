@@ -1,0 +1,127 @@
+"""Tables of labels and lists of classes that could be misread: read right, or refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.label_files import read_label_space
+from pmm_ray.sources.understood import near_names
+
+from .faulty import a_folder
+
+
+@pytest.mark.parametrize(
+    ("csv", "said"),
+    [
+        ("filename,cat,dog,cat\na,1,0,0\nb,0,1,1\n", "names 'cat' twice"),
+        ("filename,width,cat\na,640,1\nb,480,0\n", r"\['width'\] do not: take these out"),
+        ("filename,cat,note\na,1,p\nb,0,q\n", r"\['note'\] do not"),
+        ("image_id,labels\na,0110\nb,1000\n", "0 or 1 for each of 4 classes"),
+        ("image_id,labels\na,0 1 1\nb,1 0 0\n", "0 or 1 for each of 3 classes"),
+        ('image_id,labels\na,"[0, 1, 1]"\nb,"[1, 0, 0]"\n', "0 or 1 for each of 3 classes"),
+        ('image_id,labels\na,"1,1"\nb,"1,0"\n', "0 or 1 for each of 2 classes"),
+        ('image_id,labels\na,"dog\nb,cat\n', "begins a cell and never ends"),
+        ("version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
+    ],
+)
+def test_tables_that_say_two_things_are_refused(csv: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match=said):
+        a_folder(tmp_path, csv)
+
+
+@pytest.mark.parametrize(
+    "csv",
+    [
+        "Unnamed: 0,filename,cat,dog\n0,a,0,1\n1,b,1,0\n",
+        ",filename,cat,dog\n0,a,0,1\n1,b,1,0\n",
+        "sep=|\nimage_id|labels\na|dog\nb|cat\n",
+        "sep=,\rimage_id,labels\ra,dog\rb,cat\r",
+        'image_id,labels,size\na,dog,12" screen\nb,cat,\n',
+    ],
+)
+def test_tables_that_say_one_thing_are_read(csv: str, tmp_path: Path) -> None:
+    report = a_folder(tmp_path, csv)
+    assert report.classes == {"cat": {"train": 1}, "dog": {"train": 1}}
+    assert not report.errors
+
+
+def test_classes_called_10_and_11_are_names(tmp_path: Path) -> None:
+    report = a_folder(tmp_path, "image_id,labels\na,10\nb,11\n")
+    assert list(report.classes) == ["10", "11"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("#REF!", "an error of the spreadsheet"),
+        ("#n/a", "an error of the spreadsheet"),
+        ("'dog'", "in quotes: leave them out"),
+    ],
+)
+def test_cells_that_name_no_class_are_error_rows(cell: str, said: str, tmp_path: Path) -> None:
+    report = a_folder(tmp_path, f"image_id,labels\na,{cell}\nb,cat\n")
+    assert list(report.classes) == ["cat"]
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("a", "label")
+    assert said in error.message
+
+
+def test_a_fault_of_a_table_says_how_to_mend_it(tmp_path: Path) -> None:
+    report = a_folder(tmp_path / "long", "image_id,labels\na,dog\na,cat\nb,cat\n")
+    assert "belong into one line, separated by ';'" in report.errors[0].message
+    report = a_folder(tmp_path / "wide", "image_id;labels;split\na;dog;cat;train\nb;cat;train\n")
+    assert "in quotes where that separates the columns" in report.errors[0].message
+    report = a_folder(tmp_path / "marks", "filename,cat,dog\na,1,0\nb,7,1\n")
+    assert "holds ['7'], not 0 or 1, below 'cat'" in report.errors[0].message
+
+
+def test_a_table_with_no_line_is_said(tmp_path: Path) -> None:
+    assert (
+        "labels.csv has no line but the first" in a_folder(tmp_path, "image_id,labels\n").notes[0]
+    )
+
+
+def test_joined_names_are_asked_about_where_no_class_has_a_part_of_its_own() -> None:
+    assert len(near_names(["cat/dog", "dog/cat"])) == 2
+    assert near_names(["baseball bat", "baseball glove", "cat/dog"]) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 background\n1 cat\n2 dog\n",
+        "0: _background_\n1: cat\n2: dog\n",
+        "1\tcat\n2\tdog\n",
+        "1. cat\n2. dog\n",
+        "cat,1\ndog,2\n",
+        "background=0\ncat=1\ndog=2\n",
+    ],
+)
+def test_numbered_lists_of_classes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    space = read_label_space(str(tmp_path / "classes.txt"))
+    assert (space.names, space.dataset_ids) == (("background", "cat", "dog"), (0, 1, 2))
+
+
+@pytest.mark.parametrize("text", ["part 1\npart 2\n", "7 up\n8 ball\n", "1 cat\n3 dog\n"])
+def test_names_with_numbers_in_them_are_names(text: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    space = read_label_space(str(tmp_path / "classes.txt"))
+    assert space.names == ("background", *text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0 cat\n1 dog\n", "the id 0 is 'cat': it must be the background"),
+        ("cat, dog\n", "write a name a line"),
+        ("_background_\n__ignore__\ncat\n", "'__ignore__' is no class"),
+    ],
+)
+def test_lists_of_classes_that_would_be_one_off(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(CannotRunError, match=said):
+        read_label_space(str(tmp_path / "classes.txt"))
