@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,14 +26,16 @@ from pmm_ray.runtime.training.checkpoint import (
 )
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
-from pmm_ray.runtime.training.log import TrainLog
+from pmm_ray.runtime.training.log import TrainLog, log_every
 from pmm_ray.runtime.training.losses import WorkerFailedError
-from pmm_ray.runtime.training.ranks import distributed, gradients_stay
+from pmm_ray.runtime.training.ranks import distributed, drifting_buffers, gradients_stay
 from pmm_ray.runtime.training.reporter import TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
 # a training whose loss is not finite so many times in a row will not recover
 _MAX_NOT_FINITE = 10
+# steps from one reading of the loss to the next: each makes the CPU wait for the device
+_READ_EVERY = {"cpu": 1, "cuda": 10}
 _REPORT_SECONDS = 0.3
 # at the end of a training, for what must be written: a store tries for a minute
 _LAST_WRITE_SECONDS = 600.0
@@ -72,6 +74,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             raise WorkerFailedError.of(error) from error
 
 
+class _Unread(NamedTuple):
+    """A step whose loss is still on the device."""
+
+    step: int
+    rate: float
+    waited: float
+    sums: Tensor
+
+
 class _Worker:
     def __init__(
         self,
@@ -94,11 +105,16 @@ class _Worker:
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
         self.skipped = 0
+        self.not_finite = 0  # losses in a row
+        self.loss = math.nan  # the last finite one
+        self.every = _READ_EVERY[device.type]
+        self.unread: list[_Unread] = []
         self.waited = 0.0
         self.watched: dict[str, float] = {}  # sums over the steps so far
         self.recent: list[float] = []  # losses before this attempt
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
+        self.workers = [[0, world]]  # how many, from which step on
         self.log: TrainLog | None = None
         self.writer: CheckpointWriter | None = None
         self.answered = 0  # of the driver's requests to save at once
@@ -142,7 +158,7 @@ class _Worker:
 
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()
-        ranks = distributed(self.module, self.config, self.world, self.device)
+        ranks = distributed(self.module, self.job, self.world, self.device)
         if self.rank == 0:
             self.log = TrainLog(self.job, first, self.recent)
             self.writer = CheckpointWriter(
@@ -159,35 +175,34 @@ class _Worker:
         )
         self.phase.set(TRAINING)
         saved = started = time.monotonic()
-        warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
+        warm, timed_out = started, 0.0
+        batch: Batch | None = None
+        read = True
         for step in range(first, self.job.steps):
-            batch = self._next(loader)
-            reason, save_now = self._agreed()
-            if batch is None or reason is not None:
-                return {}, reason
-            if save_now and step > first:
-                self._save(step)
-                saved = time.monotonic()
+            fresh = None if self.problem else self._next(loader)
+            if read:
+                reason, save_now = self._agreed()
+                if fresh is None or reason is not None:
+                    return {}, reason
+                if save_now and step > first:
+                    self._save(step)
+                    saved = time.monotonic()
+            # who has no more takes part with the last batch, until the others know
+            batch = fresh or batch
+            assert batch is not None
             rate = self.task.learning_rate(step, self.job.steps)
-            now_loss, watched = self._step(ranks, batch, step, rate)
-            for name, value in watched.items():
-                self.watched[name] = self.watched.get(name, 0.0) + value
-            if math.isfinite(now_loss):
-                loss, not_finite = now_loss, 0
-            else:
-                self.skipped, not_finite = self.skipped + 1, not_finite + 1
-            if not_finite >= _MAX_NOT_FINITE:
-                return {}, (
-                    f"{self.job.stage}: the loss was not finite for {not_finite} steps up to "
-                    f"step {step}: lower the learning rate"
-                )
-            now = time.monotonic()
+            sums = self._step(ranks, batch, step, rate)
             if step == first:
-                warm, timed_out, self.waited = now, 0.0, 0.0
-            if self.log is not None:
-                self.log.step(step + 1, now_loss, rate, self.waited, watched)
-                self._report(step + 1, now_loss, now)
-            if self.task.validates(step + 1, self.job.steps, self.plan.steps_per_epoch):
+                self.waited = 0.0
+            self.unread.append(_Unread(step, rate, self.waited, sums))
+            read = step == first or self._reads(step + 1)
+            if not read:
+                continue
+            if reason := self._read():
+                return {}, reason
+            if step == first:
+                warm, timed_out = time.monotonic(), 0.0
+            if self._validates(step + 1):
                 timed_out += self._validate(step + 1)
             if self.log is not None:
                 # after the last step the network itself is written
@@ -199,7 +214,7 @@ class _Worker:
         seconds = time.monotonic() - warm - timed_out
         training: dict[str, Any] = {
             "steps": self.job.steps,
-            "loss": self.log.recent_loss(loss) if self.log else loss,
+            "loss": self.log.recent_loss(self.loss) if self.log else self.loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.config.batch_size / seconds if seconds else 0.0,
             "loader_wait": self.waited / seconds if seconds else 0.0,
@@ -207,6 +222,8 @@ class _Worker:
             **{name: value / self.job.steps for name, value in self.watched.items()},
             **self.validation,
         }
+        if self.config.elastic:
+            training["workers"] = self.workers
         chosen, score = self.best
         if self.task.choose_by is not None and chosen:
             training |= {self.task.choose_by: score, "chosen_step": chosen}
@@ -225,10 +242,52 @@ class _Worker:
         dist.barrier()
         return training, None
 
-    def _step(
-        self, module: nn.Module, batch: Batch, step: int, rate: float
-    ) -> tuple[float, dict[str, float]]:
-        """One update; returns the loss over all workers, and what else its module watches.
+    def _reads(self, done: int) -> bool:
+        """Whether the workers look at the losses after so many steps, and at each other."""
+        steps = self.job.steps
+        return (
+            done == steps
+            or done % self.every == 0
+            or done % log_every(steps) == 0
+            or self._validates(done)
+        )
+
+    def _validates(self, done: int) -> bool:
+        every = self.plan.steps_per_epoch
+        return self.task.validation is not None and self.task.validates(done, self.job.steps, every)
+
+    def _read(self) -> str | None:
+        """Wait for the device and note the losses since the last time.
+
+        Returns why it ends: too many were not finite, or a worker took part without images.
+        """
+        if self.every > 1 and (reason := self._shared_problem()):
+            return reason
+        unread, self.unread = self.unread, []
+        for (step, rate, waited, _), sums in zip(
+            unread, torch.stack([each.sums for each in unread]).tolist(), strict=True
+        ):
+            loss, *others = (value / self.world for value in sums)
+            watched = dict(zip(self.module.watched(), others, strict=True))
+            for name, value in watched.items():
+                self.watched[name] = self.watched.get(name, 0.0) + value
+            if math.isfinite(loss):
+                self.loss, self.not_finite = loss, 0
+            else:
+                self.skipped, self.not_finite = self.skipped + 1, self.not_finite + 1
+            if self.not_finite >= _MAX_NOT_FINITE:
+                return (
+                    f"{self.job.stage}: the loss was not finite for {self.not_finite} steps up to "
+                    f"step {step}: lower the learning rate"
+                )
+            if self.log is not None:
+                self.log.step(step + 1, loss, rate, waited, watched)
+                self._report(step + 1, loss, time.monotonic())
+        return None
+
+    def _step(self, module: nn.Module, batch: Batch, step: int, rate: float) -> Tensor:
+        """One update; returns sums over all workers, on the device: [1 + what is watched], the loss
+        first.
 
         Not finite: the update is left out.
         """
@@ -242,7 +301,7 @@ class _Worker:
             images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
         amp = self.config.amp and self.device.type == "cuda"
-        passes = self.config.accumulate
+        passes = self.job.passes
         totals = {"loss": torch.zeros((), device=self.device)}
         for number, (part, aims) in enumerate(
             zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
@@ -254,22 +313,27 @@ class _Worker:
             totals["loss"] += loss.detach().float()
             for name, value in self.module.watched().items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / passes
-        # one exchange, and one wait for the device
-        sums = self._sum(torch.stack(list(totals.values()))).tolist()
-        watched = {name: value / self.world for name, value in zip(totals, sums, strict=True)}
-        mean = watched.pop("loss")
-        if math.isfinite(mean):
-            if self.config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
-            self.optimizer.step()
-        return mean, watched
+        sums = self._sum(torch.stack(list(totals.values())))
+        self._update(torch.isfinite(sums[0]))
+        return sums
+
+    def _update(self, finite: Tensor) -> None:
+        # the optimiser's first update makes its state, and must not be left out by the device
+        if self.every == 1 or not self.optimizer.state:
+            if not finite:
+                return
+        else:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        self.optimizer.step()
 
     def _validate(self, step: int) -> float:
         """Score the network on held-out images, a share on every worker; returns the seconds."""
         validation, started = self.task.validation, time.monotonic()
         if validation is None:
             return 0.0
-        for buffer in self.module.network.buffers():
+        for buffer in drifting_buffers(self.module):
             # plain norms have seen other images on every worker; the first one's are kept
             dist.broadcast(buffer, src=0)
         self.module.eval()
@@ -348,6 +412,7 @@ class _Worker:
             "recent": self.log.recent if self.log is not None else [],
             "validation": self.validation,
             "best": self.best,
+            "workers": self.workers,
             "network": self.module.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -372,13 +437,19 @@ class _Worker:
         if content["fingerprint"] != self.job.fingerprint:
             return 0
         self.module.network.load_state_dict(content["network"])
+        for group in content["optimizer"]["param_groups"]:  # of a version before
+            group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.skipped = int(content["skipped"])
         self.watched = dict(content.get("watched", {}))
         self.recent = list(content.get("recent", []))
         self.validation = dict(content.get("validation", {}))
         self.best = tuple(content.get("best", self.best))
-        return int(content["step"])
+        step = int(content["step"])
+        self.workers = [list(pair) for pair in content.get("workers", self.workers)]
+        if self.workers[-1][1] != self.world:
+            self.workers.append([step, self.world])
+        return step
 
     def _report(self, step: int, loss: float, now: float) -> None:
         if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
