@@ -15,6 +15,7 @@ from pmm_ray.nets.registry import load_classifier
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.training import readings
 from pmm_ray.runtime.training import worker as train_worker
 from pmm_ray.runtime.training.checkpoint import checkpoints
 from pmm_ray.runtime.training.job import TrainingJob
@@ -45,7 +46,7 @@ def job(manifest: Manifest, run_dir: Path, **changes: Any) -> TrainingJob:
 @pytest.fixture
 def every_four(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_worker, "_READ_EVERY", {"cpu": 4})
-    monkeypatch.setattr(train_worker, "log_every", lambda steps: steps)
+    monkeypatch.setattr(readings, "log_every", lambda steps: steps)
 
 
 def not_finite(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -85,13 +86,13 @@ def test_a_loss_that_is_read_late_teaches_the_same(
 def test_it_reads_at_the_first_step_then_every_four_and_at_the_end(
     shapes: Manifest, group: None, tmp_path: Path, every_four: None, monkeypatch: Any
 ) -> None:
-    read, reads = train_worker._Worker._read, []
+    read, reads = readings.Readings.read, []
 
-    def noted(self: Any) -> str | None:
+    def noted(self: readings.Readings, names: Any) -> str | None:
         reads.append([each.step for each in self.unread])
-        return read(self)
+        return read(self, names)
 
-    monkeypatch.setattr(train_worker._Worker, "_read", noted)
+    monkeypatch.setattr(readings.Readings, "read", noted)
     this = job(shapes, tmp_path)
     train(this)
     assert reads == [[0], [1, 2, 3], [4, 5, 6, 7], [8]]
@@ -103,7 +104,7 @@ def test_it_reads_at_the_first_step_then_every_four_and_at_the_end(
 def test_a_loss_that_stays_not_finite_is_named_with_its_step(
     shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_worker, "_MAX_NOT_FINITE", 2)
+    monkeypatch.setattr(readings, "_MAX_NOT_FINITE", 2)
     not_finite(monkeypatch, 5, 6)
     stopped = train(job(shapes, tmp_path))["stopped"]
     assert stopped.startswith("stage: the loss was not finite for 2 steps up to step 6")

@@ -1,4 +1,4 @@
-"""One module on every worker: its gradients are averaged over all of them."""
+"""What the workers of a training share: gradients, statistics, what one of them finds out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ import contextlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from pmm_ray.runtime.training.job import TrainingJob
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over all workers, which replaces the value on each of them."""
+    dist.all_reduce(value)
+    return value
+
+
+def first_problem(problem: str | None, world: int, device: torch.device) -> str | None:
+    """The first worker's problem, known to all of them; None if nobody has one."""
+    if not float(total(torch.tensor(float(problem is not None)).to(device))):
+        return None
+    problems: list[str | None] = [None] * world
+    dist.all_gather_object(problems, problem)
+    return next(problem for problem in problems if problem is not None)
 
 
 def distributed(module: nn.Module, job: TrainingJob, world: int, device: torch.device) -> nn.Module:

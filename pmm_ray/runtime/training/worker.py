@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,14 +27,19 @@ from pmm_ray.runtime.training.checkpoint import (
 )
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
-from pmm_ray.runtime.training.log import TrainLog, log_every
+from pmm_ray.runtime.training.log import TrainLog
 from pmm_ray.runtime.training.losses import WorkerFailedError
-from pmm_ray.runtime.training.ranks import distributed, drifting_buffers, gradients_stay
+from pmm_ray.runtime.training.ranks import (
+    distributed,
+    drifting_buffers,
+    first_problem,
+    gradients_stay,
+    total,
+)
+from pmm_ray.runtime.training.readings import Readings, Unread, step_if
 from pmm_ray.runtime.training.reporter import TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
-# a training whose loss is not finite so many times in a row will not recover
-_MAX_NOT_FINITE = 10
 # steps from one reading of the loss to the next: each makes the CPU wait for the device
 _READ_EVERY = {"cpu": 1, "cuda": 10}
 _REPORT_SECONDS = 0.3
@@ -74,15 +80,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             raise WorkerFailedError.of(error) from error
 
 
-class _Unread(NamedTuple):
-    """A step whose loss is still on the device."""
-
-    step: int
-    rate: float
-    waited: float
-    sums: Tensor
-
-
 class _Worker:
     def __init__(
         self,
@@ -96,21 +93,16 @@ class _Worker:
         self.job = job
         self.task = job.task
         self.config = job.config
-        self.rank = rank
-        self.world = world
+        self.rank, self.world = rank, world
         self.device = device
         self.reporter = reporter
         self.phase = phase
         self.problem: str | None = None
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
-        self.skipped = 0
-        self.not_finite = 0  # losses in a row
-        self.loss = math.nan  # the last finite one
-        self.every = _READ_EVERY[device.type]
-        self.unread: list[_Unread] = []
-        self.waited = 0.0
-        self.watched: dict[str, float] = {}  # sums over the steps so far
+        every = _READ_EVERY[device.type]
+        self.readings = Readings(job.stage, job.steps, world, every, self._note)
+        self.waited = self.reported = 0.0
         self.recent: list[float] = []  # losses before this attempt
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
@@ -194,8 +186,8 @@ class _Worker:
             sums = self._step(ranks, batch, step, rate)
             if step == first:
                 self.waited = 0.0
-            self.unread.append(_Unread(step, rate, self.waited, sums))
-            read = step == first or self._reads(step + 1)
+            self.readings.unread.append(Unread(step, rate, self.waited, sums))
+            read = step == first or self.readings.due(step + 1) or self._validates(step + 1)
             if not read:
                 continue
             if reason := self._read():
@@ -212,14 +204,15 @@ class _Worker:
                     saved = time.monotonic()
         steps_timed = max(self.job.steps - first - 1, 0)
         seconds = time.monotonic() - warm - timed_out
+        losses = self.readings
         training: dict[str, Any] = {
             "steps": self.job.steps,
-            "loss": self.log.recent_loss(self.loss) if self.log else self.loss,
+            "loss": self.log.recent_loss(losses.loss) if self.log else losses.loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.config.batch_size / seconds if seconds else 0.0,
             "loader_wait": self.waited / seconds if seconds else 0.0,
-            "skipped": self.skipped,
-            **{name: value / self.job.steps for name, value in self.watched.items()},
+            "skipped": losses.skipped,
+            **{name: value / self.job.steps for name, value in losses.watched.items()},
             **self.validation,
         }
         if self.config.elastic:
@@ -242,48 +235,25 @@ class _Worker:
         dist.barrier()
         return training, None
 
-    def _reads(self, done: int) -> bool:
-        """Whether the workers look at the losses after so many steps, and at each other."""
-        steps = self.job.steps
-        return (
-            done == steps
-            or done % self.every == 0
-            or done % log_every(steps) == 0
-            or self._validates(done)
-        )
-
     def _validates(self, done: int) -> bool:
         every = self.plan.steps_per_epoch
         return self.task.validation is not None and self.task.validates(done, self.job.steps, every)
 
     def _read(self) -> str | None:
-        """Wait for the device and note the losses since the last time.
-
-        Returns why it ends: too many were not finite, or a worker took part without images.
-        """
-        if self.every > 1 and (reason := self._shared_problem()):
+        """Read the losses; returns why it ends, perhaps that a worker took part without images."""
+        if self.readings.every > 1 and (reason := self._shared_problem()):
             return reason
-        unread, self.unread = self.unread, []
-        for (step, rate, waited, _), sums in zip(
-            unread, torch.stack([each.sums for each in unread]).tolist(), strict=True
-        ):
-            loss, *others = (value / self.world for value in sums)
-            watched = dict(zip(self.module.watched(), others, strict=True))
-            for name, value in watched.items():
-                self.watched[name] = self.watched.get(name, 0.0) + value
-            if math.isfinite(loss):
-                self.loss, self.not_finite = loss, 0
-            else:
-                self.skipped, self.not_finite = self.skipped + 1, self.not_finite + 1
-            if self.not_finite >= _MAX_NOT_FINITE:
-                return (
-                    f"{self.job.stage}: the loss was not finite for {self.not_finite} steps up to "
-                    f"step {step}: lower the learning rate"
-                )
-            if self.log is not None:
-                self.log.step(step + 1, loss, rate, waited, watched)
-                self._report(step + 1, loss, time.monotonic())
-        return None
+        return self.readings.read(self.module.watched())
+
+    def _note(self, read: Unread, loss: float, watched: Mapping[str, float]) -> None:
+        if self.log is None:
+            return
+        now, step = time.monotonic(), read.step + 1
+        self.log.step(step, loss, read.rate, read.waited, watched)
+        if now - self.reported >= _REPORT_SECONDS or step == self.job.steps:
+            self.reported = now
+            trouble = self.writer.failure if self.writer is not None else None
+            self.reporter.update.remote(step, loss, trouble or "")
 
     def _step(self, module: nn.Module, batch: Batch, step: int, rate: float) -> Tensor:
         """One update; returns sums over all workers, on the device: [1 + what is watched], the loss
@@ -313,20 +283,11 @@ class _Worker:
             totals["loss"] += loss.detach().float()
             for name, value in self.module.watched().items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / passes
-        sums = self._sum(torch.stack(list(totals.values())))
-        self._update(torch.isfinite(sums[0]))
-        return sums
-
-    def _update(self, finite: Tensor) -> None:
-        # the optimiser's first update makes its state, and must not be left out by the device
-        if self.every == 1 or not self.optimizer.state:
-            if not finite:
-                return
-        else:
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        sums = total(torch.stack(list(totals.values())))
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
-        self.optimizer.step()
+        step_if(torch.isfinite(sums[0]), self.optimizer, wait=self.readings.every == 1)
+        return sums
 
     def _validate(self, step: int) -> float:
         """Score the network on held-out images, a share on every worker; returns the seconds."""
@@ -378,28 +339,15 @@ class _Worker:
             self.problem = f"{self.job.stage}: {count} images cannot be used"
 
     def _shared_problem(self) -> str | None:
-        """The first worker's problem, known to all of them; None if nobody has one."""
-        found = torch.tensor(float(self.problem is not None))
-        if not float(self._sum(found)):
-            return None
-        problems: list[str | None] = [None] * self.world
-        dist.all_gather_object(problems, self.problem)
-        return next(problem for problem in problems if problem is not None)
+        return first_problem(self.problem, self.world, self.device)
 
     def _agreed(self) -> tuple[str | None, bool]:
         """The first worker's problem, and whether all save now: the driver asked one of them."""
         asked = self.phase.asked
         flags = torch.tensor([float(self.problem is not None), float(asked > self.answered)])
-        trouble, save = self._sum(flags).tolist()
+        trouble, save = total(flags.to(self.device)).tolist()
         self.answered = max(self.answered, asked)
-        if not trouble:
-            return None, save > 0
-        return self._shared_problem(), False
-
-    def _sum(self, value: Tensor) -> Tensor:
-        value = value.to(self.device)
-        dist.all_reduce(value)
-        return value
+        return self._shared_problem() if trouble else None, save > 0
 
     def _save(self, step: int) -> None:
         if self.writer is None:
@@ -407,8 +355,8 @@ class _Worker:
         content = {
             "fingerprint": self.job.fingerprint,
             "step": step,
-            "skipped": self.skipped,
-            "watched": self.watched,
+            "skipped": self.readings.skipped,
+            "watched": self.readings.watched,
             "recent": self.log.recent if self.log is not None else [],
             "validation": self.validation,
             "best": self.best,
@@ -440,8 +388,8 @@ class _Worker:
         for group in content["optimizer"]["param_groups"]:  # of a version before
             group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(content["optimizer"])
-        self.skipped = int(content["skipped"])
-        self.watched = dict(content.get("watched", {}))
+        self.readings.skipped = int(content["skipped"])
+        self.readings.watched = dict(content.get("watched", {}))
         self.recent = list(content.get("recent", []))
         self.validation = dict(content.get("validation", {}))
         self.best = tuple(content.get("best", self.best))
@@ -450,9 +398,3 @@ class _Worker:
         if self.workers[-1][1] != self.world:
             self.workers.append([step, self.world])
         return step
-
-    def _report(self, step: int, loss: float, now: float) -> None:
-        if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
-            self._reported = now
-            trouble = self.writer.failure if self.writer is not None else None
-            self.reporter.update.remote(step, loss, trouble or "")
