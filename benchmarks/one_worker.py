@@ -43,6 +43,7 @@ def train_alone(
         images=images,
         steps=steps,
         workers=1,
+        passes=task.config.accumulate,
         loader_processes=loader_processes,
         scratch=run_dir,
     )

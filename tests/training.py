@@ -71,6 +71,7 @@ def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> Trai
         "error_budget": 10,
         "fingerprint": "f",
         "workers": 1,
+        "passes": changes.get("accumulate", 1),
         "loader_processes": 0,
         "scratch": run_dir,
     }

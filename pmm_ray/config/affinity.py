@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pmm_ray.config.backbones import BackboneName
-from pmm_ray.config.base import Auto, Positive, Section, execution
+from pmm_ray.config.base import Auto, GpuShare, Positive, Section, execution
 from pmm_ray.config.masks import BaseCrfConfig
 from pmm_ray.config.training import EpochTrainingConfig
 
@@ -26,7 +26,10 @@ class WalkConfig(Section):
     batch_size: Positive = execution(8)
     """Images per task."""
     actors: Positive | Auto = execution("auto")
-    """Network copies; `auto`: one per GPU, else one per CPU."""
+    """Network copies; `auto`: one per GPU, or as many as share it, else one per CPU."""
+    gpus_per_actor: GpuShare = execution(1.0)
+    """Share of a GPU that a network copy takes, in memory, too: with 0.5 two share each; on CPUs
+    nothing."""
 
 
 _LATER = ("accumulate", "channels_last", "clip_norm", "compile")

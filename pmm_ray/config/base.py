@@ -23,6 +23,7 @@ Auto = Literal["auto"]
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(gt=0)]
+GpuShare = Annotated[float, Field(gt=0, le=1)]
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:

@@ -140,4 +140,4 @@ class CamsConfig(InferenceConfig):
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by kind and number of GPUs or CPUs, see docs/reference/scale.md."""
     actors: Positive | Auto = execution("auto")
-    """Model copies; `auto`: one per GPU, else one per CPU."""
+    """Model copies; `auto`: one per GPU, or as many as share it, else one per CPU."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pmm_ray.config.base import Auto, Positive, Section, added, execution
+from pmm_ray.config.base import Auto, GpuShare, Positive, Section, added, execution
 
 
 class InferenceConfig(Section):
@@ -18,6 +18,9 @@ class InferenceConfig(Section):
     pass_pixels: Positive | Auto = execution("auto")
     """Pixels of the views (or windows) that go through the network together, of one or several
     photographs; `auto`: 6.4 million on a GPU, as few as can be on a CPU."""
+    gpus_per_actor: GpuShare = execution(1.0)
+    """Share of a GPU that a model copy takes, in memory, too: with 0.5 two share each; on CPUs
+    nothing."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; float32 is not named, as before there was a choice."""

@@ -162,7 +162,7 @@ class PredictConfig(InferenceConfig):
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by the number of GPUs or CPUs, see docs/reference/scale.md."""
     actors: Positive | Auto = execution("auto")
-    """Model copies; `auto`: one per GPU, else one per CPU."""
+    """Model copies; `auto`: one per GPU, or as many as share it, else one per CPU."""
 
     @model_validator(mode="after")
     def _windows_cover_the_view(self) -> PredictConfig:

@@ -40,7 +40,8 @@ class TrainingConfig(Section):
     freeze_norm: bool = True
     """Keep BatchNorm at its pretrained statistics (released code: yes)."""
     amp: bool = True
-    """bfloat16 autocast on GPUs; CPUs compute in float32."""
+    """bfloat16 autocast on GPUs, with weights, optimiser and losses in float32; CPUs compute in
+    float32."""
     channels_last: bool = False
     """Memory layout of images and features; faster on GPUs with tensor cores."""
     compile: bool = False
@@ -55,6 +56,10 @@ class TrainingConfig(Section):
     as many as there are CPUs for, up to 8; on CPUs 0."""
     checkpoint_seconds: float = execution(60.0, gt=0)
     """Time between two checkpoints, about, s."""
+    elastic: bool = execution(False)
+    """Go on at the last checkpoint with fewer or more workers than `workers` where nodes were lost
+    or joined: at most one per GPU, on CPUs `workers`. Batches stay, and `accumulate` changes; what
+    is learnt is not quite the same, and the summary says how many workers did which steps."""
     max_failures: int = execution(3, ge=0)
     """How often to replace a lost worker or node before the run gives up."""
 

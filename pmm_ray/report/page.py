@@ -99,6 +99,7 @@ def render(run: RunData) -> str:
         class_tables=[class_table(run.evaluations, split) for split in splits],
         curves=[(curve, loss_chart(curve)) for curve in run.curves],
         measured={curve.stage: _measured(run, curve.stage) for curve in run.curves},
+        workers={curve.stage: _workers(run, curve.stage) for curve in run.curves},
         cycles=cycles_of(run),
         tables=_tables(run),
         sweeps=sweeps_of(run),
@@ -164,6 +165,15 @@ def _measured(run: RunData, stage: str) -> list[tuple[str, float]]:
     found = (record.summary for record in run.stages if record.stage == stage)
     metrics = next((summary.metrics for summary in found if summary is not None), {})
     return [(title, metrics[name]) for name, title in names.items() if name in metrics]
+
+
+def _workers(run: RunData, stage: str) -> str:
+    """How many workers did which steps, where an elastic training changed their number."""
+    found = (r.summary.details for r in run.stages if r.stage == stage and r.summary is not None)
+    first, *later = next(found, {}).get("workers_by_step") or [[0, 0]]
+    if not later:
+        return ""
+    return f"{first[1]}, " + ", ".join(f"{count} from step {step + 1}" for step, count in later)
 
 
 def _pixel_labels(run: RunData) -> list[tuple[str, str]]:

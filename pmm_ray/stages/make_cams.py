@@ -136,8 +136,8 @@ def cam_batch(config: CamsConfig, context: RunContext, images: int) -> int:
 
 
 def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
-    """Actors that hold the classifier: one per GPU, else one per CPU."""
-    return actor_pool(context, config.actors)
+    """Actors that hold the classifier, see `actor_pool`."""
+    return actor_pool(context, config)
 
 
 def cam_factory(

@@ -194,7 +194,7 @@ def run(
     photographs = Photographs.of(context)
     output = MaskOutput(photographs.label_space, round_number, png_folder)
     model = (checkpoint_uri, config, photographs, folder.stage, use_gpu)
-    actors, batch = actor_pool(context, config.actors), config.batch_size
+    actors, batch = actor_pool(context, config), config.batch_size
     if batch == "auto":
         classes = context.manifest.label_space.num_classes
         planes = max(1.0, 2.0 * classes * large_image(context.manifest.uri))  # float16, bytes

@@ -164,7 +164,7 @@ def run(
         inputs={"cams": cams},
         factory=partial(walk_worker, checkpoint_uri, config, Photographs.of(context), on_gpu),
         schema=WALKED,
-        pool=actor_pool(context, walk.actors),
+        pool=actor_pool(context, walk),
         batch_size=walk.batch_size,
     )
 

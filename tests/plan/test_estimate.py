@@ -104,6 +104,9 @@ def test_gpu_work_is_divided_over_gpus() -> None:
     assert cost.cpu_hours == 0
     assert cost.gpu_hours == pytest.approx(1100 / 3600)
     assert cost.seconds(64, 4) == pytest.approx(2 + 275)
+    # four actors on two GPUs
+    few = costs(config(cams={"actors": 4, "gpus_per_actor": 0.5}), timings, gpus=4)["make_cams"]
+    assert few.seconds(64, 4) == pytest.approx(2 + 550)
 
 
 def test_fused_masks_make_their_own_maps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +189,17 @@ class RunFolder:
         )
         return mean
 
-    def train(self, name: str, steps: int = 40, **measured: float) -> None:
+    def train(
+        self,
+        name: str,
+        steps: int = 40,
+        details: Mapping[str, Any] | None = None,
+        **measured: float,
+    ) -> None:
         log = EventLog(self.uri, name)
         for step in range(steps):
             loss = 2.0 / (1 + step / 8) + 0.1 * (step % 3)
             rate = 0.01 * (1 - step / steps)
             log.write("train_step", stage=name, step=step, loss=loss, learning_rate=rate)
-        self.stage(name, details={"steps": steps}, metrics={"loss": 0.1, **measured})
+        about = {"steps": steps, **(details or {})}
+        self.stage(name, details=about, metrics={"loss": 0.1, **measured})

@@ -82,6 +82,15 @@ def test_what_a_training_measured_on_held_out_images_is_shown(tmp_path: Path) ->
     ]
 
 
+def test_an_elastic_training_says_how_many_workers_did_which_steps(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.train("train_classifier", details={"workers_by_step": [[0, 4]]})
+    run.train("train_multicrop", details={"workers_by_step": [[0, 4], [10, 3], [25, 8]]})
+    _, page = read_page(run)
+    assert "workers: 4, 3 from step 11, 8 from step 26" in page.words
+    assert page.words.count("workers:") == 1
+
+
 def test_a_full_run_has_every_part_and_its_numbers(full_run: RunFolder) -> None:
     html, page = read_page(full_run)
     run = load_run(full_run.uri)

@@ -6,13 +6,25 @@ import io
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel
 
-from pmm_ray.config import RunConfig, RuntimeConfig, load_recipe
+from pmm_ray.config import (
+    CamsConfig,
+    ConfigError,
+    PredictConfig,
+    RunConfig,
+    RuntimeConfig,
+    WalkConfig,
+    load_recipe,
+    section_hash,
+)
 from pmm_ray.pipeline.data import TRAININGS
+from pmm_ray.runtime.cluster.connect import inference_process
 from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
@@ -23,7 +35,7 @@ from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Pool
 from pmm_ray.runtime.mapping.follow import Sizes
-from pmm_ray.runtime.mapping.table_stage import cpu_pool
+from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool
 from pmm_ray.runtime.training.workers import plan_workers
 
 from ..cluster.shapes import RECIPES, SHAPES
@@ -117,6 +129,53 @@ def test_pools_follow_the_cluster_and_devices_do_not() -> None:
     joined = changing(nodes_of(1, 4), nodes_of(2, 8, 4)).now()
     assert (joined.gpus, joined.placed(pool).size) == (0, 16)
     assert nodes_of(1, 4).now().placed(Pool(9, follows=True)).size == 4
+
+
+@pytest.mark.parametrize(("share", "on_each"), [(1.0, 1), (0.7, 1), (0.5, 2), (0.3, 3), (0.25, 4)])
+def test_actors_that_share_gpus_are_whole_on_one(share: float, on_each: int) -> None:
+    cluster = changing(nodes_of(2, 8, 4), nodes_of(1, 8, 4))
+    assert cluster.default_actors(share) == cluster.room(0, share) == 8 * on_each
+    pool = Pool(3, actors=True, cpus=0.0, gpus=share, follows=True)
+    assert cluster.placed(pool).size == 8 * on_each
+    assert cluster.now().placed(pool).size == 4 * on_each
+    cluster.avoid("n0", "sick")
+    assert cluster.placed(pool).size == 4 * on_each
+
+
+def test_a_share_of_a_gpu_changes_no_result() -> None:
+    sections = (CamsConfig, PredictConfig, WalkConfig)
+    assert all(section_hash(kind(gpus_per_actor=0.5)) == section_hash(kind()) for kind in sections)
+
+
+def test_the_actors_of_every_stage_with_a_network_take_their_share() -> None:
+    def pool(config: Any, cluster: ClusterResources) -> Pool:
+        return actor_pool(SimpleNamespace(cluster=cluster), config)  # type: ignore[arg-type]
+
+    cluster = nodes_of(2, 8, 4)
+    for kind in (CamsConfig, PredictConfig, WalkConfig):
+        shared = pool(kind(gpus_per_actor=0.5), cluster)
+        assert (shared.size, shared.gpus, shared.follows) == (16, 0.5, True)
+        asked = pool(kind(gpus_per_actor=0.5, actors=3), cluster)
+        assert (asked.size, asked.gpus, asked.follows) == (3, 0.5, False)
+        on_cpus = pool(kind(gpus_per_actor=0.5), nodes_of(2, 8))
+        assert (on_cpus.size, on_cpus.gpus, on_cpus.cpus) == (16, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, 2])
+def test_more_than_a_gpu_is_refused_with_its_key(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"cams\.gpus_per_actor"):
+        load_recipe("recipes/shapes.yaml", [f"cams.gpus_per_actor={share}"])
+
+
+def test_a_process_with_a_part_of_a_gpu_takes_that_part_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    for gpus in (0.0, 0.25, 1.0):
+        inference_process(gpus)
+    assert taken == [0.25]
 
 
 def test_work_on_cpus_stays_on_all_nodes_when_a_small_one_joins() -> None:

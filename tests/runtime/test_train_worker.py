@@ -95,9 +95,9 @@ def test_the_share_of_waiting_is_measured(
             clock[0] += 3.0
             yield batch
 
-    def step(self: Any, *arguments: Any) -> tuple[float, dict[str, float]]:
+    def step(self: Any, *arguments: Any) -> torch.Tensor:
         clock[0] += 1.0
-        return 0.5, {}
+        return torch.tensor([0.5])
 
     loader = train_worker.batches
     monkeypatch.setattr(train_worker, "batches", slow)
@@ -189,8 +189,28 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     train(job(shapes, tmp_path / "one"))
     assert [step for step, _ in losses(run_dir)] == [*range(1, STEPS + 1)]
     assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)
+    assert "workers" not in load_classifier(two.model_uri)[1]["training"]
     # of a run that was killed between the network and its summary
     storage.make_folder(two.checkpoints_uri)
     run_training(two, context)
     assert not storage.exists(two.checkpoints_uri)
     assert len(losses(run_dir)) == STEPS
+
+
+@pytest.mark.usefixtures("pickled_by_value")
+def test_an_elastic_training_goes_on_with_more_workers(
+    shapes: Manifest, group: None, make_context: Any, tmp_path: Path
+) -> None:
+    context = make_context(shapes, CONFIG)
+    run_dir = Path(context.run_dir)
+    marker = tmp_path / "stopped"
+    one = job(shapes, run_dir, elastic=True, marker=str(marker))
+    with pytest.raises(RuntimeError, match="told to stop"):
+        train(one)
+    marker.touch()
+    run_training(one, context)
+    train(job(shapes, tmp_path / "one"))
+    assert [step for step, _ in losses(run_dir)] == [*range(1, STEPS + 1)]
+    assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)
+    by_step = load_classifier(one.model_uri)[1]["training"]["workers"]
+    assert by_step == [[0, 1], [STOP_AT, 2]]

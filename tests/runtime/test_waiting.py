@@ -154,8 +154,10 @@ def losing(max_failures: int, offered: tuple[Node, ...] = ()) -> tuple[Losses, l
         events=SimpleNamespace(write=lambda *_, **__: None),
         progress=SimpleNamespace(message=said.append),
     )
-    config = SimpleNamespace(max_failures=max_failures, batch_size=16, accumulate=1)
-    job: Any = SimpleNamespace(stage="train_segmenter-r0", workers=1, cpus=1, config=config)
+    config = SimpleNamespace(max_failures=max_failures, batch_size=16, elastic=False)
+    job: Any = SimpleNamespace(
+        stage="train_segmenter-r0", workers=1, passes=1, cpus=1, config=config
+    )
     return Losses(job, context), said, cluster
 
 

@@ -88,7 +88,7 @@ with hold(place, "a"), connect(nodes.address, config.runtime) as cluster:
                 context, StageFolder.below(place, "note", "12345678"),
                 inputs={"manifest": index_file(manifest_uri)}, factory=worker,
                 schema=pa.schema([("image_id", pa.string())]), batch_size=1,
-                pool=cpu_pool(context) if kind == "tasks" else actor_pool(context, "auto"))
+                pool=cpu_pool(context) if kind == "tasks" else actor_pool(context, config.cams))
         except Exception as error:
             failed.append(repr(error))
 

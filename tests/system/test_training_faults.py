@@ -5,6 +5,7 @@ Losses of every step, and the weights at the end, are those of a training that n
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ name: faults
 data: {{source: shapes, images: 24, classes: 3, size: 64}}
 classifier: {{epochs: {epochs}, batch_size: 6, resize_long: [48, 72], crop_size: 48,
              output_stride: 16, checkpoint_seconds: {every}, workers: {workers},
-             loader_processes: {processes}, validation_images: 0}}
+             loader_processes: {processes}, validation_images: 0, elastic: {elastic}}}
 runtime: {{cpus: 2, object_store_bytes: 150000000, preflight: false}}
 """
 
@@ -48,13 +49,13 @@ class Training:
         address: str = "local",
         epochs: int = EPOCHS,
         every: float = 0.1,
+        elastic: bool = False,
     ) -> None:
         place.mkdir()
         self.run_dir = place / "run"
         self.recipe = place / "recipe.yaml"
-        self.recipe.write_text(
-            RECIPE.format(epochs=epochs, workers=workers, processes=processes, every=every)
-        )
+        values = {"epochs": epochs, "workers": workers, "processes": processes, "every": every}
+        self.recipe.write_text(RECIPE.format(**values, elastic=str(elastic).lower()))
         self.address = address
         self.environment = dict(os.environ)
 
@@ -207,6 +208,34 @@ def test_a_lost_node_is_replaced(tmp_path: Path, ray_head: RayNodes) -> None:
     ray_head.start_worker("--num-cpus=1")
     lost.finish(process)
     check(lost, whole, at_least)
+
+
+def test_an_elastic_training_goes_on_without_a_lost_node(
+    tmp_path: Path, ray_head: RayNodes
+) -> None:
+    ray_head.start_worker("--num-cpus=1")
+    ray_head.start_worker("--num-cpus=1")
+    address = f"127.0.0.1:{ray_head.port}"
+    whole, lost = (
+        Training(tmp_path / name, 2, 0, address, elastic=name == "lost")
+        for name in ("whole", "lost")
+    )
+    whole.environment = lost.environment = ray_head.client_environment
+    whole.finish()
+    process = lost.start()
+    at_least = lost.wait_for_checkpoint(process)
+    node = ray_head.processes.pop()
+    kill_node(node, lambda: bool(train_workers(psutil.Process(node.pid))))
+    lost.finish(process)
+    # its norms are frozen, so that it learns the same
+    check(lost, whole, at_least)
+    [summary] = lost.run_dir.glob("train_classifier-*/summary.json")
+    details = json.loads(summary.read_text())["details"]
+    first, second = details["workers_by_step"]
+    assert (first, second[1], details["workers"]) == ([0, 2], 1, 1)
+    assert second[0] >= at_least
+    resized = [event["workers"] for event in read_events(str(lost.run_dir), "training_resized")]
+    assert resized == [1]
 
 
 def kill_node(node: subprocess.Popen[bytes], trains: Callable[[], bool]) -> None:

@@ -46,7 +46,7 @@ class Cost:
     """Work divided over CPUs."""
     gpu_seconds: float = 0.0
     """Work divided over GPUs."""
-    most_workers: int | None = None
+    most_workers: float | None = None
     """More CPUs or GPUs than this are not used; None: as many as there are."""
     held_cpus: float = 0.0
     """CPUs that are taken during the fixed part."""
@@ -142,16 +142,20 @@ def _cost(
             timing.start_seconds,
             cpu_seconds=images * timing.cpu_seconds,
             gpu_seconds=images * timing.gpu_seconds,
-            most_workers=_most_workers(step, config),
+            most_workers=_most_workers(step, config, timing.gpu_seconds > 0),
         )
     return Cost(stage, timed=False)
 
 
-def _most_workers(step: Step, config: RunConfig) -> int | None:
-    workers: Any = config
-    for name in step.pool.split("."):
-        workers = getattr(workers, name, None)
-    return workers if isinstance(workers, int) else None
+def _most_workers(step: Step, config: RunConfig, on_gpus: bool) -> float | None:
+    *path, field = step.pool.split(".")
+    section: Any = config
+    for name in path:
+        section = getattr(section, name, None)
+    workers = getattr(section, field, None)
+    if not isinstance(workers, int):
+        return None
+    return workers * (getattr(section, "gpus_per_actor", 1.0) if on_gpus else 1.0)
 
 
 def _images(stage: str, groups: frozenset[Group], config: RunConfig, sample: Sample) -> int:

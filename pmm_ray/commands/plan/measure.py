@@ -184,7 +184,8 @@ def _reduced(section: Section, cluster: ClusterResources, training_images: int) 
     }
     if isinstance(section, TrainingConfig):
         return section.model_copy(update=update | short_training(section, cluster, training_images))
-    for field, most in (("tasks", cluster.default_tasks()), ("actors", cluster.default_actors())):
+    actors = cluster.default_actors(getattr(section, "gpus_per_actor", 1.0))
+    for field, most in (("tasks", cluster.default_tasks()), ("actors", actors)):
         wanted = getattr(section, field, None)
         if wanted is not None:
             update[field] = min(most, _WORKERS, most if wanted == "auto" else wanted)
@@ -216,10 +217,12 @@ def _timing(
     # the first chunk of each worker compiles, loads and fills caches
     warm = chunks[workers:] or chunks
     cpu, gpu = _image_seconds(warm, start)
+    # of a worker that has a part of a GPU
+    held = gpu / (start["producer_gpus"] or start["gpus"] or 1.0)
     images = sum(row["images"] for row in chunks)
     ids = [*read_index(folder).image_ids, *(row.image_id for row in record.errors)]
     return TableTiming(
-        start_seconds=max(0.0, summary.seconds - max(cpu, gpu) * images / workers),
+        start_seconds=max(0.0, summary.seconds - max(cpu, held) * images / workers),
         cpu_seconds=cpu,
         gpu_seconds=gpu,
         image_bytes=sum(row["bytes"] for row in chunks) / images,

@@ -67,7 +67,7 @@ class Node:
 
     def room(self, cpus: float, gpus: float = 0.0, memory: float = 0.0) -> int:
         """How many workers of this size the empty node holds."""
-        pairs = [(self.cpus, cpus), (self.gpus, gpus)]
+        pairs = [(self.cpus, cpus), (self.gpus, 1 / on_one_gpu(gpus) if 0 < gpus < 1 else gpus)]
         pairs += [(self.memory, memory)] if self.memory else []
         counts = [int(has / asks + _EPSILON) for has, asks in pairs if asks > 0]
         if not counts:  # nothing is asked for: only a node that works at all can take it
@@ -78,6 +78,11 @@ class Node:
         labels = "".join(f" {k}={v}" for k, v in self.labels.items() if not k.startswith("ray.io/"))
         gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
         return f"{self.cpus:g} CPUs{gpus}{labels}"
+
+
+def on_one_gpu(gpus: float) -> int:
+    """How many workers share a GPU, each with this part of it: Ray splits none over two."""
+    return int(1 / gpus + _EPSILON) if 0 < gpus <= 1 else 1
 
 
 def away_from(labels: Mapping[str, str], node_ids: list[str]) -> dict[str, str]:
@@ -154,9 +159,10 @@ class ClusterResources:
             return int(sum(node.gpus for node in self.places))
         return 2 if self.cpus >= 2 else 1
 
-    def default_actors(self) -> int:
-        """Model copies for inference: one per GPU, else one per CPU of stages without a GPU."""
-        return int(self.gpus) if self.gpus >= 1 else self.default_tasks()
+    def default_actors(self, gpus_each: float = 1.0) -> int:
+        """Model copies for inference: as many as share the GPUs, else one per CPU of stages
+        without a GPU."""
+        return int(self.gpus) * on_one_gpu(gpus_each) if self.gpus >= 1 else self.default_tasks()
 
     def default_tasks(self) -> int:
         """Tasks at once of a stage without a GPU: one per CPU where it runs."""
@@ -186,14 +192,15 @@ class ClusterResources:
     def placed(self, pool: SomePool) -> SomePool:
         """A pool for the nodes that are there now.
 
-        One that follows the cluster has a worker for each GPU or CPU. It is kept away from the
-        avoided nodes, with as many workers as the others hold.
+        One that follows the cluster has a worker for each CPU, or as many as share the GPUs. It is
+        kept away from the avoided nodes, with as many workers as the others hold.
         """
         if pool.follows:
             there = [node for node in self.places if node.accepts(pool.labels)]
             on_gpus = pool.gpus and self.gpus >= 1
-            units = self.gpus if on_gpus else sum(node.cpus for node in there)
-            pool = replace(pool, size=max(1, int(units)))
+            cpus = sum(node.cpus for node in there)
+            size = self.default_actors(pool.gpus) if on_gpus else int(cpus)
+            pool = replace(pool, size=max(1, size))
         if not self.avoided:
             return pool
         labels = away_from(pool.labels, list(self.avoided))

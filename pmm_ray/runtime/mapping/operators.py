@@ -52,14 +52,22 @@ class _Mapper:
 
     A worker that cannot be made (no weights, no memory) is a failure of the chunk, so that its
     reason reaches the driver instead of ending in Ray's retries.
+
+    Args:
+        gpus: of the process; of a part of one it takes no more memory than that.
     """
 
     def __init__(
-        self, factory: Callable[[], Worker], function: Callable[[Row, Worker], Row], failed: Any
+        self,
+        factory: Callable[[], Worker],
+        function: Callable[[Row, Worker], Row],
+        failed: Any,
+        gpus: float = 0.0,
     ) -> None:
         self._factory = factory
         self._function = function
         self._failed = failed
+        self._gpus = gpus
         self._worker: Worker | None = None
         self._cannot: tuple[str, str] | None = None
         """Why no worker could be made, and the fault of the machine, if it is one."""
@@ -72,7 +80,7 @@ class _Mapper:
         rows = batch.to_pylist()
         with self._making:
             if self._worker is None and self._cannot is None:
-                inference_process()
+                inference_process(self._gpus)
                 try:
                     self._worker = self._factory()
                 except Exception as error:
@@ -173,7 +181,7 @@ def _mapped(dataset: Dataset, pool: Pool, blocks: int, *arguments: Any) -> Datas
                 max_tasks_in_flight_per_actor=max(2, pool.overlap),
                 enable_true_multi_threading=pool.overlap > 1,
             ),
-            fn_constructor_args=arguments,
+            fn_constructor_args=(*arguments, pool.gpus),
             batch_size=1,
             **options,
             max_restarts=-1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -68,6 +69,15 @@ def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
     return max(1, min(batch, images // (2 * pool.size), int(_LONGEST_SECONDS / on_cpu)))
 
 
+class Actors(Protocol):
+    """A section of a stage whose actors hold a network."""
+
+    @property
+    def actors(self) -> int | str: ...
+    @property
+    def gpus_per_actor(self) -> float: ...
+
+
 def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) -> Pool:
     """Tasks on every CPU where stages without a GPU run, or so many `tasks`."""
     cluster = context.cluster
@@ -76,13 +86,14 @@ def cpu_pool(context: RunContext, tasks: int | str = "auto", memory: int = 0) ->
     return Pool(size, memory=memory, labels=cluster.cpu_stage_labels, follows=follows)
 
 
-def actor_pool(context: RunContext, actors: int | str) -> Pool:
-    """Actors that hold a network: so many, or (`auto`) one per GPU, else one per CPU."""
-    cluster = context.cluster
-    follows = not isinstance(actors, int)
-    size = cluster.default_actors() if isinstance(actors, str) else actors
+def actor_pool(context: RunContext, config: Actors) -> Pool:
+    """Actors that hold a network: so many, or (`auto`) as many as share the GPUs, else one per
+    CPU."""
+    cluster, gpus = context.cluster, config.gpus_per_actor
+    follows = not isinstance(config.actors, int)
+    size = config.actors if isinstance(config.actors, int) else cluster.default_actors(gpus)
     if cluster.gpus >= 1:
-        return Pool(size, actors=True, cpus=0.0, gpus=1.0, follows=follows, overlap=OVERLAP)
+        return Pool(size, actors=True, cpus=0.0, gpus=gpus, follows=follows, overlap=OVERLAP)
     labels = cluster.cpu_stage_labels
     return Pool(size, actors=True, labels=labels, follows=follows, overlap=OVERLAP)
 

@@ -81,14 +81,26 @@ def _best(folder: str, step: int) -> str:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy on the CPU of a state: of all its tensors, in dicts, lists and tuples."""
+    """A copy on the CPU of a state: of all its tensors, in dicts, lists and tuples.
+
+    From a GPU it is on its way, into pinned memory: `arrival` says when it is there.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", copy=True, non_blocking=True)
     if isinstance(value, dict):
         return {key: on_cpu(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(on_cpu(inner) for inner in value)
     return value
+
+
+def arrival() -> Callable[[], None]:
+    """What waits until the copies that have begun on this thread's GPU are there."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return lambda: None
+    arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    arrived.record()
+    return arrived.synchronize
 
 
 def local_copies(scratch: Path, folder: str) -> str:
@@ -127,6 +139,7 @@ class CheckpointWriter:
         self._changed = threading.Condition()
         self._best: tuple[int, dict[str, Any]] | None = None
         self._state: tuple[int, dict[str, Any]] | None = None
+        self._arrived = arrival()
         self._working = self._ended = False
         self.failure: str | None = None
         """Why the last attempt failed; None: it succeeded."""
@@ -135,15 +148,17 @@ class CheckpointWriter:
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Write the state after `step` steps, soon; the content is copied."""
-        copy = on_cpu(content)
+        copy, arrived = on_cpu(content), arrival()
         with self._changed:
             self._state = (step, copy)
+            self._arrived = arrived
             self._changed.notify_all()
 
     def save_best(self, step: int, network: dict[str, torch.Tensor]) -> None:
         """Write the best network, before the next state, which names it."""
-        copy = on_cpu(network)
+        copy, arrived = on_cpu(network), arrival()
         with self._changed:
+            self._arrived = arrived
             if self._best and self._state and self._state[1]["best"][0] == self._best[0]:
                 self._state = None  # it names a network that may never be written
             self._best = (step, copy)
@@ -175,10 +190,11 @@ class CheckpointWriter:
                 self._changed.wait_for(lambda: self._ended or self._best or self._state)
                 if self._ended:
                     return
-                best, state = self._best, self._state
+                best, state, arrived = self._best, self._state, self._arrived
                 self._working = True
             written = False
             try:
+                arrived()
                 written = self._try(best, state)
             finally:
                 with self._changed:

@@ -28,6 +28,8 @@ class TrainingJob:
     """Images of an epoch; one of a rare class may count more than once."""
     steps: int
     workers: int
+    passes: int
+    """Of each worker, in a step: `accumulate`, or what an elastic training needs instead."""
     loader_processes: int
     scratch: Path
 

@@ -16,6 +16,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, cannot_run
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
+from pmm_ray.runtime.training.elastic import fitted
 from pmm_ray.runtime.training.interruptions import Drains, save_at_once
 from pmm_ray.runtime.training.losses import Losses
 from pmm_ray.runtime.training.reporter import make_reporter
@@ -78,7 +79,9 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
         with context.progress.stage(job.stage, images, unit="images") as progress:
             values = None
             while values is None:
-                losses.require_room()
+                if job.config.elastic:
+                    job = fitted(job, context)
+                losses.begin(job)
                 values = _attempt(job, context, reporter, progress, losses)
     finally:
         ray.kill(reporter)

@@ -13,6 +13,11 @@ _LOGGED_POINTS = 500
 _RECENT = 20
 
 
+def log_every(steps: int) -> int:
+    """Steps of one point of the record."""
+    return max(1, steps // _LOGGED_POINTS)
+
+
 class TrainLog:
     """The record that the first worker keeps.
 
@@ -23,7 +28,7 @@ class TrainLog:
 
     def __init__(self, job: TrainingJob, first: int, recent: Sequence[float] = ()) -> None:
         self._job = job
-        self._every = max(1, job.steps // _LOGGED_POINTS)
+        self._every = log_every(job.steps)
         self._losses: list[float] = []
         self._since = time.monotonic()
         self.recent = list(recent)

@@ -62,9 +62,13 @@ class Losses:
         self._count = 0
         self._faults: Counter[str] = Counter()
 
-    def require_room(self) -> None:
-        """Raise CannotRunError where the nodes can never hold the workers."""
-        job, cluster = self._job, self._context.cluster
+    def begin(self, job: TrainingJob) -> None:
+        """Note the job of the next attempt.
+
+        Raises:
+            CannotRunError: the nodes can never hold its workers.
+        """
+        self._job, cluster = job, self._context.cluster
         cluster.require(
             f"{job.stage} with {job.workers} workers",
             cpus=job.cpus,
@@ -83,7 +87,7 @@ class Losses:
             if failure.kind == "memory":
                 raise CannotRunError(
                     f"{job.stage}: {failure.place} has not enough memory on its GPU for "
-                    f"{job.config.batch_size // job.workers // job.config.accumulate} images in a "
+                    f"{job.config.batch_size // job.workers // job.passes} images in a "
                     f"pass: raise {job.stage.partition('-')[0].removeprefix('train_')}.accumulate, "
                     f"or lower its crop size ({failure.text})"
                 )
@@ -115,7 +119,7 @@ class Losses:
         others += [n for n in cluster.offered if not n.node_id]
         gpus = int(cluster.gpus >= 1)
         room = sum(n.room(job.cpus, gpus) for n in others if n.node_id not in cluster.avoided)
-        if room < job.workers:
+        if room < (1 if job.config.elastic else job.workers):
             raise MayPassError(
                 f"{job.stage}: the machine {failure.place} is at fault: {failure.text}. The other "
                 f"nodes have room for {room} of {job.workers} workers. Mend it or add a node, then "

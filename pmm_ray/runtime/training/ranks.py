@@ -1,4 +1,4 @@
-"""One module on every worker: its gradients are averaged over all of them."""
+"""What the workers of a training share: gradients, statistics, what one of them finds out."""
 
 from __future__ import annotations
 
@@ -6,26 +6,70 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from pmm_ray.config import TrainingConfig
+from pmm_ray.runtime.training.job import TrainingJob
 
 
-def distributed(
-    module: nn.Module, config: TrainingConfig, world: int, device: torch.device
-) -> nn.Module:
+def total(value: Tensor) -> Tensor:
+    """The sum over all workers, which replaces the value on each of them."""
+    dist.all_reduce(value)
+    return value
+
+
+def first_problem(problem: str | None, world: int, device: torch.device) -> str | None:
+    """The first worker's problem, known to all of them; None if nobody has one."""
+    if not float(total(torch.tensor(float(problem is not None)).to(device))):
+        return None
+    problems: list[str | None] = [None] * world
+    dist.all_gather_object(problems, problem)
+    return next(problem for problem in problems if problem is not None)
+
+
+def distributed(module: nn.Module, job: TrainingJob, world: int, device: torch.device) -> nn.Module:
     """The module whose gradients are averaged over `world` workers."""
-    if world > 1 and device.type == "cuda":
-        # a frozen norm has nothing to share, and stays what its network holds on to
-        if any(isinstance(m, nn.BatchNorm2d) and m.training for m in module.modules()):
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        module = DistributedDataParallel(module, device_ids=[device])
-    elif world > 1:
-        module = DistributedDataParallel(module)
-    if config.compile:
+    if world > 1:
+        gpu = device.type == "cuda"
+        if gpu:
+            synchronise_norms(module)
+        module = DistributedDataParallel(
+            module,
+            device_ids=[device] if gpu else None,
+            broadcast_buffers=bool(drifting_buffers(module)),
+            gradient_as_bucket_view=True,
+            # torch has no static graph for passes without an exchange
+            static_graph=job.passes == 1,
+        )
+    if job.config.compile:
         module.compile()
     return module
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Let the workers share the statistics of each norm that learns them; frozen ones stay."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and child.training:
+                shared = nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
+                setattr(parent, name, shared)
+
+
+def drifting_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that a step may change on each worker in its own way.
+
+    Not those of frozen or synchronised norms, and not those that no checkpoint holds: constants.
+    """
+    return [
+        buffer
+        for child in module.modules()
+        if not isinstance(child, nn.SyncBatchNorm)
+        if child.training or not isinstance(child, _BatchNorm)
+        for name, buffer in child.named_buffers(recurse=False)
+        if name not in child._non_persistent_buffers_set
+    ]
 
 
 def gradients_stay(module: nn.Module, more_passes: bool) -> contextlib.AbstractContextManager[Any]:

@@ -163,9 +163,11 @@ class TrainingTask(ABC, Generic[Config]):
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of these groups; the learning rate is set at every step."""
         groups = self.parameter_groups(network)
+        # one kernel, which can leave an update out by itself
+        fused = any(p.is_cuda for group in groups for p in group["params"]) or None
         if self.config.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=0.0)
-        return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum)
+            return torch.optim.AdamW(groups, lr=0.0, fused=fused)
+        return torch.optim.SGD(groups, lr=0.0, momentum=self.config.momentum, fused=fused)
 
     @property
     def last_rate(self) -> float:

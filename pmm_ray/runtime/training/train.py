@@ -13,7 +13,7 @@ from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.runtime.training.sampling import BatchPlan
-from pmm_ray.runtime.training.workers import plan_workers
+from pmm_ray.runtime.training.workers import count_workers, plan_workers
 
 if TYPE_CHECKING:
     from pmm_ray.config import RunConfig, TrainingConfig
@@ -53,7 +53,7 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
         run_training(job, context)
     else:
         task.save_untrained(job.model_uri)
-    training = task.trained(job.model_uri)
+    training: dict[str, Any] = task.trained(job.model_uri)
     details = {
         "checkpoint": job.model_uri,
         "workers": job.workers,
@@ -63,6 +63,8 @@ def train(task: TrainingTask[Any], context: RunContext, folder: StageFolder) -> 
         "updates_skipped": training["skipped"],
         "loader_wait": training["loader_wait"],
     }
+    if by_step := training.get("workers"):
+        details |= {"workers": by_step[-1][1], "workers_by_step": by_step}
     more = ("chosen_step", "validation_images")
     return Summary(
         stage=folder.stage,
@@ -93,8 +95,10 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
             f"mask to learn from; the data set has {there or 'no images'}. Labels of a folder of "
             "photographs are in its labels.csv"
         )
-    workers = plan_workers(base_name(folder.stage).removeprefix("train_"), config, context.cluster)
-    plan = BatchPlan(task.seed, images, config.batch_size, workers.count)
+    section = base_name(folder.stage).removeprefix("train_")
+    workers = plan_workers(section, config, context.cluster)
+    asked = count_workers(section, config, context.cluster)
+    plan = BatchPlan(task.seed, images, config.batch_size, asked)
     return TrainingJob(
         task=task,
         run_dir=storage.absolute(context.run_dir),
@@ -102,10 +106,11 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         checkpoints_uri=storage.absolute(folder.path("train")),
         errors_uri=storage.absolute(folder.errors_uri),
         error_budget=error_budget(context.config.errors.budget, images),
-        fingerprint=f"{folder.hash}-{images}-{workers.count}",
+        fingerprint=f"{folder.hash}-{images}-{asked}",
         images=images,
         steps=config.steps(plan.steps_per_epoch),
         workers=workers.count,
+        passes=workers.passes,
         loader_processes=workers.loader_processes,
         scratch=scratch_folder(context.config.runtime),
     )

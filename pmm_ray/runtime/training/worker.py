@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,12 +29,19 @@ from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
 from pmm_ray.runtime.training.log import TrainLog
 from pmm_ray.runtime.training.losses import WorkerFailedError
-from pmm_ray.runtime.training.ranks import distributed, gradients_stay
+from pmm_ray.runtime.training.ranks import (
+    distributed,
+    drifting_buffers,
+    first_problem,
+    gradients_stay,
+    total,
+)
+from pmm_ray.runtime.training.readings import Readings, Unread, step_if
 from pmm_ray.runtime.training.reporter import TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
-# a training whose loss is not finite so many times in a row will not recover
-_MAX_NOT_FINITE = 10
+# steps from one reading of the loss to the next: each makes the CPU wait for the device
+_READ_EVERY = {"cpu": 1, "cuda": 10}
 _REPORT_SECONDS = 0.3
 # at the end of a training, for what must be written: a store tries for a minute
 _LAST_WRITE_SECONDS = 600.0
@@ -85,20 +93,20 @@ class _Worker:
         self.job = job
         self.task = job.task
         self.config = job.config
-        self.rank = rank
-        self.world = world
+        self.rank, self.world = rank, world
         self.device = device
         self.reporter = reporter
         self.phase = phase
         self.problem: str | None = None
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
         self.bad: set[str] = set()
-        self.skipped = 0
-        self.waited = 0.0
-        self.watched: dict[str, float] = {}  # sums over the steps so far
+        every = _READ_EVERY[device.type]
+        self.readings = Readings(job.stage, job.steps, world, every, self._note)
+        self.waited = self.reported = 0.0
         self.recent: list[float] = []  # losses before this attempt
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
+        self.workers = [[0, world]]  # how many, from which step on
         self.log: TrainLog | None = None
         self.writer: CheckpointWriter | None = None
         self.answered = 0  # of the driver's requests to save at once
@@ -142,7 +150,7 @@ class _Worker:
 
     def _train(self) -> tuple[dict[str, Any], str | None]:
         first = self._resume()
-        ranks = distributed(self.module, self.config, self.world, self.device)
+        ranks = distributed(self.module, self.job, self.world, self.device)
         if self.rank == 0:
             self.log = TrainLog(self.job, first, self.recent)
             self.writer = CheckpointWriter(
@@ -159,35 +167,34 @@ class _Worker:
         )
         self.phase.set(TRAINING)
         saved = started = time.monotonic()
-        warm, loss, not_finite, timed_out = started, math.nan, 0, 0.0
+        warm, timed_out = started, 0.0
+        batch: Batch | None = None
+        read = True
         for step in range(first, self.job.steps):
-            batch = self._next(loader)
-            reason, save_now = self._agreed()
-            if batch is None or reason is not None:
-                return {}, reason
-            if save_now and step > first:
-                self._save(step)
-                saved = time.monotonic()
+            fresh = None if self.problem else self._next(loader)
+            if read:
+                reason, save_now = self._agreed()
+                if fresh is None or reason is not None:
+                    return {}, reason
+                if save_now and step > first:
+                    self._save(step)
+                    saved = time.monotonic()
+            # who has no more takes part with the last batch, until the others know
+            batch = fresh or batch
+            assert batch is not None
             rate = self.task.learning_rate(step, self.job.steps)
-            now_loss, watched = self._step(ranks, batch, step, rate)
-            for name, value in watched.items():
-                self.watched[name] = self.watched.get(name, 0.0) + value
-            if math.isfinite(now_loss):
-                loss, not_finite = now_loss, 0
-            else:
-                self.skipped, not_finite = self.skipped + 1, not_finite + 1
-            if not_finite >= _MAX_NOT_FINITE:
-                return {}, (
-                    f"{self.job.stage}: the loss was not finite for {not_finite} steps up to "
-                    f"step {step}: lower the learning rate"
-                )
-            now = time.monotonic()
+            sums = self._step(ranks, batch, step, rate)
             if step == first:
-                warm, timed_out, self.waited = now, 0.0, 0.0
-            if self.log is not None:
-                self.log.step(step + 1, now_loss, rate, self.waited, watched)
-                self._report(step + 1, now_loss, now)
-            if self.task.validates(step + 1, self.job.steps, self.plan.steps_per_epoch):
+                self.waited = 0.0
+            self.readings.unread.append(Unread(step, rate, self.waited, sums))
+            read = step == first or self.readings.due(step + 1) or self._validates(step + 1)
+            if not read:
+                continue
+            if reason := self._read():
+                return {}, reason
+            if step == first:
+                warm, timed_out = time.monotonic(), 0.0
+            if self._validates(step + 1):
                 timed_out += self._validate(step + 1)
             if self.log is not None:
                 # after the last step the network itself is written
@@ -197,16 +204,19 @@ class _Worker:
                     saved = time.monotonic()
         steps_timed = max(self.job.steps - first - 1, 0)
         seconds = time.monotonic() - warm - timed_out
+        losses = self.readings
         training: dict[str, Any] = {
             "steps": self.job.steps,
-            "loss": self.log.recent_loss(loss) if self.log else loss,
+            "loss": self.log.recent_loss(losses.loss) if self.log else losses.loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.config.batch_size / seconds if seconds else 0.0,
             "loader_wait": self.waited / seconds if seconds else 0.0,
-            "skipped": self.skipped,
-            **{name: value / self.job.steps for name, value in self.watched.items()},
+            "skipped": losses.skipped,
+            **{name: value / self.job.steps for name, value in losses.watched.items()},
             **self.validation,
         }
+        if self.config.elastic:
+            training["workers"] = self.workers
         chosen, score = self.best
         if self.task.choose_by is not None and chosen:
             training |= {self.task.choose_by: score, "chosen_step": chosen}
@@ -225,10 +235,29 @@ class _Worker:
         dist.barrier()
         return training, None
 
-    def _step(
-        self, module: nn.Module, batch: Batch, step: int, rate: float
-    ) -> tuple[float, dict[str, float]]:
-        """One update; returns the loss over all workers, and what else its module watches.
+    def _validates(self, done: int) -> bool:
+        every = self.plan.steps_per_epoch
+        return self.task.validation is not None and self.task.validates(done, self.job.steps, every)
+
+    def _read(self) -> str | None:
+        """Read the losses; returns why it ends, perhaps that a worker took part without images."""
+        if self.readings.every > 1 and (reason := self._shared_problem()):
+            return reason
+        return self.readings.read(self.module.watched())
+
+    def _note(self, read: Unread, loss: float, watched: Mapping[str, float]) -> None:
+        if self.log is None:
+            return
+        now, step = time.monotonic(), read.step + 1
+        self.log.step(step, loss, read.rate, read.waited, watched)
+        if now - self.reported >= _REPORT_SECONDS or step == self.job.steps:
+            self.reported = now
+            trouble = self.writer.failure if self.writer is not None else None
+            self.reporter.update.remote(step, loss, trouble or "")
+
+    def _step(self, module: nn.Module, batch: Batch, step: int, rate: float) -> Tensor:
+        """One update; returns sums over all workers, on the device: [1 + what is watched], the loss
+        first.
 
         Not finite: the update is left out.
         """
@@ -242,7 +271,7 @@ class _Worker:
             images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
         amp = self.config.amp and self.device.type == "cuda"
-        passes = self.config.accumulate
+        passes = self.job.passes
         totals = {"loss": torch.zeros((), device=self.device)}
         for number, (part, aims) in enumerate(
             zip(images.chunk(passes), targets.chunk(passes), strict=True), 1
@@ -254,22 +283,18 @@ class _Worker:
             totals["loss"] += loss.detach().float()
             for name, value in self.module.watched().items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / passes
-        # one exchange, and one wait for the device
-        sums = self._sum(torch.stack(list(totals.values()))).tolist()
-        watched = {name: value / self.world for name, value in zip(totals, sums, strict=True)}
-        mean = watched.pop("loss")
-        if math.isfinite(mean):
-            if self.config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
-            self.optimizer.step()
-        return mean, watched
+        sums = total(torch.stack(list(totals.values())))
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        step_if(torch.isfinite(sums[0]), self.optimizer, wait=self.readings.every == 1)
+        return sums
 
     def _validate(self, step: int) -> float:
         """Score the network on held-out images, a share on every worker; returns the seconds."""
         validation, started = self.task.validation, time.monotonic()
         if validation is None:
             return 0.0
-        for buffer in self.module.network.buffers():
+        for buffer in drifting_buffers(self.module):
             # plain norms have seen other images on every worker; the first one's are kept
             dist.broadcast(buffer, src=0)
         self.module.eval()
@@ -314,28 +339,15 @@ class _Worker:
             self.problem = f"{self.job.stage}: {count} images cannot be used"
 
     def _shared_problem(self) -> str | None:
-        """The first worker's problem, known to all of them; None if nobody has one."""
-        found = torch.tensor(float(self.problem is not None))
-        if not float(self._sum(found)):
-            return None
-        problems: list[str | None] = [None] * self.world
-        dist.all_gather_object(problems, self.problem)
-        return next(problem for problem in problems if problem is not None)
+        return first_problem(self.problem, self.world, self.device)
 
     def _agreed(self) -> tuple[str | None, bool]:
         """The first worker's problem, and whether all save now: the driver asked one of them."""
         asked = self.phase.asked
         flags = torch.tensor([float(self.problem is not None), float(asked > self.answered)])
-        trouble, save = self._sum(flags).tolist()
+        trouble, save = total(flags.to(self.device)).tolist()
         self.answered = max(self.answered, asked)
-        if not trouble:
-            return None, save > 0
-        return self._shared_problem(), False
-
-    def _sum(self, value: Tensor) -> Tensor:
-        value = value.to(self.device)
-        dist.all_reduce(value)
-        return value
+        return self._shared_problem() if trouble else None, save > 0
 
     def _save(self, step: int) -> None:
         if self.writer is None:
@@ -343,11 +355,12 @@ class _Worker:
         content = {
             "fingerprint": self.job.fingerprint,
             "step": step,
-            "skipped": self.skipped,
-            "watched": self.watched,
+            "skipped": self.readings.skipped,
+            "watched": self.readings.watched,
             "recent": self.log.recent if self.log is not None else [],
             "validation": self.validation,
             "best": self.best,
+            "workers": self.workers,
             "network": self.module.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -372,16 +385,16 @@ class _Worker:
         if content["fingerprint"] != self.job.fingerprint:
             return 0
         self.module.network.load_state_dict(content["network"])
+        for group in content["optimizer"]["param_groups"]:  # of a version before
+            group["fused"] = self.optimizer.defaults["fused"]
         self.optimizer.load_state_dict(content["optimizer"])
-        self.skipped = int(content["skipped"])
-        self.watched = dict(content.get("watched", {}))
+        self.readings.skipped = int(content["skipped"])
+        self.readings.watched = dict(content.get("watched", {}))
         self.recent = list(content.get("recent", []))
         self.validation = dict(content.get("validation", {}))
         self.best = tuple(content.get("best", self.best))
-        return int(content["step"])
-
-    def _report(self, step: int, loss: float, now: float) -> None:
-        if now - getattr(self, "_reported", 0.0) >= _REPORT_SECONDS or step == self.job.steps:
-            self._reported = now
-            trouble = self.writer.failure if self.writer is not None else None
-            self.reporter.update.remote(step, loss, trouble or "")
+        step = int(content["step"])
+        self.workers = [list(pair) for pair in content.get("workers", self.workers)]
+        if self.workers[-1][1] != self.world:
+            self.workers.append([step, self.world])
+        return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -23,10 +23,12 @@ class Workers:
     cpus: int
     """Of each worker, its loader processes included."""
     gpus: int
+    passes: int
+    """Of each worker, in a step."""
 
 
 def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources) -> Workers:
-    """The workers of a training on a cluster.
+    """The workers of a training on a cluster; of an elastic one, see `elastic_workers`.
 
     Args:
         section: name of its section, for messages.
@@ -37,11 +39,15 @@ def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources
         CannotRunError: the batch cannot be split so, or the nodes cannot hold the workers.
     """
     gpus = int(cluster.gpus >= 1)
+    if config.elastic and (fitting := elastic_workers(section, config, cluster)):
+        return fitting
     count = count_workers(section, config, cluster)
     if fault := _batch_fault(section, config, count):
         raise CannotRunError(fault)
     processes = loader_processes(config, cluster, count)
-    workers = Workers(count, processes, config.threads_per_worker + processes, gpus)
+    workers = Workers(
+        count, processes, config.threads_per_worker + processes, gpus, config.accumulate
+    )
     cluster.require(
         f"{section}: the training",
         cpus=workers.cpus,
@@ -52,6 +58,47 @@ def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources
         else f"{section}.workers or {section}.loader_processes",
     )
     return workers
+
+
+def elastic_workers(
+    section: str, config: TrainingConfig, cluster: ClusterResources
+) -> Workers | None:
+    """The most workers that the nodes which are there now hold; None: not a single one.
+
+    At most one per GPU, or on CPUs as many as were asked for. They share the same batch in passes
+    that are no larger than with the workers that were asked for.
+    """
+    asked, gpus = count_workers(section, config, cluster), int(cluster.gpus >= 1)
+    if _batch_fault(section, config, asked):
+        return None
+    if cluster.offered:
+        alive = tuple(node for node in cluster.places if node.node_id)
+        cluster = replace(cluster, offered=alive, began_with=())
+        if not alive:
+            return None
+    for count in range(cluster.default_train_workers() if gpus else asked, 0, -1):
+        passes = _passes(section, config, asked, count)
+        processes = loader_processes(config, cluster, count)
+        cpus = config.threads_per_worker + processes
+        if passes and cluster.room(cpus, gpus) >= count:
+            return Workers(count, processes, cpus, gpus, passes)
+    return None
+
+
+def _passes(section: str, config: TrainingConfig, asked: int, count: int) -> int | None:
+    """The fewest passes of `count` workers that are no larger than those of `asked` workers."""
+    share = config.batch_size // count
+    most = config.batch_size // asked // config.accumulate
+    for passes in range(1, share + 1):
+        changed = config.model_copy(update={"accumulate": passes})
+        if share // passes > most or _batch_fault(section, changed, count):
+            continue
+        try:
+            type(config).model_validate(changed.model_dump())
+        except ValueError:  # the section's own rules, as of groups
+            continue
+        return passes
+    return None
 
 
 def count_workers(section: str, config: TrainingConfig, cluster: ClusterResources) -> int:
