@@ -61,7 +61,7 @@ def _number_row(table: Any, keys: Any, width: int, known: int, numbers: Any, fre
         table[at + 1] = mine
         numbers[x] = mine
         fresh[found] = x
-        found += np.int64(new)
+        found += int(new)
     return found
 
 

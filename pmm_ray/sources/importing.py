@@ -33,6 +33,7 @@ from pmm_ray.runtime.core.manifest import (
     check_labels,
     write_manifest,
 )
+from pmm_ray.runtime.core.store_faults import store_failure
 from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
 
 STAGE = "import"
@@ -87,7 +88,7 @@ def reads_source(
         except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
         except OSError as error:
-            if full_disk(error) or storage.store_failure(error):
+            if full_disk(error) or store_failure(error):
                 raise  # not the data's fault, and said by the command
             place = error.filename or (args[0] if args else "data")
             raise CannotRunError(f"{place} cannot be read: {error}") from error

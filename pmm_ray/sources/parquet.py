@@ -202,7 +202,8 @@ def _add(
         return
     image = row[file.image]
     # a text is the path of a file
-    data, path = (None, image) if isinstance(image, str) else (image, "")
+    path: Any = image if isinstance(image, str) else ""
+    data = None if isinstance(image, str) else image
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
     shard = posixpath.basename(file.uri).removesuffix(".parquet")

@@ -19,6 +19,7 @@ from pmm_ray.runtime.core.errors import (
     full_disk,
 )
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.store_faults import store_failure, store_refusal
 
 
 def guarded(body: Callable[[Progress], None]) -> int:
@@ -34,7 +35,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        passing = full_disk(error) or storage.store_failure(error) or storage.store_refusal(error)
+        passing = full_disk(error) or store_failure(error) or store_refusal(error)
         message = passing or _place_refused(error)
         if message is None:
             raise

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.store_faults import reaching
 
 IMAGE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -112,7 +113,7 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file, or some of its columns."""
     filesystem, path = storage.resolve(uri)
     with (
-        storage.reaching(uri),
+        reaching(uri),
         pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
     ):
         return file.read(columns=list(columns) if columns is not None else None)
@@ -170,7 +171,7 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     """
     out: list[dict[str, Any]] = []
     try:
-        with storage.reaching(uri):
+        with reaching(uri):
             version = _version(uri)
             bounds = _row_group_bounds(uri, version)
             for row in rows:
@@ -190,7 +191,7 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
 def schema_of(uri: str) -> pa.Schema:
     """The schema of a Parquet file, with its key-value metadata."""
     filesystem, path = storage.resolve(uri)
-    with storage.reaching(uri):
+    with reaching(uri):
         return pq.read_schema(path, filesystem=filesystem)
 
 
