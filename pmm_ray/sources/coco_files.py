@@ -133,7 +133,7 @@ def read_annotated(
                 found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)
-    if furthest <= 1 and (outlined or boxed):
+    if 0 < furthest <= 1:
         raise CannotRunError(
             f"{uri}: no outline or box reaches beyond the first pixel: are its coordinates shares "
             "of the sides? They must be pixels"
