@@ -9,8 +9,8 @@ later than that. `OUT/claims.json` says what was done, what it took and what cam
 `OUT/pictures` shows for each row the photographs that gain and lose most.
 
 Without `--reduced` the sizes are the recipe's, and a seed takes a day of two cores. `--reduced`
-trains small networks on photographs of half the size, for three quarters of an hour; they are
-written to OUT. docs/reference/claims.md says how the rows are made.
+trains small networks on photographs of half the size, for an hour and more; they are written to
+OUT. docs/reference/claims.md says how the rows are made.
 """
 
 from __future__ import annotations
