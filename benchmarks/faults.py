@@ -43,8 +43,8 @@ from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN
 
 IN_WORK = "the images in work"
 STALL_SECONDS = 20
-# what a lost node had finished and not yet told the driver is made again: at most one for each task
-MADE_AGAIN = {"lost_node": 2, "lost_node_fused": 2, "link_cut_in_masks": 2}
+# what was finished and not yet told to the driver is made again: at most one for each task
+MADE_AGAIN = {"sigkill_worker": 1, "lost_node": 2, "lost_node_fused": 2, "link_cut_in_masks": 2}
 
 
 def driver_ends(bench: Bench, fault: str, stop: Callable[[int], None], code: int) -> Outcome:

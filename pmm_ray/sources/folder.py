@@ -153,9 +153,9 @@ def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
     """What may hold the labels of a folder that has none, and is not read."""
     if csv_uri:
         return [f"{csv_uri} has no line but the first"]
-    foreign = foreign_export(root)
-    tables = [name for names in photographs.left_out.values() for name in names]
-    tables = [name for name in tables if has_ending(name, TABLES)]
+    others = sorted(name for names in photographs.left_out.values() for name in names)
+    foreign = foreign_export(root, others)
+    tables = [name for name in others if has_ending(name, TABLES)]
     return [
         *([foreign] if foreign else []),
         *(f"{name} is not read: labels stand in ROOT/{LABEL_FILES[0]}" for name in tables[:3]),

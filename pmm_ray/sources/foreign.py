@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Iterable
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.sources.names import ending_of, has_ending, is_hidden
@@ -49,28 +51,32 @@ _WORDS: dict[str, tuple[tuple[str, tuple[bytes, ...]], ...]] = {
 _LISTS = ("Label Studio JSON",)
 
 
-def foreign_export(root: str, *, coco: bool = True) -> str:
+def foreign_export(root: str, names: Iterable[str] | None = None, *, coco: bool = True) -> str:
     """What to say of an export in a folder, or of one file; empty if it is none that is known.
 
     Args:
         root: uri; of a folder a few files of each kind are looked into, sub-folders too.
+        names: paths of its files below it, where they are known; else it is listed.
         coco: whether COCO's own JSON counts, which another source reads.
     """
     if ending_of(root) in _WORDS:
         return _sentence(_format_of(root), root, coco)
+    if names is None:
+        entries = storage.list_entries(root, recursive=True)
+        names = [e.uri.removeprefix(f"{root.rstrip('/')}/") for e in entries if not e.fault]
     alike: dict[tuple[str, str], int] = {}
     looked_into = 0
-    for entry in storage.list_entries(root, recursive=True):
-        ending = ending_of(entry.uri)
-        known = ending in (*_WORDS, ".txt") and not is_hidden(entry.uri.removeprefix(f"{root}/"))
-        if entry.fault or not known:
+    for name in names:
+        ending = ending_of(name)
+        if ending not in (*_WORDS, ".txt") or is_hidden(name):
             continue
-        kind = (storage.parent(entry.uri), ending)
+        kind = (posixpath.dirname(name), ending)
         alike[kind] = alike.get(kind, 0) + 1
         if alike[kind] > _MOST_ALIKE or looked_into == _MOST_LOOKED_INTO:
             continue
         looked_into += 1
-        if sentence := _sentence(_format_of(entry.uri), entry.uri, coco):
+        uri = storage.join(root, name)
+        if sentence := _sentence(_format_of(uri), uri, coco):
             return sentence
     return ""
 
@@ -83,7 +89,7 @@ def _sentence(name: str, uri: str, coco: bool) -> str:
 def _format_of(uri: str) -> str:
     try:
         head = storage.read_bytes(uri, _HEAD_BYTES)
-    except FileNotFoundError:
+    except OSError:  # a file that cannot be opened is none that is known
         return ""
     if has_ending(uri, ".txt"):
         return "YOLO text" if _YOLO_LINE.match(head) else ""
