@@ -80,7 +80,7 @@ class LabelSpace:
     def __post_init__(self) -> None:
         names = tuple(normalize_name(name) for name in self.names)
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "dataset_ids", tuple(int(i) for i in self.dataset_ids))
+        object.__setattr__(self, "dataset_ids", tuple(map(_whole_number, self.dataset_ids)))
         if not names or names[0] != BACKGROUND:
             raise ValueError(f"names[0] must be {BACKGROUND!r}, got {list(names[:1])}")
         if not 1 <= self.num_foreground <= MAX_FOREGROUND:
@@ -211,6 +211,12 @@ class LabelSpace:
     @cached_property
     def _contiguous_table(self) -> NDArray[np.int32]:
         return _table({known: i for i, known in enumerate(self.dataset_ids)}, self.ignore)
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"dataset id {value!r} is no whole number")
+    return int(value)
 
 
 def _table(mapping: dict[int, int], ignore: int) -> NDArray[np.int32]:

@@ -14,7 +14,7 @@ from pmm_ray.labels import BACKGROUND, COCO14, VOC12, LabelSpace, is_background,
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import open_manifest
-from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.names import has_ending, join_key
 from pmm_ray.sources.text import read_lines, read_table_text, read_text
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
@@ -141,7 +141,7 @@ def _numbered(lines: list[str]) -> list[tuple[int, str]]:
 def _from_json(text: str, name: str) -> ClassList:
     content = json.loads(text)
     if isinstance(content, dict) and "categories" in content:
-        return _of([(int(c["id"]), str(c["name"])) for c in content["categories"]], name)
+        return _of([(int(join_key(c["id"])), str(c["name"])) for c in content["categories"]], name)
     return ClassList(LabelSpace.from_json(text))
 
 

@@ -47,6 +47,9 @@ def test_files(tmp_path: Path, name: str, text: str, dataset_ids: tuple[int, ...
     assert space.dataset_ids == dataset_ids
 
 
+SPACE = '{"name": "a", "names": ["background", "cat"], "dataset_ids": [0, %s]}'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -55,6 +58,10 @@ def test_files(tmp_path: Path, name: str, text: str, dataset_ids: tuple[int, ...
         ("a.csv", "id,name\nx,cat\n", "line 2 is no id"),
         ("a.json", "[1", "Expecting"),
         ("a.json", "[1]", "a label space is"),
+        ("a.json", '{"categories": [{"id": 7.5, "name": "cat"}]}', "7.5 is no id"),
+        ("a.json", '{"categories": [{"id": 1e999, "name": "cat"}]}', "inf is no id"),
+        ("a.json", SPACE % "1e999", "inf is no whole number"),
+        ("a.json", SPACE % "7.5", "7.5 is no whole number"),
         ("a.txt", b"\xff\xff", "not UTF-8"),
     ],
 )
