@@ -30,7 +30,8 @@ def page(results: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     yield from (line(row) for row in results["rows"])
     yield ""
-    yield "Exponents, and classes that change most:"
+    yield "Classes that change most, exponents, how much of the objects is found, and the gain on"
+    yield "photographs of one class and of several:"
     yield ""
     yield from (f"- {note}" for row in results["rows"] if (note := details(row, results)))
     yield ""
@@ -67,7 +68,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def details(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """A row's exponents, and the class that gains and the one that loses most."""
+    """A row's classes that change most, its exponents, pixels of objects, and parts."""
     if not row["seeds"]:
         return ""
     names: Sequence[str] = results["classes"]
@@ -79,4 +80,11 @@ def details(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if any(e is not None for end in ends for e in end):
         said = (", ".join("none" if e is None else f"{e:g}" for e in end) for end in ends)
         parts.append("exponent before {}, after {}".format(*said))
+    (right, marked), (right_before, marked_before) = row["objects"]
+    parts.append(
+        f"objects' pixels of their class {right_before:.0f} %, then {right:.0f} %, "
+        f"of any {marked_before:.0f} %, then {marked:.0f} %"
+    )
+    for name, (gain, low, high, count) in row["parts"].items():
+        parts.append(f"{count} photographs with {name} {gain:+.1f} ({low:+.1f} to {high:+.1f})")
     return f"{row['title']}: {'; '.join(parts)}"

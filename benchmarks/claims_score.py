@@ -35,7 +35,7 @@ class Scored:
     @classmethod
     def of(cls, counts: Mapping[str, Counts]) -> Scored:
         """With the best exponent."""
-        return cls(counts, int(np.argmax(mean_ious(np.sum([*counts.values()], axis=0)))))
+        return cls(counts, _best(np.stack([*counts.values()])))
 
 
 def three(cells: Sequence[int], counts: Sequence[int], classes: int) -> Counts:
@@ -77,35 +77,61 @@ def compare(seeds: Sequence[tuple[Scored, Scored]]) -> dict[str, Any]:
     Returns:
         In points of mIoU: `after` and `before` of each seed, `gain`, their mean difference, and
         `low` and `high`, its 95 % interval; `photographs`, those that all sides have; `classes`,
-        IoU % after and before, mean over seeds, None without truth.
+        IoU % after and before, mean over seeds, None without truth; `objects`, % of the pixels of
+        all classes but the background that have their class and that have any, after and before,
+        mean over seeds; `parts`, (gain, low, high, photographs) of the photographs with one class
+        and of those with several, each part with its own best exponents.
     """
     ids = set.intersection(*(set(side.counts) for pair in seeds for side in pair))
-    order = sorted(ids)
-    random = np.random.default_rng(0)
-    weights_RN = random.multinomial(len(order), [1 / len(order)] * len(order), RESAMPLES)
-    gains_R, found, per_class = np.zeros(RESAMPLES), [], []
-    for pair in seeds:
-        counts = [np.stack([side.counts[i] for i in order]) for side in pair]  # [N, S, 3, C]
-        totals = [of.sum(axis=0) for of in counts]
-        best = [int(np.argmax(mean_ious(total))) for total in totals]
-        sampled = [_best_ious(weights_RN, of) for of in counts]
-        gains_R += (sampled[0] - sampled[1]) / len(seeds)
-        after, before = (mean_ious(t)[k] for t, k in zip(totals, best, strict=True))
-        found.append((after, before))
-        per_class.append([_iou(t[k]) for t, k in zip(totals, best, strict=True)])
-    low, high = np.percentile(100 * gains_R, _INTERVAL)
+    pairs = [[np.stack([side.counts[i] for i in sorted(ids)]) for side in pair] for pair in seeds]
+    best = [[side[:, _best(side)] for side in pair] for pair in pairs]  # [N, 3, C] each
+    found = np.array([[mean_ious(side.sum(axis=0)[None])[0] for side in pair] for pair in best])
+    per_class = [[_iou(side.sum(axis=0)) for side in pair] for pair in best]
+    gain, low, high, photographs = _gain(pairs)
+    several_N = (pairs[0][0][:, 0, 1, 1:] > 0).sum(axis=1) > 1
+    parts = {"one class": ~several_N, "several": several_N}
     return {
-        "after": [100 * after for after, _ in found],
-        "before": [100 * before for _, before in found],
-        "gain": 100 * float(np.mean([after - before for after, before in found])),
-        "low": float(low),
-        "high": float(high),
-        "photographs": len(order),
+        "after": (100 * found[:, 0]).tolist(),
+        "before": (100 * found[:, 1]).tolist(),
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "photographs": photographs,
         "classes": [
             [None if np.isnan(v) else round(100 * float(v), 1) for v in side]
             for side in np.mean(per_class, axis=0)
         ],
+        "objects": np.mean([[_objects(side) for side in pair] for pair in best], axis=0).tolist(),
+        "parts": {
+            name: _gain([[side[chosen_N] for side in pair] for pair in pairs])
+            for name, chosen_N in parts.items()
+            if chosen_N.any()
+        },
     }
+
+
+def _gain(pairs: Sequence[Sequence[Counts]]) -> tuple[float, float, float, int]:
+    """(mean gain, low, high: points of mIoU; photographs) of (after, before), [N, S, 3, C] each."""
+    count = len(pairs[0][0])
+    random = np.random.default_rng(0)
+    weights_RN = random.multinomial(count, [1 / count] * count, RESAMPLES)
+    ones_1N = np.ones((1, count), np.int64)
+    gain, gains_R = 0.0, np.zeros(RESAMPLES)
+    for after, before in pairs:
+        gain += float((_best_ious(ones_1N, after) - _best_ious(ones_1N, before))[0]) / len(pairs)
+        gains_R += (_best_ious(weights_RN, after) - _best_ious(weights_RN, before)) / len(pairs)
+    low, high = np.percentile(100 * gains_R, _INTERVAL)
+    return 100 * gain, float(low), float(high), count
+
+
+def _best(counts_NS3C: Counts) -> int:
+    return int(np.argmax(mean_ious(counts_NS3C.sum(axis=0))))
+
+
+def _objects(counts_N3C: Counts) -> tuple[float, float]:
+    """(% of the objects' pixels that have their class, % as many as they are that have any)."""
+    both, truth, found = counts_N3C.sum(axis=0)[:, 1:].sum(axis=1).astype(float)
+    return 100 * both / max(truth, 1), 100 * found / max(truth, 1)
 
 
 def _best_ious(weights_RN: NDArray[Any], counts_NS3C: Counts) -> NDArray[np.float64]:

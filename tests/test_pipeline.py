@@ -13,7 +13,7 @@ import pytest
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.nets.weight_files import weights_identity
 from pmm_ray.pipeline.steps import steps
-from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
@@ -189,6 +189,26 @@ def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], do: Do) -> None:
         do(attempt, "make_cams", rows=4)
     assert len(ran) == 3
     assert not part.exists()
+
+
+@pytest.mark.parametrize("how", ["retry_errors", "fresh"])
+def test_a_stage_is_not_done_while_what_it_made_is_being_deleted(
+    tmp_path: Path, ran: list[str], do: Do, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Killed in the middle, and run again without the option."""
+
+    def killed(uri: str) -> None:
+        raise KeyboardInterrupt
+
+    with session(tmp_path) as attempt:
+        do(attempt, "make_cams", rows=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_folder", killed)
+        with pytest.raises(KeyboardInterrupt), session(tmp_path, **{how: True}) as attempt:
+            do(attempt, "make_cams", rows=4)
+    with session(tmp_path) as attempt:
+        do(attempt, "make_cams", rows=4)
+    assert len(ran) == 2
 
 
 def test_a_stage_that_went_over_its_budget_takes_its_failed_images_again(

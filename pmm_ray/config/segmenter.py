@@ -158,7 +158,8 @@ class PredictConfig(InferenceConfig):
     """CRF implementation."""
     use_image_labels: bool = False
     """Forbid classes that the image's labels do not name, in cyclic masks and by `pmm predict`
-    (released code: no). The held-out split is scored without its labels."""
+    (released code: no). An image without labels may hold any class. The held-out split is scored
+    without its labels."""
     batch_size: Positive | Auto = execution("auto")
     """Images per task; `auto`: by the number of GPUs or CPUs, see docs/reference/scale.md."""
     actors: Positive | Auto = execution("auto")

@@ -111,7 +111,7 @@ def make_cams(*, streamed: bool = False) -> Step:
         from pmm_ray.stages import make_cams
 
         splits = [run.config.data.train_split, run.config.data.held_out_split]
-        images, classifier = run.data.split(*splits), last_classifier(run)
+        images, classifier = run.data.labelled(*splits), last_classifier(run)
         return make_cams.stage(run.config.cams, run.data, classifier, images, chosen_by=splits)
 
     return Step("make_cams", make, streamed=streamed, pool="cams.actors")
@@ -256,7 +256,7 @@ def masks_of(
     if cams.summary() is None:
         splits = run.config.data.train_split, run.config.data.held_out_split
         model = last_classifier(run).path("model.pt")
-        maps = Cams(run.data.split(*splits), cams.hash, streamed_from=model)
+        maps = Cams(run.data.labelled(*splits), cams.hash, streamed_from=model)
     else:
         maps = Cams.of(cams)
     maps = maps if among is None else maps.select(among)

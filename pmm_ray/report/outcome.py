@@ -18,6 +18,7 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 _MAKERS = ("make_masks", "predict_masks")
 _BEFORE_MASKS = ("make_cams", "walk_cams")
+_UNLABELLED = "without an image-level label"
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,16 @@ def without(
     used = (run.setting("data", "train_split", "train"), run.held_out_split)
     errors: list[ErrorRow] = []
     left_out: dict[str, list[str]] = {}
-    table = tables.read_table(manifest.uri, ["image_id", "split"])
+    table = tables.read_table(manifest.uri, ["image_id", "split", "labels"])
     table = table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=id_column(made))))
     columns = (table.column(name).to_pylist() for name in table.column_names)
-    for image_id, split in zip(*columns, strict=True):
+    for image_id, split, labels in zip(*columns, strict=True):
         if image_id in failed:
             errors.append(failed[image_id])
         elif split not in used:
             left_out.setdefault(f"of split {split}, which no stage uses", []).append(image_id)
         else:
-            left_out.setdefault(otherwise, []).append(image_id)
+            left_out.setdefault(otherwise if labels else _UNLABELLED, []).append(image_id)
     return errors, left_out
 
 

@@ -38,8 +38,8 @@ def _sections() -> Iterable[str]:
         "",
         "*Written by `python -m pmm_ray.sources.describe`; a test holds it to the code.*",
         "",
-        "Everything that a command meets becomes a result, an error row or is left out with its "
-        "reason; the three closing lines are the sum. After an import the classes with their "
+        "Each file becomes a result or an error row, or it is left out with a reason. The last "
+        "three lines count them. After an import the classes with their "
         "images, the splits that nothing uses and the names that did not match are printed, and "
         'stand in the report under "Data".',
         "",

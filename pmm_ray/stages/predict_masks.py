@@ -98,7 +98,7 @@ class Scorer:
         manifest = row["manifest"]
         image = self._photographs.image(manifest)
         classes = np.arange(self._photographs.label_space.num_classes)
-        if self._config.use_image_labels:
+        if self._config.use_image_labels and manifest["labels"]:
             classes = np.array([0, *self._photographs.labels(manifest)])
         return Views(image, classes, make_views(image, self._config, self.device))
 

@@ -75,6 +75,20 @@ def check_masks(folder: StageFolder, manifest: Manifest, images: int) -> None:
         assert decode_mask(row["mask_png"]).shape == (image["height"], image["width"])
 
 
+def test_a_photograph_without_labels_may_hold_any_class(
+    make_context: MakeContext, shapes: Manifest, checkpoint: str
+) -> None:
+    config = RunConfig.model_validate(SMALL).predict
+    photographs = Photographs.of(make_context(shapes, RunConfig.model_validate(SMALL)))
+    scorer = Scorer(checkpoint, config, photographs, use_gpu=False)
+    row = tables.read_table(shapes.uri).to_pylist()[0]
+    _, classes, scores = scorer(row)
+    assert classes.tolist() == [0, *row["labels"]]
+    _, classes, scores = scorer(row | {"labels": []})
+    assert classes.tolist() == [*range(shapes.label_space.num_classes)]
+    assert len(scores) == len(classes)
+
+
 def test_masks_are_those_of_one_process_that_sends_nothing_and_a_lost_part_is_made_again(
     make_context: MakeContext, shapes: Manifest, checkpoint: str, tmp_path: Path
 ) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 from pmm_ray.runtime.cluster.startup import working_dir_fault
 from pmm_ray.runtime.core.errors import (
-    EXIT_CANNOT_RUN,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_TRY_AGAIN,
     CannotRunError,
 )
 
@@ -60,7 +60,7 @@ def submit(
 
     Returns:
         The command's own exit code; 130 if the job was stopped or following it was interrupted;
-        1 if the job's process was killed; 0 at once without `wait`.
+        75 if the job's process was killed or the head is lost; 0 at once without `wait`.
 
     Raises:
         CannotRunError: no cluster answers at the address, the token is missing or wrong, or there
@@ -130,7 +130,7 @@ async def _follow(client: Any, job: str, write: Write) -> int:
             if time.monotonic() - answered > HEAD_LOST_SECONDS:
                 _say(f"the head node does not answer: {lost}. If it is gone, so is the job: start")
                 _say("the cluster and submit the same command again, the run goes on from there")
-                return EXIT_CANNOT_RUN
+                return EXIT_TRY_AGAIN
         else:
             answered = time.monotonic()
             if status.is_terminal():
@@ -194,7 +194,7 @@ def _exit_code(info: Any) -> int:
     if code is not None and 0 < code < 256:
         return int(code)
     _say(f"the job's process ended without an exit code: {info.message}")
-    return EXIT_CANNOT_RUN
+    return EXIT_TRY_AGAIN
 
 
 def _run_here(command: Sequence[str], env: Mapping[str, str]) -> int:
@@ -210,7 +210,7 @@ def _run_here(command: Sequence[str], env: Mapping[str, str]) -> int:
             code = process.wait()
         except KeyboardInterrupt:
             continue  # the terminal has told the command as well, which ends in its own way
-        return code if code >= 0 else EXIT_CANNOT_RUN
+        return code if code >= 0 else EXIT_TRY_AGAIN
 
 
 def _client() -> Any:

@@ -125,12 +125,14 @@ class Session:
         """The summary of an earlier attempt, if it still stands."""
         summary = folder.summary()
         if selected and self.selection.fresh:
+            folder.reopen()
             storage.delete_folder(folder.uri)
             return None
         if selected and self.selection.retry_errors and (summary is None or summary.errors):
             # of a table, and of what is not finished, only the error rows go; a finished training
             # or import is done again
             again = summary is not None and rows is None
+            folder.reopen()
             storage.delete_folder(folder.uri if again else folder.errors_uri)
             return None
         if summary is not None and rows not in (None, summary.details.get("input_rows")):

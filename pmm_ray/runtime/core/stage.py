@@ -97,6 +97,10 @@ class StageFolder:
         assert summary is not None, f"{self.stage} is done, so it has a summary"
         return summary
 
+    def reopen(self) -> None:
+        """Take the summary back, before anything that it speaks of is deleted."""
+        storage.delete_file(self.path("summary.json"))
+
     def finish(self, summary: Summary) -> Summary:
         """Mark the stage as done."""
         text = json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False)

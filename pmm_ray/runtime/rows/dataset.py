@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pyarrow.compute as pc
 
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file
 from pmm_ray.runtime.core.manifest import Manifest, manifest_hash, open_manifest
 from pmm_ray.runtime.core.tables import read_table
@@ -45,6 +46,23 @@ class DataSet:
     def split(self, *splits: str) -> TableIndex:
         """Where the rows of some splits are."""
         return index_file(self.manifest.uri, {"split": splits})
+
+    def labelled(self, *splits: str) -> TableIndex:
+        """Where the rows of some splits are that have an image-level label.
+
+        Raises:
+            CannotRunError: there are none.
+        """
+        index = self.split(*splits)
+        table = read_table(self.manifest.uri, ["image_id", "labels"])
+        has_label = pc.greater(pc.list_value_length(table.column("labels")), 0)
+        index = index.select(table.column("image_id").filter(pc.fill_null(has_label, False)))
+        if not len(index):
+            raise CannotRunError(
+                f"{self.manifest.uri}: no image of {' or '.join(dict.fromkeys(splits))} has an "
+                "image-level label: its maps would be of no class"
+            )
+        return index
 
     def with_truth(self, split: str) -> list[str]:
         """Ids of a split's images that have a ground-truth mask."""
