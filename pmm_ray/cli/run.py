@@ -19,7 +19,12 @@ def run(
     until: Annotated[str | None, typer.Option(help="Last stage that may run.")] = None,
     only: Annotated[str | None, typer.Option(help="The only stages that may run.")] = None,
     fresh: Annotated[bool, typer.Option(help="Compute the selected stages anew.")] = False,
-    retry_errors: Annotated[bool, typer.Option(help="Run images with error rows again.")] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            help="Run images with error rows again; a training or import that has some, anew."
+        ),
+    ] = False,
     address: Address = "auto",
 ) -> None:
     """Run a whole recipe, or go on with one that was interrupted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline.run import AGAIN, Step, open_run
+from pmm_ray.pipeline.run import RETRY, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.guard import guarded
@@ -72,7 +72,7 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     if rasterize_masks.objects_fingerprint(uri) is None:
         return
     draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
-    with open_run(place, config, [draw], progress, address, **AGAIN) as run:
+    with open_run(place, config, [draw], progress, address, **RETRY) as run:
         run.data = DataSet.open(uri)
         run.follow()
         for name, count in run["rasterize_masks"].finished().details["counts"].items():

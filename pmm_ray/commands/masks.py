@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
-from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
+from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
@@ -71,7 +71,7 @@ def make_masks_of(
             clear_other_masks(run, masks, stage)
             return stage
 
-        with open_run(place, config, [Step("make_masks", make)], progress, address, **AGAIN) as run:
+        with open_run(place, config, [Step("make_masks", make)], progress, address, **RETRY) as run:
             listing = storage.join(place, "cam-files.parquet")
             found = find_cams(
                 str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""

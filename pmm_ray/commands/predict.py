@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.data import pin_precision, pinned
-from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
+from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -46,7 +46,7 @@ def predict_folder(
     def body(progress: Progress) -> None:
         model, config = find_segmenter(source, settings)
         masks = storage.join(place, "masks")
-        with open_run(place, config, [_predict(model, masks)], progress, address, **AGAIN) as run:
+        with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
             report = _import(run, model, str(images))
             run.data = DataSet(report.manifest)
             pin_precision(run, pinned(run))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_ray.commands.masks import clear_other_masks
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.run import AGAIN, Run, Step, open_run
+from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -92,7 +92,7 @@ def refine_folder(
             return stage
 
         steps = [Step(refine_scores.STAGE, make)]
-        with open_run(place, config, steps, progress, address, **AGAIN) as run:
+        with open_run(place, config, steps, progress, address, **RETRY) as run:
             listing = storage.join(place, "score-files.parquet")
             found = find_cams(
                 str(scores),

@@ -181,10 +181,10 @@ def _largest_proportion(
     # Ascending ids and a strict comparison: first maximum wins, as argmax over
     # [background, classes ascending] does.
     for k in np.argsort(label_ids):
-        weight = float(cam_KHW[k].sum(where=inside_KHW[k])) + offset
-        if weight == 0.0:
+        total = float(cam_KHW[k].sum(where=inside_KHW[k])) + offset
+        if total == 0.0:
             continue
-        proportion_HW = cam_KHW[k] / weight
+        proportion_HW = cam_KHW[k] / total
         wins_HW = inside_KHW[k] & (proportion_HW > best_HW)
         np.copyto(best_HW, proportion_HW, where=wins_HW)
         np.copyto(mask_HW, mask_HW.dtype.type(label_ids[k]), where=wins_HW)

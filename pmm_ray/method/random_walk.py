@@ -30,7 +30,7 @@ def transition_matrix(affinity_Dhw: FloatArray, radius: int, beta: float = 8.0) 
     Raises:
         ValueError: shape, dtype or values do not fit.
 
-    Source: AffinityNet, Eq. 8 of its paper.
+    Source: the paper of AffinityNet, its own Eq. 8.
     """
     ways = directions(radius)
     affinity = check_array("affinity_Dhw", affinity_Dhw, "Dhw", (len(ways), None, None))

@@ -136,7 +136,7 @@ class Run:
                 ended.add(step.cycle)
 
 
-AGAIN: dict[str, Any] = {"retry_errors": True}
+RETRY: dict[str, Any] = {"retry_errors": True}
 """For commands without `--retry-errors`: the same command takes failed images again."""
 
 

@@ -1,7 +1,8 @@
 """Which row of which file holds an image: the small table that stages find each other's rows by.
 
 A finished table folder has an `index.parquet` (image_id, part, row), so no later stage lists a
-folder or reads bytes it does not need. A manifest is a single file and its own index.
+folder or reads bytes it does not need. A manifest is a single file and its own index. A stage that
+goes on does not use it: it lists the parts, see `mapping.ledger`.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ class Stage:
 
     Attributes:
         name: with its round or subject, for example `predict_masks-r1`.
-        identity: all that can change the result, in order: sections, plain values, and hashes of
-            the stages that it reads.
+        identity: all that can change the result, in order: sections (by `Section.identity`), plain
+            values, and of the stages that it reads the `result`, or the `hash` of tables.
         run: does the work in the folder and returns the summary, which is written last.
         rows: images that it takes; a summary made from another number is not done (after
             `--retry-errors` upstream). None: it maps no rows.

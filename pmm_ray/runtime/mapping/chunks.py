@@ -2,8 +2,8 @@
 
 The driver sends ids and the places of their rows, never an image; a task reads the rows, maps them,
 and commits its output and its error rows as files that appear whole or not at all. What flows back
-are counts and ids. Finished ids are found again from the files, so any process may die at any
-moment. See docs/decisions/001-tasks-write-their-own-parts.md.
+are counts and ids. `ledger.Ledger` finds finished ids again from the files, so any process may die
+at any moment. See docs/decisions/001-tasks-write-their-own-parts.md.
 """
 
 from __future__ import annotations
