@@ -30,10 +30,13 @@ def page(results: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     yield from (line(row) for row in results["rows"])
     yield ""
-    yield "Classes that change most, exponents, how much of the objects is found, and the gain on"
-    yield "photographs of one class and of several:"
+    yield "Before, after. *Right*: % of the objects' pixels that have their class. *Marked*: pixels"
+    yield "of objects in the masks, % of those in the truth. Gains on photographs of one class and of"
+    yield "several, with their number:"
     yield ""
-    yield from (f"- {note}" for row in results["rows"] if (note := details(row, results)))
+    yield "| claim | exponent | right | marked | classes that change most | one class | several |"
+    yield "|---|---|---|---|---|---|---|"
+    yield from (details(row, results) for row in results["rows"] if row["seeds"])
     yield ""
     yield "| segmenter | seed | loss at the end, all heads | images under limited loss, % |"
     yield "|---|---|---|---|"
@@ -68,23 +71,19 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def details(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """A row's classes that change most, its exponents, pixels of objects, and parts."""
-    if not row["seeds"]:
-        return ""
+    """A row of the second table; the last two columns are gains on a part of the photographs."""
     names: Sequence[str] = results["classes"]
     after, before = row["classes"]
     known = [(a - b, n) for a, b, n in zip(after, before, names, strict=True) if a is not None]
-    most, least = max(known), min(known)
-    parts = [f"{most[1]} {most[0]:+.1f}, {least[1]} {least[0]:+.1f}"]
+    changes = ", ".join(f"{name} {gain:+.1f}" for gain, name in (max(known), min(known)))
     ends = [[seed[side] for seed in row["exponents"]] for side in (1, 0)]
-    if any(e is not None for end in ends for e in end):
-        said = (", ".join("none" if e is None else f"{e:g}" for e in end) for end in ends)
-        parts.append("exponent before {}, after {}".format(*said))
-    (right, marked), (right_before, marked_before) = row["objects"]
-    parts.append(
-        f"objects' pixels of their class {right_before:.0f} %, then {right:.0f} %, "
-        f"of any {marked_before:.0f} %, then {marked:.0f} %"
+    exponents = ", ".join("; ".join("-" if e is None else f"{e:g}" for e in end) for end in ends)
+    right, marked = ([side[k] for side in reversed(row["objects"])] for k in (0, 1))
+    pixels = (f"{before:.0f}, {after:.0f}" for before, after in (right, marked))
+    parts = (
+        "{:+.1f} ({:+.1f} to {:+.1f}; {})".format(*row["parts"][name])
+        if name in row["parts"]
+        else ""
+        for name in ("one class", "several")
     )
-    for name, (gain, low, high, count) in row["parts"].items():
-        parts.append(f"{count} photographs with {name} {gain:+.1f} ({low:+.1f} to {high:+.1f})")
-    return f"{row['title']}: {'; '.join(parts)}"
+    return f"| {' | '.join((row['title'], exponents, *pixels, changes, *parts))} |"
