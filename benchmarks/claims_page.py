@@ -31,8 +31,8 @@ def page(results: Mapping[str, Any]) -> Iterator[str]:
     yield from (line(row) for row in results["rows"])
     yield ""
     yield "Before, after. *Right*: % of the objects' pixels that have their class. *Marked*: pixels"
-    yield "of objects in the masks, % of those in the truth. Gains on photographs of one class and of"
-    yield "several, with their number:"
+    yield "of objects in the masks, % of those in the truth. Gains on photographs of one class and"
+    yield "of several, with their number:"
     yield ""
     yield "| claim | exponent | right | marked | classes that change most | one class | several |"
     yield "|---|---|---|---|---|---|---|"

@@ -56,8 +56,9 @@ def test_unlabelled_photographs_are_left_out_and_counted(
     (masks,) = run_dir.glob("make_masks-*")
     labelled = {row["image_id"] for row in rows} - unlabelled
     assert set(read_index(str(masks)).image_ids) == labelled
-    assert f"{len(labelled)} of {len(rows)} images" in said
-    assert f"{len(unlabelled)} without an image-level label" in said
+    found = len(rows) + 2  # classes.txt and labels.csv
+    assert f"{len(labelled)} of {found} images" in said
+    assert f"{len(unlabelled)} left out: without an image-level label" in said
 
 
 def test_nothing_labelled_is_refused_with_the_splits(shapes: Manifest, tmp_path: Path) -> None:
