@@ -1,4 +1,4 @@
-"""Submit a job, follow its log, end with its exit code (0, 1, 3, 75; 130 if it was stopped).
+"""Submit a job, follow its log, end with its exit code (0, 1, 2, 3, 75; 130 if it was stopped).
 
 python jobs/submit.py [options] -- python jobs/run_pipeline.py --recipe FILE --run-dir URI ...
 

@@ -43,7 +43,8 @@ def run_recipe(
         retry_errors: run images with error rows again.
 
     Returns:
-        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 130 interrupted.
+        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 75 may succeed later, 130
+        interrupted.
     """
 
     def body(progress: Progress) -> None:
