@@ -85,19 +85,25 @@ class TableIndex:
         return TableIndex(self.parts, self.table.filter(keep))
 
 
-def index_file(uri: str, keep: Mapping[str, Sequence[str]] | None = None) -> TableIndex:
+def index_file(
+    uri: str, keep: Mapping[str, Sequence[str]] | None = None, *, labelled: bool = False
+) -> TableIndex:
     """Index of one Parquet file such as a manifest.
 
     Args:
         keep: column -> allowed values, for example `{"split": ["train"]}`.
+        labelled: leave out rows without labels.
     """
     keep = keep or {}
-    table = tables.read_table(uri, ["image_id", *keep])
+    table = tables.read_table(uri, ["image_id", *keep, *(["labels"] if labelled else [])])
     rows = np.arange(table.num_rows, dtype=np.int32)
     index = table_of(table.column("image_id"), np.zeros_like(rows), rows)
     for column, values in keep.items():
         mask = pc.is_in(table.column(column), value_set=pa.array(list(values)))
         index, table = index.filter(mask), table.filter(mask)
+    if labelled:
+        has_label = pc.greater(pc.list_value_length(table.column("labels")), 0)
+        index = index.filter(pc.fill_null(has_label, False))
     return TableIndex((uri,), index)
 
 

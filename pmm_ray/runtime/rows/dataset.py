@@ -53,10 +53,7 @@ class DataSet:
         Raises:
             CannotRunError: there are none.
         """
-        index = self.split(*splits)
-        table = read_table(self.manifest.uri, ["image_id", "labels"])
-        has_label = pc.greater(pc.list_value_length(table.column("labels")), 0)
-        index = index.select(table.column("image_id").filter(pc.fill_null(has_label, False)))
+        index = index_file(self.manifest.uri, {"split": splits}, labelled=True)
         if not len(index):
             raise CannotRunError(
                 f"{self.manifest.uri}: no image of {' or '.join(dict.fromkeys(splits))} has an "
