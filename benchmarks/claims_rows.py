@@ -84,7 +84,7 @@ def segmenter(kind: str, cycles: int, config: RunConfig) -> list[Step]:
 _ALIKE = ("classifier.head_bias=false", "classifier.skip_absent=false")
 # the joint CRF has SEAM's kernels as released, so PPMG has its own as released, at any size
 _RELEASED = ("masks.crf={}",)
-# so few steps do not bring the loss below VOC's 0.5: the paper's values for COCO
+# only the last steps bring the loss below VOC's 0.5: the paper's values for COCO
 _EARLIER = ("segmenter.underfitting.beta=0.8", "segmenter.underfitting.kappa=0.8")
 UNITS = (
     Unit("masks", masks, _RELEASED),

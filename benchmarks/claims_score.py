@@ -129,7 +129,7 @@ def _best(counts_NS3C: Counts) -> int:
 
 
 def _objects(counts_N3C: Counts) -> tuple[float, float]:
-    """(% of the objects' pixels that have their class, % as many as they are that have any)."""
+    """(% of the objects' pixels that have their class; pixels of any object, % of the objects')."""
     both, truth, found = counts_N3C.sum(axis=0)[:, 1:].sum(axis=1).astype(float)
     return 100 * both / max(truth, 1), 100 * found / max(truth, 1)
 

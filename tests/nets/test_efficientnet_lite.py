@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pmm_ray.config import ClassifierConfig
 from pmm_ray.config.backbones import BACKBONES
+from pmm_ray.nets.backbone import build_backbone
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite
+from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, read_state
 
@@ -23,6 +26,19 @@ VOC_DOG = 11
 def load_public(net: EfficientNetLite, size: int = 0) -> None:
     file = str(find_weights("imagenet", f"efficientnet_lite{size}"))
     load_pretrained(net, read_state(file), file, heads=net.heads)
+
+
+@pytest.mark.parametrize(
+    ("size", "own", "with_seam"), [(0, 3.37, 3.45), (1, 4.14, 4.22), (2, 4.81, 4.89)]
+)
+def test_the_millions_of_parameters_are_those_of_the_page(
+    size: int, own: float, with_seam: float
+) -> None:
+    """docs/reference/classifier.md."""
+    name = f"efficientnet_lite{size}"
+    seam = build_classifier(ClassifierConfig(backbone=name, kind="seam", weights="none"), 20)
+    for net, millions in ((build_backbone(name), own), (seam, with_seam)):
+        assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize(("size", "stride", "factor"), [(0, 16, 2), (0, 8, 4), (2, 16, 2)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray.job_submission import JobStatus
 
 from pmm_ray.runtime.cluster import submit as submitting
-from pmm_ray.runtime.cluster.submit import stop_own_job, submit
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.cluster.submit import follow, stop_own_job, submit
+from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN, CannotRunError
 
 BUSY = "No available agent to submit job, please try again later."
 
@@ -129,3 +130,30 @@ def test_a_job_stops_itself_and_a_command_outside_of_one_does_not(
     monkeypatch.setenv(submitting.JOB_ENVIRONMENT, json.dumps(about))
     stop_own_job()
     assert asked == [("http://10.0.0.1:8265", "coco14-1")]
+
+
+def test_a_lost_head_or_a_killed_job_is_to_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitting, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "HEAD_LOST_SECONDS", 0.05)
+
+    async def logs(job: str) -> AsyncIterator[str]:
+        yield "a line\n"
+
+    def gone(job: str) -> Any:
+        raise ConnectionError("refused")
+
+    lost = SimpleNamespace(tail_job_logs=logs, get_job_status=gone)
+    assert follow(lost, "a", write=lambda text: None) == EXIT_TRY_AGAIN
+    killed = SimpleNamespace(
+        tail_job_logs=logs,
+        get_job_status=lambda job: JobStatus.FAILED,
+        get_job_logs=lambda job: "a line\n",
+        get_job_info=lambda job: SimpleNamespace(
+            status=JobStatus.FAILED, driver_exit_code=-9, message="killed"
+        ),
+    )
+    assert follow(killed, "a", write=lambda text: None) == EXIT_TRY_AGAIN
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert submit(["python", "-c", kill]) == EXIT_TRY_AGAIN
