@@ -187,14 +187,18 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     marker.touch()
     run_training(two, context)
     train(job(shapes, tmp_path / "one"))
-    assert [step for step, _ in losses(run_dir)] == [*range(1, STEPS + 1)]
-    assert dict(losses(run_dir)) == pytest.approx(dict(losses(tmp_path / "one")), rel=1e-4)
+    # Ray ends a worker beside one that failed: its last checkpoint may not be written by then, and
+    # a step that is made again must give the same loss
+    found, want = losses(run_dir), dict(losses(tmp_path / "one"))
+    assert sorted(dict(found)) == [*range(1, STEPS + 1)]
+    assert len(found) <= STEPS + STOP_AT
+    assert [loss for _, loss in found] == pytest.approx([want[step] for step, _ in found], rel=1e-4)
     assert "workers" not in load_classifier(two.model_uri)[1]["training"]
     # of a run that was killed between the network and its summary
     storage.make_folder(two.checkpoints_uri)
     run_training(two, context)
     assert not storage.exists(two.checkpoints_uri)
-    assert len(losses(run_dir)) == STEPS
+    assert losses(run_dir) == found
 
 
 @pytest.mark.usefixtures("pickled_by_value")
