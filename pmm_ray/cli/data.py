@@ -41,8 +41,8 @@ def data_import(
         typer.Option(help="Repeatable; the last one is held out. voc12: train_aug, val."),
     ] = None,
     labels_from: Annotated[
-        Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists"],
-        typer.Option(help="voc12, coco14: source of the labels."),
+        Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists", "folders"],
+        typer.Option(help="Source of the labels. folder: folders are named by class."),
     ] = "auto",
     lists: Annotated[
         str, typer.Option(help="voc12, coco14: folder of NAME.txt, NAME_cls.txt to compare with.")

@@ -87,7 +87,7 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
         images,
         run.session.run_dir,
         class_names=space.names[1:],
-        read_labels=config.predict.use_image_labels,
+        labels_from="auto" if config.predict.use_image_labels else "none",
         max_pixels=config.data.max_pixels,
     )
     require_budget("import", report.errors, config.errors.budget, report.total)

@@ -24,9 +24,11 @@ class DataConfig(Section):
     ImageSets/Segmentation (`train_aug`, `train`); `coco14`: `train` or `train2014`."""
     held_out_split: str = "val"
     """Split for evaluation and selection, never for training. `coco14`: `val` or `val2014`."""
-    labels_from: Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists"] = "auto"
+    labels_from: Literal[
+        "auto", "cls_labels", "xml", "masks", "annotations", "lists", "folders"
+    ] = "auto"
     """Where image-level labels come from. `voc12`: cls_labels, xml, masks or lists; `coco14`:
-    annotations (`auto`) or lists."""
+    annotations (`auto`) or lists; `folder`: a CSV (`auto`), or folders named by class."""
     lists: str = ""
     """`voc12`, `coco14`: folder of the field's lists, `NAME.txt` (ids) and `NAME_cls.txt` (ids and
     classes, from 0); what differs from them is written to differences.csv."""

@@ -3,6 +3,8 @@
     ROOT/images/*.jpg      also in sub-folders, and every other format of `images.FORMATS`
     ROOT/labels.csv        image_id,labels[,split]   labels separated by ';'
     ROOT/SPLIT/_classes.csv   instead, as Roboflow exports it: filename and a 0 or 1 for each class
+    ROOT/CLASS/*.jpg       instead, with `labels_from: folders`: a folder for each class, all of
+    ROOT/SPLIT/CLASS/*.jpg them below folders called by a split (`train`, `val`, ...) or none
     ROOT/classes.txt       optional: one class name a line, in the order of their ids
     ROOT/masks/ID.png      optional ground truth: indexed or grey, values in the order of the ids;
                            or of colours that CVAT's `labelmap.txt` names
@@ -18,10 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Literal
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
+from pmm_ray.sources.class_folders import folder_lines, folders_note
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.importing import Importer, ImportReport, reads_source
 from pmm_ray.sources.label_files import ClassList, class_list, read_class_list
@@ -59,7 +63,7 @@ def import_folder(
     *,
     labels_csv: str | None = None,
     class_names: Sequence[str] | None = None,
-    read_labels: bool = True,
+    labels_from: Literal["auto", "folders", "none"] = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a folder of photographs, used in place. EXIF orientation is applied.
@@ -77,7 +81,8 @@ def import_folder(
             without it every photograph is in split `train`.
         class_names: the classes in the order of their ids; default: `ROOT/classes.txt` (or
             LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
-        read_labels: False leaves any CSV aside: all photographs are unlabelled.
+        labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
+            aside: all photographs are unlabelled.
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -88,12 +93,18 @@ def import_folder(
     photographs = find_photographs(root, out)
     tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
     csv_uri = ", ".join(tables)
-    lines: list[LabelLine] = []
-    for uri, folder in tables.items() if read_labels else ():
+    in_folders = folder_lines(photographs.files)
+    lines = in_folders if labels_from == "folders" else []
+    for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder)
         except CannotRunError as error:
             raise CannotRunError(foreign_export(uri) or str(error)) from error
+    if labels_from == "folders" and not lines:
+        raise CannotRunError(
+            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
+            "of its class"
+        )
     classes = _classes(root, class_names)
     listed = classes is not None
     if classes is None:
@@ -104,10 +115,14 @@ def import_folder(
     space = classes.space
     images = Importer(out, space, source="folder", exif="apply", max_pixels=max_pixels)
     images.background = classes.background
-    images.labels_from = f"{csv_uri}" if lines else "none, all images are unlabelled"
+    used = "the folders that the photographs are in" if labels_from == "folders" else csv_uri
+    images.labels_from = used if lines else "none, all images are unlabelled"
     photographs.report(images)
-    if read_labels and not lines:
+    if labels_from == "auto" and not lines:
         images.notes += _unread(root, photographs, csv_uri)
+        images.notes += folders_note(in_folders) if class_names is None else []
+    if labels_from == "folders" and csv_uri:
+        images.notes.append(f"{csv_uri} is not read: data.labels_from is folders")
     images.notes += _lookalikes(photographs)
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
@@ -139,7 +154,10 @@ def import_folder(
         images.fail(line.name, "label" if line.fault else "missing", text)
     unnamed = len(photographs.files) - len(joined.of)
     if lines and unnamed:
-        images.notes.append(f"photographs that the CSV does not name: {unnamed}")
+        where = (
+            "in no folder of a class" if labels_from == "folders" else "that the CSV does not name"
+        )
+        images.notes.append(f"photographs {where}: {unnamed}")
     images.errors.sort(key=lambda error: error.image_id)
     labelled = [row for row in images.rows.values() if row.labels and row.ground_truth_uri]
     images.notes += filter(

@@ -26,6 +26,12 @@ STAGE = "import_data"
 CODE_VERSION = 1
 _VERSIONS = {"voc12": 2}
 """Those of the sources that read otherwise by now."""
+_LABELS_FROM = {
+    "voc12": ("auto", "cls_labels", "xml", "masks", "lists"),
+    "coco14": ("auto", "annotations", "lists"),
+    "folder": ("auto", "folders"),
+}
+"""What `data.labels_from` may be; of other sources `auto` alone."""
 
 
 def import_source(
@@ -40,13 +46,17 @@ def import_source(
         splits: default: the training and the held-out split of `data`; the last is held out.
 
     Raises:
-        CannotRunError: `data.root` is missing.
+        CannotRunError: `data.root` is missing, or `data.labels_from` is for another source.
     """
     splits = splits or [data.train_split, data.held_out_split]
     return replace(_import(data, out, seed, splits), asked=tuple(splits))
 
 
 def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> ImportReport:
+    known = _LABELS_FROM.get(data.source, ("auto",))
+    labels_from: Any = data.labels_from
+    if labels_from not in known:
+        raise CannotRunError(f"data.labels_from for {data.source} is one of {', '.join(known)}")
     if data.source == "shapes":
         return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
     if not data.root:
@@ -56,15 +66,13 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             data.root,
             out,
             splits=splits,
-            labels_from=_of(
-                "voc12", data.labels_from, ("auto", "cls_labels", "xml", "masks", "lists")
-            ),
+            labels_from=labels_from,
             trust_pickle=data.trust_pickle,
             lists=data.lists or None,
             max_pixels=data.max_pixels,
         )
     if data.source == "folder":
-        return import_folder(data.root, out, max_pixels=data.max_pixels)
+        return import_folder(data.root, out, labels_from=labels_from, max_pixels=data.max_pixels)
     if data.source == "parquet":
         return import_parquet(data.root, out, max_pixels=data.max_pixels)
     truth_splits = {"all": splits, "held_out": splits[-1:], "none": []}[data.ground_truth]
@@ -76,19 +84,13 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             out,
             splits=splits,
             truth_splits=truth_splits,
-            labels_from=_of("coco14", data.labels_from, ("auto", "annotations", "lists")),
+            labels_from=labels_from,
             lists=data.lists or None,
             max_pixels=data.max_pixels,
         )
     return import_coco(
         data.root, out, splits=splits, truth_splits=truth_splits, max_pixels=data.max_pixels
     )
-
-
-def _of(source: str, labels_from: str, known: tuple[str, ...]) -> Any:
-    if labels_from not in known:
-        raise CannotRunError(f"data.labels_from for {source} is one of {', '.join(known)}")
-    return labels_from
 
 
 def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:

@@ -100,7 +100,7 @@ def test_without_labels_all_are_unlabelled(folder: Folder) -> None:
 
 def test_labels_can_be_left_aside(folder: Folder) -> None:
     folder.csv("image_id,labels", "a,unheard of", "gone,cat")
-    report = folder.import_(class_names=["cat"], read_labels=False)
+    report = folder.import_(class_names=["cat"], labels_from="none")
     assert report.rows == report.counts["unlabelled"] == 3
     assert not report.errors
 

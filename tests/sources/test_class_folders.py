@@ -1,0 +1,95 @@
+"""Photographs that stand in folders named by class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.config import DataConfig
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.folder import import_folder
+from pmm_ray.sources.importing import ImportReport
+from pmm_ray.stages.import_data import import_source
+
+from .faulty import noise, rows
+
+
+def folders(root: Path, *names: str, **options: str) -> ImportReport:
+    for name in names:
+        noise(root / name)
+    options = {"labels_from": "folders"} | options
+    return import_folder(str(root), str(root / "out"), **options)
+
+
+def labels(report: ImportReport) -> dict[str, tuple[str, list[str]]]:
+    """Split and classes by the photograph's path from its class's folder on."""
+    names = report.manifest.label_space.names
+    return {
+        "/".join(Path(row["uri"]).parts[-2:]): (row["split"], [names[i] for i in row["labels"]])
+        for row in rows(report).values()
+    }
+
+
+@pytest.mark.parametrize("above", ["", "images/"])
+def test_a_folder_is_a_class(tmp_path: Path, above: str) -> None:
+    names = ["cat/1.jpg", "cat/2.jpg", "big dog/1.jpg"]
+    report = folders(tmp_path, *(above + name for name in names))
+    assert labels(report) == {
+        "cat/1.jpg": ("train", ["cat"]),
+        "cat/2.jpg": ("train", ["cat"]),
+        "big dog/1.jpg": ("train", ["big dog"]),
+    }
+    assert report.labels_from == "the folders that the photographs are in"
+
+
+def test_folders_of_splits_stand_above_those_of_classes(tmp_path: Path) -> None:
+    report = folders(tmp_path, "train/cat/1.jpg", "Valid/dog/1.jpg", "test/2.jpg")
+    assert labels(report) == {
+        "cat/1.jpg": ("train", ["cat"]),
+        "dog/1.jpg": ("Valid", ["dog"]),
+        "test/2.jpg": ("train", []),
+    }
+    assert "photographs in no folder of a class: 1" in report.notes
+
+
+def test_the_top_folder_counts_where_classes_have_folders_of_their_own(tmp_path: Path) -> None:
+    report = folders(tmp_path, "cat/old/1.jpg", "dog/new/2.jpg", "test/3.jpg")
+    assert [found[1] for found in labels(report).values()] == [["cat"], ["dog"], ["test"]]
+
+
+def test_classes_of_a_list_are_the_only_ones(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("dog\ncat\n", encoding="utf-8")
+    report = folders(tmp_path, "cat/1.jpg", "unsorted/2.jpg", "background/3.jpg")
+    assert [row["labels"] for row in rows(report).values()] == [[2]]
+    assert [error.kind for error in report.errors] == ["label", "label"]
+
+
+def test_a_csv_beside_them_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image_id,labels\ncat/1,dog\n", encoding="utf-8")
+    report = folders(tmp_path, "cat/1.jpg")
+    assert labels(report) == {"cat/1.jpg": ("train", ["cat"])}
+    assert any("labels.csv is not read" in note for note in report.notes)
+
+
+def test_photographs_in_no_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match=r"no photograph of .* is in a folder of its class"):
+        folders(tmp_path, "a.jpg", "b.jpg")
+
+
+def test_without_the_key_the_folders_are_named_and_not_used(tmp_path: Path) -> None:
+    report = folders(tmp_path, "cat/1.jpg", "dog/1.jpg", "dog/2.jpg", labels_from="auto")
+    assert report.counts["unlabelled"] == 3
+    assert any(
+        note.startswith("the photographs are in folders: cat 1, dog 2;") for note in report.notes
+    )
+
+
+def test_the_recipe_says_so(tmp_path: Path) -> None:
+    noise(tmp_path / "set/cat/1.jpg")
+    data = DataConfig(source="folder", root=str(tmp_path / "set"), labels_from="folders")
+    assert labels(import_source(data, str(tmp_path / "out"), 0)) == {
+        "cat/1.jpg": ("train", ["cat"])
+    }
+    with pytest.raises(CannotRunError, match="for folder is one of auto, folders"):
+        import_source(data.model_copy(update={"labels_from": "xml"}), str(tmp_path / "out"), 0)
