@@ -80,6 +80,16 @@ def unary_from_labels(
     return energies
 
 
+def compute_unary(labels: Any, M: int, GT_PROB: float = 0.5) -> Float32Array:
+    """The older name of `unary_from_labels`, where 0 means unsure."""
+    return unary_from_labels(labels, M, GT_PROB)
+
+
+def softmax_to_unary(sm: Any, GT_PROB: float = 1) -> Any:
+    """The older name of `unary_from_softmax`, which never clips: the energy of 0 is infinite."""
+    return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
+
+
 def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> Float32Array:
     """The places of a grid's pixels over their standard deviations, float32 [d, N].
 
@@ -90,6 +100,8 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> Fl
     Raises:
         ValueError: There is not one deviation for each axis.
     """
+    if len(sdims) != len(shape):
+        raise ValueError(f"sdims = {sdims!r}: {len(shape)} numbers are needed")
     return _scaled(_places(shape), sdims, "sdims").reshape(len(shape), -1)
 
 
@@ -100,12 +112,13 @@ def create_pairwise_bilateral(
 
     Args:
         sdims: Standard deviation along each axis but the channels'.
-        schan: Standard deviation of all channels, or of each.
+        schan: Standard deviation of all channels, or of each. Axes and channels that `sdims` and
+            `schan` are too short for stay as they are, as in pydensecrf.
         img: Any number of axes.
         chdim: The channels' axis; -1 if there is none.
 
     Raises:
-        ValueError: There is not one deviation for each axis and channel.
+        ValueError: There are more deviations than axes or channels, or one is not above 0.
     """
     image = np.asarray(img)
     channels = image[None] if chdim == -1 else np.moveaxis(image, chdim, 0)
@@ -121,8 +134,10 @@ def _places(shape: Sequence[int]) -> Float32Array:
 
 def _scaled(planes: Float32Array, deviations: Any, name: str) -> Float32Array:
     sigmas = np.asarray(deviations, dtype=np.float64)
-    if sigmas.shape != (len(planes),):
+    if sigmas.ndim != 1 or len(sigmas) > len(planes):
         raise ValueError(f"{name} = {deviations!r}: {len(planes)} numbers are needed")
     if not (sigmas > 0).all():
         raise ValueError(f"{name} = {deviations!r}: standard deviations are above 0")
-    return planes / sigmas.astype(np.float32).reshape(-1, *[1] * (planes.ndim - 1))
+    divisors = np.ones(len(planes), np.float32)
+    divisors[: len(sigmas)] = sigmas
+    return planes / divisors.reshape(-1, *[1] * (planes.ndim - 1))

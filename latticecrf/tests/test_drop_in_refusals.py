@@ -105,8 +105,8 @@ def test_too_small_deviations_are_refused_when_the_lattice_is_built() -> None:
         lambda: utils.unary_from_labels(np.array([1]), 0, 0.7),
         lambda: utils.create_pairwise_gaussian((3,), (4, 6)),
         lambda: utils.create_pairwise_gaussian((3, 0), (4, 6)),
-        lambda: utils.create_pairwise_bilateral((3, 3), (2, 2), np.ones((4, 6, 3)), 2),
-        lambda: utils.create_pairwise_bilateral((3,), (2, 2, 2), np.ones((4, 6, 3)), 2),
+        lambda: utils.create_pairwise_bilateral((3, 3), (2,) * 4, np.ones((4, 6, 3)), 2),
+        lambda: utils.create_pairwise_bilateral((3,) * 3, (2,) * 3, np.ones((4, 6, 3)), 2),
     ],
 )
 def test_helpers_refuse_what_does_not_fit(call: Any) -> None:

@@ -76,3 +76,26 @@ def test_features_of_places_and_channels(shape: list[int], channels: int, seed: 
         image = image.astype(np.uint8)
     mine = ours.create_pairwise_bilateral(sigmas, deviations, image, axis)
     assert_equal(mine, theirs.create_pairwise_bilateral(sigmas, deviations, image, axis))
+
+
+@pytest.mark.parametrize("sure", [0.7, 1])
+def test_older_names(sure: float) -> None:
+    scores = np.random.default_rng(0).dirichlet([1, 1, 1], 12).T.copy().reshape(3, 3, 4)
+    scores[:, 0, 0] = 1, 0, 0
+    mine = ours.softmax_to_unary(scores, GT_PROB=sure)
+    with np.errstate(divide="ignore"):
+        assert_equal(mine, theirs.softmax_to_unary(scores, GT_PROB=sure))
+    labels = scores.argmax(axis=0) + 1
+    if sure < 1:
+        assert_equal(ours.compute_unary(labels, 3, sure), theirs.compute_unary(labels, 3, sure))
+    assert_equal(ours.compute_unary(labels, 3), theirs.compute_unary(labels, 3))
+
+
+@pytest.mark.parametrize("sigmas", [(3,), (3, 2)])
+@pytest.mark.parametrize("deviations", [2, (2,), (2, 5), (2, 5, 7)])
+def test_what_deviations_are_too_short_for_stays_as_it_is(
+    sigmas: tuple[int, ...], deviations: int | tuple[int, ...]
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    mine = ours.create_pairwise_bilateral(sigmas, deviations, image, 2)
+    assert_equal(mine, theirs.create_pairwise_bilateral(sigmas, deviations, image, 2))
