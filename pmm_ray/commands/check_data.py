@@ -16,7 +16,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.understood import console
 

@@ -23,7 +23,7 @@ from pmm_ray.sources.said import Said
 if TYPE_CHECKING:
     from pmm_ray.sources.cam_detect import Detected
     from pmm_ray.sources.cam_files import CamFolder
-    from pmm_ray.sources.importing import ImportReport
+    from pmm_ray.sources.import_report import ImportReport
 
 # says which settings the PNG files beside it were made with
 _MARKER = ".stage"

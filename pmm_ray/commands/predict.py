@@ -18,7 +18,7 @@ from pmm_ray.runtime.core.record import FILE_NAME as RECORD
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 
 
 def predict_folder(

@@ -14,7 +14,7 @@ from pmm_ray.sources.said import Said
 
 if TYPE_CHECKING:
     from pmm_ray.sources.cam_files import CamFolder
-    from pmm_ray.sources.importing import ImportReport
+    from pmm_ray.sources.import_report import ImportReport
     from pmm_ray.sources.score_detect import DetectedScores
     from pmm_ray.stages.refine_scores import Seeds
 

@@ -34,7 +34,8 @@ from pmm_ray.sources.cam_files import CamFolder
 from pmm_ray.sources.cam_layouts import UNREAD, Reading
 from pmm_ray.sources.cam_reader import CamReader
 from pmm_ray.sources.folder import read_folder_classes
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_files import has_id_names, read_class_pairs
 from pmm_ray.sources.label_lines import (
     JoinedLines,

@@ -28,7 +28,8 @@ from pmm_ray.sources.coco_classes import read_classes
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
 from pmm_ray.sources.coco_json import CocoImage, index_objects
 from pmm_ray.sources.foreign import foreign_export
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.names import Found, NameIndex, clean_path, has_ending, safe_image_id, stem_path
 

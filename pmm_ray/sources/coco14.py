@@ -28,7 +28,8 @@ from pmm_ray.sources.coco_files import (
     read_annotated,
 )
 from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.lists import (
     DIFFERENCES,
     Labels,

@@ -27,7 +27,8 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
 from pmm_ray.sources.class_folders import folder_lines, folders_note
 from pmm_ray.sources.foreign import foreign_export
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_files import ClassList, class_list, read_class_list
 from pmm_ray.sources.label_lines import (
     DEFAULT_SPLIT,

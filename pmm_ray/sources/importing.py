@@ -6,94 +6,31 @@ An image becomes a manifest row or an error row, and any other file is left out 
 
 from __future__ import annotations
 
-import csv
-import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import ParamSpec
-
-import pyarrow as pa
+from functools import partial
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.accounting import Accounting, account
-from pmm_ray.runtime.core.errors import (
-    CannotRunError,
-    ErrorKind,
-    ErrorRow,
-    RowError,
-    full_disk,
-)
+from pmm_ray.runtime.core.accounting import account
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import (
     FILE_NAME,
     ExifRule,
-    Manifest,
     ManifestRow,
     check_labels,
     write_manifest,
 )
-from pmm_ray.runtime.core.store_faults import store_failure
 from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
+from pmm_ray.sources.import_report import ImportReport
 
 STAGE = "import"
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What an importer made, and what it understood.
-
-    `rows` images are in `manifest`, `errors` are those that are not, and `counts` are worth
-    printing: images of each split, unlabelled images, differences between label sources.
-    """
-
-    manifest: Manifest
-    rows: int
-    errors: tuple[ErrorRow, ...]
-    counts: dict[str, int]
-    accounting: Accounting
-    classes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Images of each class by split; every class is there."""
-    labels_from: str = ""
-    """Where the image-level labels come from, for people."""
-    background: str = ""
-    """How the source spells the background, where it lists it as a class."""
-    notes: tuple[str, ...] = ()
-    """What else was understood or given up: joins that missed, names found by another rule."""
-    asked: tuple[str, ...] = ()
-    """The splits that stages will use."""
-
-    @property
-    def total(self) -> int:
-        """Images that came in."""
-        return self.rows + len(self.errors)
-
-
-_P = ParamSpec("_P")
-
-
-def reads_source(
-    function: Callable[_P, ImportReport],
-) -> Callable[_P, ImportReport]:
-    """Turns whatever a user's file makes an importer raise into a sentence, for every command.
-
-    Its first argument is the place that the sentence names.
-    """
-
-    @functools.wraps(function)
-    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> ImportReport:
-        try:
-            return function(*args, **kwargs)
-        # numbers out of bounds, text that is none, JSON nested without end: all of the data's
-        except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
-            raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
-        except OSError as error:
-            if full_disk(error) or store_failure(error):
-                raise  # not the data's fault, and said by the command
-            place = error.filename or (args[0] if args else "data")
-            raise CannotRunError(f"{place} cannot be read: {error}") from error
-
-    return guarded
+# Photographs of a bucket whose files are opened at once, and that wait for it: it answers late.
+_AT_ONCE = 16
+_AHEAD = 256
+_Read = tuple[tuple[int, int], tuple[int, int] | None, list[int]]
 
 
 @dataclass
@@ -114,10 +51,26 @@ class Importer:
     max_pixels: int = MAX_PIXELS
     labels_from: str = ""
     background: str = ""
-    rows: dict[str, ManifestRow] = field(default_factory=dict)
-    errors: list[ErrorRow] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    _rows: dict[str, ManifestRow] = field(init=False, default_factory=dict)
+    _errors: list[ErrorRow] = field(init=False, default_factory=list)
+    _waiting: deque[Callable[[], None]] = field(init=False, default_factory=deque)
+    _openers: ThreadPoolExecutor = field(
+        init=False, default_factory=partial(ThreadPoolExecutor, _AT_ONCE, "import")
+    )
+
+    @property
+    def rows(self) -> dict[str, ManifestRow]:
+        """The sound photographs by their ids, in the order in which they were added."""
+        self._settle(0)
+        return self._rows
+
+    @property
+    def errors(self) -> list[ErrorRow]:
+        """The error rows, in the order in which their photographs were added."""
+        self._settle(0)
+        return self._errors
 
     def add(
         self,
@@ -131,26 +84,26 @@ class Importer:
     ) -> None:
         """One photograph: a manifest row if all of it is sound, else an error row.
 
+        Files of a bucket are opened some at once, by threads.
+
         Args:
             image_id: as found, perhaps not allowed or already taken.
             uri: absolute uri of the photograph.
             split: its split.
-            labels: gives the contiguous ids in any order; its ValueError is a `label` error.
+            labels: gives the contiguous ids in any order, perhaps in a thread; its ValueError is a
+                `label` error.
             ground_truth_uri: absolute uri of its mask, if it has one.
             stated_size: (height, width) that an annotation file says, px, (0, 0) if it states
                 none; another size is a
                 `label` error. Its mask is yet to be drawn, and not opened.
         """
-        try:
-            row = self._checked(image_id, uri, split, labels, ground_truth_uri, stated_size)
-        except RowError as error:
-            self.fail(image_id, error.kind, error.message, error.uri or uri)
-        except ValueError as error:
-            self.fail(image_id, "label", str(error), uri)
-        except OSError as error:
-            self.fail(image_id, "missing", f"its labels cannot be read: {error}", uri)
-        else:
-            self.rows[image_id] = row
+        mask_uri = ground_truth_uri if stated_size is None else None
+        read: Callable[[], _Read] = partial(self._read, uri, mask_uri, labels)
+        if storage.is_remote(uri):
+            read = self._openers.submit(read).result
+        row = ManifestRow(image_id, uri, (), 0, 0, split, ground_truth_uri)
+        self._waiting.append(partial(self._add, row, read, stated_size))
+        self._settle(_AHEAD)
 
     def add_known(
         self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str = ""
@@ -184,8 +137,8 @@ class Importer:
 
     def fail(self, image_id: str, kind: ErrorKind, message: str, uri: str = "") -> None:
         """One photograph that cannot be used."""
-        image_id, message, uri = map(storage.printable, (image_id, message, uri))
-        self.errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
+        self._waiting.append(partial(self._fail, image_id, kind, message, uri))
+        self._settle(_AHEAD)
 
     def leave_out(self, reason: str, name: str) -> None:
         """One file that is no photograph, or that nobody asked for."""
@@ -210,6 +163,7 @@ class Importer:
         """
         out = storage.absolute(self.out)
         tables.write_errors(storage.join(out, "errors"), STAGE, self.errors)
+        self._openers.shutdown()
         known = len(self.rows) + len(self.errors) + sum(map(len, self.left_out.values()))
         accounting = account(
             "images",
@@ -251,37 +205,52 @@ class Importer:
             found[self.label_space.names[label]][split] = count
         return found
 
-    def _checked(
-        self,
-        image_id: str,
-        uri: str,
-        split: str,
-        labels: Callable[[], Iterable[int]],
-        ground_truth_uri: str | None,
-        stated_size: tuple[int, int] | None,
-    ) -> ManifestRow:
-        tables.check_image_id(image_id)
-        if image_id in self.rows:
-            raise ValueError(f"the image id occurs twice; the first is {self.rows[image_id].uri}")
+    def _settle(self, ahead: int) -> None:
+        """Make the rows of all photographs but the last few, in their order."""
+        while len(self._waiting) > ahead:
+            self._waiting.popleft()()
+
+    def _add(
+        self, row: ManifestRow, read: Callable[[], _Read], stated_size: tuple[int, int] | None
+    ) -> None:
+        try:
+            found = self._checked(row, read, stated_size)
+        except RowError as error:
+            self._fail(row.image_id, error.kind, error.message, error.uri or row.uri)
+        except ValueError as error:
+            self._fail(row.image_id, "label", str(error), row.uri)
+        except OSError as error:
+            text = f"its labels cannot be read: {error}"
+            self._fail(row.image_id, "missing", text, row.uri)
+        else:
+            self._rows[row.image_id] = found
+
+    def _fail(self, image_id: str, kind: ErrorKind, message: str, uri: str) -> None:
+        image_id, message, uri = map(storage.printable, (image_id, message, uri))
+        self._errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
+
+    def _read(self, uri: str, mask_uri: str | None, labels: Callable[[], Iterable[int]]) -> _Read:
+        """(height, width) of a photograph and of its mask, px, and the labels."""
         size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
+        return size, None if mask_uri is None else read_mask_size(mask_uri), sorted(set(labels()))
+
+    def _checked(
+        self, row: ManifestRow, read: Callable[[], _Read], stated_size: tuple[int, int] | None
+    ) -> ManifestRow:
+        tables.check_image_id(row.image_id)
+        if row.image_id in self._rows:
+            first = self._rows[row.image_id].uri
+            raise ValueError(f"the image id occurs twice; the first is {first}")
+        size, mask_size, labels = read()
         if stated_size is not None and stated_size not in (size, (0, 0)):
             raise ValueError(
                 f"the annotations are for {stated_size[1]} x {stated_size[0]} pixels, the "
                 f"photograph has {size[1]} x {size[0]}"
             )
-        if ground_truth_uri is not None and stated_size is None:
-            mask_size = read_mask_size(ground_truth_uri)
-            if mask_size != size:
-                raise ValueError(
-                    f"the mask is {mask_size[1]} x {mask_size[0]} pixels, the photograph "
-                    f"{size[1]} x {size[0]}: {ground_truth_uri}"
-                )
-        return ManifestRow(
-            image_id=image_id,
-            uri=uri,
-            labels=check_labels(sorted(set(labels())), self.label_space),
-            height=size[0],
-            width=size[1],
-            split=split,
-            ground_truth_uri=ground_truth_uri,
-        )
+        if mask_size not in (size, None):
+            raise ValueError(
+                f"the mask is {mask_size[1]} x {mask_size[0]} pixels, the photograph "
+                f"{size[1]} x {size[0]}: {row.ground_truth_uri}"
+            )
+        found = check_labels(labels, self.label_space)
+        return replace(row, labels=found, height=size[0], width=size[1])

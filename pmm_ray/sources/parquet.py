@@ -28,7 +28,8 @@ from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.label_files import class_list
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT

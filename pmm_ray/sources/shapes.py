@@ -15,7 +15,8 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.manifest import CONTENT_KEY
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.importing import Importer, ImportReport
+from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.shape_images import draw
 
 CLASS_NAMES = ("disc", "square", "triangle", "star", "ring", "cross")

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from pmm_ray.runtime.core.storage import printable
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 
 _WIDTH = 100
 _JOINT = re.compile(r"[/+&]|\band\b")

@@ -8,6 +8,7 @@ becomes a PNG file beside the manifest.
 
 from __future__ import annotations
 
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,8 @@ from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_mask, encode_mask
-from pmm_ray.sources.importing import Importer, ImportReport, reads_source
+from pmm_ray.sources.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.lists import (
     DIFFERENCES,
     compare_labels,
@@ -96,6 +98,7 @@ def import_voc12(
     others = {name: reader for name, reader in readers.items() if name != chosen}
     compared = dict.fromkeys(others, 0)
     differing = dict.fromkeys(others, 0)
+    counting = threading.Lock()
     importer = Importer(out, VOC12, source="voc12", exif="ignore", max_pixels=max_pixels)
 
     def labels_of(image_id: str) -> tuple[int, ...]:
@@ -107,8 +110,9 @@ def import_voc12(
                 # a fault of a source that is only compared with costs no image
                 other = None
             if labels is not None and other is not None:
-                compared[name] += 1
-                differing[name] += labels != other
+                with counting:
+                    compared[name] += 1
+                    differing[name] += labels != other
         return labels or ()
 
     importer.labels_from = chosen or "none"
@@ -136,9 +140,10 @@ def import_voc12(
         for split, found in origins.items()
         if found
     ]
+    rows = importer.rows  # now all labels are read and compared
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
-        here = {image_id: row.labels for image_id, row in importer.rows.items()}
+        here = {image_id: row.labels for image_id, row in rows.items()}
         differences = compare_labels(here, listed)
         write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
         counts |= count_differences(differences)

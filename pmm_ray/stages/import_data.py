@@ -15,7 +15,7 @@ from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import require_pycocotools
 from pmm_ray.sources.shapes import make_shapes

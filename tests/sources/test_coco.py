@@ -12,7 +12,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.raster import draw_objects
 
 from .coco_tree import HEIGHT, WIDTH, annotation, box, entry, photo, write

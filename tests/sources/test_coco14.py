@@ -15,7 +15,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources import coco_json
 from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.lists import read_label_list
 from pmm_ray.sources.raster import draw_objects
 

@@ -12,7 +12,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.importing import ImportReport
+from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.names import safe_image_id
 
 HEIGHT, WIDTH = 12, 16

@@ -1,0 +1,73 @@
+"""What an import says of itself, and how it refuses a source."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec
+
+import pyarrow as pa
+
+from pmm_ray.runtime.core.accounting import Accounting
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, full_disk
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.store_faults import store_failure
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an importer made, and what it understood.
+
+    `rows` images are in `manifest`, `errors` are those that are not, and `counts` are worth
+    printing: images of each split, unlabelled images, differences between label sources.
+    """
+
+    manifest: Manifest
+    rows: int
+    errors: tuple[ErrorRow, ...]
+    counts: dict[str, int]
+    accounting: Accounting
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Images of each class by split; every class is there."""
+    labels_from: str = ""
+    """Where the image-level labels come from, for people."""
+    background: str = ""
+    """How the source spells the background, where it lists it as a class."""
+    notes: tuple[str, ...] = ()
+    """What else was understood or given up: joins that missed, names found by another rule."""
+    asked: tuple[str, ...] = ()
+    """The splits that stages will use."""
+
+    @property
+    def total(self) -> int:
+        """Images that came in."""
+        return self.rows + len(self.errors)
+
+
+_P = ParamSpec("_P")
+
+
+def reads_source(
+    function: Callable[_P, ImportReport],
+) -> Callable[_P, ImportReport]:
+    """Turns whatever a user's file makes an importer raise into a sentence, for every command.
+
+    Its first argument is the place that the sentence names.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> ImportReport:
+        try:
+            return function(*args, **kwargs)
+        # numbers out of bounds, text that is none, JSON nested without end: all of the data's
+        except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
+            raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
+        except OSError as error:
+            if full_disk(error) or store_failure(error):
+                raise  # not the data's fault, and said by the command
+            place = error.filename or (args[0] if args else "data")
+            raise CannotRunError(f"{place} cannot be read: {error}") from error
+
+    return guarded
