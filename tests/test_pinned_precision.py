@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,11 @@ def cards(*names: str) -> ClusterResources:
 
 
 def stages_of(
-    place: Path, monkeypatch: pytest.MonkeyPatch, cluster: ClusterResources, asked: str = "auto"
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: ClusterResources,
+    asked: str = "auto",
+    **selected: Any,
 ) -> tuple[str, str, str]:
     """(what `resolved.yaml` says of CAMs, the hashes of CAMs and of predictions)."""
     weights = place / "weights"
@@ -35,10 +40,11 @@ def stages_of(
     with monkeypatch.context() as patch:
         seen = rehearse(patch, weights)
         patch.setattr(Session, "cluster", property(lambda session: cluster))
-        assert run_recipe(RECIPE, run_dir=str(place / "run"), settings=settings) == 0
+        run_dir = str(place / "run")
+        assert run_recipe(RECIPE, run_dir=run_dir, settings=settings, **selected) == 0
     resolved = yaml.safe_load((place / "run" / "resolved.yaml").read_text())
     made = dict(seen)
-    return resolved["cams"]["precision"], made["make_cams"], made["predict_masks-r0-val"]
+    return resolved["cams"]["precision"], made["make_cams"], made.get("predict_masks-r0-val", "")
 
 
 def test_a_folder_keeps_what_its_first_run_resolved(
@@ -55,6 +61,16 @@ def test_a_folder_keeps_what_its_first_run_resolved(
     # the same folders on other clusters
     assert stages_of(tmp_path / "cpus", monkeypatch, cards("H100")) == on_cpus
     assert stages_of(tmp_path / "gpus", monkeypatch, cards("A10G", "T4")) == on_gpus
+
+
+def test_part_of_a_folder_that_is_made_anew_keeps_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpus = stages_of(tmp_path, monkeypatch, cards("A10G"))
+    part = stages_of(tmp_path, monkeypatch, CPUS, fresh=True, only="make_cams")
+    assert part[:2] == on_gpus[:2]
+    # the whole anew may take what is there now
+    assert stages_of(tmp_path, monkeypatch, CPUS, fresh=True)[0] == "float32"
 
 
 def test_what_is_asked_for_is_what_auto_would_take(

@@ -12,6 +12,7 @@ import pytest
 
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.nets.weight_files import weights_identity
+from pmm_ray.pipeline.run import Step, open_run
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
@@ -192,6 +193,44 @@ def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], do: Do) -> None:
 
 
 @pytest.mark.parametrize("how", ["retry_errors", "fresh"])
+def test_a_stage_that_is_done_anew_keeps_what_another_one_put_there(
+    tmp_path: Path, how: str
+) -> None:
+    """The masks that `rasterize_masks` makes of COCO's annotations are beside the manifest."""
+
+    def run(context: RunContext, folder: StageFolder) -> Summary:
+        assert not Path(folder.path("manifest.parquet")).exists()
+        Path(folder.path("manifest.parquet")).touch()
+        return Summary(stage=folder.stage, hash=folder.hash, images=3, errors=1)
+
+    stage = Stage("import_data", ("1",), run, keeps="masks")
+    with session(tmp_path) as attempt:
+        folder = attempt.do(stage)
+    tables.write_errors(folder.errors_uri, "a", [ErrorRow("a", folder.stage, "decode", "torn")])
+    mask = Path(folder.path("masks", "b.png"))
+    mask.parent.mkdir()
+    mask.touch()
+    with session(tmp_path, **{how: True}) as attempt:
+        attempt.do(stage)
+    assert mask.exists()
+    assert not Path(folder.errors_uri).exists()
+
+
+def test_what_ends_a_run_is_not_hidden_by_a_store_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush() -> None:
+        raise CannotRunError("the store fails")
+
+    attempt = session(tmp_path)
+    monkeypatch.setattr(attempt.events, "flush", flush)
+    with pytest.raises(ValueError, match="the reason"), attempt:
+        raise ValueError("the reason")
+    with pytest.raises(CannotRunError, match="the store fails"), attempt:
+        pass
+
+
+@pytest.mark.parametrize("how", ["retry_errors", "fresh"])
 def test_a_stage_is_not_done_while_what_it_made_is_being_deleted(
     tmp_path: Path, ran: list[str], do: Do, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -246,6 +285,22 @@ def test_what_follows_depends_on_the_images_a_training_did_without(tmp_path: Pat
     with session(tmp_path, retry_errors=True) as attempt:
         folder = do(attempt, "train_segmenter-r0")
     assert folder.result == folder.hash
+
+
+def test_a_command_that_came_to_its_end_is_finished(tmp_path: Path) -> None:
+    def finished() -> object:
+        return json.loads((tmp_path / "run.json").read_text())["finished"]
+
+    step = Step("import_data", lambda run: Stage("import_data", ("1",), make))
+    shown = Progress(stream=io.StringIO())
+
+    def make(context: RunContext, folder: StageFolder) -> Summary:
+        return Summary(stage=folder.stage, hash=folder.hash)
+
+    with open_run(str(tmp_path), RunConfig(), [step], shown) as run:
+        run.follow()
+        assert finished() is None
+    assert finished() is not None
 
 
 def test_stages_outside_the_selection_do_not_run(tmp_path: Path, ran: list[str], do: Do) -> None:

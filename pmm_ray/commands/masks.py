@@ -80,7 +80,6 @@ def make_masks_of(
             detected = detect_cams(run, found, said)
             report, detected = import_cams(run, found, detected, str(images), said, labels_csv=csv)
             run.follow()
-            run.session.write_record(finished=True)
             total = report.accounting.after(read_errors(run["make_masks"].errors_uri))
             close(total, f"{masks}, {place}/errors", run.say)
 

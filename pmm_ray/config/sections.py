@@ -105,3 +105,8 @@ class RunConfig(Section):
     errors: ErrorsConfig = ErrorsConfig()
     report: ReportConfig = ReportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def streams_cams(self) -> bool:
+        """Whether no CAM is stored: what reads each only once makes it on the way."""
+        return self.masks.fused and self.masks.alpha != "auto" and not self.affinity.enabled

@@ -91,9 +91,13 @@ TRAININGS = ("classifier", "multicrop", "affinity", "segmenter")
 
 
 def pinned(run: Run) -> dict[str, Any]:
-    """The configuration that the folder has, as plain values; empty: none, or it begins anew."""
+    """The configuration of the folder's earlier attempts, as plain values.
+
+    Empty if there is none, or if every stage is computed anew.
+    """
     uri = storage.join(run.session.run_dir, "resolved.yaml")
-    if run.session.selection.fresh or not storage.exists(uri):
+    selection = run.session.selection
+    if (selection.fresh and selection.whole) or not storage.exists(uri):
         return {}
     import yaml
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import ClassifierConfig, MulticropConfig, RunConfig, to_yaml
+from pmm_ray.config.backbones import backbone_row
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.selection import Selection, base_name
@@ -18,10 +19,6 @@ from pmm_ray.runtime.rows.dataset import DataSet
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.progress import Progress
     from pmm_ray.runtime.core.resources import ClusterResources
-
-
-_NO_FILES = {"", "none", "imagenet", "seam"}
-"""What a section may say in place of a file."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +176,7 @@ def open_run(
     with Session(place, config, selection, progress, connect, adds, kept) as session:
         session.hold()
         yield Run(session, steps)
+        session.write_record(finished=True)
 
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
@@ -204,7 +202,9 @@ def needs_of_nodes(
     from pmm_ray.runtime.cluster.preflight import training_scratch
 
     trainings = [(step, step.section(config)) for step in steps if step.section]
-    files = {config.data.root, *(section.weights for _, section in trainings)} - _NO_FILES
+    sections = [section for _, section in trainings]
+    named = {"", "none", *(name for s in sections for name in backbone_row(s.backbone).files)}
+    files = {config.data.root, *(section.weights for section in sections)} - named
     # the first classifiers learn from labels; the others from masks, which those of other backbones
     # and the variants of a round share
     tables = {

@@ -27,14 +27,12 @@ from pmm_ray.runtime.rows.cams import Cams
 
 def steps(config: RunConfig) -> list[Step]:
     """Every step of a recipe. Evaluations make nothing where there is no truth."""
-    walked = config.affinity.enabled
-    automatic = config.masks.alpha == "auto"
     return [
         *data_steps(config),
         *classifier_steps(config),
-        make_cams(streamed=config.masks.fused and not automatic and not walked),
-        *(walk_steps() if walked else []),
-        *([choose_alpha(config)] if automatic else []),
+        make_cams(streamed=config.streams_cams),
+        *(walk_steps() if config.affinity.enabled else []),
+        *([choose_alpha(config)] if config.masks.alpha == "auto" else []),
         *(step for method in ladder(config) for step in ladder_steps(config, method)),
         *mask_steps(config),
         *rounds(config),

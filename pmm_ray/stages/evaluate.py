@@ -23,6 +23,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 
 CODE_VERSION = 1
+NONE_SCORED = "not one image could be scored, see errors/"
 
 
 def evaluation_worker(photographs: Photographs, stage: str) -> Worker:
@@ -58,7 +59,7 @@ def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float]
         reason = "the truth holds no class, only background or the ignore value"
         return {}, {"not_scored": reason, "class_iou": {}, "excluded": list(space.names)}
     mean, excluded = mean_iou(total)
-    accuracy = float(np.trace(total) / total.sum()) if total.sum() else float("nan")
+    accuracy = float(np.trace(total) / total.sum())
     per_class = {
         name: None if np.isnan(value) else round(float(value), 6)
         for name, value in zip(space.names, iou(total), strict=True)
@@ -102,7 +103,7 @@ def run(
         _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
     )
     if not table.num_rows:
-        details["not_scored"] = "not one image could be scored, see errors/"
+        details["not_scored"] = NONE_SCORED
     if "not_scored" in details:
         context.progress.message(f"{folder.stage}: no score: {details['not_scored']}")
     about = {"title": title, "split": split, "masks_stage": masks_stage}

@@ -14,6 +14,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
+from pmm_ray.sources.coco_files import MASKS
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.parquet import import_parquet
@@ -128,4 +129,6 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
 def stage(config: RunConfig) -> Stage:
     """The import of the data set that a recipe names."""
     version = _VERSIONS.get(config.data.source, CODE_VERSION)
-    return Stage(STAGE, (config.data, config.seed, version), partial(run, config))
+    identity = (config.data, config.seed, version)
+    # `rasterize_masks` writes into it; its masks are those of the same annotations
+    return Stage(STAGE, identity, partial(run, config), keeps=MASKS)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 from pmm_ray.stages import make_masks
-from pmm_ray.stages.evaluate import scores
+from pmm_ray.stages.evaluate import NONE_SCORED, scores
 
 STAGE = "sweep_masks"
 CODE_VERSION = 2
@@ -167,7 +167,7 @@ def run(
     )
     found = _scores(folder, context, len(combinations))
     table = [c | metrics for c, metrics in zip(combinations, found, strict=True)]
-    best = max(table, key=_known)  # of equals the first
+    best = max(table, key=itemgetter("mean_iou"))  # of equals the first
     fields = list(combinations[0])
     details = {
         "split": split,
@@ -200,14 +200,13 @@ def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int
     )
 
 
-def _known(row: Mapping[str, float]) -> float:
-    return -1.0 if math.isnan(row["mean_iou"]) else row["mean_iou"]
-
-
 def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[str, float]]:
     """Metrics of each combination; one part of the table in memory at a time."""
     totals: list[dict[int, int]] = [{} for _ in range(count)]
-    for part in read_index(folder.uri).parts:
+    index = read_index(folder.uri)
+    if not len(index):
+        raise CannotRunError(f"{folder.stage}: no combination can be chosen: {NONE_SCORED}")
+    for part in index.parts:
         for row in tables.read_table(part, ["cells", "counts"]).to_pylist():
             for total, cells, counts in zip(totals, row["cells"], row["counts"], strict=True):
                 for cell, number in zip(cells, counts, strict=True):

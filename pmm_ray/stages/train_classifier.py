@@ -193,7 +193,8 @@ def model_identity(config: AnyClassifierConfig) -> list[str]:
         CannotRunError: a file cannot be read, the model cannot be used, or the head begins at
             values that no training would change.
     """
-    if config.epochs == 0 and config.head_init == "random" and config.weights in PUBLIC_NAMES:
+    headless = config.weights == "none" or config.weights in PUBLIC_NAMES
+    if config.epochs == 0 and config.head_init == "random" and headless:
         raise CannotRunError(
             "epochs: 0 leaves the class head at random values: set head_init: imagenet, or weights "
             "to a checkpoint that holds a head"

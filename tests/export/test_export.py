@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from pmm_ray.cli import app
 from pmm_ray.commands.export import export_run
+from pmm_ray.commands.export.coco import file_names
 from pmm_ray.labels import COCO14, LabelSpace, voc_palette
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
@@ -93,6 +94,13 @@ def test_a_voc_tree_holds_every_mask_and_lists_every_split(tmp_path: Path) -> No
     assert (lists / "val.txt").read_text() == "b\nc\n"
     assert (out / "class_names.txt").read_text() == "background\ncat\ndog\n"
     assert len(list((out / "SegmentationClass").iterdir())) == 3
+
+
+def test_files_of_one_name_in_two_folders_have_two_names() -> None:
+    assert file_names(["/d/images/a.jpg", "/d/images/x/b.jpg"]) == ["a.jpg", "b.jpg"]
+    assert file_names(["/d/images/x/1.jpg", "/d/images/y/1.jpg"]) == ["x/1.jpg", "y/1.jpg"]
+    assert file_names(["1.jpg", "y/1.jpg"]) == ["1.jpg", "y/1.jpg"]
+    assert file_names(["s3://b/x/1.jpg", "s3://b/y/1.jpg"]) == ["x/1.jpg", "y/1.jpg"]
 
 
 def test_coco_json_gives_the_masks_back(tmp_path: Path) -> None:

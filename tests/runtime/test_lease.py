@@ -22,6 +22,7 @@ def write_lease(run_dir: Path, **changes: object) -> None:
     content = {
         "attempt": "other",
         "host": os.uname().nodename,
+        "machine": lease._machine(),
         "pid": me.pid,
         "process_started": me.create_time(),
         "started": "2026-01-01 00:00:00",
@@ -52,6 +53,14 @@ def test_a_dead_process_on_this_host_is_taken_over_at_once(tmp_path: Path) -> No
         assert lease.holds(str(tmp_path), "b")
 
 
+def test_another_machine_of_the_same_name_is_not_asked_for_its_process(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    write_lease(tmp_path, pid=dead.pid, machine="another, also called this")
+    with pytest.raises(CannotRunError, match="in use by"), lease.hold(str(tmp_path), "b"):
+        pass
+
+
 def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
     write_lease(tmp_path, process_started=1.0)
     with lease.hold(str(tmp_path), "b"):
@@ -59,7 +68,7 @@ def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
 
 
 def test_a_holder_elsewhere_is_taken_over_when_its_heartbeat_is_old(tmp_path: Path) -> None:
-    write_lease(tmp_path, host="elsewhere")
+    write_lease(tmp_path, host="elsewhere", machine="elsewhere")
     written_ago(tmp_path, lease.STALE_SECONDS / 2)
     with pytest.raises(CannotRunError, match="on elsewhere"), lease.hold(str(tmp_path), "b"):
         pass
@@ -72,7 +81,7 @@ def test_a_holder_elsewhere_is_taken_over_when_its_heartbeat_is_old(tmp_path: Pa
 @pytest.mark.parametrize("ahead", [-120.0, 120.0])
 def test_the_clocks_of_two_hosts_may_differ(tmp_path: Path, ahead: float) -> None:
     """What counts is when the lease was written, not what its writer's clock said."""
-    write_lease(tmp_path, host="elsewhere", heartbeat=time.time() + ahead)
+    write_lease(tmp_path, host="elsewhere", machine="elsewhere", heartbeat=time.time() + ahead)
     with pytest.raises(CannotRunError, match="on elsewhere"), lease.hold(str(tmp_path), "b"):
         pass
     written_ago(tmp_path, lease.STALE_SECONDS + 1)
@@ -180,7 +189,7 @@ def test_a_process_that_was_taken_over_does_not_take_the_folder_back(
         deadline = time.monotonic() + 10
         while any(thread.name == "lease" for thread in threading.enumerate()):
             assert time.monotonic() < deadline
-            write_lease(tmp_path, attempt="awake", host="elsewhere")
+            write_lease(tmp_path, attempt="awake", host="elsewhere", machine="elsewhere")
             time.sleep(0.02)
         taken = lease.read_lease(str(tmp_path))
         assert taken is not None

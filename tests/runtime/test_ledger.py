@@ -211,6 +211,22 @@ def test_a_disk_that_fails_costs_no_part(
     assert len(on_disk(folder)) == len(IDS)
 
 
+@pytest.mark.parametrize("said", ["ACCESS_DENIED", "INVALID_OBJECT_STATE", "NOT_FOUND"])
+def test_a_store_that_refuses_a_part_costs_none(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    commit(folder, IDS)
+
+    def refused(uri: str, columns: object = None) -> pa.Table:
+        raise OSError(f"When reading information for key '{uri}': AWS Error {said}: no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "read_table", refused)
+        with pytest.raises(OSError, match=said):
+            Ledger(folder, tables.MASKS).scan()
+    assert len(on_disk(folder)) == len(IDS)
+
+
 def test_a_task_that_outlives_its_driver_leaves_no_double(folder: StageFolder) -> None:
     ledger = Ledger(folder, tables.MASKS)
     ledger.scan()

@@ -17,8 +17,8 @@ from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import MaskParameters, argmax_masks, proportional_masks
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import ErrorRow
-from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam
@@ -142,3 +142,13 @@ def test_what_cannot_be_scored_is_an_error_row(
     ] * len(ALPHAS)
     assert isinstance(second, ErrorRow)
     assert second.kind == "nonfinite"
+
+
+def test_a_search_that_scored_no_image_says_so(shapes: Manifest, make_context: MakeContext) -> None:
+    context = make_context(shapes, RunConfig())
+    folder = StageFolder.below(context.run_dir, "sweep_masks-x", "0")
+    error = ErrorRow("a", folder.stage, "label", "no truth")
+    tables.write_errors(folder.errors_uri, "a", [error])
+    write_index(folder.uri, scan_parts(folder.uri)[0])
+    with pytest.raises(CannotRunError, match="not one image could be scored, see errors/"):
+        sweep_masks._scores(folder, context, len(POINTS))

@@ -87,6 +87,8 @@ def test_without_a_step_the_classifier_is_what_class_names_say(
     # no training could mend a head of random values
     with pytest.raises(CannotRunError, match="epochs: 0 leaves the class head at random"):
         train_classifier.model_identity(ClassifierConfig(epochs=0))
+    with pytest.raises(CannotRunError, match="epochs: 0 leaves the class head at random"):
+        train_classifier.model_identity(ClassifierConfig(epochs=0, weights="none"))
     one, other = (
         train_classifier.model_identity(ClassifierConfig(head_classes=str(path)))
         for path in (table, Path(__file__))

@@ -23,6 +23,7 @@ from pmm_ray.pipeline.tables.cam_tables import (
     table_backbones,
     with_backbone,
 )
+from pmm_ray.pipeline.tables.segmenter_tables import WALKED
 from pmm_ray.pipeline.tables.table import table_stage
 from pmm_ray.runtime.cluster.preflight import training_scratch
 from pmm_ray.runtime.core import storage, tables
@@ -106,6 +107,29 @@ def test_every_node_must_see_the_weights_of_every_backbone(shapes: Manifest) -> 
     inputs, scratch = needs_of_nodes(rounds, steps(rounds), shapes.uri)
     assert inputs == ["/weights/c.pth"]
     assert scratch == 2 * training_scratch(shapes.uri, "train")
+
+
+def test_names_of_weights_are_no_files(
+    shapes: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_row.py").write_text(
+        "from pmm_ray.config.backbones import BackboneRow\n"
+        "ROW = BackboneRow(make='own_row:make', taps=('a', 'b'), files={'tiny': 'tiny.pth'})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for weights, inputs in (("tiny", []), ("imagenet", []), ("/a/tiny.pth", ["/a/tiny.pth"])):
+        backbone = "own_row:ROW" if weights != "imagenet" else "efficientnet_lite0"
+        asked = config(classifier={"backbone": backbone, "weights": weights})
+        assert needs_of_nodes(asked, steps(asked), shapes.uri)[0] == inputs
+
+
+def test_table_6_of_a_recipe_without_a_crf() -> None:
+    asked = config(masks={"method": "cam_argmax"})
+    names = [step.name for step in table_steps(6, asked, None)]
+    # each is scored after it is made
+    for made, scored in (("make_masks", "evaluate-cam_argmax"), (WALKED, "evaluate-walked")):
+        assert names.index(made) < names.index(scored)
+    assert "make_masks-cam_argmax" not in names
 
 
 def test_cams_alone_are_scored_at_thresholds_from_0_02_to_0_6() -> None:

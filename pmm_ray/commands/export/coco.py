@@ -1,15 +1,16 @@
 """A run's masks as COCO's annotation JSON: one file per split, one RLE region per image and class.
 
-Categories have the data set's own ids (COCO: 1..90 with gaps). An image has the number at the end
-of its id where that is one (as COCO's file names have) and no other image of the split has it too,
-else its position in the order of ids. Pixels of no class (255) belong to no region.
+Categories have the data set's own ids (COCO: 1..90 with gaps). If the ids of all images of a split
+end in numbers (as COCO's file names do), and no two in the same, images have these numbers, else
+their positions in the order of ids. Pixels of no class (255) belong to no region.
 """
 
 from __future__ import annotations
 
 import json
+import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
 
 
 def _document(masks: RunMasks, split: SplitMasks, shown: StageProgress) -> Iterator[bytes]:
-    """The file in pieces, as text: about a kilobyte an image."""
+    """The pieces of the file, as text: about a kilobyte an image."""
     space = masks.manifest.label_space
     images = _images(masks, split)
     numbers = {image["image_id"]: image["id"] for image in images}
@@ -91,16 +92,26 @@ def _images(masks: RunMasks, split: SplitMasks) -> list[dict[str, Any]]:
     found = [re.search(r"\d+$", row["image_id"]) for row in rows]
     own = [int(match[0]) for match in found if match]
     numbers = own if len(set(own)) == len(rows) else range(1, len(rows) + 1)
+    names = file_names([row["uri"] for row in rows])
     return [
         {
             "id": number,
             "image_id": row["image_id"],
-            "file_name": row["uri"].rsplit("/", 1)[-1],
+            "file_name": name,
             "height": row["height"],
             "width": row["width"],
         }
-        for number, row in zip(numbers, rows, strict=True)
+        for number, row, name in zip(numbers, rows, names, strict=True)
     ]
+
+
+def file_names(uris: Sequence[str]) -> list[str]:
+    """The files' own names; where two are the same, paths below the folder that holds them all."""
+    names = [uri.rsplit("/", 1)[-1] for uri in uris]
+    if len(set(names)) == len(names):
+        return names
+    above = posixpath.commonprefix(uris).rpartition("/")[0]
+    return [uri[len(above) :].lstrip("/") for uri in uris]
 
 
 def _regions(

@@ -110,7 +110,7 @@ def _work(config: RunConfig, kind: str, size: tuple[int, int], space: LabelSpace
         asked = config.predict.precision != "float32"
         made = partial(_segmenter, config.segmenter, space)
         return _Work(made, _predict_views(config.predict, *size), asked)
-    streamed = kind == "make_masks" and config.masks.fused and config.masks.alpha != "auto"
+    streamed = kind == "make_masks" and config.streams_cams
     if kind in ("make_cams", "make_base_cams") or streamed:
         base = kind == "make_base_cams"
         cams = config.base.cams if base else config.cams

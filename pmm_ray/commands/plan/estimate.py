@@ -103,7 +103,7 @@ def estimate(
         if stage not in timings and kind in _SCORES and not _has_truth(stage, config, sample):
             continue  # the run leaves it out as well
         costs.append(_cost(step, timing, config, sample, gpus))
-    return _fused(costs, config) if config.masks.fused else costs
+    return _fused(costs) if config.streams_cams else costs
 
 
 def _has_truth(stage: str, config: RunConfig, sample: Sample) -> bool:
@@ -180,13 +180,15 @@ def _of(population: Mapping[Group, int], wanted: Callable[[Group], bool]) -> int
     return sum(count for group, count in population.items() if wanted(group))
 
 
-def _fused(costs: list[Cost], config: RunConfig) -> list[Cost]:
+def _fused(costs: list[Cost]) -> list[Cost]:
     """The costs where no CAM is stored: each mask stage makes those that it needs."""
     cams = next((cost for cost in costs if cost.stage == "make_cams" and cost.timed), None)
-    if cams is None or not cams.images or config.masks.alpha == "auto":
+    if cams is None or not cams.images:
         return costs
     out = []
     for cost in costs:
+        if base_name(cost.stage) == "sweep_masks":
+            continue  # reads CAMs twice: the run leaves it out as well
         if base_name(cost.stage) == "make_masks":
             share = cost.images / cams.images
             cost = Cost(

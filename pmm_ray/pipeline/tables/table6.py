@@ -30,7 +30,7 @@ def steps(config: RunConfig, images: int | None) -> list[Step]:
     plain, own = _segmenters(config)
     return [
         *steps_to_masks(6, config, images),
-        *ladder_steps(config, "cam_argmax"),
+        *([] if config.masks.method == "cam_argmax" else ladder_steps(config, "cam_argmax")),
         *walked_masks(config),
         *rounds(config, plain),
         *rounds(config, own),
@@ -41,10 +41,11 @@ def steps(config: RunConfig, images: int | None) -> list[Step]:
 def _table(run: Run) -> PaperTable:
     config = run.config
     plain, own = _segmenters(config)
+    method = config.masks.method
     masks = {
-        "CAM": "make_masks-cam_argmax",
+        "CAM": "make_masks" if method == "cam_argmax" else "make_masks-cam_argmax",
         "CAM, RW": WALKED,
-        f"CAM, {MASK_METHODS[config.masks.method].title}": "make_masks",
+        f"CAM, {MASK_METHODS[method].title}": "make_masks",
         "+ segmenter": plain.held_out_masks(0, config),
         "+ PUS": own.held_out_masks(0, config),
     }

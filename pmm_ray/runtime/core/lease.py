@@ -1,6 +1,6 @@
 """One writer per run folder: a lease with a heartbeat.
 
-A new run takes over from a dead process on the same host at once, from a holder elsewhere after
+A new run takes over from a dead process on the same machine at once, from a holder elsewhere after
 `STALE_SECONDS` without a heartbeat. The clocks of hosts differ, so the store's own clock counts:
 when it says that the lease was written, beside a file written now. A file system's lock lets two
 processes that start in the same instant take the folder one after the other. Object stores have no
@@ -86,8 +86,18 @@ def beats(run_dir: str, lease: Mapping[str, Any], now: float) -> bool:
     return later is not None and later["heartbeat"] != lease["heartbeat"]
 
 
+def _machine() -> str:
+    """What tells this machine, since its start, from others that may have the same host name."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # containers of one machine do not see one another's processes
+        return f"{started}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
 def _alive(run_dir: str, lease: dict[str, Any]) -> bool:
-    if lease["host"] == socket.gethostname():
+    if lease.get("machine") == _machine():
         try:
             process = psutil.Process(int(lease["pid"]))
             # a pid is reused: the same number with another start time is another process
@@ -122,6 +132,7 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
         lease = {
             "attempt": attempt,
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "started": started,

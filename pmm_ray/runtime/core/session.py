@@ -61,9 +61,12 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._exit.close()
-        self.events.flush()
+        # a store that fails right now must not hide why the run ends
+        hides = (OSError, CannotRunError) if kind else ()
+        with contextlib.suppress(*hides):
+            self.events.flush()
 
     def hold(self) -> None:
         """Become the one writer of the run folder until the session ends.
@@ -97,7 +100,7 @@ class Session:
         """
         selection, folder = self.selection, stage.folder(self.run_dir)
         selected = selection.has(stage.name)
-        summary = self._earlier(folder, selected, stage.rows)
+        summary = self._earlier(folder, stage, selected)
         if summary is None and not selected:
             raise CannotRunError(f"{stage.name} is not done in {self.run_dir}: run it first")
         self.work_done |= summary is None
@@ -121,21 +124,22 @@ class Session:
         if self._cluster.facts() != before.facts():
             self.events.write("cluster", **self._cluster.facts())
 
-    def _earlier(self, folder: StageFolder, selected: bool, rows: int | None) -> Summary | None:
+    def _earlier(self, folder: StageFolder, stage: Stage, selected: bool) -> Summary | None:
         """The summary of an earlier attempt, if it still stands."""
         summary = folder.summary()
         if selected and self.selection.fresh:
-            folder.reopen()
-            storage.delete_folder(folder.uri)
+            folder.clear(stage.keeps)
             return None
         if selected and self.selection.retry_errors and (summary is None or summary.errors):
-            # of a table, and of what is not finished, only the error rows go; a finished training
-            # or import is done again
-            again = summary is not None and rows is None
-            folder.reopen()
-            storage.delete_folder(folder.uri if again else folder.errors_uri)
+            # A table loses its error rows only, and so does an unfinished stage. A finished
+            # training or import is deleted and done again.
+            if summary is not None and stage.rows is None:
+                folder.clear(stage.keeps)
+            else:
+                folder.reopen()
+                storage.delete_folder(folder.errors_uri)
             return None
-        if summary is not None and rows not in (None, summary.details.get("input_rows")):
+        if summary is not None and stage.rows not in (None, summary.details.get("input_rows")):
             return None
         return summary
 

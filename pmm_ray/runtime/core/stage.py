@@ -101,6 +101,18 @@ class StageFolder:
         """Take the summary back, before anything that it speaks of is deleted."""
         storage.delete_file(self.path("summary.json"))
 
+    def clear(self, keeps: str = "") -> None:
+        """Delete all that is in the folder, but for a sub-folder of that name."""
+        self.reopen()
+        if not keeps:
+            storage.delete_folder(self.uri)
+            return
+        for name in storage.list_folders(self.uri):
+            if name != keeps:
+                storage.delete_folder(self.path(name))
+        for uri in storage.list_files(self.uri):
+            storage.delete_file(uri)
+
     def finish(self, summary: Summary) -> Summary:
         """Mark the stage as done."""
         text = json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -141,12 +153,14 @@ class Stage:
         run: does the work in the folder and returns the summary, which is written last.
         rows: images that it takes; a summary made from another number is not done (after
             `--retry-errors` upstream). None: it maps no rows.
+        keeps: a sub-folder that another stage fills: it stays when this one is done anew.
     """
 
     name: str
     identity: tuple[Any, ...]
     run: Callable[[RunContext, StageFolder], Summary]
     rows: int | None = None
+    keeps: str = ""
 
     @property
     def hash(self) -> str:

@@ -9,8 +9,13 @@ from pmm_ray.runtime.core.errors import STORE_FAILS, MayPassError
 
 # how the libraries of both stores begin a failure that is theirs, and those that are one object's
 _STORE_FAILED = ("AWS Error ", "google::cloud::Status(")
-_RIGHTS_LACK = ("ACCESS_DENIED", "PERMISSION_DENIED")
-_OBJECT_REFUSED = (*_RIGHTS_LACK, "INVALID_OBJECT_STATE", "NOT_FOUND")
+_REFUSED = ("ACCESS_DENIED", "PERMISSION_DENIED", "INVALID_OBJECT_STATE")
+_OBJECT_REFUSED = (*_REFUSED, "NOT_FOUND")
+
+
+def of_the_store(error: OSError) -> bool:
+    """Whether it is the store that says so, and not the content of a file."""
+    return any(mark in str(error) for mark in _STORE_FAILED)
 
 
 def store_failure(error: OSError, uri: str = "") -> str | None:
@@ -19,8 +24,7 @@ def store_failure(error: OSError, uri: str = "") -> str | None:
     A file that is missing, damaged or not ours to read is one image's error.
     """
     text = str(error)
-    of_the_store = any(mark in text for mark in _STORE_FAILED)
-    if not of_the_store or any(mark in text for mark in _OBJECT_REFUSED):
+    if not of_the_store(error) or any(mark in text for mark in _OBJECT_REFUSED):
         return None
     where = f" for {uri}" if uri else ""
     return (
@@ -32,12 +36,11 @@ def store_failure(error: OSError, uri: str = "") -> str | None:
 def store_refusal(error: OSError) -> str | None:
     """What to say if a store refused a file that is ours, such as a table's; else None."""
     text = str(error)
-    if not any(mark in text for mark in _STORE_FAILED):
-        return None
-    if not any(mark in text for mark in _RIGHTS_LACK):
+    if not of_the_store(error) or not any(mark in text for mark in _REFUSED):
         return None
     return (
-        f"{STORE_FAILS}: {text}. Credentials may have expired, or lack a right. "
+        f"{STORE_FAILS}: {text}. Credentials may have expired or lack a right, or a file may be in "
+        "an archive. "
         "Run the same command again when that is mended; what is finished stays."
     )
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.store_faults import reaching
+from pmm_ray.runtime.core.store_faults import of_the_store, reaching
 
 IMAGE_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -123,10 +123,10 @@ def is_damage(error: BaseException) -> bool:
     """Whether an error of reading a Parquet file speaks of its content.
 
     Errors of the disk or the system (no such file, input/output error) have a number; those of
-    Arrow about content have none.
+    Arrow about content have none. What a store says speaks of no content.
     """
     if isinstance(error, OSError):
-        return error.errno is None
+        return error.errno is None and not of_the_store(error)
     return isinstance(error, (pa.ArrowException, KeyError))
 
 
