@@ -85,7 +85,7 @@ def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
         value = float(text)
         MasksConfig.model_validate(config.model_dump() | {name: value})
     except ValueError as error:
-        reason = str(error).splitlines()[-1] if "\n" not in str(error) else "out of its range"
+        reason = str(error) if "\n" not in str(error) else "out of its range"
         raise ConfigError(f"--sweep {key}: {text.strip()!r} does not fit: {reason}") from error
     return value
 
@@ -93,8 +93,8 @@ def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
 def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
     """Score every combination, print the tables, and put them into the run's report.
 
-    By ground truth where there is some; by the classifier, with a contact sheet, always, but of 100
-    images at most where there is ground truth.
+    By ground truth if there is some. Always by the classifier too, with a contact sheet; beside
+    ground truth on 100 images at most.
 
     Args:
         request: recipe, run folder, and the most images in a sample (100 by default).

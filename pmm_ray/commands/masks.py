@@ -166,7 +166,7 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     from pmm_ray.sources.cam_reader import CamReader
 
     space, reading = run.data.manifest.label_space, detected.reading
-    # as it was before there was anything to say
+    # without a reading the hash is that of older versions
     known = () if reading == UNREAD else (str(reading),)
     return Cams(
         found.index.select(run.data.images.ids),

@@ -38,9 +38,10 @@ def run_recipe(
         address: `auto`, `local`, or a Ray address.
         first: name of the first stage that may run.
         last: name of the last.
-        only: name of the only ones.
+        only: run only the stages of this name.
         fresh: compute the selected stages anew.
-        retry_errors: run images with error rows again.
+        retry_errors: run images with error rows again; a finished training or import that has some
+            is done anew.
 
     Returns:
         The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 75 may succeed later, 130

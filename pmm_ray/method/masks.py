@@ -184,8 +184,8 @@ def _largest_proportion(
         total = float(cam_KHW[k].sum(where=inside_KHW[k])) + offset
         if total == 0.0:
             continue
-        proportion_HW = cam_KHW[k] / total
-        wins_HW = inside_KHW[k] & (proportion_HW > best_HW)
+        proportion_HW = cam_KHW[k] / total  # Eq. 8
+        wins_HW = inside_KHW[k] & (proportion_HW > best_HW)  # Eq. 9
         np.copyto(best_HW, proportion_HW, where=wins_HW)
         np.copyto(mask_HW, mask_HW.dtype.type(label_ids[k]), where=wins_HW)
     return mask_HW

@@ -138,7 +138,7 @@ def _predict(
             return None
         model = predict_masks.Model.of(run[f"train_segmenter-{variant.round(segmenter)}"])
         config = _with(run.config.predict, variant.predict)
-        if held_out:  # a score that knows the classes is not the segmenter's
+        if held_out:  # with the images' labels the score would not be the segmenter's
             config = config.model_copy(update={"use_image_labels": False})
         return predict_masks.stage(config, run.data, model, images, round=number, name=name)
 

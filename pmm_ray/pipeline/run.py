@@ -28,10 +28,10 @@ class Step:
     Attributes:
         name: of its stage.
         make: the stage, once those before it are done; None: this data set has nothing for it.
-        after: what follows from it. True ends the step's cycle.
+        after: called when the step is done. If it returns True, the step's cycle ends.
         check: finds out at the start, not after hours, that a file it needs cannot be used.
         measures: it measures what the step before it made, and is selected with it.
-        streamed: what it would make is made on the way by those that read it, and not stored.
+        streamed: its table is not stored: the stages that read it make it themselves.
         section: what it trains by, where it is a training.
         pool: the key that bounds its workers, where one does: `masks.tasks`.
         cycle: steps of one cycle end together.
@@ -125,7 +125,7 @@ class Run:
             stage = step.make(self)
             if stage is not None:
                 folder = stage.folder(self.session.run_dir)
-                # what is asked for by itself is stored all the same
+                # the last stage that was asked for is stored all the same
                 stored = not step.streamed or selection.last_is(step.name)
                 stored |= folder.summary() is not None
                 self.folders[step.name] = self.session.do(stage) if stored else folder
@@ -205,8 +205,8 @@ def needs_of_nodes(
     sections = [section for _, section in trainings]
     named = {"", "none", *(name for s in sections for name in backbone_row(s.backbone).files)}
     files = {config.data.root, *(section.weights for section in sections)} - named
-    # the first classifiers learn from labels; the others from masks, which those of other backbones
-    # and the variants of a round share
+    # First classifiers learn from labels and need no file of masks. Trainings on the same masks
+    # share one: those of other backbones, and the variants of a round.
     tables = {
         (kind, "" if kind is MulticropConfig else step.name.rsplit("-", 1)[-1])
         for step, section in trainings

@@ -184,7 +184,7 @@ def choose_alpha(config: RunConfig) -> Step:
 def ladder_steps(config: RunConfig, method: str) -> list[Step]:
     """Another way from CAM to mask (Tab. 2), on held-out images with truth, and its scores.
 
-    The argmax of CAMs has the best of all exponents, as the field scores it: see `CAM_ALPHAS`.
+    CAM argmax is scored with its best exponent, as papers do: see `CAM_ALPHAS`.
     """
     name, held_out = f"make_masks-{method}", config.data.held_out_split
     searched = f"sweep_masks-{method}"

@@ -118,7 +118,7 @@ def run(
 
     Args:
         earlier: index of the masks before.
-        later: index of the masks after; its ids are compared, and each must be in `earlier`.
+        later: index of the masks after. Its images are compared; each must be in `earlier`.
         stages: names of the stages that made them.
     """
     summary = run_table_stage(

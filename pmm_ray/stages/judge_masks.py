@@ -130,8 +130,8 @@ def run(
         sheet: ids of the images that keep their masks.
 
     Returns:
-        A summary whose `lift` is that of the best combination, `details["chosen"]`; without both
-        where the classifier sees no class in any image.
+        A summary whose `lift` is that of the best combination, `details["chosen"]`. If the
+        classifier sees no class in any image, it has neither.
     """
     pool = cam_pool(context.config.cams, context)
     memory = grid_memory(context, cams, len(combinations))

@@ -49,8 +49,8 @@ REFINED = pa.schema(
         *(pa.field(f"{w}_{name}", pa.list_(of)) for w in MOMENTS for name, of in _COUNTS.items()),
     ]
 )
-"""A masks table, with how many pixels have each pair of (true value, mask value), before the CRF
-and after; empty without truth, which `truth_fault` explains if it is there and cannot be used."""
+"""A masks table with counts of (true value, mask value) pairs before and after the CRF. Without
+truth they are empty; `truth_fault` says why truth that is there could not be used."""
 
 # A joint CRF of an image of VOC's size on one core, and about what a task holds of a plane: the
 # file, its array, the resized one, and the CRF's own.

@@ -87,7 +87,7 @@ def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
     Raises:
         ValueError: a value is out of its range (pydantic names it).
     """
-    # an exponent that is not swept has to be a number; `walk` has none
+    # `auto` is no number. Where alpha is not swept any will do: `walk` does not use it.
     alpha = {"alpha": 1.0} if config.alpha == "auto" else {}
     return MasksConfig.model_validate(config.model_dump() | alpha | combination)
 

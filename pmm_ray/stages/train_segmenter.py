@@ -110,7 +110,7 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
         """Which pixel labels are used, and for what."""
         if self.validation is None:
             return None
-        use = "they choose the weights, as segmenter.choose: last would not"
+        use = "they choose the weights; segmenter.choose: last would use none"
         return (
             f"pixel labels used ({self.validation.split}, {len(self.validation.rows())} images): "
             f"{use if self.choose_by else 'watched'}"

@@ -87,8 +87,8 @@ def portable(
 ) -> tuple[bytes, str]:
     """A photograph as other programs show it as we do: its bytes, and the ending of their format.
 
-    It is the file as it stands, unless that would be turned, as every other program obeys EXIF and
-    its mask was made without, or has an ending that is not read: then a PNG of its pixels.
+    Usually the file's own bytes. A PNG of its pixels instead, if other programs would turn it by
+    EXIF and its mask was not turned, or if they do not read its format.
 
     Args:
         apply_exif: whether its mask was made with the EXIF orientation.

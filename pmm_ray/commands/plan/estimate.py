@@ -23,9 +23,9 @@ from pmm_ray.stages.sweep_masks import SAMPLE_IMAGES
 
 # Later rounds are not run on the sample: what does the same work for an image.
 _SAME_WORK = {"compare_masks": "evaluate"}
-# Stages that take no more than so many images.
+# Stages that are left out where there is no truth.
 _SCORES = ("evaluate", "sweep_masks")
-"""Stages that are left out where there is no truth."""
+# Stages that take no more than so many images.
 _MOST_IMAGES = {"sweep_masks-alpha": SAMPLE_IMAGES}
 
 

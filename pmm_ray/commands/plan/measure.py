@@ -234,9 +234,8 @@ def _image_seconds(
 ) -> tuple[float, float]:
     """Seconds of cores and of GPUs for one image, from the chunks of a stage.
 
-    A worker with a core for itself takes what the clock says. Two pools share the cores of the
-    sample, so there it is what the processes computed, and what else kept the cores from them is
-    not seen.
+    One pool: the wall time of its workers, which have a core each. Two pools share the cores: the
+    CPU time of their processes, without what they waited.
     """
     images = sum(row["images"] for row in chunks)
 

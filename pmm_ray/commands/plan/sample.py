@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
     def count(self, split: str, *, truth: bool = False) -> int:
         """Images of a split in the sample, or those of them that have a ground-truth mask."""
-        return sum(g.split == split and g.truth >= truth for g in self.group_of.values())
+        return sum(g.split == split and (g.truth or not truth) for g in self.group_of.values())
 
 
 def spread(costs: Sequence[tuple[int, ...]], images: int) -> list[int]:

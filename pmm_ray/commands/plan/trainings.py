@@ -16,7 +16,7 @@ from pmm_ray.runtime.training.workers import count_workers
 
 # Steps of a training: the first one is left out of its throughput.
 _STEPS = 4
-# A step on a CPU is timed with as many images per worker as make so many px, and at least two.
+# A timed step on a CPU takes about so many px per worker, and at least two images.
 _STEP_PIXELS = 500_000
 
 

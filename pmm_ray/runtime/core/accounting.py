@@ -89,7 +89,7 @@ class Accounting:
         return cls(content["what"], content["found"], content["made"], **groups)
 
     def lines(self, where: str) -> tuple[str, str, str]:
-        """The three closing lines of a command: how many, what not and why, where the rest stands.
+        """The three closing lines of a command: how many were made, what was not and why, where.
 
         The second is `nothing failed or was left out` where that is so.
 

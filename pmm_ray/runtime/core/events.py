@@ -81,10 +81,9 @@ class EventLog:
     def _flush_later(self) -> None:
         try:
             self._write_object()
+        # the store may answer the next time
         except (OSError, CannotRunError):
-            with (
-                self._lock
-            ):  # the store may answer the next time; a stage finds out what it may not
+            with self._lock:
                 self._timer = None
                 self._flush_soon()
 

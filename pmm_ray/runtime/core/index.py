@@ -192,7 +192,7 @@ def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None)
     """Write `folder/index.parquet`; parts are named relative to the folder.
 
     Args:
-        schema: of the table; no part tells it where every image became an error row.
+        schema: of the table. Without a part, as every image failed, nothing else tells it.
     """
     names = [uri.rsplit("/", 1)[-1] for uri in index.parts]
     metadata = {_PARTS_KEY: json.dumps(names).encode()}

@@ -62,7 +62,7 @@ class Manifest:
     splits: dict[str, int]
     """Images of each split, by name."""
     ground_truth: dict[str, int]
-    """Images with a ground-truth mask of each split that has some."""
+    """Split -> its images with a ground-truth mask; splits without any are left out."""
 
     @property
     def root(self) -> str:

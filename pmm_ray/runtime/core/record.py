@@ -66,9 +66,9 @@ class RunRecord:
         """Write `run.json`.
 
         Args:
-            computed: whether the attempt computed anything. If not, the record that is there stays,
-                unless a whole run has other stages than it names (`cycles.stop_when` ends a cycle
-                by what is done already).
+            computed: whether the attempt computed anything. If not, the record that is there stays.
+                Only a whole run that has other stages now replaces it (`cycles.stop_when` may end
+                a cycle earlier).
             finished: whether the attempt has come to its end.
             plan: all stages, if all may run; None: only some may.
             manifest: its uri, once there is one.

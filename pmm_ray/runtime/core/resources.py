@@ -81,7 +81,7 @@ class Node:
 
 
 def on_one_gpu(gpus: float) -> int:
-    """How many workers share a GPU, each with this part of it: Ray splits none over two."""
+    """How many workers with this share of a GPU fit on one: Ray splits no worker over two."""
     return int(1 / gpus + _EPSILON) if 0 < gpus <= 1 else 1
 
 
@@ -242,11 +242,11 @@ class ClusterResources:
         """Refuse at once what the nodes can never hold, each worker whole on one of them.
 
         Args:
-            what: asks.
+            what: who asks, for the message.
             cpus, gpus: of each worker.
             workers: at the same time.
             labels: of the nodes it may use.
-            key: of the configuration, that asks for less.
+            key: configuration key to lower, for the message.
 
         Raises:
             CannotRunError: with the need, what nodes have, and the key.
@@ -269,6 +269,6 @@ class ClusterResources:
         less = f"set {key} lower" if key else "ask for less"
         raise CannotRunError(
             f"{what} needs {need}{on}, and there is room for {room}: "
-            f"{there or 'there are none of these nodes'}. Do so: {less}, add nodes, or name "
+            f"{there or 'there are none of these nodes'}. You can {less}, add nodes, or name "
             "those that an autoscaler may add in runtime.autoscaled_nodes."
         )

@@ -16,7 +16,8 @@ class Selection:
         plan: names of the stages, in order.
         first, last, only: names, with or without a round or subject.
         fresh: compute the selected stages anew.
-        retry_errors: run images with error rows again.
+        retry_errors: run images with error rows again; a finished training or import that has some
+            is done anew.
         measures: those of the plan that measure what the stage before them made, and go with it.
 
     Raises:

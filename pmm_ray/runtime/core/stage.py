@@ -75,10 +75,10 @@ class StageFolder:
 
     @property
     def result(self) -> str:
-        """Hash of what a finished stage made: its own, and of the images that it did without.
+        """The hash of a finished stage and of the images that it left out.
 
-        The two differ where there are error rows: with `--retry-errors` a training that is done
-        again may have them all, and so makes another network.
+        Without error rows it is `hash`. A training that `--retry-errors` does again may have all
+        images, and so makes another network.
         """
         left_out = sorted(row.image_id for row in tables.read_errors(self.errors_uri))
         return section_hash(self.hash, left_out) if left_out else self.hash
@@ -148,8 +148,9 @@ class Stage:
 
     Attributes:
         name: with its round or subject, for example `predict_masks-r1`.
-        identity: all that can change the result, in order: sections (by `Section.identity`), plain
-            values, and of the stages that it reads the `result`, or the `hash` of tables.
+        identity: all that can change the result, in order: sections (see `Section.identity` in
+            config/base.py), plain values, and what the stage reads: trainings by `result`, tables
+            by `hash`.
         run: does the work in the folder and returns the summary, which is written last.
         rows: images that it takes; a summary made from another number is not done (after
             `--retry-errors` upstream). None: it maps no rows.

@@ -146,7 +146,7 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Give an OSError of a write the path that it lacks: a full disk must be found by its name."""
+    """Add the path to an OSError of a write that lacks it, so that the message names the disk."""
     try:
         yield
     except OSError as error:
@@ -175,7 +175,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        temporary.replace(target)  # from here on it is there
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -196,7 +196,7 @@ def printable(text: str) -> str:
 
 
 def stand_in(head: bytes) -> str:
-    """What a file with this beginning is in place of its content; empty of any other."""
+    """What the file is, if it begins as a pointer of Git LFS or as gzip; else an empty text."""
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the file: run `git lfs pull`"
     if head.startswith(b"\x1f\x8b"):
@@ -215,7 +215,7 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     folders, links = [absolute(folder)], list[str]()
     seen: set[str] = set()
     while folders or links:
-        # folders before links: a place that both lead to is named by its own path
+        # Folders come before links, so a place that both lead to keeps its own path.
         place = folders.pop() if folders else links.pop()
         real = os.path.realpath(place)
         if real in seen:
