@@ -164,6 +164,25 @@ def make_chunks(image_ids: Ids, inputs: Mapping[str, TableIndex], size: int) -> 
     ]
 
 
+def sizes_together(image_ids: Ids, manifest: TableIndex) -> pa.ChunkedArray:
+    """The images in an order in which a chunk has few sizes: their views share passes on a GPU.
+
+    Args:
+        manifest: index of a manifest's file, which knows the images.
+    """
+    ids = id_column(image_ids)
+    [uri] = manifest.parts
+    _, rows = manifest.places(ids)
+    sizes = tables.read_table(uri, ["height", "width"])
+    height, width = (sizes.column(name).to_numpy()[rows] for name in ("height", "width"))
+    return ids.take(pa.array(largest_first(height, width)))
+
+
+def largest_first(height: NDArray[np.int32], width: NDArray[np.int32]) -> NDArray[np.intp]:
+    """Positions by size, equal ones together; the last chunks, for which others wait, are short."""
+    return np.lexsort((width, height, -height.astype(np.int64) * width))
+
+
 def _runs(
     files: Sequence[str], parts: NDArray[np.int32], rows: NDArray[np.int32]
 ) -> list[tuple[str, list[int]]]:

@@ -17,7 +17,15 @@ from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
-from pmm_ray.runtime.mapping.chunks import PASSES, Output, Pool, Producer, Worker, make_chunks
+from pmm_ray.runtime.mapping.chunks import (
+    PASSES,
+    Output,
+    Pool,
+    Producer,
+    Worker,
+    make_chunks,
+    sizes_together,
+)
 from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
@@ -113,6 +121,9 @@ class Passes:
         pools = [producer.pool, pool] if producer is not None else [pool]
         for one in pools:
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
+        # rows of the manifest alone can be read in any order
+        if pools[0].gpus and [*self.inputs] == ["manifest"]:
+            todo = sizes_together(todo, self.inputs["manifest"])
         chunks = make_chunks(todo, self.inputs, size)
         meters = Meters(stage, cluster, pool, producer)
         limits = Limits(
