@@ -22,7 +22,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.progress import Progress, StageProgress
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.images import decode_mask
 
 _COLUMNS = ["image_id", "uri", "height", "width"]
@@ -47,14 +47,13 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     written = Written()
     for split in masks.splits:
         uri = storage.join(out, f"instances_{split.split}.json")
-        with progress.stage(f"export {split.split}", len(split.index)) as shown:
-            storage.write_bytes(uri, b"".join(_document(masks, split, shown)))
+        storage.write_bytes(uri, b"".join(_document(masks, split, progress)))
         written.image_ids |= set(split.index.image_ids)
         progress.message(f"{uri}: from {split.stage}")
     return written
 
 
-def _document(masks: RunMasks, split: SplitMasks, shown: StageProgress) -> Iterator[bytes]:
+def _document(masks: RunMasks, split: SplitMasks, progress: Progress) -> Iterator[bytes]:
     """The pieces of the file, as text: about a kilobyte an image."""
     space = masks.manifest.label_space
     images = _images(masks, split)
@@ -73,13 +72,11 @@ def _document(masks: RunMasks, split: SplitMasks, shown: StageProgress) -> Itera
     text = json.dumps(head, ensure_ascii=False)
     yield (text[:-1] + ', "annotations": [').encode()
     count = 0
-    for part in masks.parts(split):
-        regions = [region for row in part for region in _regions(row, numbers, space)]
+    for _, regions in masks.each(split, progress, lambda row: [*_regions(row, numbers, space)]):
         for region in regions:
             count += 1
             yield (",\n" if count > 1 else "\n").encode()
             yield json.dumps(region | {"id": count}).encode()
-        shown.advance(len(part))
     yield b"\n]}\n"
 
 

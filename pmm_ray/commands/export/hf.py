@@ -21,18 +21,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pmm_ray.commands.export.source import RunMasks, Written, portable
+from pmm_ray.commands.export.source import WRITERS, RunMasks, Written, portable
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.core.progress import Progress, StageProgress
+from pmm_ray.runtime.core.progress import Progress
 
 # A file is in memory while it is made; Hugging Face's own have 500 MB at most.
 _FILE_BYTES = 256 << 20
 _ROW_GROUP = 64
-# Files that are read at once: what hides the latency of a bucket.
-_READERS = 16
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCHEMA = pa.schema(
     [
@@ -55,14 +53,11 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     written = Written()
     schema = _SCHEMA.with_metadata({"huggingface": _features(masks.manifest.label_space)})
     for split in masks.splits:
-        with (
-            progress.stage(f"export {split.split}", len(split.index)) as shown,
-            ThreadPoolExecutor(_READERS) as pool,
-        ):
+        with ThreadPoolExecutor(WRITERS) as pool:
             sizes = pool.map(_size, (masks.photographs[i]["uri"] for i in split.image_ids))
             files = max(1, -(-sum(sizes) // _FILE_BYTES))
-            rows = _rows(masks, split, pool, written, shown)
-            _write_split(storage.join(out, "data"), split, files, rows, schema)
+        rows = _rows(masks, split, progress, written)
+        _write_split(storage.join(out, "data"), split, files, rows, schema)
         progress.message(f"{out}: {split.split} from {split.stage}")
     return written
 
@@ -86,11 +81,7 @@ def _write_split(
 
 
 def _rows(
-    masks: RunMasks,
-    split: SplitMasks,
-    pool: ThreadPoolExecutor,
-    written: Written,
-    shown: StageProgress,
+    masks: RunMasks, split: SplitMasks, progress: Progress, written: Written
 ) -> Iterator[dict[str, Any]]:
     """A row for each image whose photograph can be read; the others become error rows."""
 
@@ -101,20 +92,19 @@ def _rows(
         except RowError as error:
             return error
 
-    for part in masks.parts(split):
-        for row, found in zip(part, pool.map(read, part), strict=True):
-            image_id = row["image_id"]
-            failed = isinstance(found, RowError)
-            written.add(image_id, found if isinstance(found, RowError) else None)
-            shown.advance(1, failed)
-            if not isinstance(found, RowError):
-                data, ending = found
-                yield {
-                    "image_id": image_id,
-                    "image": {"bytes": data, "path": image_id + ending},
-                    "mask": {"bytes": row["mask_png"], "path": f"{image_id}.png"},
-                    "labels": masks.photographs[image_id]["labels"],
-                }
+    for row, found in masks.each(split, progress, read):
+        image_id = row["image_id"]
+        if isinstance(found, RowError):
+            written.add(image_id, found)
+            continue
+        written.add(image_id, None)
+        data, ending = found
+        yield {
+            "image_id": image_id,
+            "image": {"bytes": data, "path": image_id + ending},
+            "mask": {"bytes": row["mask_png"], "path": f"{image_id}.png"},
+            "labels": masks.photographs[image_id]["labels"],
+        }
 
 
 def _size(uri: str) -> int:

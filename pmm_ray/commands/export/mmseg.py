@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from pmm_ray.commands.export.mmseg_config import Tree, config_text
-from pmm_ray.commands.export.source import RunMasks, Written
+from pmm_ray.commands.export.source import WRITERS, RunMasks, Written
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
@@ -28,8 +28,6 @@ from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_file
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 # mmsegmentation keeps class ids in 8 bits
 _MOST_CLASSES = 255
-# Files that are copied at once: what hides the latency of a bucket.
-_WRITERS = 16
 T = TypeVar("T")
 
 
@@ -147,5 +145,5 @@ def _write_split(
 
 
 def _in_threads(work: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
-    with ThreadPoolExecutor(_WRITERS) as pool:
+    with ThreadPoolExecutor(WRITERS) as pool:
         yield from pool.map(work, items)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 
@@ -16,7 +17,12 @@ from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, is_turned, read_file
+
+WRITERS = 16
+"""Images that are read or written at once: what hides the latency of a disk's sync or a bucket."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,23 @@ class RunMasks:
             wanted = table.filter(pc.equal(table.column("part"), number)).column("row")
             if len(wanted):
                 yield tables.read_table(uri).take(wanted).to_pylist()
+
+    def each(
+        self, split: SplitMasks, progress: Progress, work: Callable[[dict[str, Any]], T]
+    ) -> Iterator[tuple[dict[str, Any], T]]:
+        """The rows of `parts`, with what `work` made of each in a thread.
+
+        Args:
+            progress: shows the images done; those of which `work` returned a RowError have failed.
+        """
+        with (
+            progress.stage(f"export {split.split}", len(split.index)) as shown,
+            ThreadPoolExecutor(WRITERS) as pool,
+        ):
+            for part in self.parts(split):
+                for row, made in zip(part, pool.map(work, part), strict=True):
+                    shown.advance(1, isinstance(made, RowError))
+                    yield row, made
 
 
 @dataclass

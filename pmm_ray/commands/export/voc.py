@@ -7,7 +7,6 @@ than 254 classes).
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pmm_ray.commands.export.source import RunMasks, Written
@@ -17,9 +16,6 @@ from pmm_ray.runtime.core.progress import Progress
 MASKS = "SegmentationClass"
 LISTS = "ImageSets/Segmentation"
 CLASS_NAMES = "class_names.txt"
-
-# Files that are written at once: what hides the latency of a disk's sync or of a bucket.
-_WRITERS = 16
 
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
@@ -37,14 +33,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         storage.write_bytes(storage.join(folder, name), row["mask_png"])
 
     for split in masks.splits:
-        with (
-            progress.stage(f"export {split.split}", len(split.index)) as shown,
-            ThreadPoolExecutor(_WRITERS) as pool,
-        ):
-            for part in masks.parts(split):
-                done = list(pool.map(write_mask, part))
-                written.image_ids |= {row["image_id"] for row in part}
-                shown.advance(len(done))
+        written.image_ids |= {row["image_id"] for row, _ in masks.each(split, progress, write_mask)}
         text = "".join(f"{image_id}\n" for image_id in split.image_ids)
         storage.write_bytes(storage.join(out, LISTS, f"{split.split}.txt"), text.encode())
     names = "".join(f"{name}\n" for name in masks.manifest.label_space.names)

@@ -14,7 +14,7 @@ background and pixels of no class (255) have no line.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import cv2
@@ -30,8 +30,6 @@ from pmm_ray.runtime.rows.images import decode_mask
 
 # what ultralytics takes for a photograph; it passes over any other file and says nothing
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Files that are written at once: what hides the latency of a disk's sync or of a bucket.
-_WRITERS = 16
 
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
@@ -44,7 +42,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """
     manifest, written = masks.manifest, Written()
 
-    def write_image(row: dict[str, Any], split: str) -> RowError | None:
+    def write_image(split: str, row: dict[str, Any]) -> RowError | None:
         image_id = tables.check_image_id(row["image_id"])
         uri = masks.photographs[image_id]["uri"]
         try:
@@ -58,15 +56,8 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         return None
 
     for split in masks.splits:
-        with (
-            progress.stage(f"export {split.split}", len(split.index)) as shown,
-            ThreadPoolExecutor(_WRITERS) as pool,
-        ):
-            for part in masks.parts(split):
-                faults = pool.map(write_image, part, [split.split] * len(part))
-                for row, fault in zip(part, faults, strict=True):
-                    written.add(row["image_id"], fault)
-                    shown.advance(1, fault is not None)
+        for row, fault in masks.each(split, progress, partial(write_image, split.split)):
+            written.add(row["image_id"], fault)
     storage.write_bytes(storage.join(out, "data.yaml"), _data_yaml(masks).encode())
     progress.message(f"{out}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
     return written
