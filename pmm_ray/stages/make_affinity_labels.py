@@ -5,13 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pmm_ray.config import AffinityConfig
 from pmm_ray.method.affinity_labels import confident_labels
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -26,9 +29,7 @@ def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
     """Makes the worker of one task."""
     space = photographs.label_space
 
-    def make(row: InputRow) -> dict[str, Any]:
-        manifest = row["manifest"]
-        image = photographs.image(manifest)
+    def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         labels, cam = cam_at(image.shape[:2], row)
         found = confident_labels(
             image,
@@ -40,9 +41,9 @@ def label_worker(config: AffinityConfig, photographs: Photographs) -> Worker:
             crf=crf_parameters(config.crf),
             backend=config.backend,
         )
-        return mask_row(manifest, found.astype(space.mask_dtype), space, round_number=0)
+        return mask_row(row["manifest"], found.astype(space.mask_dtype), space, round_number=0)
 
-    return row_by_row(STAGE, make)
+    return photographs.row_by_row(STAGE, make)
 
 
 def run(

@@ -8,12 +8,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pmm_ray.config import BaseConfig
 from pmm_ray.method.masks import base_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
@@ -28,16 +31,14 @@ def base_worker(config: BaseConfig, photographs: Photographs) -> Worker:
     """Makes the worker of one task."""
     parameters = crf_parameters(config.crf)
 
-    def make(row: InputRow) -> dict[str, Any]:
-        manifest = row["manifest"]
-        image = photographs.image(manifest)
+    def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         labels, cam = cam_at(image.shape[:2], row)
         mask = base_mask(
             image, cam, labels, config.alpha, config.threshold, parameters, config.backend
         )
-        return mask_row(manifest, mask, photographs.label_space, round_number=0)
+        return mask_row(row["manifest"], mask, photographs.label_space, round_number=0)
 
-    return row_by_row(STAGE, make)
+    return photographs.row_by_row(STAGE, make)
 
 
 def run(
