@@ -59,6 +59,7 @@ def main() -> None:
         for side, checkout in list(sides.items())[:: 1 if turn % 2 else -1]:
             place = scratch / side
             pmm(checkout, *run, str(place), "--only", "make_cams", "--fresh")
+            pmm(checkout, *run, str(place))  # computes nothing, and names the segmenter again
             out = scratch / f"{side}-masks-{turn}"
             pmm(
                 checkout, "predict", str(place), "--images", str(data / "images"), "--out", str(out)
