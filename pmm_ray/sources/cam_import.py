@@ -106,11 +106,14 @@ def import_photographs(
             text = f"no photograph of that name in {photographs.folder}"
             importer.fail(image_id, "missing", text)
             continue
-        uri = photographs.files[files[0]]
+        uris = [photographs.files[name] for name in files]
+        if len(uris) > 1:
+            text = f"photographs of one name, and which is meant? {', '.join(uris)}"
+            for uri in uris:
+                importer.fail(image_id, "label", text, uri)
+            continue
         labels = partial(_label_ids, files[0], joined, space)
-        importer.add(image_id, uri, "train", labels)
-        for other in map(photographs.files.__getitem__, files[1:]):
-            importer.fail(image_id, "label", f"a second photograph of that name: {other}", other)
+        importer.add(image_id, uris[0], "train", labels)
     for uri in cams.repeated:
         importer.fail(stem_path(uri), "label", f"a second {cams.what} of that name", uri)
     for entry in cams.broken:

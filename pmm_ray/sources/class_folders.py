@@ -1,19 +1,32 @@
 """Labels from folders that are named by class, as programs for classification keep photographs.
 
 ROOT/CLASS/a.jpg          or   ROOT/images/CLASS/a.jpg
-ROOT/SPLIT/CLASS/a.jpg    where every folder at the top is called by a split, see `SPLITS`
+ROOT/SPLIT/CLASS/a.jpg    or   ROOT/CLASS/SPLIT/a.jpg, with folders called by a split
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pmm_ray.labels import normalize_name
-from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, separator_in
 
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
-"""What people call the folders of splits, in any case."""
+# what people call the folders of splits: train, val, test_set, train2017
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|dev|test|testing)([_ -]?(set|split))?[_ -]?\d*",
+    re.IGNORECASE,
+)
+# folders of other layouts, which hold photographs of all classes
+_NO_CLASSES = {"images", "jpegimages", "labels", "annotations", "masks"}
+_HOW = "folders named by class are ROOT/CLASS/a.jpg or ROOT/SPLIT/CLASS/a.jpg"
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder or file is called as splits are."""
+    return _SPLIT.fullmatch(name) is not None
 
 
 def folder_lines(names: Iterable[str]) -> list[LabelLine]:
@@ -21,21 +34,70 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
 
     Args:
         names: of the photographs, as paths below the folder of photographs.
+
+    Raises:
+        CannotRunError: folders that may be read in two ways, or that are no classes.
     """
-    parts = {name: name.split("/") for name in names}
-    tops = {path[0] for path in parts.values() if len(path) > 1}
-    by_split = bool(tops) and all(top.casefold() in SPLITS for top in tops)
+    folders = {name: name.split("/")[:-1] for name in names}
+    inside = {name: path for name, path in folders.items() if path}
+    placed = _by_split(inside) or _split_below(inside)
+    if placed is None:
+        placed = {name: (DEFAULT_SPLIT, path) for name, path in inside.items()}
     lines = []
-    for name, path in parts.items():
-        split, folders = (path[0], path[1:-1]) if by_split else (DEFAULT_SPLIT, path[:-1])
-        if folders:
-            lines.append(LabelLine(name, (normalize_name(folders[0]),), split))
+    for name, (split, path) in placed.items():
+        if path:
+            label = normalize_name(path[0])
+            fault = separator_in((label,)) and (
+                f"the folder {path[0]!r} has no name of one class: call it otherwise; a photograph "
+                "of several classes needs a CSV"
+            )
+            lines.append(LabelLine(name, (label,), split, fault))
+    _check({path[0] for _, path in placed.values() if path}, placed.values())
     return lines
 
 
-def folders_note(lines: Sequence[LabelLine]) -> list[str]:
+def _by_split(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:
+    """Split and further folders of each photograph, if the top folders are splits."""
+    splits = {path[0] for path in inside.values() if len(path) > 1 and is_split(path[0])}
+    if not splits:
+        return None  # a class may be called `train`
+    odd = sorted({path[0] for path in inside.values() if not is_split(path[0])})
+    if odd:
+        raise CannotRunError(
+            f"{sorted(splits)} are called as splits are, and {odd[:5]} beside them are not: {_HOW}"
+        )
+    return {name: (path[0], path[1:]) for name, path in inside.items()}
+
+
+def _split_below(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:
+    """The same, if each class has folders of splits below its own."""
+    below = [len(path) > 1 and is_split(path[1]) for path in inside.values()]
+    if not any(below):
+        return None
+    if not all(below):
+        raise CannotRunError(f"some classes have folders of splits below them, some not: {_HOW}")
+    return {name: (path[1], path[:1]) for name, path in inside.items()}
+
+
+def _check(classes: set[str], placed: Iterable[tuple[str, list[str]]]) -> None:
+    strange = sorted(name for name in classes if name.casefold() in _NO_CLASSES)
+    if strange:
+        raise CannotRunError(f"the folder {strange[0]!r} is no class: {_HOW}")
+    below = {path[1] for _, path in placed if len(path) > 1}
+    if len(classes) == 1 and len(below) > 1:
+        [only] = classes
+        raise CannotRunError(
+            f"all photographs are in the folder {only!r}, and {sorted(below)[:5]} are below it: if "
+            f"these are the classes, give {only!r} as ROOT"
+        )
+
+
+def folders_note(names: Iterable[str]) -> list[str]:
     """A sentence for a folder without labels, where those of its folders may be meant."""
-    counts = Counter(line.labels[0] for line in lines)
+    try:
+        counts = Counter(line.labels[0] for line in folder_lines(names))
+    except CannotRunError:
+        return []
     if len(counts) < 2:
         return []
     shown = ", ".join(f"{name} {count}" for name, count in sorted(counts.items())[:5])

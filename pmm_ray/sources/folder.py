@@ -43,6 +43,7 @@ from pmm_ray.sources.photographs import (
     CLASS_FILES,
     IMAGE_FOLDERS,
     LABEL_FILES,
+    LEFT_OUT,
     MASK_FOLDERS,
     TABLES,
     Photographs,
@@ -94,8 +95,10 @@ def import_folder(
     photographs = find_photographs(root, out)
     tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
     csv_uri = ", ".join(tables)
-    in_folders = folder_lines(photographs.files)
-    lines = in_folders if labels_from == "folders" else []
+    lines: list[LabelLine] = []
+    if labels_from == "folders":
+        _refuse_class_of_masks(photographs)
+        lines = folder_lines(photographs.files)
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder)
@@ -121,7 +124,7 @@ def import_folder(
     photographs.report(images)
     if labels_from == "auto" and not lines:
         images.notes += _unread(root, photographs, csv_uri)
-        images.notes += folders_note(in_folders) if class_names is None else []
+        images.notes += folders_note(photographs.files) if class_names is None else []
     if labels_from == "folders" and csv_uri:
         images.notes.append(f"{csv_uri} is not read: data.labels_from is folders")
     images.notes += _lookalikes(photographs)
@@ -166,6 +169,18 @@ def import_folder(
     )
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
+
+
+def _refuse_class_of_masks(photographs: Photographs) -> None:
+    """Refuse a folder of photographs that is passed over as one of masks."""
+    named = photographs.left_out.get(LEFT_OUT["masks"], ())
+    found = [name for name in named if has_ending(name, IMAGE_SUFFIXES)]
+    found = [name for name in found if not has_ending(name, ".png")]
+    if found:
+        raise CannotRunError(
+            f"{found[0]} is in a folder called as those of masks are, which are PNG files: if that "
+            f"is a class, move all classes into {photographs.root}/{IMAGE_FOLDERS[0]}"
+        )
 
 
 def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from pmm_ray.runtime.core.errors import CannotRunError
 Form = Literal["class numbers", "class names", "0 or 1 for each class"]
 UNNAMED_CLASS = "object"
 _JOINTS = (",", ";", "|")
+# in no class name of the field; a comma is in some: "tench, Tinca tinca"
+_OF_LISTS = ";|[]{}"
 _BITS = re.compile(r"^[01]{2,}$")
 
 
@@ -79,8 +82,8 @@ class ColumnLabels:
                 return self.names.index(name) + self._first
             if is_background(name):
                 return 0
-            parts = {part.strip() for joint in _JOINTS for part in name.split(joint)}
-            hint = ": write a list of names" if parts & set(self.names) else ""
+            joined = any(char in name for char in (*_JOINTS, *_OF_LISTS))
+            hint = ": of several classes, write a list of names" if joined else ""
             raise ValueError(f"label {label!r} is none of the {len(self.names)} classes{hint}")
         if isinstance(label, int) and 0 <= label < len(self.names):
             return int(label) + self._first
@@ -141,12 +144,17 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
 
 
 def _unjoined(words: list[str]) -> list[str]:
-    """The words without those that are others of them, joined: `dog, cat` beside `dog`."""
-    known = set(words)
+    """The words without those that are lists in one text, or others of them joined by commas."""
+    known = Counter(words)
+    for word in words:
+        known.update(_parts(word) - {word})
     return [
         word
         for word in words
-        if not any(
-            joint in word and {p.strip() for p in word.split(joint)} & known for joint in _JOINTS
-        )
+        if not any(char in word for char in _OF_LISTS)
+        and not any(known[part] > 1 for part in _parts(word) - {word})
     ]
+
+
+def _parts(word: str) -> set[str]:
+    return {part.strip() for joint in _JOINTS for part in word.split(joint)}

@@ -28,6 +28,8 @@ from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
+from pmm_ray.sources import label_lines
+from pmm_ray.sources.class_folders import is_split
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
@@ -39,7 +41,7 @@ _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("labels", "label", "classes", "class")
 _ID_COLUMN = "image_id"
 _BATCH_ROWS = 64
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-\d+(-of-\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _File:
     names: tuple[str, ...] | None
     """Of integer labels, from the file's metadata."""
     ids: bool
+    split_column: str | None
 
 
 @reads_source
@@ -67,7 +70,7 @@ def import_parquet(
 
     Args:
         root: a `.parquet` file, or a folder of them; a file's split is its name without the
-            shard's number, or that of its folder.
+            shard's number, or that of its folder; a column `split` or `subset` may say it instead.
         out: folder that gets `manifest.parquet`, `errors/` and `images/`.
         image_column, label_column: default: the first of `image`, `img`, ... and `labels`,
             `label`, ...; without a label column all photographs are unlabelled.
@@ -99,23 +102,24 @@ def import_parquet(
 
 
 def _find(root: str) -> list[tuple[str, str]]:
-    """(uri, split) of the files."""
+    """(uri, split) of the files; the split is empty where no name tells it."""
     if has_ending(root, ".parquet"):
-        return [(root, _split(root) or DEFAULT_SPLIT)]
+        return [(root, _split(root))]
     found = []
     for uri in storage.list_files(root, ".parquet", recursive=True):
         folder = storage.parent(uri)
         in_root = folder in (root, storage.join(root, "data"))
-        found.append((uri, _split(uri) if in_root else folder.rsplit("/", 1)[-1]))
+        found.append((uri, _split(uri) or ("" if in_root else folder.rsplit("/", 1)[-1])))
     if not found:
         raise CannotRunError(f"no .parquet files in {root}")
-    return [(uri, split or DEFAULT_SPLIT) for uri, split in found]
+    return found
 
 
 def _split(uri: str) -> str:
-    """`train-00000-of-00002.parquet` -> `train`."""
+    """`train-00000-of-00002.parquet` -> `train`, and so is `train-0.parquet`."""
     stem = posixpath.basename(uri).removesuffix(".parquet")
-    return _SHARD.sub("", stem) if _SHARD.search(stem) or stem in ("train", "val", "test") else ""
+    name = _SHARD.sub("", stem)
+    return name if (name != stem and "-of-" in stem) or is_split(name) else ""
 
 
 def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
@@ -135,7 +139,9 @@ def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
         raise CannotRunError(
             f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
         )
-    return _File(uri, split, image, label, _metadata_names(schema, label), _ID_COLUMN in columns)
+    names = _metadata_names(schema, label)
+    split_column = _column(columns, label_lines.COLUMNS["split"])
+    return _File(uri, split, image, label, names, _ID_COLUMN in columns, split_column)
 
 
 def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
@@ -159,7 +165,8 @@ def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | N
 
 
 def _rows(file: _File) -> Iterator[dict[str, Any]]:
-    columns = [file.image, *([file.label] if file.label else []), *([_ID_COLUMN] * file.ids)]
+    optional = (file.label, file.split_column, _ID_COLUMN if file.ids else None)
+    columns = [file.image, *filter(None, optional)]
     filesystem, path = storage.resolve(file.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
@@ -218,12 +225,17 @@ def _add(
         return
     seen.add(image_id)
     labels = partial(read.ids, row.get(file.label) if file.label else None)
+    split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
+    if file.split not in ("", split):
+        text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
+        importer.fail(image_id, "label", text, file.uri)
+        return
     try:
         uri = _photograph(data, path, importer.out, image_id, root)
     except ValueError as error:
         importer.fail(image_id, "missing", str(error), file.uri)
         return
-    importer.add(image_id, uri, file.split, labels)
+    importer.add(image_id, uri, split, labels)
 
 
 def _photograph(data: Any, path: str | None, out: str, image_id: str, root: str) -> str:

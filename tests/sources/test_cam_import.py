@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ def test_without_a_csv_every_class_counts_and_has_no_name(folder: Path) -> None:
 def test_what_does_not_fit_together_is_an_error_row(folder: Path) -> None:
     (folder / "photos" / "b.jpg").unlink()
     (folder / "photos" / "c.jpg").write_bytes(b"no photograph")
-    Image.new("RGB", (30, 20)).save(folder / "photos" / "a.png")
+    shutil.copy(folder / "cams" / "a.npz", folder / "cams" / "d.npz")
+    for ending in ("jpg", "png"):  # which one is the CAM's?
+        Image.new("RGB", (30, 20)).save(folder / "photos" / f"d.{ending}")
     report = run(folder)
-    kinds = {(error.image_id, error.kind) for error in report.errors}
-    assert kinds == {("a", "label"), ("b", "missing"), ("c", "decode")}
+    kinds = [(error.image_id, error.kind) for error in report.errors]
+    assert kinds == [("b", "missing"), ("c", "decode"), ("d", "label"), ("d", "label")]
     assert labels_of(report) == {"a": []}
 
 

@@ -93,3 +93,51 @@ def test_the_recipe_says_so(tmp_path: Path) -> None:
     }
     with pytest.raises(CannotRunError, match="for folder is one of auto, folders"):
         import_source(data.model_copy(update={"labels_from": "xml"}), str(tmp_path / "out"), 0)
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
+    report = folders(tmp_path, "train/1.jpg", "car/1.jpg")
+    assert [found[1] for found in labels(report).values()] == [["car"], ["train"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("training_set/cat/1.jpg", "test_set/cat/2.jpg"), ("test_set", "training_set")),
+        (("train2017/cat/1.jpg", "val2017/cat/2.jpg"), ("train2017", "val2017")),
+        (("cat/train/1.jpg", "cat/val/2.jpg"), ("train", "val")),
+    ],
+)
+def test_splits_by_other_names_and_below_the_classes(
+    tmp_path: Path, names: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    report = folders(tmp_path, *names)
+    assert tuple(row["split"] for row in rows(report).values()) == splits
+    assert report.manifest.label_space.names == ("background", "cat")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("Pets/cat/1.jpg", "Pets/dog/1.jpg"), "give 'Pets' as ROOT"),
+        (("train/Pets/cat/1.jpg", "train/Pets/dog/1.jpg"), "give 'Pets' as ROOT"),
+        (("train/images/1.jpg", "valid/images/1.jpg"), "the folder 'images' is no class"),
+        (("train/cat/1.jpg", "val/dog/1.jpg", "extra/x.jpg"), r"\['extra'\] beside them are not"),
+        (("cat/train/1.jpg", "dog/2.jpg"), "some classes have folders of splits below them"),
+        (("masks/1.jpg", "no_mask/1.jpg"), "masks/1.jpg is in a folder called as those of masks"),
+    ],
+)
+def test_what_may_be_read_in_two_ways_is_refused(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(CannotRunError, match=message):
+        folders(tmp_path, *names)
+    # without the key it is a folder of photographs like any other
+    assert folders(tmp_path, labels_from="auto").rows
+
+
+def test_a_folder_of_several_classes_is_an_error_row(tmp_path: Path) -> None:
+    report = folders(tmp_path, "cat/1.jpg", "cat, dog/2.jpg")
+    assert [row["labels"] for row in rows(report).values()] == [[1]]
+    [error] = report.errors
+    assert "a photograph of several classes needs a CSV" in error.message

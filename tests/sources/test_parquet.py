@@ -156,3 +156,56 @@ def test_no_files_and_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(CannotRunError, match="cannot be read"):
         import_parquet(str(tmp_path), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("validation.parquet", "validation"),
+        ("Val.parquet", "Val"),
+        ("test-0.parquet", "test"),
+        ("train-00000-of-00002.parquet", "train"),
+        ("extra-00000-of-00001.parquet", "extra"),
+        ("plain_text/validation-00000-of-00001.parquet", "validation"),
+        ("default/train/0000.parquet", "train"),
+        ("photographs.parquet", "train"),
+    ],
+)
+def test_a_file_s_name_tells_its_split(tmp_path: Path, name: str, split: str) -> None:
+    write(tmp_path / "set" / name, [(encoded(), None)], ["cat"])
+    report = import_parquet(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.manifest.splits == {split: 1}
+
+
+def test_a_column_tells_the_split_of_each_row(tmp_path: Path) -> None:
+    images = [(encoded(), f"{n}.jpg") for n in range(3)]
+    write(tmp_path / "set" / "all.parquet", images, ["cat"] * 3, Split=["train", "val", None])
+    report = import_parquet(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.manifest.splits == {"train": 2, "val": 1}
+    write(tmp_path / "two" / "train.parquet", images, ["cat"] * 3, split=["train", "val", None])
+    report = import_parquet(str(tmp_path / "two"), str(tmp_path / "out2"))
+    assert report.manifest.splits == {"train": 2}
+    [error] = report.errors
+    assert "its column says split 'val', its file 'train'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("texts", "names"),
+    [
+        (["cat;dog", "dog;bird", "cat"], ("cat",)),
+        (["cat, dog", "dog, bird", "cow"], ("cow",)),
+        (['["cat", "dog"]', "[]", "cow"], ("cow",)),
+        (["['cat', 'dog']", "cow"], ("cow",)),
+        # names with commas are names
+        (["tench, Tinca tinca", "goldfish, Carassius auratus"], ()),
+    ],
+)
+def test_lists_in_one_text_are_no_classes(
+    tmp_path: Path, texts: list[str], names: tuple[str, ...]
+) -> None:
+    images = [(encoded(), f"{n}.jpg") for n in range(len(texts))]
+    write(tmp_path / "set" / "train.parquet", images, texts)
+    report = import_parquet(str(tmp_path / "set"), str(tmp_path / "out"))
+    assert report.manifest.label_space.names[1:] == (names or tuple(sorted(texts)))
+    assert len(report.errors) == (len(texts) - 1 if names else 0)
+    assert all("write a list of names" in error.message for error in report.errors)
