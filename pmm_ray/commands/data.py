@@ -9,7 +9,9 @@ from pmm_ray.pipeline.run import RETRY, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.manifest import FILE_NAME
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.understood import console
@@ -39,13 +41,13 @@ def import_dataset(
 
 
 def show_import(
-    read: Callable[[], ImportReport], then: Callable[[Progress], None] = lambda progress: None
+    read: Callable[[], ImportReport], then: Callable[[Progress], str] = lambda progress: ""
 ) -> int:
     """Import, say what was understood, and close with the sum.
 
     Args:
         read: imports.
-        then: what else is done before the closing lines.
+        then: what else is done before the closing lines; returns what the last one adds.
 
     Returns:
         The exit code, as of `run_recipe`.
@@ -56,8 +58,8 @@ def show_import(
         for name, count in report.counts.items():
             print(f"{name}: {count}")
         print(console(report), flush=True)
-        then(progress)
-        close(report.accounting, f"{report.manifest.uri}, errors/ beside it", _print)
+        more = then(progress)
+        close(report.accounting, f"{report.manifest.uri}, errors/ beside it{more}", _print)
 
     return guarded(body)
 
@@ -66,14 +68,24 @@ def _print(text: str) -> None:
     print(storage.printable(text), flush=True)
 
 
-def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress) -> None:
-    """Make the masks that the imported manifest of `place` names; nothing where it names none."""
-    uri = storage.join(place, "manifest.parquet")
+def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress) -> str:
+    """Make the masks that the imported manifest of `place` names; nothing where it names none.
+
+    Returns:
+        How many could not be made, with the first reason and the place of all; empty if none.
+    """
+    uri = storage.join(place, FILE_NAME)
     if rasterize_masks.objects_fingerprint(uri) is None:
-        return
+        return ""
     draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
     with open_run(place, config, [draw], progress, address, **RETRY) as run:
         run.data = DataSet.open(uri)
         run.follow()
-        for name, count in run["rasterize_masks"].finished().details["counts"].items():
+        folder = run["rasterize_masks"]
+        for name, count in folder.finished().details["counts"].items():
             run.say(f"{name}: {count}")
+    errors = read_errors(folder.errors_uri)
+    if not errors:
+        return ""
+    first = f"{errors[0].image_id}: {errors[0].message}"
+    return f"; {len(errors)} masks could not be made ({first}), see {folder.errors_uri}"

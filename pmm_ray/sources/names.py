@@ -13,6 +13,7 @@ import hashlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,12 +226,12 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
     several: dict[str, tuple[str, ...]] = {}
     open_left, open_right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
     for said, key in _RULES:
+        # a name alone tells nothing where another file has it too, paired already or not
+        alone = key is _RULES[-1][1]
         by_key: dict[str, list[str]] = {}
-        for name in open_right:
+        for name in right if alone else open_right:
             by_key.setdefault(key(name), []).append(name)
-        rivals: dict[str, int] = {}
-        for name in open_left:
-            rivals[key(name)] = rivals.get(key(name), 0) + 1
+        rivals = Counter(map(key, left if alone else open_left))
         for name in open_left:
             found = by_key.get(key(name), [])
             if len(found) == 1 and rivals[key(name)] == 1:

@@ -190,6 +190,13 @@ def _verdict(
         # WeakTr adds the shares of two decoders: 0.8 p + q
         return "probabilities", float(scores.sum(axis=0, dtype=np.float32).max()) <= 1 + _MARGIN
     if float(scores.max()) > 1 + _MARGIN:
+        total = scores.sum(axis=0, dtype=np.float64)
+        for whole in (100, 255):
+            if np.allclose(total, whole, rtol=_MARGIN):
+                raise ValueError(
+                    f"the planes of each pixel add up to {whole}: divide them by it, then they are "
+                    "probabilities"
+                )
         return "logits", False
     if shares:
         return "probabilities", True

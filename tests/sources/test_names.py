@@ -53,6 +53,14 @@ def test_a_number_or_ending_that_fits_two_files_is_a_choice_of_nobody() -> None:
     assert found.name == "7.jpg"
 
 
+def test_a_name_alone_that_another_file_has_too_pairs_nothing() -> None:
+    assert pair(["x/a", "b"], ["a", "y/b"]).of == {"x/a": "a", "b": "y/b"}
+    # `a` is the name of two on each side, and one pair of them is found by its path
+    pairs = pair(["train/a", "val/a"], ["a", "train/a"])
+    assert pairs.of == {"train/a": "train/a"}
+    assert pairs.several == {"val/a": ("a", "train/a")}
+
+
 def test_files_called_after_the_whole_name_of_a_photograph_are_its_own() -> None:
     pairs = pair(["a", "b"], ["a.jpg", "b.JPEG"])
     assert pairs.of == {"a": "a.jpg", "b": "b.JPEG"}

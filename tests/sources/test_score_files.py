@@ -179,6 +179,8 @@ def test_a_bare_array_needs_no_trust(tmp_path: Path) -> None:
         (np.zeros((21, 4, 4), int), "floating is expected"),
         ({"prob": np.zeros((2, 4, 4), np.float32), "keys": np.arange(3)}, "2 planes for 3"),
         ({"scores": 1}, "expected is"),
+        (np.full((21, 4, 4), 100 / 21, np.float32), "add up to 100: divide them by it"),
+        (np.full((21, 4, 4), 255 / 21, np.float32), "add up to 255: divide them by it"),
     ],
 )
 def test_what_cannot_be_scores_is_refused(content: Any, message: str, tmp_path: Path) -> None:
