@@ -126,14 +126,17 @@ def _from_lines(lines: list[str], name: str) -> ClassList:
 def _numbered(lines: list[str]) -> list[tuple[int, str]]:
     """The numbers and names of lines such as `0 background`, `1: cat` or `cat,1`; else none.
 
-    Numbers go up by one from 0 or 1. Names that are one without them are names: `part 1`, `part 2`.
+    Numbers go up by one from 0 or 1, or one of them is the background's 0. Names that are one
+    without them are names: `part 1`, `part 2`.
     """
     for pattern in _NUMBERED:
         found = [m for m in map(pattern.match, lines) if m]
         numbers, names = [int(m["id"]) for m in found], {m["name"] for m in found}
-        first = numbers[0] if numbers else 2
+        first = min(numbers, default=2)
+        whole = len(names) == len(set(numbers)) == len(lines) > 1
         in_order = numbers == list(range(first, first + len(lines)))
-        if first < 2 and in_order and len(names) == len(lines) > 1:
+        zero = any(int(m["id"]) == 0 and is_background(m["name"]) for m in found)
+        if whole and (zero or (first < 2 and in_order)):
             return [(int(m["id"]), m["name"]) for m in found]
     return []
 

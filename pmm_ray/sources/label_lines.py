@@ -177,9 +177,10 @@ def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLi
 
 
 def names_of(lines: Iterable[LabelLine]) -> list[str]:
-    """The classes that sound lines name, sorted; the background is none."""
+    """The classes that sound lines name, sorted, numbers as such; the background is none."""
     sound = (line for line in lines if not line.fault and not separator_in(line.labels))
-    return sorted({name for line in sound for name in line.labels if not is_background(name)})
+    found = {name for line in sound for name in line.labels if not is_background(name)}
+    return sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
 
 
 def separator_in(labels: Sequence[str]) -> str:

@@ -84,6 +84,13 @@ def import_parquet(
     """
     root, out = storage.absolute(root), storage.absolute(out)
     files = [_open(uri, split, image_column, label_column) for uri, split in _find(root)]
+    lacking = [file.uri for file in files if file.label is None]
+    if 0 < len(lacking) < len(files):
+        known = label_column or ", ".join(_LABEL_COLUMNS)
+        raise CannotRunError(
+            f"{lacking[0]} has no column of labels ({known}), and other files have one: give it "
+            "the same name in all"
+        )
     read = _read_labels(files)
     if class_names is not None:
         read = replace(read, names=tuple(map(normalize_name, class_names)))

@@ -125,3 +125,23 @@ def test_lists_of_classes_that_would_be_one_off(text: str, said: str, tmp_path: 
     (tmp_path / "classes.txt").write_text(text)
     with pytest.raises(CannotRunError, match=said):
         read_label_space(str(tmp_path / "classes.txt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("2 dog\n1 cat\n0 background\n", {"cat": 1, "dog": 2}),
+        ("0: background\n1: cat\n3: dog\n", {"cat": 1, "dog": 3}),
+    ],
+)
+def test_numbers_with_that_of_the_background_are_mask_values_in_any_order(
+    text: str, ids: dict[str, int], tmp_path: Path
+) -> None:
+    (tmp_path / "classes.txt").write_text(text)
+    space = read_label_space(str(tmp_path / "classes.txt"))
+    assert dict(zip(space.names[1:], space.dataset_ids[1:], strict=True)) == ids
+
+
+def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    csv = "image_id,labels\na,10\nb,2;1\n"
+    assert a_folder(tmp_path, csv).manifest.label_space.names[1:] == ("1", "2", "10")

@@ -209,3 +209,12 @@ def test_lists_in_one_text_are_no_classes(
     assert report.manifest.label_space.names[1:] == (names or tuple(sorted(texts)))
     assert len(report.errors) == (len(texts) - 1 if names else 0)
     assert all("write a list of names" in error.message for error in report.errors)
+
+
+def test_a_file_whose_labels_have_another_name_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet", [(encoded(), "a.jpg")], ["cat"])
+    write(tmp_path / "set" / "val.parquet", [(encoded(), "b.jpg")], ["cat"], column="category")
+    with pytest.raises(
+        CannotRunError, match=r"val.parquet has no column of labels \(labels, label"
+    ):
+        import_parquet(str(tmp_path / "set"), str(tmp_path / "out"))
