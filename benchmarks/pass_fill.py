@@ -25,7 +25,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.mapping.chunks import largest_first
 
 CHUNK = 32
-PASS_PIXELS = 32 * 448**2
+"""Images of a chunk, see `table_stage.auto_batch`."""
 MAPS = 3
 """Maps that an image keeps on the device until its last view was seen."""
 
@@ -50,7 +50,7 @@ class Shape:
 
 def filled(sizes: Sequence[tuple[int, int]], config: CamsConfig) -> tuple[float, float]:
     """(share of the passes' pixels that views take, views of a pass) of photographs in an order."""
-    batches = Batches(lambda views: views[:, :1], PASS_PIXELS, torch.device("meta"))
+    batches = Batches(lambda views: views[:, :1], "auto", torch.device("meta"))
     total: dict[str, int] = {}
     for start in range(0, len(sizes), CHUNK):
         for _ in batches(Shape(*size, config) for size in sizes[start : start + CHUNK]):

@@ -295,11 +295,11 @@ def test_a_command_that_came_to_its_end_is_finished(tmp_path: Path) -> None:
     shown = Progress(stream=io.StringIO())
 
     def make(context: RunContext, folder: StageFolder) -> Summary:
+        assert finished() is None
         return Summary(stage=folder.stage, hash=folder.hash)
 
     with open_run(str(tmp_path), RunConfig(), [step], shown) as run:
         run.follow()
-        assert finished() is None
     assert finished() is not None
 
 

@@ -171,7 +171,6 @@ def _open(
     kept = [name for name in own if name in ("sweep_masks", "judge_masks")]
     with open_run(place, config, steps, progress, request.address, adds=own, kept=kept) as run:
         run.follow()
-        run.session.write_record(finished=True)
         yield run
         print(build_report(place))
 

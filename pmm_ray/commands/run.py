@@ -68,7 +68,6 @@ def run_recipe(
             except BudgetExceededError:
                 _report(place)  # its table of errors is what is needed now
                 raise
-            run.session.write_record(finished=True)
             _report(place)
             where = f"{place}/report.html, {place}/*/errors"
             close(account_run(load_run(place, with_curves=False)), where, run.say)

@@ -107,7 +107,7 @@ class Run:
         return None if scored is None else scored.finished().metrics.get("mean_iou")
 
     def follow(self) -> None:
-        """Do every selected step that is not done.
+        """Do every selected step that is not done, and write down that the attempt has ended.
 
         Raises:
             CannotRunError: a step cannot be done, or one that is not selected was not.
@@ -121,7 +121,7 @@ class Run:
             if step.cycle and step.cycle in ended:
                 continue
             if selection.ended(step.name):
-                return
+                break
             stage = step.make(self)
             if stage is not None:
                 folder = stage.folder(self.session.run_dir)
@@ -131,6 +131,7 @@ class Run:
                 self.folders[step.name] = self.session.do(stage) if stored else folder
             if step.after(self):
                 ended.add(step.cycle)
+        self.session.write_record(finished=True)
 
 
 RETRY: dict[str, Any] = {"retry_errors": True}
@@ -176,7 +177,6 @@ def open_run(
     with Session(place, config, selection, progress, connect, adds, kept) as session:
         session.hold()
         yield Run(session, steps)
-        session.write_record(finished=True)
 
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:

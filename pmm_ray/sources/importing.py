@@ -207,8 +207,13 @@ class Importer:
 
     def _settle(self, ahead: int) -> None:
         """Make the rows of all photographs but the last few, in their order."""
-        while len(self._waiting) > ahead:
-            self._waiting.popleft()()
+        try:
+            while len(self._waiting) > ahead:
+                self._waiting.popleft()()
+        except BaseException:
+            # a store that fails is tried for a minute, and the process waits for its threads
+            self._openers.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def _add(
         self, row: ManifestRow, read: Callable[[], _Read], stated_size: tuple[int, int] | None

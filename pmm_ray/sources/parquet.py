@@ -233,7 +233,7 @@ def _add(
     seen.add(image_id)
     labels = partial(read.ids, row.get(file.label) if file.label else None)
     split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
-    if file.split not in ("", split):
+    if is_split(file.split) and file.split != split:
         text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
         importer.fail(image_id, "label", text, file.uri)
         return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.errors import MayPassError, RowError
 from pmm_ray.sources import importing
 from pmm_ray.sources.importing import Importer
 
@@ -78,3 +78,24 @@ def test_only_some_photographs_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         add(images, f"p{n}", f"s3://b/{n}.jpg")
         assert len(images._waiting) <= 3
     assert images.finish().rows == 10
+
+
+def test_a_store_that_fails_is_not_asked_for_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def read(uri: str) -> tuple[int, int]:
+        asked.append(uri)
+        assert uri == "s3://b/0.jpg" or go_on.wait(timeout=60)
+        raise MayPassError("the store fails")
+
+    images = importer(tmp_path, monkeypatch, read)
+    for n in range(100):
+        add(images, f"p{n}", f"s3://b/{n}.jpg")
+    with pytest.raises(MayPassError, match="the store fails"):
+        _ = images.rows
+    go_on.set()
+    images._openers.shutdown()
+    assert len(asked) < 100

@@ -187,6 +187,10 @@ def test_a_column_tells_the_split_of_each_row(tmp_path: Path) -> None:
     assert report.manifest.splits == {"train": 2}
     [error] = report.errors
     assert "its column says split 'val', its file 'train'" in error.message
+    # a folder of another name is no evidence
+    write(tmp_path / "three" / "plain_text" / "0.parquet", images, ["cat"] * 3, split=["val"] * 3)
+    report = import_parquet(str(tmp_path / "three"), str(tmp_path / "out3"))
+    assert report.manifest.splits == {"val": 3}
 
 
 @pytest.mark.parametrize(
