@@ -1,7 +1,7 @@
 """The demo's CAM and predict stages on CPUs: this checkout beside an older one, in turn.
 
     git worktree add /tmp/older e601e41
-    python benchmarks/cpu_stages.py /tmp/older SCRATCH
+    python benchmarks/cpu_stages.py /tmp/older SCRATCH [--repeats 3] [--stages predict]
 
 e601e41 is the last commit before workers overlapped. Both sides train once, by their own code, on
 the same shapes; then each makes its CAMs and `pmm predict` anew, in turn. Rates are those that the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stages", nargs="+", choices=[*STAGES], default=[*STAGES])
     args = parser.parse_args()
     scratch: Path = args.scratch.resolve()
     scratch.mkdir(parents=True, exist_ok=True)
@@ -57,18 +59,19 @@ def main() -> None:
     rates: dict[tuple[str, str], list[float]] = {}
     for turn in range(args.repeats):
         for side, checkout in list(sides.items())[:: 1 if turn % 2 else -1]:
-            place = scratch / side
-            pmm(checkout, *run, str(place), "--only", "make_cams", "--fresh")
-            pmm(checkout, *run, str(place))  # computes nothing, and names the segmenter again
-            out = scratch / f"{side}-masks-{turn}"
-            pmm(
-                checkout, "predict", str(place), "--images", str(data / "images"), "--out", str(out)
-            )
-            for name, folder in (("CAMs", place), ("predict", out)):
-                rates.setdefault((name, side), []).append(rate(folder, STAGES[name]))
+            place, out = scratch / side, scratch / f"{side}-masks"
+            if "CAMs" in args.stages:
+                pmm(checkout, *run, str(place), "--only", "make_cams", "--fresh")
+                rates.setdefault(("CAMs", side), []).append(rate(place, STAGES["CAMs"]))
+                pmm(checkout, *run, str(place))  # computes nothing, and names the segmenter again
+            if "predict" in args.stages:
+                shutil.rmtree(out, ignore_errors=True)
+                images = str(data / "images")
+                pmm(checkout, "predict", str(place), "--images", images, "--out", str(out))
+                rates.setdefault(("predict", side), []).append(rate(out, STAGES["predict"]))
     print(f"{args.images} images, {args.repeats} turns; {commit(sides['older'])}, {commit(HERE)}")
     print("| stage | older, images/s | now, images/s | ratio of medians |\n|---|---|---|---|")
-    for name in STAGES:
+    for name in args.stages:
         older, now = rates[name, "older"], rates[name, "now"]
         shown = (", ".join(f"{value:.2f}" for value in side) for side in (older, now))
         ratio = statistics.median(now) / statistics.median(older)
