@@ -44,6 +44,9 @@ def data_import(
         Literal["auto", "cls_labels", "xml", "masks", "annotations", "lists", "folders"],
         typer.Option(help="Source of the labels. folder: folders are named by class."),
     ] = "auto",
+    label_column: Annotated[
+        str, typer.Option(help="folder, parquet: column of labels, if called otherwise.")
+    ] = "",
     lists: Annotated[
         str, typer.Option(help="voc12, coco14: folder of NAME.txt, NAME_cls.txt to compare with.")
     ] = "",
@@ -74,6 +77,7 @@ def data_import(
             source=source,
             root=root,
             labels_from=labels_from,
+            label_column=label_column,
             lists=lists,
             ground_truth=ground_truth,
             overlap=overlap,

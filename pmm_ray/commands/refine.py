@@ -94,7 +94,7 @@ def refine_folder(
         steps = [Step(refine_scores.STAGE, make)]
         with open_run(place, config, steps, progress, address, **RETRY) as run:
             listing = storage.join(place, "score-files.parquet")
-            found = find_cams(
+            files = find_cams(
                 str(scores),
                 listing,
                 trust_pickle=said.trust_pickle,
@@ -102,7 +102,7 @@ def refine_folder(
                 what="score file",
             )
             read = read_scores if setting.background == "given" else read_maps
-            report, seeds = read(run, found, str(images), said)
+            report, seeds = read(run, files, str(images), said)
             truth = None
             if ground_truth is not None:
                 truth = find_truth(str(ground_truth), run.data.images, place)
@@ -112,12 +112,14 @@ def refine_folder(
                 )
             run.follow()
             folder = run[refine_scores.STAGE]
+            more = ""
             if truth is not None:
                 reading = "contiguous" if truth.is_table else truth_ids
                 space = run.data.manifest.label_space
-                show(*refine_scores.scores(place, folder, space, truth, reading), place, compare)
+                found = refine_scores.scores(place, folder, space, truth, reading)
+                more = show(*found, place, compare)
             total = report.accounting.after(read_errors(folder.errors_uri))
-            close(total, f"{masks}, {place}/errors", run.say)
+            close(total, f"{masks}, {place}/errors{more}", run.say)
 
     return guarded(body)
 
@@ -193,11 +195,16 @@ def _check_strengths(said: str, numbers: Sequence[float], setting: Setting) -> N
         )
 
 
-def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> None:
-    """Print the scores, and keep them as `scores.json`."""
+def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> str:
+    """Print the scores, and keep them as `scores.json`.
+
+    Returns:
+        What the last line of the command adds: how many images have truth that is of no use.
+    """
+    unusable = details["truth_errors"]
+    more = f"; {unusable} images have ground truth that cannot be used" if unusable else ""
     if not details["scored"]:
-        print(f"no image could be scored, see {storage.join(place, 'errors')}")
-        return
+        return f"{more}; no image could be scored"
     moments = ("before", "after") if compare else ("after",)
     truth = details["after"]["truth_pixels"]
     named = [name for name, pixels in truth.items() if pixels]
@@ -216,14 +223,10 @@ def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare
         print(f"the masks leave {open_:.2f} % of the pixels open: not hit")
     if details["note"]:
         print(details["note"])
-    if details["truth_errors"]:
-        print(
-            f"{details['truth_errors']} images have ground truth that cannot be used, see "
-            f"{storage.join(place, 'errors')}"
-        )
     uri = storage.join(place, "scores.json")
     content = metrics | {
         key: details[key] for key in ("scored", "truth_errors", "readings", "note", *moments)
     }
     storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
     print(uri)
+    return more

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pmm_ray.config.base import Positive, Section, execution
+from pmm_ray.config.base import Positive, Section, added, execution
 
 
 class DataConfig(Section):
@@ -29,6 +29,9 @@ class DataConfig(Section):
     ] = "auto"
     """Where image-level labels come from. `voc12`: cls_labels, xml, masks or lists; `coco14`:
     annotations (`auto`) or lists; `folder`: a CSV (`auto`), or folders named by class."""
+    label_column: str = added("")
+    """`folder`, `parquet`: the column of labels, where `labels`, `label`, `classes` or `class` is
+    not it, or two of them differ."""
     lists: str = ""
     """`voc12`, `coco14`: folder of the field's lists, `NAME.txt` (ids) and `NAME_cls.txt` (ids and
     classes, from 0); what differs from them is written to differences.csv."""

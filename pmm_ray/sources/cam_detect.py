@@ -40,6 +40,7 @@ class Peek:
     numbers: tuple[int, ...]
     sure: bool
     adds_up: bool
+    out_of_range: str
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def detect(cams: CamFolder, reader: CamReader) -> Detected:
         reader: with what the user says.
 
     Raises:
-        CannotRunError: the files are not what the user says, planes add up to one, or every file
-            has a class 0 that may be the background.
+        CannotRunError: the files are not what the user says, or of every one that was looked into:
+            it cannot be read, its planes add up to one, it has a class 0 that may be the
+            background, its scores are out of range or nowhere above 0.
     """
     reading = reader.reading
     if cams.is_table and reading != UNREAD:
@@ -108,19 +110,30 @@ def detect(cams: CamFolder, reader: CamReader) -> Detected:
     # what numbers mean comes last: the classes are not known yet
     reader = replace(reader, reading=replace(reading, class_ids="contiguous"))
     peeks, faults = look_into(cams.index, _LOOKED_INTO, partial(_peek, reader))
-    if not peeks and faults and reading != UNREAD:
-        first = faults[0]
-        raise CannotRunError(f"the CAMs are not what the flags say: {first.uri}: {first.message}")
+    if not peeks and faults and not cams.is_table:
+        fault = f"{faults[0].uri}: {faults[0].message}"
+        if reading != UNREAD:
+            raise CannotRunError(f"the CAMs are not what the flags say: {fault}")
+        raise CannotRunError(
+            f"not one of the {len(faults)} CAMs that were looked into can be read, such as {fault}"
+        )
     _refuse_shares([peek for peek in peeks if not peek.sure])
     if reading.first_class is None and not reading.background_channel:
         _refuse_class_0([peek for peek in peeks if not peek.sure])
+    if peeks and all(peek.out_of_range for peek in peeks):
+        first = peeks[0]
+        raise CannotRunError(
+            f"{first.image_id}, and so all {len(peeks)} CAMs that were looked into: "
+            f"{first.out_of_range}"
+        )
     return Detected(reading, tuple(peeks), len(peeks) + len(faults))
 
 
 def _peek(reader: CamReader, image_id: str, row: dict[str, Any]) -> Peek:
-    planes = reader.peek(row)
+    planes, fault = reader.peek(row)
     labels, numbers = tuple(planes.labels), tuple(planes.numbers)
-    return Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, adds_up(planes))
+    shares = adds_up(planes)
+    return Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, shares, fault)
 
 
 def look_into(

@@ -251,7 +251,7 @@ def _look_into(
             continue
         names = {word for word in line.labels if not word.isdecimal() and not is_background(word)}
         try:
-            labels = set(reader.peek(tables.read_rows(uri, [row])[0]).labels)
+            labels = set(reader.peek(tables.read_rows(uri, [row])[0])[0].labels)
         except RowError:
             continue
         found.append((names, labels))

@@ -62,14 +62,41 @@ class CamReader:
         with naming(source):
             cam = self._read(source)
             self._check(cam, (manifest["height"], manifest["width"]))
-            cam = replace(cam, scores=_normalized(cam.scores, self.reading.normalize))
-            _check_range(cam.scores)
-            return self._allowed(cam, manifest["labels"] or [])
+            labels, scores = self._allowed(cam, manifest["labels"] or [])
+            return labels, self._in_range(replace(cam, scores=scores))
 
-    def peek(self, source: Mapping[str, Any]) -> Planes:
-        """What a row of `CamFolder.index` holds. Raises RowError as above."""
+    def peek(self, source: Mapping[str, Any]) -> tuple[Planes, str]:
+        """What a row of `CamFolder.index` holds, and what is wrong with its range, if it is.
+
+        Raises RowError as above.
+        """
         with naming(source):
-            return self._read(source)
+            planes = self._read(source)
+            fault = ""
+            try:
+                self._in_range(planes)
+            except ValueError as error:
+                fault = str(error)
+            return planes, fault
+
+    def _in_range(self, cam: Planes) -> NDArray[Any]:
+        """The scores within 0..1. Raises ValueError of others, and where none is above 0."""
+        scores = _normalized(cam.scores, self.reading.normalize)
+        if not scores.size:
+            return scores
+        low, high = float(scores.min()), float(scores.max())
+        if low < _LOWEST or high > _HIGHEST:
+            raise ValueError(
+                f"scores are {low:g} to {high:g}: normalize each map to 0..1, with --normalize "
+                "max or minmax"
+            )
+        # a classifier of ours may see nothing in a photograph
+        if high <= 0 and cam.layout != TABLE:
+            raise ValueError(
+                f"scores are {low:g} to {high:g}: where none is above 0, the mask would be "
+                "background alone"
+            )
+        return scores
 
     def _read(self, source: Mapping[str, Any]) -> Planes:
         uri = source.get("cam_uri")
@@ -152,17 +179,6 @@ def _normalized(scores_Khw: NDArray[Any], how: Normalize) -> NDArray[Any]:
         return normalize(scores_Khw)
     highest = scores_Khw.max(axis=(1, 2), keepdims=True).astype(np.float32)
     return scores_Khw / np.where(highest > 0, highest, np.float32(1))
-
-
-def _check_range(scores_Khw: NDArray[Any]) -> None:
-    if not scores_Khw.size:
-        return
-    low, high = float(scores_Khw.min()), float(scores_Khw.max())
-    if low < _LOWEST or high > _HIGHEST:
-        raise ValueError(
-            f"scores are {low:g} to {high:g}: normalize each map to 0..1, with --normalize max or "
-            "minmax"
-        )
 
 
 def from_coco(labels: list[int]) -> list[int]:

@@ -44,6 +44,8 @@ SINGLE_FILES = (
     "result.json",
 )
 """Where those of all splits are, if a folder has none of the former."""
+UNASKED = "annotations of a split that nobody asked for"
+"""Why a file of annotations is left out."""
 
 
 @reads_source
@@ -78,7 +80,10 @@ def import_coco(
     importer = Importer(out, classes.space, source="coco", exif="apply", max_pixels=max_pixels)
     importer.labels_from, importer.background = "the annotations", classes.background
     importer.notes += classes.notes
-    importer.notes += _unasked(root, splits, [uri for _, uri in files])
+    unasked = _unasked(root, splits, [uri for _, uri in files])
+    importer.notes += unasked.values()
+    for uri in unasked:
+        importer.leave_out(UNASKED, uri.removeprefix(f"{root}/"))
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
@@ -125,7 +130,7 @@ def import_coco(
     metadata = {}
     if objects and storage.exists(objects):
         metadata = {OBJECTS_KEY: index_objects(objects)}
-    return importer.finish(counts, metadata, found=listed_images)
+    return importer.finish(counts, metadata, found=listed_images + len(unasked))
 
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
@@ -146,7 +151,7 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
     if not files:
         raise CannotRunError(
             foreign_export(root, coco=False)
-            or "; ".join(_unasked(root, splits))
+            or "; ".join(_unasked(root, splits).values())
             or foreign_export(root)
             or f"no annotation file; looked for {[*tried, *single]}"
         )
@@ -160,18 +165,18 @@ def has_annotations(root: str) -> bool:
     return any(storage.exists(place) for place in places)
 
 
-def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> list[str]:
-    """A line for each annotation file of a usual split that nobody asked for."""
+def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict[str, str]:
+    """What to say of each annotation file of a usual split that nobody asked for, by its uri."""
     if has_ending(root, ".json"):
-        return []
+        return {}
     others = [split for split in USUAL_SPLITS if split not in splits]
     places = [storage.join(root, pattern.format(split)) for split in others for pattern in FILES]
-    return [
-        f"{uri} is not imported: it is of none of the splits {', '.join(splits)} (--split, or "
+    return {
+        uri: f"{uri} is not imported: it is of none of the splits {', '.join(splits)} (--split, or "
         "data.train_split and data.held_out_split)"
         for uri in places
         if uri not in used and storage.exists(uri)
-    ]
+    }
 
 
 def _image_ids(images: Sequence[CocoImage]) -> list[str]:

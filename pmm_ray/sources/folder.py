@@ -66,6 +66,7 @@ def import_folder(
     labels_csv: str | None = None,
     class_names: Sequence[str] | None = None,
     labels_from: Literal["auto", "folders", "none"] = "auto",
+    label_column: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a folder of photographs, used in place. EXIF orientation is applied.
@@ -85,6 +86,7 @@ def import_folder(
             LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
         labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
             aside: all photographs are unlabelled.
+        label_column: of the CSV, see `read_labels_csv`.
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -101,7 +103,7 @@ def import_folder(
         lines = folder_lines(photographs.files)
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
-            lines += read_labels_csv(uri, folder)
+            lines += read_labels_csv(uri, folder, label_column)
         except CannotRunError as error:
             raise CannotRunError(foreign_export(uri) or str(error)) from error
     if labels_from == "folders" and not lines:

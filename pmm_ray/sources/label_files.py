@@ -127,17 +127,27 @@ def _numbered(lines: list[str]) -> list[tuple[int, str]]:
     """The numbers and names of lines such as `0 background`, `1: cat` or `cat,1`; else none.
 
     Numbers go up by one from 0 or 1, or one of them is the background's 0. Names that are one
-    without them are names: `part 1`, `part 2`.
+    without them are names: `part 1`, `part 2`. So are those with a space and other numbers behind
+    them: `boeing 737`, `airbus 320`.
+
+    Raises:
+        ValueError: other numbers, which may be ids or belong to the names.
     """
     for pattern in _NUMBERED:
         found = [m for m in map(pattern.match, lines) if m]
         numbers, names = [int(m["id"]) for m in found], {m["name"] for m in found}
-        first = min(numbers, default=2)
-        whole = len(names) == len(set(numbers)) == len(lines) > 1
-        in_order = numbers == list(range(first, first + len(lines)))
+        if not len(names) == len(set(numbers)) == len(lines) > 1:
+            continue
+        first = min(numbers)
+        in_order = first < 2 and numbers == list(range(first, first + len(lines)))
         zero = any(int(m["id"]) == 0 and is_background(m["name"]) for m in found)
-        if whole and (zero or (first < 2 and in_order)):
+        if in_order or zero:
             return [(int(m["id"]), m["name"]) for m in found]
+        if pattern is _NUMBERED[0] or all(m[0][m.end("name")] != " " for m in found):
+            raise ValueError(
+                f"{lines[0]!r} and {lines[1]!r}: are {numbers[:5]} ids, or parts of the names? "
+                "Write a .csv with the columns id,name"
+            )
     return []
 
 

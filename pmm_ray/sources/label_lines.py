@@ -20,7 +20,9 @@ COLUMNS = {
     "labels": ("labels", "label", "classes", "class"),
     "split": ("split", "subset"),
 }
-"""What people call the columns; the first that is there counts."""
+"""What people call the columns. Two of one kind must say the same in every line."""
+LABEL_COLUMN = "data.label_column, `pmm data import`: --label-column"
+"""How a user names the column of labels."""
 _MARKS = dict.fromkeys(("0", "0.0", "false", "no", ""), False)
 _MARKS |= dict.fromkeys(("1", "1.0", "true", "yes", "x"), True)
 # the number of a line, as pandas writes it
@@ -52,7 +54,7 @@ class LabelLine:
         return (self.blank,) if self.blank in space.names else self.labels
 
 
-def read_labels_csv(uri: str, folder: str = "") -> list[LabelLine]:
+def read_labels_csv(uri: str, folder: str = "", label_column: str = "") -> list[LabelLine]:
     """The lines of a CSV file with the columns image_id and labels (or label), and maybe split.
 
     Without a column of labels each other column is a class, with 0 or 1 (or false, true, no, yes)
@@ -61,19 +63,23 @@ def read_labels_csv(uri: str, folder: str = "") -> list[LabelLine]:
     Args:
         uri: of the file.
         folder: of Roboflow's: its photographs are there, and it is the name of their split.
+        label_column: that of the labels, in place of those of `COLUMNS`.
 
     Raises:
-        CannotRunError: no such file, no text, or without those columns.
+        CannotRunError: no such file, no text, without those columns, or with two that differ.
     """
-    lines = label_lines(uri, read_table_text(uri, "labels file"))
+    lines = label_lines(uri, read_table_text(uri, "labels file"), label_column)
     if not folder:
         return lines
     return [replace(line, name=f"{folder}/{line.name}", split=folder) for line in lines]
 
 
-def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
+def label_lines(uri: str, table: TextTable, label_column: str = "") -> list[LabelLine]:
     """As `read_labels_csv`, of a table that is read already."""
-    places = {name: _only(uri, table, names) for name, names in COLUMNS.items()}
+    known = COLUMNS | ({"labels": (label_column.casefold(),)} if label_column else {})
+    places = {name: _only(uri, table, names) for name, names in known.items()}
+    if label_column and not places["labels"]:
+        raise CannotRunError(f"{uri} has no column {label_column!r}: it has {list(table.columns)}")
     image, labels, split = places["image_id"], places["labels"], places["split"]
     others = [column for column in table.columns if column not in (image, split, "")]
     others = [column for column in others if not _INDEX.match(column.casefold())]
@@ -84,7 +90,7 @@ def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
     if not image or not labels:
         raise CannotRunError(
             f"{uri}: the first line must name the columns image_id and labels, separated by ','; "
-            f"it names {list(table.columns)}"
+            f"it names {list(table.columns)} ({LABEL_COLUMN} names another column of labels)"
         )
     lines = [_line(line, image, labels, split) for line in table.lines]
     if count := bits_in(";".join(line.labels) for line in lines):
@@ -98,13 +104,19 @@ def label_lines(uri: str, table: TextTable) -> list[LabelLine]:
 
 def _only(uri: str, table: TextTable, names: Sequence[str]) -> str:
     """The column that one of these names means, in any case; empty where there is none."""
-    for name in names:
-        found = [column for column in table.columns if column.casefold() == name]
-        if len(found) > 1:
-            raise CannotRunError(f"{uri}: its first line names {found} twice: keep one of them")
-        if found:
-            return found[0]
-    return ""
+    columns = [column for name in names for column in table.columns if column.casefold() == name]
+    if len({column.casefold() for column in columns}) < len(columns):
+        raise CannotRunError(f"{uri}: its first line names {columns} twice: keep one of them")
+    for other in columns[1:]:
+        line = next((x for x in table.lines if x.cells[other] != x.cells[columns[0]]), None)
+        if line is not None:
+            hint = f", or say which one counts ({LABEL_COLUMN})" if "labels" in names else ""
+            raise CannotRunError(
+                f"{uri}: the columns {columns[0]!r} and {other!r} mean one thing and differ in "
+                f"line {line.number}, {line.cells[columns[0]]!r} and {line.cells[other]!r}: keep "
+                f"one of them{hint}"
+            )
+    return columns[0] if columns else ""
 
 
 def _all_marks(table: TextTable, columns: Sequence[str]) -> bool:

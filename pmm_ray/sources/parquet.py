@@ -36,6 +36,7 @@ from pmm_ray.sources.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.label_files import class_list
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.names import has_ending, safe_image_id
+from pmm_ray.sources.photographs import is_result, result_folders
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("labels", "label", "classes", "class")
@@ -61,8 +62,7 @@ def import_parquet(
     root: str,
     out: str,
     *,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: str = "",
     class_names: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
@@ -72,8 +72,8 @@ def import_parquet(
         root: a `.parquet` file, or a folder of them; a file's split is its name without the
             shard's number, or that of its folder; a column `split` or `subset` may say it instead.
         out: folder that gets `manifest.parquet`, `errors/` and `images/`.
-        image_column, label_column: default: the first of `image`, `img`, ... and `labels`,
-            `label`, ...; without a label column all photographs are unlabelled.
+        label_column: default: `labels`, `label`, `classes` or `class`, the only one that is there;
+            without it all photographs are unlabelled.
         class_names: the classes in the order of their ids; default: the metadata's, else the
             labels found, strings sorted and integers as `0`, `1`, ...
         max_pixels: a photograph that declares more becomes an error row.
@@ -83,7 +83,7 @@ def import_parquet(
         ValueError: class names that make no label space.
     """
     root, out = storage.absolute(root), storage.absolute(out)
-    files = [_open(uri, split, image_column, label_column) for uri, split in _find(root)]
+    files = [_open(uri, split, label_column) for uri, split in _find(root, out)]
     lacking = [file.uri for file in files if file.label is None]
     if 0 < len(lacking) < len(files):
         known = label_column or ", ".join(_LABEL_COLUMNS)
@@ -108,12 +108,16 @@ def import_parquet(
     return importer.finish(found=found)
 
 
-def _find(root: str) -> list[tuple[str, str]]:
-    """(uri, split) of the files; the split is empty where no name tells it."""
+def _find(root: str, out: str) -> list[tuple[str, str]]:
+    """(uri, split) of the files, but for our results; no split where no name tells it."""
     if has_ending(root, ".parquet"):
         return [(root, _split(root))]
+    there = storage.list_files(root, recursive=True)
+    results = result_folders(there, out)
     found = []
-    for uri in storage.list_files(root, ".parquet", recursive=True):
+    for uri in there:
+        if not has_ending(uri, ".parquet") or is_result(uri, root, results):
+            continue
         folder = storage.parent(uri)
         in_root = folder in (root, storage.join(root, "data"))
         found.append((uri, _split(uri) or ("" if in_root else folder.rsplit("/", 1)[-1])))
@@ -129,23 +133,27 @@ def _split(uri: str) -> str:
     return name if (name != stem and "-of-" in stem) or is_split(name) else ""
 
 
-def _open(uri: str, split: str, image: str | None, label: str | None) -> _File:
+def _open(uri: str, split: str, wanted: str) -> _File:
     filesystem, path = storage.resolve(uri)
     try:
         schema = pq.read_schema(path, filesystem=filesystem)
     except (pa.ArrowInvalid, OSError) as error:
         raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
     columns = schema.names
-    image = image or _column(columns, _IMAGE_COLUMNS)
-    wanted_label = label
-    label = label or _column(columns, _LABEL_COLUMNS)
-    for name in (image, wanted_label):
-        if name is not None and name not in columns:
-            raise CannotRunError(f"{uri} has no column {name!r}: there are {columns}")
+    image = _column(columns, _IMAGE_COLUMNS)
     if image is None:
         raise CannotRunError(
             f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
         )
+    if wanted and wanted not in columns:
+        raise CannotRunError(f"{uri} has no column {wanted!r}: there are {columns}")
+    labels = [column for column in columns if column.casefold() in _LABEL_COLUMNS]
+    if len(labels) > 1 and not wanted:
+        raise CannotRunError(
+            f"{uri} has the columns {labels}, which may all be the labels: say which one counts "
+            f"({label_lines.LABEL_COLUMN})"
+        )
+    label = wanted or next(iter(labels), None)
     names = _metadata_names(schema, label)
     split_column = _column(columns, label_lines.COLUMNS["split"])
     return _File(uri, split, image, label, names, _ID_COLUMN in columns, split_column)

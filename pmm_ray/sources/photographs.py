@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
@@ -95,8 +95,7 @@ def find_photographs(root: str, out: str = "") -> Photographs:
     below = len(root.rstrip("/")) + 1
     names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
     folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
-    results = {storage.parent(e.uri) for e in entries if posixpath.basename(e.uri) in _OURS}
-    results = {place for place in (*results, storage.absolute(out) if out else "") if place}
+    results = result_folders((entry.uri for entry in entries), out)
     files: dict[str, str] = {}
     broken: list[Broken] = []
     left_out: dict[str, list[str]] = {}
@@ -128,8 +127,7 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     parts = path.split("/")
     if is_hidden(path):
         return LEFT_OUT["hidden"]
-    # what the root itself holds beside older results is still the user's
-    if any(place != root for place in _parents(uri, root) if place in results):
+    if is_result(uri, root, results):
         return LEFT_OUT["results"]
     # below the photographs a folder may be called anything
     inside = uri.startswith(folder.rstrip("/") + "/") and folder != root
@@ -140,6 +138,25 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     if not has_ending(path, IMAGE_SUFFIXES):
         return LEFT_OUT["other"]
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
+
+
+def result_folders(uris: Iterable[str], out: str = "") -> set[str]:
+    """The folders among whose files is one that only a result of ours has, and `out`."""
+    results = {storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS}
+    return results | ({storage.absolute(out)} if out else set())
+
+
+def is_result(uri: str, root: str, results: Collection[str]) -> bool:
+    """Whether a file below `root` is in one of these folders.
+
+    What the root itself holds beside older results is still the user's.
+    """
+    place = storage.parent(uri)
+    while len(place) > len(root):
+        if place in results:
+            return True
+        place = storage.parent(place)
+    return False
 
 
 def places_in(root: str, names: Sequence[str], there: Collection[str] | None = None) -> list[str]:
@@ -158,10 +175,3 @@ def places_in(root: str, names: Sequence[str], there: Collection[str] | None = N
 
 def _folded(names: Sequence[str]) -> set[str]:
     return {name.casefold() for name in names}
-
-
-def _parents(uri: str, root: str) -> Iterator[str]:
-    place = storage.parent(uri)
-    while len(place) > len(root):
-        yield place
-        place = storage.parent(place)

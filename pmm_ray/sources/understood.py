@@ -23,7 +23,9 @@ def understood(report: ImportReport) -> list[str]:
         lines.append(f"background: {report.background!r} of the source is value 0, no class")
     empty = [name for name, counts in report.classes.items() if not counts]
     if len(empty) == len(report.classes):
-        lines.append(f"no image has a label; the classes are {', '.join(empty)}")
+        nameless = empty == [f"class {i}" for i in range(1, len(empty) + 1)]
+        called = f"class 1 to class {len(empty)}: nothing names them" if nameless else ""
+        lines.append(f"no image has a label; the classes are {called or ', '.join(empty)}")
     else:
         of = " + ".join(splits)
         lines.append(f"classes with their images ({of}): {_classes(report.classes, splits)}")

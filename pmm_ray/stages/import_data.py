@@ -58,6 +58,13 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
     labels_from: Any = data.labels_from
     if labels_from not in known:
         raise CannotRunError(f"data.labels_from for {data.source} is one of {', '.join(known)}")
+    column = data.label_column
+    if column and data.source not in ("folder", "parquet"):
+        raise CannotRunError(f"data.label_column is for folder and parquet, not {data.source}")
+    if column and labels_from != "auto":
+        raise CannotRunError(
+            "data.label_column and data.labels_from: folders contradict each other"
+        )
     if data.source == "shapes":
         return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
     if not data.root:
@@ -73,9 +80,15 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             max_pixels=data.max_pixels,
         )
     if data.source == "folder":
-        return import_folder(data.root, out, labels_from=labels_from, max_pixels=data.max_pixels)
+        return import_folder(
+            data.root,
+            out,
+            labels_from=labels_from,
+            label_column=column,
+            max_pixels=data.max_pixels,
+        )
     if data.source == "parquet":
-        return import_parquet(data.root, out, max_pixels=data.max_pixels)
+        return import_parquet(data.root, out, label_column=column, max_pixels=data.max_pixels)
     truth_splits = {"all": splits, "held_out": splits[-1:], "none": []}[data.ground_truth]
     if truth_splits:
         require_pycocotools()  # before the minutes that reading the annotations takes

@@ -29,12 +29,12 @@ def noise(path: Path, size: tuple[int, int] = (64, 48), kind: str | None = None)
     image.save(path, kind)
 
 
-def a_folder(root: Path, csv: str | bytes, *names: str) -> ImportReport:
+def a_folder(root: Path, csv: str | bytes, *names: str, label_column: str = "") -> ImportReport:
     for name in names or ("a.jpg", "b.jpg"):
         noise(root / "images" / name)
     data = csv if isinstance(csv, bytes) else csv.encode()
     (root / "labels.csv").write_bytes(data)
-    return import_folder(str(root), str(root / "out"))
+    return import_folder(str(root), str(root / "out"), label_column=label_column)
 
 
 def a_coco(root: Path, *, file_names: tuple[str, ...] = ("a.jpg",), **changes: Any) -> Path:

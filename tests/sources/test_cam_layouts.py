@@ -151,8 +151,8 @@ def test_scores_may_be_declared_cams(tmp_path: Path) -> None:
 def test_names_of_a_users_own(tmp_path: Path) -> None:
     maps = writers.blobs([3, 8], HEIGHT, WIDTH)
     writers.save(tmp_path / "cams", "a", {"keys": np.array([3, 8]), "mine": maps, "x": maps[:1]})
-    with pytest.raises(RowError, match="--key"):
-        read(*find(tmp_path / "cams"), "a")
+    with pytest.raises(CannotRunError, match=r"not one of the 1 CAMs that .*--key"):
+        find(tmp_path / "cams")
     labels, scores = read(*find(tmp_path / "cams", key="mine"), "a")
     assert labels == [4, 9]
     np.testing.assert_array_equal(scores, maps)
@@ -164,8 +164,8 @@ def test_two_large_maps_are_asked_for(tmp_path: Path) -> None:
     maps = writers.blobs([3], HEIGHT, WIDTH)
     content = {"keys": np.array([3]), "high_res": maps, "attn_highres": maps / 2}
     writers.save(tmp_path / "cams", "a", content)
-    with pytest.raises(RowError, match="--layout clip-es or irn"):
-        read(*find(tmp_path / "cams"), "a")
+    with pytest.raises(CannotRunError, match="--layout clip-es or irn"):
+        find(tmp_path / "cams")
     assert read(*find(tmp_path / "cams", layout="clip-es"), "a")[1].max() == 0.5
     assert read(*find(tmp_path / "cams", key="high_res"), "a")[1].max() == 1
 
@@ -174,12 +174,31 @@ def test_two_large_maps_are_asked_for(tmp_path: Path) -> None:
 def test_raw_maps_are_normalized_on_demand(how: str, tmp_path: Path) -> None:
     maps = writers.blobs([3, 8], HEIGHT, WIDTH) * 9 - 2
     writers.save(tmp_path / "cams", "a", dict(zip([3, 8], maps, strict=True)))
+    with pytest.raises(CannotRunError, match=r"a, and so all 1 .*--normalize max or minmax"):
+        find(tmp_path / "cams")
+    writers.save(tmp_path / "cams", "sound", {3: np.clip(maps[0], 0, 1)})
     with pytest.raises(RowError, match="--normalize max or minmax"):
         read(*find(tmp_path / "cams"), "a")
     scores = read(*find(tmp_path / "cams", normalize=how), "a")[1]
     np.testing.assert_allclose(scores.max((1, 2)), 1)
     low = maps.min((1, 2)) / maps.max((1, 2)) if how == "max" else np.zeros(2)
     np.testing.assert_allclose(scores.min((1, 2)), low, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -0.25])
+def test_maps_that_are_nowhere_above_0_make_no_masks_of_background_alone(
+    value: float, tmp_path: Path
+) -> None:
+    dead = np.full((2, HEIGHT, WIDTH), value, np.float32)
+    writers.save(tmp_path / "cams", "dead", dict(zip([3, 8], dead, strict=True)))
+    with pytest.raises(CannotRunError, match=r"dead, and so all 1 .* where none is above 0"):
+        find(tmp_path / "cams")
+    alive = writers.blobs([3, 8], HEIGHT, WIDTH)
+    writers.save(tmp_path / "cams", "alive", dict(zip([3, 8], alive, strict=True)))
+    found = find(tmp_path / "cams")
+    assert read(*found, "alive")[0] == [4, 9]
+    with pytest.raises(RowError, match="the mask would be background alone"):
+        read(*found, "dead")
 
 
 # COCO's 90 ids
@@ -232,16 +251,16 @@ def test_masks_are_no_maps(tmp_path: Path) -> None:
         find(tmp_path / "cams")
     mask.putpalette(VOC12.palette.tobytes())
     mask.save(tmp_path / "cams" / "a_3.png")
-    with pytest.raises(RowError, match="is a mask"):
-        read(*find(tmp_path / "cams"), "a")
+    with pytest.raises(CannotRunError, match="is a mask"):
+        find(tmp_path / "cams")
 
 
 def test_a_bare_array_per_class(tmp_path: Path) -> None:
     folder = tmp_path / "cams"
     for number, plane in zip([3, 8], writers.blobs([3, 8], HEIGHT, WIDTH), strict=True):
         writers.save(folder, f"a_{number}", plane)
-    with pytest.raises(RowError, match="per-class"):
-        read(*find(folder), "a_3")
+    with pytest.raises(CannotRunError, match="per-class"):
+        find(folder)
     assert read(*find(folder, layout="per-class"), "a")[0] == [4, 9]
 
 

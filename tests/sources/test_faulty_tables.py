@@ -106,7 +106,7 @@ def test_numbered_lists_of_classes(text: str, tmp_path: Path) -> None:
     assert (space.names, space.dataset_ids) == (("background", "cat", "dog"), (0, 1, 2))
 
 
-@pytest.mark.parametrize("text", ["part 1\npart 2\n", "7 up\n8 ball\n", "1 cat\n3 dog\n"])
+@pytest.mark.parametrize("text", ["part 1\npart 2\n", "boeing 737\nairbus 320\n"])
 def test_names_with_numbers_in_them_are_names(text: str, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text(text)
     space = read_label_space(str(tmp_path / "classes.txt"))
@@ -119,6 +119,11 @@ def test_names_with_numbers_in_them_are_names(text: str, tmp_path: Path) -> None
         ("0 cat\n1 dog\n", "the id 0 is 'cat': it must be the background"),
         ("cat, dog\n", "write a name a line"),
         ("_background_\n__ignore__\ncat\n", "'__ignore__' is no class"),
+        ("1 cat\n3 dog\n", r"are \[1, 3\] ids, or parts of the names\? Write a .csv"),
+        ("7 up\n8 ball\n", "parts of the names"),
+        ("2 dog\n1 cat\n", "parts of the names"),
+        ("cat,1\ndog,4\n", "parts of the names"),
+        ("cat\t3\ndog\t4\n", "parts of the names"),
     ],
 )
 def test_lists_of_classes_that_would_be_one_off(text: str, said: str, tmp_path: Path) -> None:
@@ -145,3 +150,31 @@ def test_numbers_with_that_of_the_background_are_mask_values_in_any_order(
 def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     csv = "image_id,labels\na,10\nb,2;1\n"
     assert a_folder(tmp_path, csv).manifest.label_space.names[1:] == ("1", "2", "10")
+
+
+@pytest.mark.parametrize(
+    ("csv", "said"),
+    [
+        ("image_id,label,class\na,cat,1\n", r"'label' and 'class' .* line 2, 'cat' and '1'"),
+        ("image_id,file_name,labels\n1,a.jpg,cat\n", "'image_id' and 'file_name' mean one thing"),
+        ("image_id,labels,split,subset\na,cat,train,val\n", "'split' and 'subset' mean one thing"),
+    ],
+)
+def test_two_columns_of_one_meaning_that_differ_are_refused(
+    csv: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CannotRunError, match=said):
+        a_folder(tmp_path, csv)
+
+
+def test_two_columns_of_one_meaning_that_agree_are_read(tmp_path: Path) -> None:
+    report = a_folder(tmp_path, "image_id,label,class\na,cat,cat\nb,dog,dog\n")
+    assert report.manifest.label_space.names[1:] == ("cat", "dog")
+
+
+def test_the_column_of_labels_can_be_said(tmp_path: Path) -> None:
+    csv = "image_id,label,What it is\na,1,cat\nb,2,dog\n"
+    report = a_folder(tmp_path, csv, label_column="what it is")
+    assert report.manifest.label_space.names[1:] == ("cat", "dog")
+    with pytest.raises(CannotRunError, match="no column 'kind': it has"):
+        a_folder(tmp_path, csv, label_column="kind")

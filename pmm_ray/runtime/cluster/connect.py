@@ -180,6 +180,8 @@ def _quiet(run_dir: str | None) -> None:
     from ray.util.annotations import RayDeprecationWarning
 
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    # advice for those who write pipelines: "the operator only received 1 input(s)"
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.")
     for name in ("ray", "ray.data", "ray.train"):
         logger = logging.getLogger(name)
         for old in list(logger.handlers):
