@@ -5,8 +5,6 @@ Each test is a case of faults found with inputs of public bug reports, or its ki
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,25 +159,6 @@ def test_a_root_category_that_nothing_has_is_dropped(root: str, tmp_path: Path) 
     assert report.manifest.label_space.names == ("background", "cat")
     assert rows(report)["a"]["labels"] == [1]
     assert f"category '{root}' (0) is dropped" in console(report)
-
-
-def test_a_folder_of_a_split_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
-    kinds = [{"id": 1, "name": "cat"}]
-    for split in ("train", "valid"):
-        photo(tmp_path / f"{split}/{split}.jpg")
-        images = [entry(1, f"{split}.jpg")]
-        file = tmp_path / f"{split}/_annotations.coco.json"
-        write_coco(file, images, [annotation(1, 1, [box(1, 1, 5, 5)])], kinds)
-    command = [sys.executable, "-m", "pmm_ray.cli", "data", "import", "coco", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "valid/_annotations.coco.json is not imported" in said
-    assert "1 of 2 images not: 1 left out: annotations of a split that nobody asked for" in said
-    # Ray's own: the operator only received 1 input(s)
-    assert "warn" not in done.stderr.lower()
 
 
 def test_two_categories_of_one_name_are_a_sentence_with_the_file(tmp_path: Path) -> None:

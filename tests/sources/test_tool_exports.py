@@ -1,7 +1,9 @@
-"""Exports of annotation tools as they come: CVAT's colour masks, Roboflow's multi-label tables."""
+"""Exports of annotation tools as they come: CVAT's colour masks, Roboflow's tables and splits."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.understood import console
+
+from .coco_tree import annotation, box, entry, photo, write
 
 LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,83::\ndog:61,61,245::\n"
 COLOURS = np.array([[0, 0, 0], [250, 50, 83], [61, 61, 245]], np.uint8)
@@ -112,3 +116,22 @@ def test_a_class_made_of_others_is_asked_about(tmp_path: Path) -> None:
     (tmp_path / "set/labels.csv").write_text("image_id,labels\na,dog/cat\nb,dog\nc,cat\n")
     report = import_folder(str(tmp_path / "set"), str(tmp_path / "out"))
     assert "is 'dog/cat' several classes?" in console(report)
+
+
+def test_a_folder_of_a_split_that_nobody_asked_for_is_said(tmp_path: Path) -> None:
+    kinds = [{"id": 1, "name": "cat"}]
+    for split in ("train", "valid"):
+        photo(tmp_path / f"{split}/{split}.jpg")
+        images = [entry(1, f"{split}.jpg")]
+        file = tmp_path / f"{split}/_annotations.coco.json"
+        write(file, images, [annotation(1, 1, [box(1, 1, 5, 5)])], kinds)
+    command = [sys.executable, "-m", "pmm_ray.cli", "data", "import", "coco", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "valid/_annotations.coco.json is not imported" in said
+    assert "1 of 2 images not: 1 left out: annotations of a split that nobody asked for" in said
+    # Ray's own: the operator only received 1 input(s)
+    assert "warn" not in done.stderr.lower()
