@@ -22,7 +22,7 @@ import yaml
 from pmm_ray.commands.run import run_recipe
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts, write_index
+from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
@@ -93,7 +93,7 @@ def fabricate(recipe: Path, run_dir: Path, image_ids: list[str]) -> StageFolder:
                 part = Path(folder.path(f"part-{tables.chunk_name(ids)}.parquet"))
                 part.write_bytes(tables.to_bytes(table))  # unsynced: it is not what is timed
             write_index(folder.uri, scan_parts(folder.uri)[0])
-        details = {"input_rows": stage.rows}
+        details = {} if stage.images is None else {"took": ids_hash(stage.images)}
         folder.finish(Summary(stage=name, hash=folder.hash, images=len(image_ids), details=details))
         made.append(folder)
         return real(session, stage)

@@ -17,7 +17,7 @@ from pmm_ray.config.backbones import BACKBONES
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import scan_parts, write_index
+from pmm_ray.runtime.core.index import ids_hash, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.session import Session
@@ -98,7 +98,7 @@ def rehearse(
         def leave(context: Session, folder: StageFolder) -> Summary:
             if stage.name.startswith("table-"):
                 return stage.run(context, folder)
-            return _leave(folder, session.config, details or {}, stage.rows)
+            return _leave(folder, session.config, details or {}, stage)
 
         # a table's identity is what stands in it
         seen.append((stage.name, "" if stage.name.startswith("table-") else stage.hash))
@@ -109,7 +109,7 @@ def rehearse(
 
 
 def _leave(
-    folder: StageFolder, config: RunConfig, details: dict[str, Any], input_rows: int | None
+    folder: StageFolder, config: RunConfig, details: dict[str, Any], stage: Stage
 ) -> Summary:
     if folder.stage == "import_data":
         pinned_manifest(config, folder.uri)
@@ -126,7 +126,9 @@ def _leave(
         hash=folder.hash,
         images=TRAIN + HELD_OUT,
         metrics=METRICS,
-        details=known | details | {"input_rows": input_rows},
+        details=known
+        | details
+        | ({} if stage.images is None else {"took": ids_hash(stage.images)}),
     )
 
 

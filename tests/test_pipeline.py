@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pmm_ray.pipeline.run import Step, open_run
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
+from pmm_ray.runtime.core.index import ids_hash
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
@@ -26,6 +27,10 @@ from .rehearsal import planned
 PLAN = planned(RunConfig())
 Do = Callable[..., StageFolder]
 MEASURES = frozenset(step.name for step in steps(RunConfig()) if step.measures)
+
+
+FOUR = tuple("abcd")
+"""Ids of the images that a stage takes here."""
 
 
 @pytest.fixture
@@ -39,11 +44,13 @@ def do(ran: list[str]) -> Do:
 
     def run(context: RunContext, folder: StageFolder) -> Summary:
         ran.append(folder.stage)
-        details = {"input_rows": 4}
+        details = {"took": ids_hash(FOUR)}
         return Summary(stage=folder.stage, hash=folder.hash, images=3, errors=1, details=details)
 
-    def do(attempt: Session, name: str, identity: str = "1", rows: int | None = None) -> Any:
-        return attempt.do(Stage(name, (identity,), run, rows))
+    def do(
+        attempt: Session, name: str, identity: str = "1", images: Iterable[str] | None = None
+    ) -> Any:
+        return attempt.do(Stage(name, (identity,), run, images))
 
     return do
 
@@ -153,12 +160,13 @@ def test_selections() -> None:
 def test_a_finished_stage_does_not_run_again(tmp_path: Path, ran: list[str], do: Do) -> None:
     for _ in range(2):
         with session(tmp_path) as attempt:
-            do(attempt, "make_cams", rows=4)
+            do(attempt, "make_cams", images=FOUR)
     assert ran == ["make_cams"]
     with session(tmp_path) as attempt:
-        do(attempt, "make_cams", "2", rows=4)  # another configuration
-        do(attempt, "make_cams", rows=5)  # more rows to map
-    assert ran == ["make_cams"] * 3
+        do(attempt, "make_cams", "2", images=FOUR)  # another configuration
+        do(attempt, "make_cams", images="abcde")  # more to map
+        do(attempt, "make_cams", images="abce")  # as many, one other
+    assert ran == ["make_cams"] * 4
 
 
 def test_a_stage_that_failed_has_no_summary_and_runs_again(
@@ -176,18 +184,18 @@ def test_a_stage_that_failed_has_no_summary_and_runs_again(
 
 def test_fresh_and_retry_errors(tmp_path: Path, ran: list[str], do: Do) -> None:
     with session(tmp_path) as attempt:
-        folder = do(attempt, "make_cams", rows=4)
+        folder = do(attempt, "make_cams", images=FOUR)
     part, error = Path(folder.path("part-a.parquet")), Path(folder.errors_uri) / "part-a.parquet"
     error.parent.mkdir()
     for file in (part, error):
         file.touch()
     with session(tmp_path, retry_errors=True) as attempt:
-        do(attempt, "make_cams", rows=4)
+        do(attempt, "make_cams", images=FOUR)
     assert len(ran) == 2
     assert part.exists()  # rows stay, only what failed is done again
     assert not error.exists()
     with session(tmp_path, fresh=True) as attempt:
-        do(attempt, "make_cams", rows=4)
+        do(attempt, "make_cams", images=FOUR)
     assert len(ran) == 3
     assert not part.exists()
 
@@ -240,13 +248,13 @@ def test_a_stage_is_not_done_while_what_it_made_is_being_deleted(
         raise KeyboardInterrupt
 
     with session(tmp_path) as attempt:
-        do(attempt, "make_cams", rows=4)
+        do(attempt, "make_cams", images=FOUR)
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_folder", killed)
         with pytest.raises(KeyboardInterrupt), session(tmp_path, **{how: True}) as attempt:
-            do(attempt, "make_cams", rows=4)
+            do(attempt, "make_cams", images=FOUR)
     with session(tmp_path) as attempt:
-        do(attempt, "make_cams", rows=4)
+        do(attempt, "make_cams", images=FOUR)
     assert len(ran) == 2
 
 
@@ -262,10 +270,10 @@ def test_a_stage_that_went_over_its_budget_takes_its_failed_images_again(
         raise BudgetExceededError(folder.stage, 1, 0, rows)
 
     with session(tmp_path) as attempt, pytest.raises(BudgetExceededError, match="--retry-errors"):
-        attempt.do(Stage("make_cams", ("1",), fail, 4))
+        attempt.do(Stage("make_cams", ("1",), fail, FOUR))
     [folder] = tmp_path.glob("make_cams-*")
     with session(tmp_path, retry_errors=True) as attempt:
-        do(attempt, "make_cams", rows=4)
+        do(attempt, "make_cams", images=FOUR)
     assert ran == ["make_cams"]
     assert not (folder / "errors").exists()
     assert (folder / "part-b.parquet").exists()  # what was made stays
@@ -331,7 +339,7 @@ def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
     ):
         with session(tmp_path, **selection) as attempt:
             for name in PLAN[:ended]:
-                do(attempt, name, rows=4)
+                do(attempt, name, images=FOUR)
             attempt.write_record(finished=True)
         assert stages() == list(expected)
 

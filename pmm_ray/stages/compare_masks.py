@@ -143,5 +143,5 @@ def stage(earlier: StageFolder, later: StageFolder, name: str) -> Stage:
         name,
         (earlier.stage, earlier.hash, later.stage, later.hash, CODE_VERSION),
         partial(run, earlier=before, later=both, stages=stages),
-        rows=len(both),
+        images=both.ids,
     )

@@ -123,4 +123,4 @@ def stage(
     """
     body = partial(run, masks=among, title=title, split=split, masks_stage=masks.stage)
     identity = (masks.stage, masks.hash, data.hash, *data.truth, CODE_VERSION)
-    return Stage(name, identity, body, rows=len(among))
+    return Stage(name, identity, body, images=among.ids)

@@ -68,5 +68,5 @@ def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, split: str) 
         STAGE,
         ([config.alpha_low, config.alpha_high], config.crf, cams.hash, split, CODE_VERSION),
         partial(run, config, cams=index),
-        rows=len(index),
+        images=index.ids,
     )

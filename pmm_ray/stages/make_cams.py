@@ -168,5 +168,5 @@ def stage(
         name,
         (config, data.hash, list(chosen_by), classifier.result, CODE_VERSION),
         partial(run, config, images=images, checkpoint_uri=classifier.path("model.pt")),
-        rows=len(images),
+        images=images.ids,
     )

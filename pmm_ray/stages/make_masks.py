@@ -147,5 +147,5 @@ def stage(
         name,
         (config, known_as, cams.hash, CODE_VERSION),
         partial(run, config, cams=cams, method=method, png_folder=png_folder),
-        rows=len(cams.index),
+        images=cams.index.ids,
     )

@@ -260,5 +260,5 @@ def stage(
             round_number=round,
             png_folder=png_folder,
         ),
-        rows=len(images),
+        images=images.ids,
     )

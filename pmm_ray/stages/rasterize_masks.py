@@ -105,5 +105,5 @@ def stage(config: DataConfig, data: DataSet) -> Stage:
         STAGE,
         (config.overlap, config.crowd, objects_fingerprint(uri), data.hash, CODE_VERSION),
         partial(run, config),
-        rows=len(images_to_draw(uri)),
+        images=images_to_draw(uri).ids,
     )

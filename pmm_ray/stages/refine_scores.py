@@ -253,4 +253,4 @@ def stage(
         truth=truth,
         png_folder=png_folder,
     )
-    return Stage(STAGE, identity, body, rows=len(seeds.index))
+    return Stage(STAGE, identity, body, images=seeds.index.ids)

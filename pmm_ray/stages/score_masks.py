@@ -168,4 +168,4 @@ def stage(
     body = partial(
         run, matched=matched, pairs=pairs, space=space, wanted=readings, unmatched=unmatched
     )
-    return Stage(STAGE, identity, body, rows=len(pairs))
+    return Stage(STAGE, identity, body, images=pairs.ids)

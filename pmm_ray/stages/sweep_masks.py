@@ -274,4 +274,4 @@ def stage(
         make_masks.CODE_VERSION,
         CODE_VERSION,
     )
-    return Stage(name, identity, body, rows=len(chosen))
+    return Stage(name, identity, body, images=chosen)

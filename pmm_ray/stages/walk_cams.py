@@ -177,5 +177,5 @@ def stage(config: AffinityConfig, cams: StageFolder, network: StageFolder) -> St
         STAGE,
         (config.walk, network.result, cams.hash, CODE_VERSION),
         partial(run, config, cams=index, checkpoint_uri=model),
-        rows=len(index),
+        images=index.ids,
     )

@@ -8,6 +8,7 @@ goes on does not use it: it lists the parts, see `mapping.ledger`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,16 @@ def id_column(image_ids: Ids) -> pa.ChunkedArray:
         return image_ids
     column = image_ids if isinstance(image_ids, pa.Array) else pa.array([*image_ids], pa.string())
     return pa.chunked_array([column], pa.string())
+
+
+def ids_hash(image_ids: Ids) -> str:
+    """Eight hex digits over a set of images, in whatever order they come."""
+    ids = id_column(image_ids).cast(pa.large_string()).combine_chunks()
+    ids = ids.take(pc.sort_indices(ids))
+    lengths = pc.binary_length(ids).to_numpy(zero_copy_only=False)
+    digest = hashlib.sha256(lengths.astype("<i8").tobytes())
+    digest.update(memoryview(ids.buffers()[2] or b"")[: int(lengths.sum())])
+    return digest.hexdigest()[:8]
 
 
 def without(image_ids: Ids, left_out: Ids) -> pa.ChunkedArray:

@@ -133,15 +133,13 @@ class Session:
         if selected and self.selection.retry_errors and (summary is None or summary.errors):
             # A table loses its error rows only, and so does an unfinished stage. A finished
             # training or import is deleted and done again.
-            if summary is not None and stage.rows is None:
+            if summary is not None and stage.images is None:
                 folder.clear(stage.keeps)
             else:
                 folder.reopen()
                 storage.delete_folder(folder.errors_uri)
             return None
-        if summary is not None and stage.rows not in (None, summary.details.get("input_rows")):
-            return None
-        return summary
+        return summary if summary is not None and stage.took(summary) else None
 
     def write_record(self, *, finished: bool = False) -> None:
         """Write `run.json`: what ran, where, with what."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pmm_ray.config import RunConfig, section_hash
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.index import Ids, ids_hash
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -152,7 +153,7 @@ class Stage:
             config/base.py), plain values, and what the stage reads: trainings by `result`, tables
             by `hash`.
         run: does the work in the folder and returns the summary, which is written last.
-        rows: images that it takes; a summary made from another number is not done (after
+        images: ids of those that it takes; a summary made from others is not done (after
             `--retry-errors` upstream). None: it maps no rows.
         keeps: a sub-folder that another stage fills: it stays when this one is done anew.
     """
@@ -160,13 +161,17 @@ class Stage:
     name: str
     identity: tuple[Any, ...]
     run: Callable[[RunContext, StageFolder], Summary]
-    rows: int | None = None
+    images: Ids | None = None
     keeps: str = ""
 
     @property
     def hash(self) -> str:
         """Eight hex digits over the identity; part of the folder's name."""
         return section_hash(*self.identity)
+
+    def took(self, summary: Summary) -> bool:
+        """Whether a summary is of the images that the stage takes."""
+        return self.images is None or summary.details.get("took") == ids_hash(self.images)
 
     def folder(self, run_dir: str) -> StageFolder:
         """Where the stage of a run writes."""

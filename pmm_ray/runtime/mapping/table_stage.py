@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
-from pmm_ray.runtime.core.index import TableIndex, index_file, without, write_index
+from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, without, write_index
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.chunks import Output, Pool, Producer, Worker, side_by_side
 from pmm_ray.runtime.mapping.ledger import Ledger
@@ -210,5 +210,5 @@ def _finalize(
         images=got,
         errors=len(bad),
         images_per_second=round(rate, 3),
-        details={"input_rows": len(expected)},
+        details={"took": ids_hash(expected)},
     )
