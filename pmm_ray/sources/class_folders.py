@@ -6,11 +6,15 @@ ROOT/SPLIT/CLASS/a.jpg    or   ROOT/CLASS/SPLIT/a.jpg, with folders called by a 
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pmm_ray.labels import normalize_name
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, separator_in
 
@@ -54,6 +58,49 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
             lines.append(LabelLine(name, (label,), split, fault))
     _check({path[0] for _, path in placed.values() if path}, placed.values())
     return lines
+
+
+def contradicted(lines: Sequence[LabelLine], files: Mapping[str, str]) -> list[LabelLine]:
+    """The lines, with a fault where one photograph is in the folders of two classes.
+
+    People copy a photograph of two classes into both folders, under its name.
+
+    Args:
+        lines: from `folder_lines`.
+        files: the uris of the photographs by their names.
+    """
+    by_name: dict[str, list[LabelLine]] = {}
+    for line in lines:
+        by_name.setdefault(posixpath.basename(line.name).casefold(), []).append(line)
+    several = [found for found in by_name.values() if len({line.labels for line in found}) > 1]
+    folders = {storage.parent(files[line.name]) for found in several for line in found}
+    sizes: dict[str, tuple[int, int]] = {}
+    for folder in sorted(folders):
+        sizes |= storage.list_versions(folder)
+    fault_of: dict[str, str] = {}
+    for found in several:
+        by_size: dict[int, list[LabelLine]] = {}
+        for line in found:
+            by_size.setdefault(sizes.get(files[line.name], (-1, 0))[0], []).append(line)
+        for size, alike in by_size.items():
+            if size > 0 and len({line.labels for line in alike}) > 1:
+                fault_of |= _copies(alike, files)
+    return [replace(line, fault=fault_of.get(line.name, line.fault)) for line in lines]
+
+
+def _copies(lines: Sequence[LabelLine], files: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with those of some photographs that are one, by their names."""
+    by_content: dict[bytes, list[LabelLine]] = {}
+    for line in lines:
+        digest = hashlib.sha256(storage.read_bytes(files[line.name])).digest()
+        by_content.setdefault(digest, []).append(line)
+    return {
+        line.name: f"the same photograph is {' and '.join(copy.name for copy in copies)}: one of "
+        "several classes needs a CSV"
+        for copies in by_content.values()
+        if len({copy.labels for copy in copies}) > 1
+        for line in copies
+    }
 
 
 def _by_split(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:

@@ -25,7 +25,7 @@ from typing import Literal
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
-from pmm_ray.sources.class_folders import folder_lines, folders_note
+from pmm_ray.sources.class_folders import contradicted, folder_lines, folders_note
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
@@ -100,7 +100,7 @@ def import_folder(
     lines: list[LabelLine] = []
     if labels_from == "folders":
         _refuse_class_of_masks(photographs)
-        lines = folder_lines(photographs.files)
+        lines = contradicted(folder_lines(photographs.files), photographs.files)
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder, label_column)
@@ -189,7 +189,9 @@ def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
     """What may hold the labels of a folder that has none, and is not read."""
     if csv_uri:
         return [f"{csv_uri} has no line but the first"]
-    others = sorted(name for names in photographs.left_out.values() for name in names)
+    passed = photographs.left_out.items()
+    known = (LEFT_OUT["hidden"], LEFT_OUT["results"], LEFT_OUT["labels"])
+    others = sorted(name for reason, names in passed if reason not in known for name in names)
     foreign = foreign_export(root, others)
     tables = [name for name in others if has_ending(name, TABLES)]
     return [

@@ -20,7 +20,7 @@ MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
 LABEL_FILES = ("labels.csv", "_classes.csv")
 CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
 """Lists of class names: ours, LabelMe's, CVAT's."""
-TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
+TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".txt", ".parquet")
 """Endings of files that may hold labels."""
 
 LEFT_OUT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,17 @@ def test_a_folder_of_several_classes_is_an_error_row(tmp_path: Path) -> None:
     assert [row["labels"] for row in rows(report).values()] == [[1]]
     [error] = report.errors
     assert "a photograph of several classes needs a CSV" in error.message
+
+
+def test_one_photograph_in_the_folders_of_two_classes_is_an_error(tmp_path: Path) -> None:
+    for name in ("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "cat/Both.jpg", "cat/old/3.jpg"):
+        noise(tmp_path / name)
+    (tmp_path / "dog").mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "cat/Both.jpg", tmp_path / "dog/both.jpg")
+    shutil.copy(tmp_path / "cat/2.jpg", tmp_path / "cat/old/2.jpg")
+    report = folders(tmp_path)
+    assert labels(report).keys() == {
+        *("cat/1.jpg", "dog/1.jpg", "cat/2.jpg", "old/2.jpg", "old/3.jpg")
+    }
+    assert [error.kind for error in report.errors] == ["label"] * 2
+    assert "cat/Both.jpg and dog/both.jpg: one of several classes" in report.errors[0].message

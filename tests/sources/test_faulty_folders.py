@@ -78,12 +78,24 @@ def test_masks_that_are_no_png_are_named(ending: str, tmp_path: Path) -> None:
     assert report.counts["with ground truth"] == 0
 
 
-@pytest.mark.parametrize("name", ["train.csv", "images/labels.csv", "labels.tsv", "labels.xlsx"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train.csv", "images/labels.csv", "labels.tsv", "labels.xlsx"),
+        *("labels.json", "metadata.jsonl", "train_cls.txt"),
+    ],
+)
 def test_a_table_that_is_not_read_is_named(name: str, tmp_path: Path) -> None:
     root = tmp_path / "set"
     noise(root / "images/a.jpg")
     (root / name).write_text("image_id,labels\na,cat\n")
-    assert f"{name} is not read: labels stand in ROOT/labels.csv" in read(root)[1]
+    (root / "classes.txt").write_text("cat\n")
+    (root / "old").mkdir()
+    for result in ("manifest.parquet", "summary.json"):
+        (root / "old" / result).write_text("")
+    said = read(root)[1]
+    assert f"{name} is not read: labels stand in ROOT/labels.csv" in said
+    assert said.count("is not read") == 1
 
 
 def test_roboflows_table_of_mask_values_is_no_table_of_labels(tmp_path: Path) -> None:
