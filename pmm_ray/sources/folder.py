@@ -189,10 +189,11 @@ def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
     """What may hold the labels of a folder that has none, and is not read."""
     if csv_uri:
         return [f"{csv_uri} has no line but the first"]
-    passed = photographs.left_out.items()
-    known = (LEFT_OUT["hidden"], LEFT_OUT["results"], LEFT_OUT["labels"])
-    others = sorted(name for reason, names in passed if reason not in known for name in names)
-    foreign = foreign_export(root, others)
+    ours = (LEFT_OUT["hidden"], LEFT_OUT["results"])
+    passed = {reason: names for reason, names in photographs.left_out.items() if reason not in ours}
+    foreign = foreign_export(root, sorted(name for names in passed.values() for name in names))
+    passed.pop(LEFT_OUT["labels"], None)
+    others = sorted(name for names in passed.values() for name in names)
     tables = [name for name in others if has_ending(name, TABLES)]
     return [
         *([foreign] if foreign else []),
