@@ -39,7 +39,8 @@ from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.mapping import chunks
-from pmm_ray.runtime.mapping.chunks import Output, Producer, Worker
+from pmm_ray.runtime.mapping.tasks import Output
+from pmm_ray.runtime.mapping.workers import Producer, Worker
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.sources.shapes import make_shapes
 

@@ -53,9 +53,10 @@ from pmm_ray.runtime.core.manifest import (
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker, make_chunks
+from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
 
 SINCE_JOURNAL = 900
 """Parts that a killed run has committed since it wrote its journal: half a minute's."""

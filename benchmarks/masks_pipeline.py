@@ -45,8 +45,9 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file, read_index
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.chunks import Output, make_chunks, run_chunk
+from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.table_stage import auto_batch
+from pmm_ray.runtime.mapping.tasks import Output, run_chunk
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs

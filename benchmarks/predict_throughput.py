@@ -41,14 +41,9 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.chunks import (
-    InputRow,
-    Output,
-    Worker,
-    make_chunks,
-    row_by_row,
-    run_chunk,
-)
+from pmm_ray.runtime.mapping.chunks import make_chunks
+from pmm_ray.runtime.mapping.tasks import Output, run_chunk
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs

@@ -13,7 +13,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.lease import beats, read_lease
-from pmm_ray.runtime.mapping.chunks import PASSES
+from pmm_ray.runtime.mapping.tasks import PASSES
 
 _WINDOW = 300.0  # s, of which a rate is the mean
 # after the last word about nodes: the driver writes one every half minute

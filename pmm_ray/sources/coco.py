@@ -26,7 +26,8 @@ from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES as ENDINGS
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_classes import read_classes
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
-from pmm_ray.sources.coco_json import CocoImage, index_objects
+from pmm_ray.sources.coco_json import CocoImage
+from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer

@@ -27,7 +27,8 @@ from pmm_ray.sources.coco_files import (
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.coco_json import CocoImage, index_objects, read_categories
+from pmm_ray.sources.coco_json import CocoImage, read_categories
+from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.lists import (

@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco_json import (
-    NO_OUTLINE,
-    CocoImage,
-    ObjectSpill,
-    parse_object,
-    read_annotations,
-    read_images,
-)
+from pmm_ray.sources.coco_json import CocoImage, read_annotations, read_images
+from pmm_ray.sources.coco_objects import NO_OUTLINE, ObjectSpill, parse_object
 from pmm_ray.sources.names import lookup
 
 MASKS = "masks"

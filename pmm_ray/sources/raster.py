@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.coco_json import NO_OUTLINE
+from pmm_ray.sources.coco_objects import NO_OUTLINE
 
 Object = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ def draw_objects(
     """Paint the objects of one image.
 
     Args:
-        objects: rows of `coco_json.OBJECT`, in the order of the file.
+        objects: rows of `coco_objects.OBJECT`, in the order of the file.
         height, width: of the image, px.
         space: its contiguous ids are written.
         overlap: what a pixel gets that several objects cover: `last` the later one of the file,

@@ -31,8 +31,8 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.core.tables import BYTES, FLOAT, TEXT, columns
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask

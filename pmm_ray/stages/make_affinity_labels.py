@@ -14,8 +14,8 @@ from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row

@@ -28,7 +28,6 @@ from pmm_ray.nets.weak_labels import SplitScores, split_scores
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Producer, Worker
 from pmm_ray.runtime.mapping.overlap import Overlapped
 from pmm_ray.runtime.mapping.table_stage import (
     actor_pool,
@@ -36,6 +35,7 @@ from pmm_ray.runtime.mapping.table_stage import (
     network_batch,
     run_table_stage,
 )
+from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image

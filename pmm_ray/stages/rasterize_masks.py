@@ -13,8 +13,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.core.tables import FLOAT, LABELS, TEXT, columns
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY

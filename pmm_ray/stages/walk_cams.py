@@ -29,9 +29,9 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker
 from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
 from pmm_ray.runtime.mapping.table_stage import actor_pool, run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_at, cam_row
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 

@@ -21,7 +21,7 @@ from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.store_faults import store_failure
-from pmm_ray.runtime.mapping.chunks import reason
+from pmm_ray.runtime.mapping.tasks import reason
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "part-1")
 THROTTLED = OSError("AWS Error SLOW_DOWN during GetObject")

@@ -12,8 +12,8 @@ import pytest
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
 from pmm_ray.runtime.core.machine import MachineError
 from pmm_ray.runtime.mapping import overlap
-from pmm_ray.runtime.mapping.chunks import InputRow
 from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
+from pmm_ray.runtime.mapping.workers import InputRow
 
 LONG = 20.0
 

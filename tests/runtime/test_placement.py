@@ -33,9 +33,9 @@ from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.chunks import Pool
 from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool
+from pmm_ray.runtime.mapping.workers import Pool
 from pmm_ray.runtime.training.workers import plan_workers
 
 from ..cluster.shapes import RECIPES, SHAPES

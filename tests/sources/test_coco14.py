@@ -13,7 +13,7 @@ from pmm_ray.labels import COCO14
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.sources import coco_json
+from pmm_ray.sources import coco_objects
 from pmm_ray.sources.coco14 import import_coco14
 from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.lists import read_label_list
@@ -76,8 +76,8 @@ def test_the_objects_of_an_image_keep_the_order_of_the_file(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # every annotation is spilled on its own, every image gets a part of its own
-    monkeypatch.setattr(coco_json, "_SPILL_ROWS", 1)
-    monkeypatch.setattr(coco_json, "_PART_IMAGES", 1)
+    monkeypatch.setattr(coco_objects, "_SPILL_ROWS", 1)
+    monkeypatch.setattr(coco_objects, "_PART_IMAGES", 1)
     import_coco14(str(tree), str(tree / "out"))
     objects = {r["image_id"]: r["objects"] for r in read_all(str(tree / "out/objects")).to_pylist()}
     assert [item["label"] for item in objects[name(9)]] == [80, 12, 80]

@@ -19,7 +19,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.coco_json import parse_object
+from pmm_ray.sources.coco_objects import parse_object
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import draw_objects
 from pmm_ray.sources.understood import console
@@ -183,7 +183,7 @@ def test_byte_order_marks_and_no_numbers(
     path = a_coco(tmp_path, annotations=annotations)
     path.write_bytes(path.read_text().encode(encoding))
     for buffer in (1 << 20, 7, 64):
-        monkeypatch.setattr("pmm_ray.sources.coco_json._BUFFER_BYTES", buffer)
+        monkeypatch.setattr("pmm_ray.sources.json_stream._BUFFER_BYTES", buffer)
         report = import_coco(str(path), str(tmp_path / "out"))
         assert rows(report)["a"]["labels"] == [1]
         assert report.counts["annotations"] == 50

@@ -24,7 +24,7 @@ from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.chunks import InputRow
+from pmm_ray.runtime.mapping.workers import InputRow
 from pmm_ray.runtime.rows.cams import Cams, decode_cam
 from pmm_ray.runtime.rows.images import decode_mask, read_image
 from pmm_ray.runtime.rows.masks import mask_parameters

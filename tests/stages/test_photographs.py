@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.manifest import Manifest
-from pmm_ray.runtime.mapping.chunks import InputRow, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, row_by_row
 from pmm_ray.runtime.rows.photographs import Photographs, prefetch
 
 

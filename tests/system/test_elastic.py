@@ -37,7 +37,7 @@ from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import row_by_row
+from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool, run_table_stage
 
 kind, manifest_uri, place = sys.argv[1:]

@@ -108,7 +108,7 @@ from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import row_by_row
+from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.core.manifest import open_manifest
 from types import SimpleNamespace
 from pmm_ray.runtime.rows.cams import Cams

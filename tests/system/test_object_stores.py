@@ -25,8 +25,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import read_all, scan_parts
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import row_by_row
 from pmm_ray.runtime.mapping.ledger import Ledger
+from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.rows.images import read_image
 
 from .faulty_proxy import Fault, Proxy, Server, handler

@@ -19,8 +19,8 @@ from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import TableIndex, read_all, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.mapping.chunks import InputRow, Pool, Worker
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
 from pmm_ray.stages.make_masks import mask_factory
 
 MakeContext = Callable[..., RunContext]

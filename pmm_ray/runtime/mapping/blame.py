@@ -88,7 +88,7 @@ class Blame:
         return sum(len(tally.faults) for tally in self._nodes.values())
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Note what a task reported (see `chunks.run_chunk`)."""
+        """Note what a task reported (see `tasks.run_chunk`)."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         failed = [*self._opinions(done, failed)]
         first = counts["earlier"]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.mapping.chunks import Pool
+from pmm_ray.runtime.mapping.workers import Pool
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor

@@ -96,7 +96,7 @@ class Ledger:
         return [(uri, ids[uri]) for uri in uris if uri in ids], broken
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Note what a task committed (see `chunks.run_chunk`), and now and then write it down."""
+        """Note what a task committed (see `tasks.run_chunk`), and now and then write it down."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         if done:
             uri = part_uri(self._folder.uri, counts["part"])

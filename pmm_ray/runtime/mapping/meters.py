@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.mapping.chunks import Pool, Producer
+from pmm_ray.runtime.mapping.workers import Pool, Producer
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 

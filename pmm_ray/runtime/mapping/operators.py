@@ -22,13 +22,11 @@ from pmm_ray.runtime.core.machine import (
     end_process_soon,
     machine_fault,
 )
-from pmm_ray.runtime.mapping.chunks import (
+from pmm_ray.runtime.mapping.stall import Limits, watchdog
+from pmm_ray.runtime.mapping.tasks import (
     PASSES,
     PRODUCED,
     Output,
-    Pool,
-    Producer,
-    Worker,
     consume_chunk,
     failed_chunk,
     fault_of,
@@ -36,7 +34,7 @@ from pmm_ray.runtime.mapping.chunks import (
     reason,
     run_chunk,
 )
-from pmm_ray.runtime.mapping.stall import Limits, watchdog
+from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
 
 if TYPE_CHECKING:
     from ray.data import Dataset

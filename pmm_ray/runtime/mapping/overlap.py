@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.machine import END_SECONDS, MachineError
-from pmm_ray.runtime.mapping.chunks import InputRow, not_an_images, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, not_an_images, row_by_row
 
 OVERLAP = 3
 """Chunks that an actor with a network works on at once: one is begun, one seen, one committed."""
@@ -41,7 +41,7 @@ class Together(Protocol):
         """Images that it may take before it gives the first one back."""
 
     def counted(self) -> dict[str, int]:
-        """Its passes since the last call, see `chunks.PASSES`."""
+        """Its passes since the last call, see `tasks.PASSES`."""
 
 
 def one_by_one(function: Callable[[P], S]) -> Network[P, S]:
@@ -93,7 +93,7 @@ class Overlapped(Generic[P, S]):
         return {} if self._batches is None else self._batches.counted()
 
     def __call__(self, rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
-        """Maps the rows of a chunk; see `chunks.row_by_row` for what becomes an error row."""
+        """Maps the rows of a chunk; see `workers.row_by_row` for what becomes an error row."""
         chunk = _Chunk(rows, self._prepare, self._readers, self._ahead)
         self._seeing.submit(self._see, chunk)
         outcomes = iter(chunk.outcomes)

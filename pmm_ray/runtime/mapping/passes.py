@@ -17,20 +17,14 @@ from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
-from pmm_ray.runtime.mapping.chunks import (
-    PASSES,
-    Output,
-    Pool,
-    Producer,
-    Worker,
-    make_chunks,
-    sizes_together,
-)
+from pmm_ray.runtime.mapping.chunks import make_chunks, sizes_together
 from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError
+from pmm_ray.runtime.mapping.tasks import PASSES, Output
+from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
 
 # of what a task says: what the log of events keeps
 _IN_EVENTS = (
@@ -63,7 +57,7 @@ class Passes:
     """Bytes from the first pool to the second."""
     mapped: int = 0
     network: Counter[str] = field(default_factory=Counter)
-    """Of the pool that holds one, see `chunks.PASSES`."""
+    """Of the pool that holds one, see `tasks.PASSES`."""
 
     def run(self, batch_size: int) -> None:
         """Map every image.

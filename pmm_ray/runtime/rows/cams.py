@@ -16,7 +16,7 @@ from pmm_ray.method.cams import upsample_cam
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.chunks import InputRow
+from pmm_ray.runtime.mapping.workers import InputRow
 
 StoredCam = tuple[list[int], NDArray[Any]]
 """Class ids, and floating [K, h, w]."""

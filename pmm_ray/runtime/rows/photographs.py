@@ -17,7 +17,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow, RowError
 from pmm_ray.runtime.core.stage import RunContext
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, read_file
 
 # Photographs that are read at once, before they are asked for.
@@ -77,7 +77,7 @@ class Photographs:
     def row_by_row(
         self, stage: str, function: Callable[[InputRow, NDArray[np.uint8]], dict[str, Any]]
     ) -> Worker:
-        """`chunks.row_by_row` of a function that also takes the row's photograph.
+        """`workers.row_by_row` of a function that also takes the row's photograph.
 
         The files of the next photographs are read while one is worked on: a bucket answers a read
         in tens of milliseconds, which is as long as a mask takes.

@@ -15,7 +15,7 @@ from pmm_ray.config import PredictConfig
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.runtime.core.tables import BYTES, INT32, TEXT, columns
-from pmm_ray.runtime.mapping.chunks import InputRow, Worker, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import large_image
 

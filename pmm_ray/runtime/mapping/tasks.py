@@ -1,0 +1,227 @@
+"""What happens to a chunk of images inside a worker process; `operators` sends the chunks.
+
+A task reads the rows of a chunk, maps them, and commits its output and its error rows as files that
+appear whole or not at all. What flows back are counts and ids. `ledger.Ledger` finds finished ids
+again from the files, so any process may die at any moment. See
+docs/decisions/001-tasks-write-their-own-parts.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pmm_ray.runtime.core import lease, storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, full_disk
+from pmm_ray.runtime.core.index import part_uri
+from pmm_ray.runtime.core.machine import MachineError, Place
+from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
+from pmm_ray.runtime.mapping.chunks import read_chunk
+from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a task commits its rows."""
+
+    folder: str
+    schema: pa.Schema
+    stage: str
+    run_dir: str
+    attempt: str
+
+
+class _Results:
+    """What a worker made of a chunk, as far as it came."""
+
+    def __init__(self, earlier: Sequence[ErrorRow] = ()) -> None:
+        self.done: list[dict[str, Any]] = []
+        self.errors = list(earlier)
+        self.in_a_row = 0
+        """Error rows since the last image that succeeded."""
+        self.fault = ""
+        """A failure of the machine, as JSON of `fault_of`; empty: none."""
+
+    def take(self, worker: Worker, rows: Sequence[InputRow], ids: Sequence[str]) -> None:
+        """Map rows; a device that fails ends it, and what was made so far stays.
+
+        Args:
+            worker: maps them.
+            rows: to be mapped.
+            ids: of the chunk, to name the image at which a device failed.
+        """
+        try:
+            for result in worker(rows):
+                if isinstance(result, ErrorRow):
+                    self.errors.append(result)
+                    self.in_a_row += 1
+                else:
+                    self.done.append(result)
+                    self.in_a_row = 0
+        except MachineError as error:
+            finished = {*(r["image_id"] for r in self.done), *(e.image_id for e in self.errors)}
+            self.fault = fault_of(error, next((i for i in ids if i not in finished), ""))
+            return
+        if len(self.done) + len(self.errors) != len(ids):
+            raise AssertionError(f"{len(ids)} rows in, {len(self.done) + len(self.errors)} out")
+
+
+def fault_of(error: MachineError, image_id: str = "") -> str:
+    """A failure of the machine as JSON: `text`, `image` at which it happened, `node`, `host`,
+    `process`."""
+    return json.dumps({"text": str(error), "image": image_id, **Place.here().__dict__})
+
+
+def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
+    """Map one chunk in the first pool; returns a row of `PRODUCED`."""
+    sink = pa.BufferOutputStream()
+    results, failure = _Results(), ""
+    try:
+        chunk = json.loads(payload)
+        results.take(worker, read_chunk(chunk), chunk["ids"])
+        with pa.ipc.new_stream(sink, producer.schema) as writer:
+            writer.write_table(pa.Table.from_pylist(results.done, schema=producer.schema))
+    except Exception as error:  # travels to the driver, which stops the stage with this text
+        failure = reason(error)
+    return {
+        "chunk": payload,
+        "rows": sink.getvalue().to_pybytes(),
+        "errors": json.dumps([row.as_dict() for row in results.errors]),
+        "failure": failure,
+        "fault": results.fault,
+        "in_a_row": results.in_a_row,
+    }
+
+
+PASSES = {"passes": 0, "views": 0, "pixels": 0, "room": 0}
+"""What a process tells of its network since its last chunk: the passes, their views and px, and the
+px that would have fitted into them, see `nets/batches.py`; 0: not known."""
+
+PRODUCED = columns(
+    chunk=TEXT,
+    rows=BYTES,
+    errors=TEXT,
+    failure=TEXT,
+    fault=TEXT,
+    in_a_row=INT64,
+    cpu_seconds=DOUBLE,
+    pool_seconds=DOUBLE,
+    **dict.fromkeys(PASSES, INT64),
+    node=TEXT,
+    host=TEXT,
+    process=INT64,
+)
+
+
+def consume_chunk(
+    produced: Mapping[str, Any], table: str, worker: Worker, output: Output
+) -> dict[str, Any]:
+    """Map what the first pool made of a chunk, and commit it with the error rows of both."""
+    if produced["failure"] or produced["fault"]:
+        return _result(failure=produced["failure"], fault=produced["fault"])
+    with pa.ipc.open_stream(produced["rows"]) as reader:
+        made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
+    errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
+    counts = run_chunk(produced["chunk"], worker, output, (table, made), errors)
+    return counts | {"sent": len(produced["rows"])}
+
+
+def run_chunk(
+    payload: str,
+    worker: Worker,
+    output: Output,
+    made: tuple[str, Mapping[str, dict[str, Any]]] | None = None,
+    earlier: Sequence[ErrorRow] = (),
+) -> dict[str, Any]:
+    """Map one chunk and commit its part; returns counts and ids, or why it could not.
+
+    Args:
+        payload: from `make_chunks`.
+        made: name and rows of a table that a first pool made of this chunk.
+        earlier: error rows of the first pool, for the images that it made no row of.
+    """
+    chunk = json.loads(payload)
+    started = time.monotonic()
+    results = _Results(earlier)
+    try:
+        rows = read_chunk(chunk)
+        if made is not None:
+            table, row_of = made
+            joined = zip(chunk["ids"], rows, strict=True)
+            rows = [row | {table: row_of[i]} for i, row in joined if i in row_of]
+        results.take(worker, rows, chunk["ids"])
+        if not lease.holds(output.run_dir, output.attempt):
+            raise CannotRunError(f"{output.run_dir} was taken over by another run")
+        done = [row["image_id"] for row in results.done]
+        failed = [row.image_id for row in results.errors]
+        # all of the chunk, unless a device failed in the midst of it
+        name = tables.chunk_name(done + failed)
+        size = error_size = 0
+        if failed:
+            errors_folder = storage.join(output.folder, "errors")
+            error_size = tables.write_errors(errors_folder, name, results.errors)
+        if done:
+            size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
+    except Exception as error:  # reported to the driver, which stops the stage with this text
+        return _result(failure=reason(error))
+    return _result(
+        part=name,
+        done=done,
+        failed=failed,
+        earlier=len(earlier),
+        in_a_row=results.in_a_row,
+        fault=results.fault,
+        kinds=Counter(f"{row.kind}@{row.host}" for row in results.errors),
+        size=size,
+        error_size=error_size,
+        seconds=time.monotonic() - started,
+    )
+
+
+def failed_chunk(failure: str = "", fault: str = "") -> dict[str, Any]:
+    """The counts of a chunk whose worker could not be made."""
+    return _result(failure=failure, fault=fault)
+
+
+def reason(error: Exception) -> str:
+    """Why a chunk could not be done, for the driver to print."""
+    if isinstance(error, CannotRunError):
+        return str(error)
+    return full_disk(error) or f"{type(error).__name__}: {error}"
+
+
+def _result(
+    part: str = "",
+    done: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    earlier: int = 0,
+    in_a_row: int = 0,
+    size: int = 0,
+    error_size: int = 0,
+    seconds: float = 0.0,
+    failure: str = "",
+    fault: str = "",
+    kinds: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    return {
+        "images": len(done) + len(failed),
+        "errors": len(failed),
+        "part": part,
+        "done": json.dumps(done),
+        "failed": json.dumps(failed),
+        "earlier": earlier,  # of the failed: those of the first pool, which stand first
+        "in_a_row": in_a_row,
+        "bytes": size,
+        "error_bytes": error_size,
+        "sent": 0,  # from the first pool to the second
+        "seconds": seconds,
+        "failure": failure,
+        "fault": fault,
+        "kinds": json.dumps(kinds or {}),  # error rows by kind and host
+    }
