@@ -13,6 +13,7 @@ from pmm_ray.config import DataConfig, load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
@@ -20,7 +21,6 @@ from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.understood import console
 
-_MANIFEST = "manifest.parquet"
 # what tells the layout of a folder, the surest first; else it is `folder`
 _LAYOUTS = (
     ("voc12", ("ImageSets", "VOC2012/ImageSets", "VOCdevkit/VOC2012/ImageSets")),
@@ -53,7 +53,7 @@ def check_data(place: str, settings: Sequence[str] = ()) -> int:
         print(f"source: {data.source}, {data.root or 'no root'}")
         if data.source == "manifest":
             if not is_recipe and not has_ending(place, ".parquet"):
-                data = data.model_copy(update={"root": storage.join(place, _MANIFEST)})
+                data = data.model_copy(update={"root": storage.join(place, MANIFEST_FILE)})
             _require_training_images(open_manifest(data.root), data)
             return
         with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
@@ -85,7 +85,7 @@ def source_of(place: str) -> str:
         if has_ending(place, ".json"):
             return "coco"
         return "manifest" if _is_manifest(place) else "parquet"
-    if _is_manifest(storage.join(place, _MANIFEST)):
+    if _is_manifest(storage.join(place, MANIFEST_FILE)):
         return "manifest"
     if storage.exists(storage.join(place, "labelmap.txt")):
         return "folder"  # CVAT's masks have VOC's folders

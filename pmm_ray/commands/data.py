@@ -8,8 +8,8 @@ from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import RETRY, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
+from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.guard import guarded
-from pmm_ray.runtime.core.manifest import FILE_NAME
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -74,7 +74,7 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     Returns:
         How many could not be made, with the first reason and the place of all; empty if none.
     """
-    uri = storage.join(place, FILE_NAME)
+    uri = storage.join(place, MANIFEST_FILE)
     if rasterize_masks.objects_fingerprint(uri) is None:
         return ""
     draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))

@@ -12,9 +12,9 @@ from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.record import FILE_NAME as RECORD
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -64,7 +64,7 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
         CannotRunError: there is none.
     """
     source = storage.absolute(source)
-    if storage.exists(storage.join(source, RECORD)):
+    if storage.exists(storage.join(source, RECORD_FILE)):
         segmenter = load_run(source, with_curves=False).final_segmenter
         if segmenter is None:
             raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")

@@ -10,6 +10,7 @@ from pmm_ray.config import InferenceConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import MANIFEST_FILE, SUMMARY_FILE
 from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -39,7 +40,7 @@ def _open_data(run: Run, needs_truth: str) -> None:
     if data.source == "manifest" and not data.root:
         raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
     imported = run.folders.get("import_data")
-    run.data = DataSet.open(imported.path("manifest.parquet") if imported else data.root)
+    run.data = DataSet.open(imported.path(MANIFEST_FILE) if imported else data.root)
     prepare(run, needs_truth)
 
 
@@ -166,7 +167,7 @@ def _trainings_ahead(run: Run) -> list[Step]:
         for name in storage.list_folders(place)
         if not selection.fresh
         and name.startswith("train_")
-        and storage.exists(storage.join(place, name, "summary.json"))
+        and storage.exists(storage.join(place, name, SUMMARY_FILE))
     }
     return [
         step

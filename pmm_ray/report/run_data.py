@@ -13,6 +13,7 @@ import yaml
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
@@ -190,7 +191,7 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
     """
     run_dir = storage.absolute(run_dir)
     try:
-        record = json.loads(storage.read_bytes(storage.join(run_dir, "run.json")))
+        record = json.loads(storage.read_bytes(storage.join(run_dir, RECORD_FILE)))
     except FileNotFoundError as error:
         raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
     except ValueError as error:

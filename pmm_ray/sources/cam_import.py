@@ -28,6 +28,7 @@ from pmm_ray.labels import (
 )
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.cam_files import CamFolder
@@ -201,7 +202,7 @@ def _known_classes(
 def _manifest_of_run(cams: CamFolder) -> Manifest | None:
     """The manifest of the run in whose folder the table is, if it does and it is still there."""
     run_folder = storage.parent(storage.parent(cams.index.parts[0]))
-    record = storage.join(run_folder, "run.json")
+    record = storage.join(run_folder, RECORD_FILE)
     uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None
     return open_manifest(uri) if uri and storage.exists(uri) else None
 

@@ -16,8 +16,8 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
+from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.manifest import (
-    FILE_NAME,
     ExifRule,
     ManifestRow,
     check_labels,
@@ -176,7 +176,7 @@ class Importer:
             reasons = "".join(f"\n  {e.image_id}: {e.kind}: {e.message}" for e in self.errors[:10])
             raise CannotRunError(f"{self.source}: no image could be imported{reasons}")
         manifest = write_manifest(
-            storage.join(out, FILE_NAME),
+            storage.join(out, MANIFEST_FILE),
             self.rows.values(),
             self.label_space,
             source=self.source,

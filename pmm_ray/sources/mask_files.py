@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
@@ -100,7 +101,7 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         others = {"beside a masks table": _beside_table(place, parts)}
         fingerprint = _fingerprint(parts)
         return MaskFiles(place, True, index, fingerprint, left_out=others, space=_space(place))
-    if storage.exists(storage.join(place, "run.json")):
+    if storage.exists(storage.join(place, RECORD_FILE)):
         raise CannotRunError(_which(place))
     return _find_files(place, listing)
 
@@ -143,7 +144,7 @@ def _find_files(place: str, listing: str) -> MaskFiles:
 
 def _beside_table(place: str, parts: Sequence[str]) -> list[str]:
     """What a table's folder holds that is not of the table: a user's own masks, perhaps."""
-    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", "summary.json"))}
+    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", SUMMARY_FILE))}
     errors = storage.join(place, "errors") + "/"
     uris = [entry.uri for entry in storage.list_entries(place, recursive=True)]
     return [uri for uri in uris if uri not in ours and not uri.startswith(errors)]

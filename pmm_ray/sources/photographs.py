@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
-from pmm_ray.runtime.core.manifest import FILE_NAME
+from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.names import ending_of, has_ending, is_hidden, safe_image_id, stem_path
@@ -33,7 +33,7 @@ LEFT_OUT = {
 """Why a file of a folder is passed over; one beside the folder of photographs is `not in` it."""
 
 # what a folder of our own results holds
-_OURS = (FILE_NAME, "run.json", "summary.json")
+_OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pmm_ray.pipeline.steps import steps
 from pmm_ray.report.run_data import StageRecord, load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.events import read_events
+from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -112,7 +113,7 @@ class _SampleSteps:
         data, imported = self._config.data, run.folders.get("import_data")
         uri, folder = storage.absolute(data.root), run.session.run_dir
         if imported is not None:
-            uri, folder = imported.path("manifest.parquet"), imported.uri
+            uri, folder = imported.path(MANIFEST_FILE), imported.uri
         self.sample = choose_sample(
             uri, folder, (data.train_split, data.held_out_split), self._images
         )

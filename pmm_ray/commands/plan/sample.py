@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 
-FILE_NAME = "sample.parquet"
+_SAMPLE_FILE = "sample.parquet"
 
 
 class Group(NamedTuple):
@@ -82,7 +82,7 @@ def choose_sample(manifest_uri: str, folder: str, splits: Sequence[str], images:
         chosen += [rows[i] for i in spread([costs[row] for row in rows], max(wanted, 1))]
     for group in population.keys() - {groups[row] for row in chosen}:
         chosen.append(groups.index(group))
-    uri = storage.join(folder, FILE_NAME)
+    uri = storage.join(folder, _SAMPLE_FILE)
     sample = _anchored(table.take(chosen), storage.parent(storage.absolute(manifest_uri)), folder)
     storage.write_bytes(uri, tables.to_bytes(sample, row_group_size=tables.MANIFEST_ROW_GROUP))
     ids = sample.column("image_id").to_pylist()

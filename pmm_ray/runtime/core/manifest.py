@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE
 
 ExifRule = Literal["apply", "ignore"]
 
-FILE_NAME = "manifest.parquet"
 LABEL_SPACE_KEY = "pmm.label_space"
 EXIF_KEY = "pmm.exif"
 SOURCE_KEY = "pmm.source"
@@ -203,7 +203,7 @@ def manifest_near(place: str) -> Manifest | None:
         place: a stage's folder or a folder of masks: its run's manifest, or the one beside it.
     """
     around = storage.parent(storage.absolute(place))
-    beside, record = storage.join(around, FILE_NAME), storage.join(around, "run.json")
+    beside, record = storage.join(around, MANIFEST_FILE), storage.join(around, RECORD_FILE)
     if storage.exists(beside):
         return open_manifest(beside)
     uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.stage import StageFolder
 
-FILE_NAME = "run.json"
 _PACKAGES = ("pmm-ray", "ray", "torch", "numpy")
 
 
@@ -35,7 +35,7 @@ class RunRecord:
         adds: Collection[str] | None = None,
         kept: Collection[str] = (),
     ) -> None:
-        self._uri = storage.join(run_dir, FILE_NAME)
+        self._uri = storage.join(run_dir, RECORD_FILE)
         self._name = name
         self._adds = adds
         self._kept = kept

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pmm_ray.config import RunConfig, section_hash
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.files import SUMMARY_FILE
 from pmm_ray.runtime.core.index import Ids, ids_hash
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
@@ -86,7 +87,7 @@ class StageFolder:
 
     def summary(self) -> Summary | None:
         """The summary if the stage is done, else None."""
-        uri = self.path("summary.json")
+        uri = self.path(SUMMARY_FILE)
         try:
             return Summary.model_validate_json(storage.read_bytes(uri))
         except FileNotFoundError:
@@ -100,7 +101,7 @@ class StageFolder:
 
     def reopen(self) -> None:
         """Take the summary back, before anything that it speaks of is deleted."""
-        storage.delete_file(self.path("summary.json"))
+        storage.delete_file(self.path(SUMMARY_FILE))
 
     def clear(self, keeps: str = "") -> None:
         """Delete all that is in the folder, but for a sub-folder of that name."""
@@ -117,7 +118,7 @@ class StageFolder:
     def finish(self, summary: Summary) -> Summary:
         """Mark the stage as done."""
         text = json.dumps(summary.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        storage.write_bytes(self.path("summary.json"), text.encode())
+        storage.write_bytes(self.path(SUMMARY_FILE), text.encode())
         return summary
 
 

@@ -1,0 +1,10 @@
+"""The names of files that whoever looks into a run's folder goes by."""
+
+from __future__ import annotations
+
+MANIFEST_FILE = "manifest.parquet"
+"""The images of a data set, see `manifest`."""
+RECORD_FILE = "run.json"
+"""What ran in a run's folder, see `record`."""
+SUMMARY_FILE = "summary.json"
+"""What a finished stage says of itself, see `stage.Summary`."""
