@@ -344,6 +344,30 @@ def test_a_whole_run_that_ends_earlier_is_recorded_though_it_computed_nothing(
         assert stages() == list(expected)
 
 
+def test_a_part_of_a_run_done_again_leaves_the_later_stages_in_the_record(
+    tmp_path: Path, do: Do
+) -> None:
+    def stages() -> list[tuple[str, str]]:
+        record = json.loads((tmp_path / "run.json").read_text())
+        return [(stage["stage"], stage["hash"]) for stage in record["stages"]]
+
+    with session(tmp_path) as attempt:
+        for name in PLAN[:5]:
+            do(attempt, name, images=FOUR)
+        attempt.write_record(finished=True)
+    before = stages()
+    assert len(before) == 5
+    for identity, kept in (("1", 5), ("2", 3)):  # the same again; another configuration
+        with session(tmp_path, first=PLAN[2], last=PLAN[2], fresh=True) as attempt:
+            for name in PLAN[:2]:
+                do(attempt, name, images=FOUR)
+            do(attempt, PLAN[2], identity, images=FOUR)
+            attempt.write_record(finished=True)
+        assert len(stages()) == kept
+        assert stages()[:2] == before[:2]
+    assert stages()[2] != before[2]
+
+
 def test_weights_are_known_by_their_content(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"the same")

@@ -89,11 +89,23 @@ class RunRecord:
             "machine": machine(),
             "versions": {name: version(name) for name in _PACKAGES},
             "manifest": manifest,
-            "stages": self._stages,
+            "stages": self._stages if plan is not None else self._stages + self._later(),
         }
         if cluster is not None:
             record["cluster"] = dict(cluster)
         storage.write_bytes(self._uri, json.dumps(record, indent=1).encode())
+
+    def _later(self) -> list[dict[str, str]]:
+        """What an earlier record names behind the stages of a part of the run (`--only`).
+
+        None where one of these is another now: what follows it is out of date.
+        """
+        if self._adds is not None or not storage.exists(self._uri):
+            return []
+        earlier: list[dict[str, str]] = json.loads(storage.read_bytes(self._uri))["stages"]
+        own = {stage["stage"] for stage in self._stages}
+        same = [stage for stage in earlier if stage["stage"] in own] == self._stages
+        return [stage for stage in earlier if stage["stage"] not in own] if same else []
 
     def _differs(self, plan: Sequence[str]) -> bool:
         record = json.loads(storage.read_bytes(self._uri))
