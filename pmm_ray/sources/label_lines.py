@@ -16,11 +16,12 @@ from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 DEFAULT_SPLIT = "train"
 SEPARATOR = ";"
 COLUMNS = {
-    "image_id": ("image_id", "filename", "file_name", "image", "file"),
+    "image_id": ("image_id", "file_name", "image", "file"),
     "labels": ("labels", "label", "classes", "class"),
     "split": ("split", "subset"),
 }
-"""What people call the columns. Two of one kind must say the same in every line."""
+"""What people call the columns, in any case, with `_`, `-`, a space or nothing between the words.
+Two of one kind must say the same in every line."""
 LABEL_COLUMN = "data.label_column, `pmm data import`: --label-column"
 """How a user names the column of labels."""
 _MARKS = dict.fromkeys(("0", "0.0", "false", "no", ""), False)
@@ -76,7 +77,7 @@ def read_labels_csv(uri: str, folder: str = "", label_column: str = "") -> list[
 
 def label_lines(uri: str, table: TextTable, label_column: str = "") -> list[LabelLine]:
     """As `read_labels_csv`, of a table that is read already."""
-    known = COLUMNS | ({"labels": (label_column.casefold(),)} if label_column else {})
+    known = COLUMNS | ({"labels": (label_column,)} if label_column else {})
     places = {name: _only(uri, table, names) for name, names in known.items()}
     if label_column and not places["labels"]:
         raise CannotRunError(f"{uri} has no column {label_column!r}: it has {list(table.columns)}")
@@ -102,10 +103,14 @@ def label_lines(uri: str, table: TextTable, label_column: str = "") -> list[Labe
     return lines
 
 
+def _key(column: str) -> str:
+    return re.sub(r"[\s_-]", "", column.casefold())
+
+
 def _only(uri: str, table: TextTable, names: Sequence[str]) -> str:
     """The column that one of these names means, in any case; empty where there is none."""
-    columns = [column for name in names for column in table.columns if column.casefold() == name]
-    if len({column.casefold() for column in columns}) < len(columns):
+    columns = [column for name in names for column in table.columns if _key(column) == _key(name)]
+    if len({_key(column) for column in columns}) < len(columns):
         raise CannotRunError(f"{uri}: its first line names {columns} twice: keep one of them")
     for other in columns[1:]:
         line = next((x for x in table.lines if x.cells[other] != x.cells[columns[0]]), None)

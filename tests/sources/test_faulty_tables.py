@@ -10,7 +10,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.label_files import read_label_space
 from pmm_ray.sources.understood import near_names
 
-from .faulty import a_folder
+from .faulty import a_folder, rows
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,11 @@ def test_the_column_of_labels_can_be_said(tmp_path: Path) -> None:
     assert report.manifest.label_space.names[1:] == ("cat", "dog")
     with pytest.raises(CannotRunError, match="no column 'kind': it has"):
         a_folder(tmp_path, csv, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    "first", ["Image ID,Label", "ImageID,CLASSES", "File-Name,class", "filename,label"]
+)
+def test_columns_are_found_as_people_write_them(first: str, tmp_path: Path) -> None:
+    report = a_folder(tmp_path, f"{first}\na.jpg,cat\nb.jpg,dog\n")
+    assert [row["labels"] for row in rows(report).values()] == [[1], [2]]
