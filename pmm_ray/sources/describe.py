@@ -64,10 +64,11 @@ def _sections() -> Iterable[str]:
         "",
         "UTF-8, and UTF-16 or UTF-32 with a byte order mark; anything else is refused. Tables are "
         "separated by `,`, `;` or tabs (Excel's line `sep=;` is understood); lines of which every "
-        "cell is empty are left out. The columns of labels may be called, in any case and with `_`, "
-        "`-`, a space or nothing between words: "
+        "cell is empty are left out. The columns of labels may be called, in any case and with "
+        "`_`, `-`, a space or nothing between words: "
         + "; ".join(f"`{key}`: {_code(names)}" for key, names in label_lines.COLUMNS.items())
-        + ". `data.label_column` names another. Without a column of labels each other column is a class, with 0 or 1 in each line.",
+        + ". `data.label_column` names another. Without a column of labels each other column is a "
+        "class, with 0 or 1 in each line.",
         "",
         "## Class lists",
         "",
