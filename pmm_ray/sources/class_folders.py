@@ -92,7 +92,11 @@ def _copies(lines: Sequence[LabelLine], files: Mapping[str, str]) -> dict[str, s
     """What is wrong with those of some photographs that are one, by their names."""
     by_content: dict[bytes, list[LabelLine]] = {}
     for line in lines:
-        digest = hashlib.sha256(storage.read_bytes(files[line.name])).digest()
+        try:
+            digest = hashlib.sha256(storage.read_bytes(files[line.name])).digest()
+        # the import says what is wrong with a file that cannot be read
+        except OSError:
+            continue
         by_content.setdefault(digest, []).append(line)
     return {
         line.name: f"the same photograph is {' and '.join(copy.name for copy in copies)}: one of "

@@ -82,7 +82,7 @@ def _sections() -> Iterable[str]:
         *_doc("folder", folder.__doc__),
         *_doc("coco", coco.__doc__),
         f"Looked for, in this order: {_code(coco.FILES)} (`{{}}` is the split), then "
-        f"{_code(coco.SINGLE_FILES)}.",
+        f"{_code(coco.SINGLE_FILES)}. Left out, and counted: {coco.UNASKED}.",
         "",
         "## Refused, with what to choose instead",
         "",
@@ -94,7 +94,9 @@ def _sections() -> Iterable[str]:
         "",
         "`part-*.parquet`, our own cams table, says itself what it holds. The layout is told from "
         "the names in a file. Refused, with the flag to use: planes that add up to one (scores "
-        "with a background), and a class 0 in every file, which may be the background.",
+        "with a background), a class 0 in every file, which may be the background, and scores out "
+        "of 0..1. Scores that are nowhere above 0 are an error row, and refused where all files "
+        "have such.",
         "",
         "## Scores (`pmm refine`)",
         "",
