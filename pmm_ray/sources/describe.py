@@ -14,13 +14,17 @@ from pmm_ray.runtime.rows.images import EXTRAS, FORMATS, UNREAD
 from pmm_ray.sources import (
     cam_layouts,
     coco,
+    coco14,
     folder,
     foreign,
     label_files,
     label_lines,
     names,
+    parquet,
     photographs,
+    sbd,
     score_files,
+    voc12,
 )
 
 _SPELLINGS = ("background", "_background_", "__background__", "BG", "bkg")
@@ -79,11 +83,15 @@ def _sections() -> Iterable[str]:
         "",
         "## Sources",
         "",
+        *_doc("voc12", voc12.__doc__),
+        *_doc("sbd (beside voc12)", sbd.__doc__),
+        *_doc("coco14", coco14.__doc__),
         *_doc("folder", folder.__doc__),
         *_doc("coco", coco.__doc__),
         f"Looked for, in this order: {_code(coco.FILES)} (`{{}}` is the split), then "
         f"{_code(coco.SINGLE_FILES)}. Left out, and counted: {coco.UNASKED}.",
         "",
+        *_doc("parquet", parquet.__doc__),
         "## Refused, with what to choose instead",
         "",
         *_table(("export", "instead"), foreign.FOREIGN.items()),

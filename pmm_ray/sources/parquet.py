@@ -2,11 +2,14 @@
 
     ROOT/train-00000-of-00002.parquet    also ROOT/data/..., ROOT/SPLIT/*.parquet, or one file
         image: struct<bytes: binary, path: string>     or plain bytes
-        label or labels: an integer, a string, a list of either, or a list of 0 and 1 a class
+        label, labels, class or classes, or the column that `data.label_column` names: an integer,
+        a string, a list of either, or a list of 0 and 1 a class
+        split or subset, optional; else the file's name or that of its folder tells the split
 
 Integers are positions in the names that the file's `huggingface` metadata gives (ClassLabel), else
 0, 1, 2, ... The bytes of each image become a file `images/ID.ext` beside the manifest; its id is
-made from the image's path, else from the split and the row. EXIF orientation is applied.
+made from the image's path, else from the split and the row. EXIF orientation is applied. Our own
+results below ROOT are left out.
 """
 
 from __future__ import annotations

@@ -1,5 +1,11 @@
 """PASCAL VOC 2012, and anything laid out like it, used in place; with or without SBD's masks.
 
+    ROOT/VOC2012/JPEGImages/*.jpg         ROOT is the VOCdevkit, its VOC2012, or the folder around
+    ROOT/VOC2012/ImageSets/Segmentation/SPLIT.txt      a line is an id, or photograph and mask
+    ROOT/VOC2012/SegmentationClass/*.png, SegmentationClassAug/*.png
+    ROOT/VOC2012/Annotations/*.xml        the labels; or cls_labels.npy (a pickle, see
+                                          `data.trust_pickle`), SPLIT_cls.txt in `data.lists`, masks
+
 Photographs and masks are not copied: the manifest names them where they are. VOC's mask values
 are contiguous already, so its masks are the ground truth as they stand. An official mask
 (SegmentationClass) wins over one of SegmentationClassAug, and this over SBD's `.mat` file, which
