@@ -38,9 +38,9 @@ from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import open_manifest
-from pmm_ray.runtime.mapping import chunks
-from pmm_ray.runtime.mapping.tasks import Output
-from pmm_ray.runtime.mapping.workers import Producer, Worker
+from pmm_ray.runtime.mapping.chunks import make_chunks
+from pmm_ray.runtime.mapping.tasks import Output, produce_chunk, run_chunk
+from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.sources.shapes import make_shapes
 
@@ -145,7 +145,7 @@ def measure(stage: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     kind = OneSize if options.pass_pixels else Photographs
     photographs = kind(manifest.root, manifest.apply_exif, 10**7, manifest.label_space)
     index = index_file(manifest.uri)
-    todo = chunks.make_chunks(index.image_ids, {"manifest": index}, options.batch)
+    todo = make_chunks(index.image_ids, {"manifest": index}, options.batch)
     found: dict[str, Any] = {"stage": stage, "images": len(index), "images a part": options.batch}
     resolve, attempt = storage.resolve, "benchmark"
 
@@ -157,14 +157,14 @@ def measure(stage: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         network = Waiting(options.network, 4 if stage == "crops" else 2)
         if stage == "relabel":
             worker = relabel_stage(network, photographs, options.pass_pixels)
-            schema, pool = predict_schema(), chunks.Pool(1, actors=True)
+            schema, pool = predict_schema(), Pool(1, actors=True)
             producer = Producer("scores", lambda w=worker: w, schema, pool)  # type: ignore[misc]
-            call = partial(chunks.produce_chunk, worker=worker, producer=producer)
+            call = partial(produce_chunk, worker=worker, producer=producer)
         else:
             kind = {"cams": "multi_scale", "crops": "multi_crop"}[stage]
             worker = cam_stage(network, photographs, kind, options.pass_pixels)
             output = Output(str(folder / name / stage), tables.CAMS, stage, str(folder), attempt)
-            call = partial(chunks.run_chunk, worker=worker, output=output)
+            call = partial(run_chunk, worker=worker, output=output)
         began = time.monotonic()
         with lease.hold(str(folder), attempt), mock.patch.object(storage, "resolve", slow):
             work(call, todo, threads)

@@ -45,7 +45,7 @@ import ctypes, os, sys, time
 
 action = os.environ.get("FAULT_ACTION")
 if action and any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
-    from pmm_ray.runtime.mapping import chunks
+    from pmm_ray.runtime.mapping import workers
 
     def sick():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -56,7 +56,7 @@ if action and any(argument.endswith("default_worker.py") for argument in sys.ori
         "sick": sick,
         "slow": lambda: time.sleep(2),
     }
-    inner = chunks.row_by_row
+    inner = workers.row_by_row
 
     def row_by_row(stage, function):
         def broken(row):
@@ -68,7 +68,7 @@ if action and any(argument.endswith("default_worker.py") for argument in sys.ori
 
         return inner(stage, broken)
 
-    chunks.row_by_row = row_by_row
+    workers.row_by_row = row_by_row
 """
 
 

@@ -35,7 +35,9 @@ from tests.system.test_hosts import (
     whole_again,
 )
 
-__all__ = ["clock_off", "link_cut_in_masks", "link_cut_in_training", "why_not"]
+__all__ = ["clock_off", "link_cut_in_masks", "link_cut_in_training", "slow_link", "why_not"]
+
+_SLOW_MEGABITS = 2
 
 
 @contextlib.contextmanager
@@ -118,6 +120,20 @@ def link_cut_in_training(bench: Bench) -> Outcome:
     """Nothing reaches a node for a minute while it trains; the time is up to the first mask."""
     fault = f"a node's link cut for {CUT_SECONDS} s during a training"
     return _cut(bench, "training", "two", fault, lambda _, said: trained(said))
+
+
+def slow_link(bench: Bench) -> Outcome:
+    """All that goes to a node passes slowly, from the start of a run to its end."""
+    place, expected = _site(bench)
+    run_dir, log = "s3://bucket/slow", bench.folder / "slow"
+    place.hosts.slow("one", _SLOW_MEGABITS)
+    try:
+        ended(place.submit(run_dir, log), log)
+    finally:
+        place.hosts.slow("one", 0)
+    gaps = [(b - a) / 1e9 for a, b in pairwise(sorted(_parts(run_dir).values()))]
+    fault = f"a node's link of {_SLOW_MEGABITS} Mbit/s"
+    return Outcome(fault, "nothing", True, 0, max(gaps), masks_of(run_dir) == expected)
 
 
 def clock_off(bench: Bench) -> Outcome:

@@ -36,7 +36,8 @@ from fault_bench import (
     small_disk,
     title,
 )
-from fault_links import clock_off, link_cut_in_masks, link_cut_in_training, why_not
+from fault_buckets import expired_credentials
+from fault_links import clock_off, link_cut_in_masks, link_cut_in_training, slow_link, why_not
 from fault_nodes import idle_node, lost_node, lost_node_fused, sick_node
 
 from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN
@@ -233,7 +234,8 @@ def stopped_training(bench: Bench) -> Outcome:
 
 
 LINKS: dict[str, Callable[[Bench], Outcome]] = {
-    function.__name__: function for function in (link_cut_in_masks, link_cut_in_training, clock_off)
+    function.__name__: function
+    for function in (link_cut_in_masks, link_cut_in_training, slow_link, clock_off)
 }
 FAULTS: dict[str, Callable[[Bench], Outcome]] = {
     function.__name__: function
@@ -251,6 +253,7 @@ FAULTS: dict[str, Callable[[Bench], Outcome]] = {
         torn_parts,
         stuck_worker,
         stopped_training,
+        expired_credentials,
         *LINKS.values(),
     )
 }

@@ -1,12 +1,19 @@
-"""A proxy before an S3 server that throttles, refuses, cuts and hangs when it is told to."""
+"""Servers of buckets on loopback, and a proxy that throttles, refuses, cuts and hangs when told."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socketserver
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+
+import requests
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
 EXPIRED = (
@@ -121,3 +128,53 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def handle_error(self, *_: object) -> None:
         """A client that gave up is what these tests are about."""
+
+
+S3_SERVER = ("-m", "moto.server", "-H", "127.0.0.1", "-p")
+
+
+@contextlib.contextmanager
+def serving(*command: str) -> Iterator[int]:
+    """The port of a server that this Python runs, a process of its own."""
+    with Server(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
+        port = int(probe.server_address[1])
+    process = subprocess.Popen(
+        [sys.executable, *command, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+                break
+            except requests.ConnectionError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not come up"
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def standing_before(port: int) -> Iterator[Proxy]:
+    """A proxy before an S3 server, which gets a bucket called `bucket`."""
+    proxy = Proxy(port)
+    with Server(("127.0.0.1", 0), handler(proxy)) as server:
+        proxy.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        requests.put(f"http://127.0.0.1:{proxy.port}/bucket", timeout=30).raise_for_status()
+        yield proxy
+        server.shutdown()
+
+
+def environment_of(proxy: Proxy) -> dict[str, str]:
+    """What makes `s3://bucket` be behind a proxy: the endpoint and the keys."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }

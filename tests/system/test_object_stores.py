@@ -7,10 +7,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,69 +27,30 @@ from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.rows.images import read_image
 
-from .faulty_proxy import Fault, Proxy, Server, handler
+from .faulty_proxy import S3_SERVER, Fault, Proxy, environment_of, serving, standing_before
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
 ROWS = [{"image_id": f"i{n:03d}", "value": n} for n in range(20)]
 
 
-def free_port() -> int:
-    with Server(("127.0.0.1", 0), BaseHTTPRequestHandler) as probe:
-        return int(probe.server_address[1])
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[int]:
-    """The port of moto's S3 server, a process of its own."""
-    yield from serve("-m", "moto.server", "-H", "127.0.0.1", "-p")
-
-
 @pytest.fixture(scope="module")
 def gcs_server() -> Iterator[int]:
     """The port of an emulator of Google's store."""
-    yield from serve("-m", "gcp_storage_emulator", "start", "--in-memory", "--port")
-
-
-def serve(*command: str) -> Iterator[int]:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, *command, str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server did not come up"
-                time.sleep(0.1)
+    with serving("-m", "gcp_storage_emulator", "start", "--in-memory", "--port") as port:
         yield port
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
-def proxy_server(s3_server: int) -> Iterator[Proxy]:
-    proxy = Proxy(s3_server)
-    with Server(("127.0.0.1", 0), handler(proxy)) as server:
-        proxy.port = server.server_address[1]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        requests.put(f"http://127.0.0.1:{proxy.port}/bucket", timeout=30).raise_for_status()
+def proxy_server() -> Iterator[Proxy]:
+    with serving(*S3_SERVER) as port, standing_before(port) as proxy:
         yield proxy
-        server.shutdown()
 
 
 @pytest.fixture
 def s3(proxy_server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """`s3://bucket` behind a proxy; the endpoint and the keys come from the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy_server.port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    """`s3://bucket` behind a proxy."""
+    for name, value in environment_of(proxy_server).items():
+        monkeypatch.setenv(name, value)
     storage._filesystem.cache_clear()
     proxy_server.seen.clear()
     yield proxy_server
