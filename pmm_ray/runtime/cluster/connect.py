@@ -219,15 +219,22 @@ def _quiet_raylet() -> None:
 def _native_stderr_to(run_dir: str | None) -> Iterator[None]:
     """Send what Ray's C++ writes to file descriptor 2 into the run folder.
 
-    Python's `sys.stderr` keeps writing where it did.
+    Of a run in a bucket: into a temporary file, which stays where the process dies. Python's
+    `sys.stderr` keeps writing where it did.
     """
-    if run_dir is None or storage.is_remote(run_dir):
+    if run_dir is None:
         yield
         return
     sys.stderr.flush()
     console, python_stderr = os.dup(2), sys.stderr
-    with open(Path(run_dir) / "logs" / "ray-native.log", "ab") as file:
-        os.dup2(file.fileno(), 2)
+    remote = storage.is_remote(run_dir)
+    if remote:
+        log, name = tempfile.mkstemp(prefix="pmm-ray-native-", suffix=".log")
+    else:
+        name = str(Path(run_dir) / "logs" / "ray-native.log")
+        log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, 2)
+    os.close(log)
     sys.stderr = os.fdopen(os.dup(console), "w", buffering=1)
     try:
         yield
@@ -236,6 +243,8 @@ def _native_stderr_to(run_dir: str | None) -> Iterator[None]:
         sys.stderr = python_stderr
         os.dup2(console, 2)
         os.close(console)
+        if remote:
+            Path(name).unlink(missing_ok=True)
 
 
 def _keep_logs(session: Path, run_dir: str) -> None:
