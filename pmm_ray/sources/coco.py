@@ -25,14 +25,28 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES as ENDINGS
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_classes import read_classes
-from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY, mask_uri, read_annotated
+from pmm_ray.sources.coco_files import (
+    OBJECTS_FOLDER,
+    OBJECTS_KEY,
+    AnnotatedImages,
+    mask_uri,
+    read_annotated,
+)
 from pmm_ray.sources.coco_json import CocoImage
 from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
-from pmm_ray.sources.names import Found, NameIndex, clean_path, has_ending, safe_image_id, stem_path
+from pmm_ray.sources.names import (
+    Found,
+    NameIndex,
+    beaten,
+    clean_path,
+    has_ending,
+    safe_image_id,
+    stem_path,
+)
 
 FILES = (
     *("annotations/instances_{}.json", "annotations/{}.json", "{}.json"),
@@ -94,12 +108,13 @@ def import_coco(
         for number, (_, uri) in enumerate(files)
     ]
     times = Counter(_image_id(image) for found in read for image in found.images)
-    for (split, uri), found in zip(files, read, strict=True):
+    base = storage.parent(root) if has_ending(root, ".json") else root
+    places = [Places(_places(uri, split, base)) for split, uri in files]
+    photographs = _photographs(read, places)
+    for number, ((split, uri), found) in enumerate(zip(files, read, strict=True)):
         found.add_counts(counts)
         listed_images += len(found.images)
         importer.notes += found.notes()
-        base = storage.parent(uri) if has_ending(root, ".json") else root
-        places = Places(_places(uri, split, base))
         for position, image in enumerate(found.images):
             image_id = _image_id(image)
             own = image.split or split or DEFAULT_SPLIT
@@ -114,7 +129,9 @@ def import_coco(
                         f"{image.file_name} is listed twice: which objects are its own?",
                         uri,
                     )
-                photograph = places.find(image.file_name)
+                photograph = photographs[number, position]
+                if isinstance(photograph, ValueError):
+                    raise photograph
             except (RowError, ValueError) as error:
                 kind = error.kind if isinstance(error, RowError) else "missing"
                 importer.fail(image_id, kind, str(error))
@@ -127,7 +144,7 @@ def import_coco(
                 mask_uri(out, image_id) if drawn else None,
                 stated_size=image.size,
             )
-        importer.notes += places.notes()
+        importer.notes += places[number].notes()
     metadata = {}
     if objects and storage.exists(objects):
         metadata = {OBJECTS_KEY: index_objects(objects)}
@@ -180,6 +197,32 @@ def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict
     }
 
 
+def _photographs(
+    read: Sequence[AnnotatedImages], places: Sequence[Places]
+) -> dict[tuple[int, int], str | ValueError]:
+    """The uri of each photograph by file and position, or why it has none.
+
+    A photograph that one entry names is not another's, whatever file and split they are of.
+    """
+    out: dict[tuple[int, int], str | ValueError] = {}
+    claims: dict[tuple[int, int], tuple[str, Found]] = {}
+    for number, found in enumerate(read):
+        for position, image in enumerate(found.images):
+            if image.fault:
+                continue
+            try:
+                hit = places[number].find(image.file_name)
+            except ValueError as error:
+                out[number, position] = error
+                continue
+            out[number, position] = hit.name
+            claims[number, position] = (image.file_name, hit)
+    for (number, position), why in beaten(claims).items():
+        name = claims[number, position][0]
+        out[number, position] = ValueError(why or places[number].missing(name))
+    return out
+
+
 def _image_ids(images: Sequence[CocoImage]) -> list[str]:
     return [_image_id(image) for image in images]
 
@@ -214,13 +257,17 @@ class Places:
             out.append((folder, NameIndex(name for name in names if has_ending(name, ENDINGS))))
         return out
 
-    def find(self, file_name: str) -> str:
-        """The uri of a file. Raises ValueError where it is in none, or may be one of several."""
+    def find(self, file_name: str) -> Found:
+        """The file, its uri as `name`.
+
+        Raises:
+            ValueError: it is in none, or may be one of several.
+        """
         for folder in self._folders:
             with contextlib.suppress(ValueError):  # a name that leaves its folder
                 uri = storage.join(folder, file_name)
                 if storage.exists(uri):
-                    return uri
+                    return Found(uri)
         hits: list[tuple[str, Found]] = []
         unsure: ValueError | None = None
         for folder, index in self._listed:
@@ -231,10 +278,14 @@ class Places:
             else:
                 hits += [(folder, found)] if found else []
         if not hits:
-            raise unsure or ValueError(f"{file_name} is in none of {self._folders}")
+            raise unsure or ValueError(self.missing(file_name))
         folder, best = min(hits, key=lambda hit: hit[1].rank)
         self._how.setdefault(best.how, []).append(file_name)
-        return storage.join(folder, best.name)
+        return Found(storage.join(folder, best.name), best.how, best.rank)
+
+    def missing(self, file_name: str) -> str:
+        """What to say of a file that is not there."""
+        return f"{file_name} is in none of {self._folders}"
 
     def notes(self) -> list[str]:
         """How many files were found by another rule than their very name."""

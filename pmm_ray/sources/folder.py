@@ -18,7 +18,7 @@ and `masks/` use the file's own name, never the made id.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -133,7 +133,7 @@ def import_folder(
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
-    masks, unused = _masks(root, photographs, images)
+    masks, unsure_masks, unused = _masks(root, photographs, images)
     colours = ColourMasks(space, classes.colours, out)
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
@@ -141,9 +141,11 @@ def import_folder(
         none = LabelLine(name, (), DEFAULT_SPLIT, unsure.get(stem_path(name), ""))
         line = joined.of.get(name, none)
         labels = partial(label_ids, line, space, listed=listed)
-        found = list(masks.get(stem_path(name), ()))
-        if len(found) > 1:
-            images.fail(image_id, "label", f"several masks fit it: {', '.join(found)}", uri)
+        stem = stem_path(name)
+        found = masks.get(stem, [])
+        if stem in unsure_masks or len(found) > 1:
+            text = unsure_masks.get(stem) or f"several masks fit it: {', '.join(found)}"
+            images.fail(image_id, "label", text, uri)
             continue
         try:
             truth = [colours.indexed(truth_uri, image_id) for truth_uri in found]
@@ -264,11 +266,12 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
 
 def _masks(
     root: str, photographs: Photographs, images: Importer
-) -> tuple[Mapping[str, list[str]], int]:
-    """The masks of each photograph by its path without the ending; and how many are of none."""
+) -> tuple[dict[str, list[str]], dict[str, str], int]:
+    """The masks of each photograph by its path without the ending; where it is not sure which one
+    is its own, why; and how many are of none."""
     place = next(iter(places_in(root, MASK_FOLDERS, photographs.names)), None)
     if place is None:
-        return {}, 0
+        return {}, {}, 0
     uris: dict[str, list[str]] = {}
     others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
@@ -287,7 +290,9 @@ def _masks(
     pairs = pair([*dict.fromkeys(map(stem_path, photographs.files))], list(uris))
     images.notes += [f"masks found {rule}: {count}" for rule, count in pairs.how.items()]
     unused = len(uris) - len({*pairs.of.values(), *(n for s in pairs.several.values() for n in s)})
-    several = {
-        name: [uri for stem in stems for uri in uris[stem]] for name, stems in pairs.several.items()
+    unsure = {
+        name: f"it may have the mask {', '.join(stems)}, and more than one fits, or another "
+        "photograph: give masks the paths of their photographs"
+        for name, stems in pairs.several.items()
     }
-    return several | {name: uris[stem] for name, stem in pairs.of.items()}, unused
+    return {name: uris[stem] for name, stem in pairs.of.items()}, unsure, unused

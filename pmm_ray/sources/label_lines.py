@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pmm_ray.labels import BACKGROUND, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.label_columns import bits_in
-from pmm_ray.sources.names import NameIndex
+from pmm_ray.sources.names import Found, NameIndex, beaten
 from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
 DEFAULT_SPLIT = "train"
@@ -256,15 +256,22 @@ def join_lines(
     missed: list[LabelLine] = []
     how: dict[str, int] = {}
     repeated = 0
-    for line in lines:
+    claims: dict[str, tuple[str, Found]] = {}
+    unsure: dict[str, str] = {}
+    for name in dict.fromkeys(line.name for line in lines):
         try:
-            found = next(filter(None, (index.find(way) for way in spellings(line.name))), None)
+            found = next(filter(None, (index.find(way) for way in spellings(name))), None)
         except ValueError as error:
-            missed.append(LabelLine(line.name, line.labels, line.split, str(error)))
+            unsure[name] = str(error)
             continue
-        if found is None:
-            missed.append(line)
+        if found is not None:
+            claims[name] = (name, found)
+    unsure |= beaten(claims)
+    for line in lines:
+        if line.name in unsure or line.name not in claims:
+            missed.append(replace(line, fault=unsure.get(line.name) or line.fault))
             continue
+        found = claims[line.name][1]
         if found.how:
             how[found.how] = how.get(found.how, 0) + 1
         earlier = of.setdefault(found.name, line)

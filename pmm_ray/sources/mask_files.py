@@ -6,6 +6,7 @@ by these, and by names alone only where they are unique.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.names import (
+    Found,
     NameIndex,
     Pairs,
+    beaten,
     has_ending,
     is_hidden,
     pair,
@@ -195,10 +198,11 @@ def match_masks(
     """
     pairs = _pair_sides(masks, truth)
     lacking: dict[str, str] = {}
+    found: dict[str, int] = {}
     kept = {*masks.names, *truth.names}
     met = len(masks.names) + len(truth.names) - len(pairs.of)
     if wanted is not None:
-        kept, nowhere = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
+        kept, nowhere, found = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
         lacking |= {safe_image_id(x): f"the list names {x!r}: neither side has it" for x in nowhere}
         met += len(lacking)
     # a table's ids are fixed, a tree's are ours to give
@@ -229,7 +233,10 @@ def match_masks(
         else write_listing(listing, {ids[m]: side.files[(m, t)[number]] for m, t in of.items()})
         for number, (side, listing) in enumerate(zip((masks, truth), listings, strict=True))
     )
-    notes = tuple(f"pairs found {rule}: {count}" for rule, count in pairs.how.items())
+    notes = (
+        *(f"pairs found {rule}: {count}" for rule, count in pairs.how.items()),
+        *(f"names of the list found {rule}: {count}" for rule, count in found.items()),
+    )
     image_ids = tuple(sorted(ids[m] for m in of))
     return Matched(masks_index, truth_index, image_ids, lacking, unsure, tuple(unasked), notes, met)
 
@@ -254,22 +261,32 @@ def _pair_sides(masks: MaskFiles, truth: MaskFiles) -> Pairs:
     return Pairs(of | rest.of, rest.how, rest.several)
 
 
-def _select(wanted: Sequence[str], sides: Sequence[NameIndex]) -> tuple[set[str], list[str]]:
-    """The names that the lines of a list mean, and the lines that mean none."""
+def _select(
+    wanted: Sequence[str], sides: Sequence[NameIndex]
+) -> tuple[set[str], list[str], dict[str, int]]:
+    """The names that the lines of a list mean, the lines that mean none, and how many were found
+    by another rule than as they are written."""
     kept: set[str] = set()
-    nowhere = []
-    for line in wanted:
-        names = set()
-        for index in sides:
+    how_of: dict[str, str] = {}
+    for index in sides:
+        claims: dict[str, tuple[str, Found]] = {}
+        for line in dict.fromkeys(wanted):
             try:
                 hits = (index.find(way) for way in _spellings(line))
-                names |= {hit.name for hit in [next(filter(None, hits), None)] if hit}
+                hit = next(filter(None, hits), None)
             except ValueError as error:
                 raise CannotRunError(f"the list: {error}") from error
-        kept |= names
-        if not names:
-            nowhere.append(line)
-    return kept, nowhere
+            if hit is not None:
+                claims[line] = (line, hit)
+        wrong = beaten(claims)
+        if why := next(filter(None, wrong.values()), ""):
+            raise CannotRunError(f"the list: {why}")
+        for line, (_, hit) in claims.items():
+            if line not in wrong:
+                kept.add(hit.name)
+                how_of[line] = how_of.get(line) or hit.how
+    how = Counter(filter(None, how_of.values()))
+    return kept, [line for line in wanted if line not in how_of], dict(how)
 
 
 def _spellings(line: str) -> list[str]:

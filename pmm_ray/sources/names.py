@@ -16,11 +16,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+
+Key = TypeVar("Key")
 
 _DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
 _NUMBER = re.compile(r"-?[0-9]{1,30}")
@@ -195,6 +197,41 @@ class NameIndex:
                     "and its ending"
                 )
         return None
+
+
+# rules up to this one are of one path, written in another way
+_LAST_OF_PATH = 2
+
+
+def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
+    """The names that find a file which another name means, by an earlier rule: they are not there.
+
+    Where no rule is earlier, and they are not one path written in two ways, none of them is sure.
+
+    Args:
+        claims: (name as written, what it finds) by any key; `Found.name` tells files apart.
+
+    Returns:
+        By key, empty, or why it is not sure.
+    """
+    by_file: dict[str, list[Key]] = {}
+    for key, (_, found) in claims.items():
+        by_file.setdefault(found.name, []).append(key)
+    wrong: dict[Key, str] = {}
+    for name, keys in by_file.items():
+        if len(keys) == 1:
+            continue
+        first = min(keys, key=lambda key: claims[key][1].rank)
+        rank = claims[first][1].rank
+        paths = {_decoded(claims[key][0]) for key in keys if claims[key][1].rank == rank}
+        unsure = rank > _LAST_OF_PATH and len(paths) > 1
+        for key in keys:
+            written, found = claims[key]
+            if unsure:
+                wrong[key] = f"{written!r} may be {name}, and so may another name: name its folder"
+            elif found.rank > max(rank, _LAST_OF_PATH):
+                wrong[key] = ""
+    return wrong
 
 
 def _without_ending(name: str) -> str:

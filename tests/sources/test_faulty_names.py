@@ -1,0 +1,91 @@
+"""Joins by names: a file that one name means is not another's, and a weak find is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pmm_ray.sources.coco import import_coco
+
+from .coco_tree import annotation, box, entry, photo
+from .coco_tree import write as write_coco
+from .faulty import a_folder, rows
+from .test_faulty_masks import masks_in, matched
+
+
+@pytest.mark.parametrize(
+    ("photographs", "mask"),
+    [(("train/a.jpg", "val/a.jpg"), "a"), (("1.jpg", "01.jpg"), "001")],
+)
+def test_a_mask_is_not_the_truth_of_two_photographs(
+    photographs: tuple[str, ...], mask: str, tmp_path: Path
+) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.ones((48, 64), np.uint8)).save(tmp_path / f"masks/{mask}.png")
+    csv = "image_id,labels\nsound,cat\n" + "".join(f"{name},cat\n" for name in photographs)
+    report = a_folder(tmp_path, csv, "sound.jpg", *photographs)
+    assert list(rows(report)) == ["sound"]
+    assert [error.kind for error in report.errors] == ["label"] * 2
+    assert all("give masks the paths" in error.message for error in report.errors)
+
+
+@pytest.mark.parametrize(
+    ("csv", "there", "missing"),
+    [
+        ("a/1.jpg,cat\nb/1.jpg,cat\nc/2.jpg,dog\n", ("a/1.jpg", "c/2.jpg"), "b/1.jpg"),
+        ("a/1.jpg,cat\nb/1.jpg,dog\n", ("a/1.jpg",), "b/1.jpg"),
+        ("1.jpg,cat\n1.png,dog\n", ("1.jpg",), "1.png"),
+        ("IMG.jpg,cat\nimg.jpg,dog\n", ("IMG.jpg",), "img.jpg"),
+    ],
+)
+def test_a_line_of_a_missing_photograph_takes_no_other(
+    csv: str, there: tuple[str, ...], missing: str, tmp_path: Path
+) -> None:
+    report = a_folder(tmp_path, f"image_id,labels\n{csv}", *there)
+    assert len(rows(report)) == len(there)
+    assert [(e.image_id, e.kind) for e in report.errors] == [(missing, "missing")]
+
+
+def test_two_lines_that_may_mean_one_photograph_are_errors(tmp_path: Path) -> None:
+    csv = "image_id,labels\na/1.jpg,cat\nb/1.jpg,dog\n2.jpg,cat\n"
+    report = a_folder(tmp_path, csv, "1.jpg", "2.jpg")
+    assert {i: row["labels"] for i, row in rows(report).items()} == {"1": [], "2": [1]}
+    assert [e.kind for e in report.errors] == ["label"] * 2
+    assert all("so may another name" in e.message for e in report.errors)
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "found"),
+    [
+        (("train/1.jpg", "val/1.jpg"), ("train/1.jpg", "val/2.jpg"), {"train/1.jpg"}),
+        (("1.jpg", "01.jpg", "001.jpg"), ("1.jpg",), {"1.jpg"}),
+        (("IMG.jpg", "img.jpg"), ("IMG.jpg",), {"IMG.jpg"}),
+        (("a/1.jpg", "b/1.jpg", "2.jpg"), ("1.jpg", "2.jpg"), {"2.jpg"}),
+    ],
+)
+def test_a_photograph_of_one_entry_is_not_anothers(
+    listed: tuple[str, ...], there: tuple[str, ...], found: set[str], tmp_path: Path
+) -> None:
+    for name in there:
+        photo(tmp_path / name)
+    images = [entry(n, name, split="train" if n else "val") for n, name in enumerate(listed)]
+    annotations = [annotation(n, 1 + n, [box(1, 1, 5, 5)]) for n in range(len(listed))]
+    write_coco(tmp_path / "set.json", images, annotations)
+    report = import_coco(str(tmp_path / "set.json"), str(tmp_path / "out"))
+    assert {row["uri"].removeprefix(f"{tmp_path}/") for row in rows(report).values()} == found
+    assert {error.kind for error in report.errors} == {"missing"}
+    assert len(report.errors) == len(listed) - len(found)
+
+
+def test_a_name_of_a_list_takes_no_mask_of_another(tmp_path: Path) -> None:
+    masks, truth = (masks_in(tmp_path / side, "a/1", "a/2", "01") for side in "mt")
+    found = matched(tmp_path, masks, truth, ["a/1", "b/1", "1", "01"])
+    assert len(found.image_ids) == 2
+    assert sorted(found.lacking.values()) == [
+        f"the list names {name!r}: neither side has it" for name in ("1", "b/1")
+    ]
+    found = matched(tmp_path, masks, truth, ["b/1"])
+    assert found.notes == ("names of the list found by the file's name alone: 1",)
