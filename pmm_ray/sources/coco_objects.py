@@ -22,6 +22,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.sources.coco_json import CocoImage
 
+# more than any coordinate, and any run
+_MOST = 1 << 53
 # annotations kept in memory before they are spilled
 _SPILL_ROWS = 20_000
 # images in a part of the objects table, and the most parts: each is an open file while reading
@@ -70,12 +72,12 @@ def parse_object(
     if isinstance(segmentation, Mapping):
         stated = segmentation.get("size")
         size = list(image.size) if image is not None else [0, 0]
-        if stated is not None and all(size) and list(stated) != size:
+        if stated is not None and all(size) and stated != size:
             raise ValueError(f"run lengths for {stated} (height, width), of an image of {size} px")
         counts = segmentation.get("counts")
         if isinstance(counts, str):
             out["rle"] = counts
-        elif isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts):
+        elif isinstance(counts, list) and all(type(c) is int and 0 <= c < _MOST for c in counts):
             out["counts"] = counts
         else:
             raise ValueError("a segmentation's run lengths (`counts`) are no whole numbers")
@@ -87,11 +89,11 @@ def parse_object(
         if not isinstance(polygon, list) or len(polygon) % 2:
             raise ValueError("a polygon is not a list x, y, x, y, ...")
         try:
-            finite = math.isfinite(sum(polygon))
+            sound = abs(sum(polygon)) < _MOST
         except TypeError as error:
             raise ValueError("a polygon holds something that is no number") from error
-        if not finite:
-            raise ValueError("a polygon holds a number that is not finite")
+        if not sound:
+            raise ValueError("a polygon holds a number that is not finite, or no pixel of an image")
         if len(polygon) >= 6:
             polygons.append(polygon)
     if not polygons:

@@ -44,6 +44,11 @@ def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
     """
     found: dict[str, Labels] = {}
     for image_id, *words in read_words(uri):
+        if len(set(words)) < len(words):
+            raise CannotRunError(
+                f"{uri}: {image_id}: a class stands in it twice, {' '.join(words[:12])}: write the "
+                "numbers of its classes, not 0 or 1 for each"
+            )
         try:
             labels = tuple(sorted({int(word) + 1 for word in words}))
         except ValueError as error:

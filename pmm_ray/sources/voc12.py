@@ -40,6 +40,7 @@ from pmm_ray.sources.lists import (
 from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
+from pmm_ray.sources.truth import check_truth_values
 
 LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 # the labels of an image by its id, None where the source says nothing; ValueError if it is wrong
@@ -104,11 +105,15 @@ def import_voc12(
     others = {name: reader for name, reader in readers.items() if name != chosen}
     compared = dict.fromkeys(others, 0)
     differing = dict.fromkeys(others, 0)
+    unknown: list[str] = []
     counting = threading.Lock()
     importer = Importer(out, VOC12, source="voc12", exif="ignore", max_pixels=max_pixels)
 
     def labels_of(image_id: str) -> tuple[int, ...]:
         labels = readers[chosen](image_id) if chosen else None
+        if chosen and labels is None:
+            with counting:
+                unknown.append(image_id)
         for name, reader in others.items():
             try:
                 other = reader(image_id)
@@ -122,11 +127,17 @@ def import_voc12(
         return labels or ()
 
     importer.labels_from = chosen or "none"
-    photographs = {_stem(uri): uri for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES)}
+    photographs: dict[str, list[str]] = {}
+    for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES):
+        photographs.setdefault(_stem(uri), []).append(uri)
     listed_splits = _read_lists(voc, splits, lists, sbd, importer)
     origins: dict[str, Counter[str]] = {split: Counter() for split in listed_splits}
     for split, image_ids in listed_splits.items():
         for image_id in image_ids:
+            found = photographs.get(image_id, [f"{voc}/JPEGImages/{image_id}.jpg"])
+            if len(found) > 1:
+                importer.fail(image_id, "label", f"it may be any of {', '.join(found)}: keep one")
+                continue
             try:
                 truth = _as_png(masks.get(image_id), out, image_id)
             except (ValueError, OSError) as error:
@@ -136,17 +147,23 @@ def import_voc12(
                 origins[split][_origin(masks[image_id])] += 1
             importer.add(
                 image_id,
-                photographs.get(image_id, f"{voc}/JPEGImages/{image_id}.jpg"),
+                found[0],
                 split,
                 partial(labels_of, image_id),
                 truth,
             )
     importer.notes += [
-        f"masks of {split}: " + ", ".join(f"{n} of {name}" for name, n in found.most_common())
-        for split, found in origins.items()
-        if found
+        f"masks of {split}: " + ", ".join(f"{n} of {name}" for name, n in of.most_common())
+        for split, of in origins.items()
+        if of
     ]
     rows = importer.rows  # now all labels are read and compared
+    if unknown:
+        importer.notes.append(
+            f"images that {chosen} does not know: {len(unknown)}, such as {min(unknown)}"
+        )
+    labelled = [row.ground_truth_uri for row in rows.values() if row.labels]
+    importer.notes += filter(None, [check_truth_values([*filter(None, labelled)], VOC12)])
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
         here = {image_id: row.labels for image_id, row in rows.items()}
@@ -249,7 +266,7 @@ def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list
 
 def _ids(uri: str) -> list[str]:
     first = [words[0] for words in read_words(uri)]
-    return [_stem(word) if has_ending(word, ".jpg") else word for word in first]
+    return [_stem(word) if has_ending(word, IMAGE_SUFFIXES) else word for word in first]
 
 
 def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[LabelSource, Reader]:
@@ -292,6 +309,8 @@ def _cls_labels_reader(uri: str) -> Reader:
             raise ValueError(
                 f"{uri} holds {np.shape(vector)} values for it, not {VOC12.num_foreground}"
             )
+        if not np.isin(vector, (0, 1)).all():
+            raise ValueError(f"{uri} holds {np.unique(vector)[:5]} for it: 0 or 1 a class")
         return tuple(int(i) + 1 for i in np.flatnonzero(vector))
 
     return read
@@ -303,8 +322,10 @@ def _xml_labels(uri: str | None) -> tuple[int, ...] | None:
         return None
     try:
         annotation = ElementTree.fromstring(storage.read_bytes(uri))
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"{uri} is not an XML annotation: {error}") from error
+    if annotation.tag != "annotation":
+        raise ValueError(f"{uri} is none of VOC's annotations: it begins with <{annotation.tag}>")
     names = {node.text or "" for node in annotation.iterfind("object/name")}
     return tuple(sorted(VOC12.id_of(name) for name in names))
 

@@ -111,3 +111,23 @@ def test_what_is_wrong_with_one_image_is_one_error_row(tmp_path: Path) -> None:
 def test_nothing_to_import_is_said(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="no annotation file"):
         import_coco(str(tmp_path), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        ({"size": 5, "counts": "abc"}, "run lengths for 5"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10**17]}, "no whole numbers"),
+        ([[2**60, 1, 2, 3, 4, 5]], "no pixel of an image"),
+    ],
+)
+def test_an_odd_number_costs_one_image(segmentation: Any, said: str, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    photo(tmp_path / "b.jpg")
+    objects = [annotation(1, 1, segmentation), annotation(2, 1, [box(1, 1, 5, 5)])]
+    path = write(tmp_path / "set.json", [entry(1, "a.jpg"), entry(2, "b.jpg")], objects)
+    report = import_coco(str(path), str(tmp_path / "out"))
+    assert list(rows(report)) == ["b"]
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("a", "label")
+    assert said in error.message
