@@ -88,6 +88,7 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
         run.session.run_dir,
         class_names=space.names[1:],
         labels_from="auto" if config.predict.use_image_labels else "none",
+        ground_truth=False,
         max_pixels=config.data.max_pixels,
     )
     require_budget("import", report.errors, config.errors.budget, report.total)

@@ -14,6 +14,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.names import has_ending, is_hidden, safe_image_id, stem_path
+from pmm_ray.sources.photographs import beside_table
 from pmm_ray.sources.pickled import refusal
 from pmm_ray.sources.plane_files import needs_trust
 
@@ -85,7 +86,9 @@ def find_cams(
     ]
     if parts:
         index = _index_table(folder, parts)
-        return CamFolder(True, index, _fingerprint(parts), {i: i for i in index.image_ids})
+        names = {i: i for i in index.image_ids}
+        beside = tuple(beside_table(folder, parts))
+        return CamFolder(True, index, _fingerprint(parts), names, left_out=beside, what=what)
     files = [uri for uri in files if not _hidden_in(folder, uri)]
     found = [uri for uri in files if has_ending(uri, SUFFIXES)]
     per_class = layout == PER_CLASS or not found
@@ -109,7 +112,8 @@ def find_cams(
     tables.write_rows(listing, rows, FILES)
     faulty = {e.uri: e for e in entries if e.fault and not _hidden_in(folder, e.uri)}
     suffixed = [uri for uri in faulty if has_ending(uri, SUFFIXES)]
-    broken = [faulty[uri] for uri in (_class_files([*faulty], folder) if per_class else suffixed)]
+    named = {*(_class_files([*faulty], folder) if per_class else suffixed)}
+    broken = [entry for uri, entry in faulty.items() if uri in named or entry.folder]
     used = {*found, *(entry.uri for entry in broken)}
     left_out = [entry.uri for entry in entries if entry.uri not in used]
     index, marks = index_file(listing), _fingerprint(found)

@@ -108,6 +108,7 @@ def import_coco(
         for number, (_, uri) in enumerate(files)
     ]
     times = Counter(_image_id(image) for found in read for image in found.images)
+    names = Counter(clean_path(image.file_name) for found in read for image in found.images)
     base = storage.parent(root) if has_ending(root, ".json") else root
     places = [Places(_places(uri, split, base)) for split, uri in files]
     photographs = _photographs(read, places)
@@ -124,11 +125,10 @@ def import_coco(
                 if image.fault:
                     raise RowError("label", image.fault, uri)
                 if times[image_id] > 1:
-                    raise RowError(
-                        "label",
-                        f"{image.file_name} is listed twice: which objects are its own?",
-                        uri,
-                    )
+                    twice = names[clean_path(image.file_name)] > 1
+                    why = "is listed twice: which objects are its own?"
+                    other = "has the name of another file, but for its ending: call one otherwise"
+                    raise RowError("label", f"{image.file_name} {why if twice else other}", uri)
                 photograph = photographs[number, position]
                 if isinstance(photograph, ValueError):
                     raise photograph

@@ -10,6 +10,7 @@ to make a list. Tables hold contiguous ids 1..80; `labels.COCO14` knows the 91-i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -187,6 +188,11 @@ def _add_all(
     """Add every annotated image; returns how many photographs a folder yet to come would hold."""
     folder, names = photographs
     expected = 0
+    times = Counter(map(_image_id, found.images))
+    for position, image in enumerate(found.images):
+        if times[_image_id(image)] > 1:
+            text = f"{image.file_name} is listed twice: which objects are its own?"
+            found.faults.setdefault(position, text)
     for position, image in enumerate(found.images):
         if not found.labels[position] and position not in found.faults:
             importer.leave_out(BARE, image.file_name)

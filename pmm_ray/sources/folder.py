@@ -67,6 +67,7 @@ def import_folder(
     class_names: Sequence[str] | None = None,
     labels_from: Literal["auto", "folders", "none"] = "auto",
     label_column: str = "",
+    ground_truth: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a folder of photographs, used in place. EXIF orientation is applied.
@@ -87,6 +88,7 @@ def import_folder(
         labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
             aside: all photographs are unlabelled.
         label_column: of the CSV, see `read_labels_csv`.
+        ground_truth: whether masks count.
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -133,7 +135,7 @@ def import_folder(
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
-    masks, unsure_masks, unused = _masks(root, photographs, images)
+    masks, unsure_masks, unused = _masks(root, photographs, images) if ground_truth else ({}, {}, 0)
     colours = ColourMasks(space, classes.colours, out)
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
@@ -224,8 +226,11 @@ def _lookalikes(photographs: Photographs) -> list[str]:
 
 def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
     """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
-    for uri in places_in(root, LABEL_FILES, photographs.names)[:1]:
-        return {uri: ""}
+    whole = places_in(root, LABEL_FILES, photographs.names)
+    if len(whole) > 1:
+        raise CannotRunError(f"{' and '.join(whole)} both hold labels: keep one of them")
+    if whole:
+        return {whole[0]: ""}
     # as Roboflow exports it: a folder a split, each with its own
     folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
     found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
@@ -269,14 +274,20 @@ def _masks(
 ) -> tuple[dict[str, list[str]], dict[str, str], int]:
     """The masks of each photograph by its path without the ending; where it is not sure which one
     is its own, why; and how many are of none."""
-    place = next(iter(places_in(root, MASK_FOLDERS, photographs.names)), None)
-    if place is None:
+    places = places_in(root, MASK_FOLDERS, photographs.names)
+    if len(places) > 1:
+        held = {place: storage.list_files(place, recursive=True) for place in places}
+        places = [place for place in places if any(has_ending(uri, ".png") for uri in held[place])]
+    if len(places) > 1:
+        raise CannotRunError(f"{' and '.join(places)} both hold masks: keep one of them")
+    if not places:
         return {}, {}, 0
+    [place] = places
     uris: dict[str, list[str]] = {}
     others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
         name = entry.uri.removeprefix(f"{place}/")
-        if entry.fault or is_hidden(name):
+        if is_hidden(name):
             continue
         if has_ending(name, ".png"):
             uris.setdefault(stem_path(name), []).append(entry.uri)

@@ -119,13 +119,13 @@ class Importer:
             tables.check_image_id(row.image_id)
             if row.image_id in self.rows:
                 raise ValueError("the image id occurs twice; the first one stays")
+            found = check_labels(sorted(set(labels())), self.label_space)
             if missing:
                 raise RowError("missing", missing, row.uri)
             if row.height <= 0 or row.width <= 0:
                 raise ValueError(f"a size of {row.width} x {row.height} pixels")
             if row.height * row.width > self.max_pixels:
                 raise RowError("too_large", f"{row.width} x {row.height} pixels are stated")
-            found = check_labels(sorted(set(labels())), self.label_space)
         except RowError as error:
             self.fail(row.image_id, error.kind, error.message, error.uri or row.uri)
         except ValueError as error:

@@ -36,6 +36,10 @@ _NUMBERED = (
     re.compile(r"^(?P<id>\d{1,5})\s*[\s:,;=.]\s*(?P<name>\S.*)$"),
     re.compile(r"^(?P<name>.*[^\s:,;=])\s*[\s:,;=]\s*(?P<id>\d{1,5})$"),
 )
+# of quotes, of lists in one line, and of other programs' blocks
+_ODD = re.compile(r"""^["'].*|[,;]$|[{}]""")
+# what a list may begin with that no photograph is labelled with
+_NO_CLASSES = ("unlabeled", "unlabelled", "void", "ignore")
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
@@ -106,6 +110,17 @@ def class_list(names: Iterable[str], name: str) -> ClassList:
 
 def _from_lines(lines: list[str], name: str) -> ClassList:
     found = [m for m in map(_LABELMAP.match, lines) if m]
+    if 0 < len(found) < len(lines):
+        other = next(line for line in lines if not _LABELMAP.match(line))
+        raise ValueError(f"{other!r} is no line of a label map, as {found[0][0]!r} is")
+    odd = next((line for line in lines if _ODD.search(line)), None)
+    if odd is not None:
+        raise ValueError(f"{odd!r} is no name alone: write a name a line, without quotes or commas")
+    if lines and lines[0].casefold() in _NO_CLASSES:
+        raise ValueError(
+            f"{lines[0]!r} is no class: write `background` if its mask value is 0, else leave it "
+            "out"
+        )
     if pairs := _numbered(lines):
         return _of(pairs, name)
     if len(lines) == 1 and re.search("[,;|\t]", lines[0]):
@@ -136,6 +151,9 @@ def _numbered(lines: list[str]) -> list[tuple[int, str]]:
     for pattern in _NUMBERED:
         found = [m for m in map(pattern.match, lines) if m]
         numbers, names = [int(m["id"]) for m in found], {m["name"] for m in found}
+        sure = all(re.match(r"\s*[:,;=.\t]", m[0][m.end("id") :]) for m in found)
+        if pattern is _NUMBERED[0] and sure and len(found) == len(lines) > len(set(numbers)):
+            raise ValueError(f"an id stands there twice: {sorted(numbers)[:12]}")
         if not len(names) == len(set(numbers)) == len(lines) > 1:
             continue
         first = min(numbers)
@@ -154,7 +172,8 @@ def _numbered(lines: list[str]) -> list[tuple[int, str]]:
 def _from_json(text: str, name: str) -> ClassList:
     content = json.loads(text)
     if isinstance(content, dict) and "categories" in content:
-        return _of([(int(join_key(c["id"])), str(c["name"])) for c in content["categories"]], name)
+        pairs = [(int(join_key(c["id"])), _text(c["name"])) for c in content["categories"]]
+        return _of(pairs, name)
     return ClassList(LabelSpace.from_json(text))
 
 
@@ -162,10 +181,22 @@ def _from_yaml(text: str, name: str) -> ClassList:
     content: Any = yaml.safe_load(text)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise ValueError(f"`names` has the ids {[*names][:12]}, not 0, 1, 2, ...")
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list):
         raise ValueError("there is no list `names`")
-    return class_list([str(word) for word in names], name)
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise ValueError(f"`nc` is {count}, and there are {len(names)} `names`")
+    return class_list(map(_text, names), name)
+
+
+def _text(word: Any) -> str:
+    """A name as text; YAML reads `no`, `on` and `1.10` as something else."""
+    if not isinstance(word, (str, int)) or isinstance(word, bool):
+        raise ValueError(f"the name {word!r} is no text: put it in quotes")
+    return str(word)
 
 
 def has_id_names(columns: Iterable[str]) -> bool:

@@ -41,7 +41,8 @@ _OTHER_SEPARATORS = ",|[]{}\t\n"
 class LabelLine:
     """A line of the CSV file; `fault` says what is wrong with it.
 
-    `blank` is the word of an empty cell, such as `none`, which a list of classes may name.
+    `blank` is the word of an empty cell, such as `none`, which a list of classes may name;
+    `columns` are the classes that the first line of the CSV names, if it does.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LabelLine:
     split: str
     fault: str = ""
     blank: str = ""
+    columns: tuple[str, ...] = ()
 
     def labels_in(self, space: LabelSpace) -> tuple[str, ...]:
         """The labels, where the classes are known."""
@@ -162,6 +164,7 @@ def _marked(line: TableLine, image: str, split: str, columns: Sequence[str]) -> 
         tuple(name for name, cell in cells.items() if _MARKS.get(cell)),
         (line.cells[split] if split else "") or DEFAULT_SPLIT,
         f"line {line.number} of the CSV holds {odd}, not 0 or 1, below {column!r}" if odd else "",
+        columns=tuple(cells),
     )
 
 
@@ -194,7 +197,14 @@ def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLi
 
 
 def names_of(lines: Iterable[LabelLine]) -> list[str]:
-    """The classes that sound lines name, sorted, numbers as such; the background is none."""
+    """The classes that sound lines name, sorted, numbers as such; the background is none.
+
+    Where the first line of the CSV names them, they are those, in its order, marked or not.
+    """
+    lines = list(lines)
+    named = dict.fromkeys(name for line in lines for name in line.columns)
+    if named:
+        return [name for name in named if not is_background(name)]
     sound = (line for line in lines if not line.fault and not separator_in(line.labels))
     found = {name for line in sound for name in line.labels if not is_background(name)}
     return sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)

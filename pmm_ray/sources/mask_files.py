@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import RECORD_FILE, SUMMARY_FILE
+from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
@@ -34,6 +34,7 @@ from pmm_ray.sources.names import (
     safe_image_id,
     stem_path,
 )
+from pmm_ray.sources.photographs import beside_table
 
 FILES = tables.columns(image_id=tables.TEXT, uri=tables.TEXT)
 _COLUMN = "mask_png"
@@ -101,7 +102,7 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         index, broken = scan_parts(place)
         if broken:
             raise CannotRunError(f"{broken[0]} cannot be read: run the stage that made it again")
-        others = {"beside a masks table": _beside_table(place, parts)}
+        others = {"beside a masks table": beside_table(place, parts)}
         fingerprint = _fingerprint(parts)
         return MaskFiles(place, True, index, fingerprint, left_out=others, space=_space(place))
     if storage.exists(storage.join(place, RECORD_FILE)):
@@ -116,7 +117,7 @@ def _find_files(place: str, listing: str) -> MaskFiles:
     broken: list[Entry] = []
     left_out: dict[str, list[str]] = {}
     for entry in entries:
-        reason = _left_out(entry.uri, place)
+        reason = _left_out(entry, place)
         if reason:
             left_out.setdefault(reason, []).append(entry.uri.removeprefix(place.rstrip("/") + "/"))
         elif entry.fault:
@@ -145,20 +146,12 @@ def _find_files(place: str, listing: str) -> MaskFiles:
     )
 
 
-def _beside_table(place: str, parts: Sequence[str]) -> list[str]:
-    """What a table's folder holds that is not of the table: a user's own masks, perhaps."""
-    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", SUMMARY_FILE))}
-    errors = storage.join(place, "errors") + "/"
-    uris = [entry.uri for entry in storage.list_entries(place, recursive=True)]
-    return [uri for uri in uris if uri not in ours and not uri.startswith(errors)]
-
-
-def _left_out(uri: str, place: str) -> str:
+def _left_out(entry: Entry, place: str) -> str:
     """Why a file of a tree is passed over; empty for a mask."""
-    path = uri.removeprefix(place.rstrip("/") + "/")
+    path = entry.uri.removeprefix(place.rstrip("/") + "/")
     if is_hidden(path):
         return "hidden"
-    return "" if has_ending(uri, ".png") else "no PNG"
+    return "" if has_ending(path, ".png") or entry.folder else "no PNG"
 
 
 @dataclass(frozen=True)

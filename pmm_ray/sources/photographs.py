@@ -102,6 +102,8 @@ def find_photographs(root: str, out: str = "") -> Photographs:
     for entry in entries:
         name = entry.uri.removeprefix(folder.rstrip("/") + "/")
         reason = _left_out(entry.uri, root, folder, results)
+        if entry.folder and reason == LEFT_OUT["other"]:
+            reason = ""
         if reason:
             left_out.setdefault(reason, []).append(entry.uri.removeprefix(root.rstrip("/") + "/"))
         elif entry.fault:
@@ -157,6 +159,14 @@ def is_result(uri: str, root: str, results: Collection[str]) -> bool:
             return True
         place = storage.parent(place)
     return False
+
+
+def beside_table(place: str, parts: Sequence[str]) -> list[str]:
+    """What a table's folder holds that is not of the table: a user's own files, perhaps."""
+    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", SUMMARY_FILE))}
+    errors = storage.join(place, "errors") + "/"
+    uris = [entry.uri for entry in storage.list_entries(place, recursive=True)]
+    return [uri for uri in uris if uri not in ours and not uri.startswith(errors)]
 
 
 def places_in(root: str, names: Sequence[str], there: Collection[str] | None = None) -> list[str]:

@@ -190,6 +190,11 @@ def check_aspect(
         ValueError: they would be stretched.
     """
     (h, w), (height, width) = stored, photograph
+    if h != w and (h, w) == (width, height):
+        raise ValueError(
+            f"the {what} have {h} x {w} px, the photograph has {height} x {width}: they are "
+            "turned; write them as [classes, height, width]"
+        )
     # a small plane's sides are rounded to whole pixels
     if abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w and not (squares and h == w):
         raise ValueError(

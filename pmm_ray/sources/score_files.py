@@ -192,7 +192,8 @@ def _verdict(
     if float(scores.max()) > 1 + _MARGIN:
         total = scores.sum(axis=0, dtype=np.float64)
         for whole in (100, 255):
-            if np.allclose(total, whole, rtol=_MARGIN):
+            # whole numbers are rounded, each plane's by itself
+            if (np.abs(total / whole - 1) < 0.05).mean() > 0.99:
                 raise ValueError(
                     f"the planes of each pixel add up to {whole}: divide them by it, then they are "
                     "probabilities"

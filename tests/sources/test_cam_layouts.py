@@ -201,6 +201,13 @@ def test_maps_that_are_nowhere_above_0_make_no_masks_of_background_alone(
         read(*found, "dead")
 
 
+def test_maps_that_are_turned_are_refused_however_square_they_are(tmp_path: Path) -> None:
+    content = {"keys": np.array([3]), "high_res": writers.blobs([3], WIDTH, HEIGHT)}
+    writers.save(tmp_path / "cams", "a", content)
+    with pytest.raises(RowError, match="they are turned"):
+        read(*find(tmp_path / "cams"), "a")
+
+
 # COCO's 90 ids
 
 

@@ -105,6 +105,7 @@ def test_unknown_splits_and_one_split_twice_are_refused(tree: Path) -> None:
 def test_what_is_wrong_with_one_image_is_one_error_row(tree: Path) -> None:
     path = tree / "annotations/instances_train2014.json"
     good = entry(9, f"{name(9)}.jpg")
+    photo(tree / f"train2014/{name(25)}.jpg")
     write(
         path,
         [
@@ -114,15 +115,18 @@ def test_what_is_wrong_with_one_image_is_one_error_row(tree: Path) -> None:
             entry(4, good["file_name"]),  # the same file again
             entry(2, f"{name(2)}.jpg", height=0),
             entry(5, f"{name(5)}.jpg"),
+            entry(6, f"{name(25)}.jpg"),
+            {"id": 8, "height": 20, "width": 30},
         ],
         [
-            *(annotation(n, 1, [box(1, 1, 4, 4)]) for n in (9, 1, 3, 4, 2)),
+            *(annotation(n, 1, [box(1, 1, 4, 4)]) for n in (9, 1, 3, 4, 2, 6, 8)),
             annotation(5, 1, [[1, 2, "x", 4, 5, 6]]),
             annotation(77, 1, []),
         ],
     )
     report = import_coco14(str(tree), str(tree / "out"), splits=["train"])
-    assert list(rows(report)) == [name(9)]
+    assert list(rows(report)) == [name(25)]
+    assert sum(error.image_id == name(9) for error in report.errors) == 2
     kinds = {error.image_id: error.kind for error in report.errors}
     assert kinds == {
         name(1): "missing",
@@ -130,8 +134,10 @@ def test_what_is_wrong_with_one_image_is_one_error_row(tree: Path) -> None:
         name(9): "label",
         name(2): "label",
         name(5): "label",
+        "entry-7": "label",
     }
-    assert report.counts["annotations of images that are not listed"] == 1
+    # one of them is of the entry without a file
+    assert report.counts["annotations of images that are not listed"] == 2
 
 
 @pytest.mark.parametrize(

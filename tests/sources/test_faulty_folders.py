@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,3 +134,55 @@ def test_the_very_name_counts_before_the_same_in_another_case(tmp_path: Path) ->
         str(tmp_path / name) for name in ("Labels.csv", "labels.csv")
     ]
     assert places_in(str(tmp_path / "nowhere"), ("labels.csv",)) == []
+
+
+def test_two_folders_of_masks_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    noise(root / "images/a.jpg")
+    mask(root / "masks/a.png")
+    (root / "SegmentationClass").mkdir()
+    np.save(root / "SegmentationClass/a.npy", MASK)  # as LabelMe's program writes beside the PNGs
+    assert read(root)[0].counts["with ground truth"] == 1
+    mask(root / "SegmentationClass/a.png")
+    with pytest.raises(CannotRunError, match="both hold masks: keep one of them"):
+        read(root)
+
+
+def test_a_mask_that_is_a_dead_link_is_an_error(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for name in "ab":
+        noise(root / f"images/{name}.jpg")
+    (root / "masks").mkdir()
+    (root / "masks/a.png").symlink_to("/nowhere/a.png")
+    report, _ = read(root)
+    assert [(error.image_id, error.kind) for error in report.errors] == [("a", "missing")]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "set"
+    noise(root / "images/a.jpg")
+    noise(root / "images/locked/b.jpg")
+    scan = os.scandir
+
+    def refuse(place: str) -> Any:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr("pmm_ray.runtime.core.storage.os.scandir", refuse)
+    report, _ = read(root)
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("locked", "missing")
+    assert "cannot be listed: Permission denied" in error.message
+
+
+def test_masks_are_left_aside_where_nobody_wants_them(tmp_path: Path) -> None:
+    noise(tmp_path / "images/a.jpg")
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (3, 4)).save(tmp_path / "masks/a.png")
+    report = import_folder(
+        str(tmp_path), str(tmp_path / "out"), class_names=["cat"], ground_truth=False
+    )
+    assert [row["ground_truth_uri"] for row in rows(report).values()] == [None]

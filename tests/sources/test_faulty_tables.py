@@ -8,7 +8,7 @@ import pytest
 
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.understood import near_names
+from pmm_ray.sources.understood import console, near_names
 
 from .faulty import a_folder, rows
 
@@ -119,6 +119,13 @@ def test_names_with_numbers_in_them_are_names(text: str, tmp_path: Path) -> None
         ("0 cat\n1 dog\n", "the id 0 is 'cat': it must be the background"),
         ("cat, dog\n", "write a name a line"),
         ("_background_\n__ignore__\ncat\n", "'__ignore__' is no class"),
+        ("0: background\n1: cat\n1: dog\n", "an id stands there twice"),
+        ("background:0,0,0::\ncat\n", "'cat' is no line of a label map"),
+        ('"cat"\n"dog"\n', "is no name alone"),
+        ("cat,\ndog,\n", "is no name alone"),
+        ("item {\n  id: 1\n}\n", "is no name alone"),
+        ("void\ncat\n", "'void' is no class"),
+        ("Unlabeled\ncat\n", "'Unlabeled' is no class"),
         ("1 cat\n3 dog\n", r"are \[1, 3\] ids, or parts of the names\? Write a .csv"),
         ("7 up\n8 ball\n", "parts of the names"),
         ("2 dog\n1 cat\n", "parts of the names"),
@@ -186,3 +193,36 @@ def test_the_column_of_labels_can_be_said(tmp_path: Path) -> None:
 def test_columns_are_found_as_people_write_them(first: str, tmp_path: Path) -> None:
     report = a_folder(tmp_path, f"{first}\na.jpg,cat\nb.jpg,dog\n")
     assert [row["labels"] for row in rows(report).values()] == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("names: [no, cat]", "the name False is no text"),
+        ("names: [1.10, cat]", "the name 1.1 is no text"),
+        ("names: [null, cat]", "the name None is no text"),
+        ("names: [[cat], [dog]]", r"the name \['cat'\] is no text"),
+        ("nc: 3\nnames: [cat, dog]", "`nc` is 3, and there are 2"),
+        ("names: {1: cat}", r"has the ids \[1\], not 0, 1"),
+    ],
+)
+def test_yaml_that_means_something_else_than_it_looks_like(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(CannotRunError, match=said):
+        read_label_space(str(tmp_path / "data.yaml"))
+
+
+def test_the_columns_of_marks_are_the_classes_in_their_order(tmp_path: Path) -> None:
+    csv = "filename,dog,ant,cat\na.jpg,0,0,1\nb.jpg,1,0,0\nc.jpg,1,-1,0\n"
+    report = a_folder(tmp_path, csv, "a.jpg", "b.jpg", "c.jpg")
+    assert report.manifest.label_space.names[1:] == ("dog", "ant", "cat")
+    assert {i: row["labels"] for i, row in rows(report).items()} == {"a": [3], "b": [1]}
+    assert "classes without an image: ant" in console(report)
+
+
+def test_two_files_of_labels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "_classes.csv").write_text("filename,cat\na.jpg,1\n")
+    with pytest.raises(CannotRunError, match="both hold labels: keep one of them"):
+        a_folder(tmp_path, "image_id,labels\na,dog\n")

@@ -170,6 +170,9 @@ def test_a_bare_array_needs_no_trust(tmp_path: Path) -> None:
         find_cams(str(tmp_path / "pickled"), listing, trust_pickle=False)
 
 
+NOISE = np.random.default_rng(0).normal(size=(21, 9, 9)).astype(np.float32) * 4
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -181,6 +184,7 @@ def test_a_bare_array_needs_no_trust(tmp_path: Path) -> None:
         ({"scores": 1}, "expected is"),
         (np.full((21, 4, 4), 100 / 21, np.float32), "add up to 100: divide them by it"),
         (np.full((21, 4, 4), 255 / 21, np.float32), "add up to 255: divide them by it"),
+        (np.round(writers.softmax(NOISE) * 255), "add up to 255: divide them by it"),
     ],
 )
 def test_what_cannot_be_scores_is_refused(content: Any, message: str, tmp_path: Path) -> None:

@@ -188,6 +188,8 @@ class Entry:
     uri: str
     fault: str = ""
     """Why there is nothing to read; empty for a file."""
+    folder: bool = False
+    """Whether it is a folder that cannot be listed."""
 
 
 def printable(text: str) -> str:
@@ -232,7 +234,8 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            found.append(Entry(place, f"the folder cannot be listed: {error.strerror}"))
+            text = f"the folder cannot be listed: {error.strerror}"
+            found.append(Entry(place, text, folder=True))
     return sorted(found, key=lambda entry: entry.uri)
 
 
