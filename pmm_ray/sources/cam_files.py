@@ -45,7 +45,7 @@ class CamFolder:
     `fingerprint` changes when a file is added, removed or written again (sizes and times).
     `names` gives the path of each image's file without its ending; of a table, the id itself.
     `repeated` are files whose image has another file already, `broken` cannot be opened,
-    `left_out` are those that are no CAMs. `what` is what one is called.
+    `left_out` are those that are no CAMs. `what` is what one is called. `place` is the folder.
     """
 
     is_table: bool
@@ -56,6 +56,7 @@ class CamFolder:
     left_out: tuple[str, ...] = ()
     what: str = "CAM"
     broken: tuple[Entry, ...] = ()
+    place: str = ""
 
 
 def find_cams(
@@ -118,7 +119,7 @@ def find_cams(
     left_out = [entry.uri for entry in entries if entry.uri not in used]
     index, marks = index_file(listing), _fingerprint(found)
     return CamFolder(
-        False, index, marks, names, tuple(repeated), tuple(left_out), what, tuple(broken)
+        False, index, marks, names, tuple(repeated), tuple(left_out), what, tuple(broken), folder
     )
 
 

@@ -94,7 +94,7 @@ def import_photographs(
     joined = None
     if lines is not None:
         joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
-    matched = _match(photographs, cams)
+    matched, unsure = _match(photographs, cams)
     if space is None:
         reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels, reading)
         space = _space_of(joined, matched, cams, reader)
@@ -103,6 +103,10 @@ def import_photographs(
     importer.notes += joined.notes if joined else ()
     for image_id in cams.index.image_ids:
         files = matched.get(image_id, ())
+        if image_id in unsure:
+            text = f"its photograph may be {' or '.join(unsure[image_id])}: give it the same path"
+            importer.fail(image_id, "label", text)
+            continue
         if not files:
             text = f"no photograph of that name in {photographs.folder}"
             importer.fail(image_id, "missing", text)
@@ -116,9 +120,11 @@ def import_photographs(
         labels = partial(_label_ids, files[0], joined, space)
         importer.add(image_id, uris[0], "train", labels)
     for uri in cams.repeated:
-        importer.fail(stem_path(uri), "label", f"a second {cams.what} of that name", uri)
+        importer.fail(
+            stem_path(uri, cams.place), "label", f"a second {cams.what} of that name", uri
+        )
     for entry in cams.broken:
-        importer.fail(stem_path(entry.uri), "missing", entry.fault, entry.uri)
+        importer.fail(stem_path(entry.uri, cams.place), "missing", entry.fault, entry.uri)
     for uri in cams.left_out:
         importer.leave_out(f"no {cams.what}", uri)
     with_cam = {name for files in matched.values() for name in files}
@@ -136,8 +142,11 @@ def import_photographs(
     )
 
 
-def _match(photographs: Photographs, cams: CamFolder) -> dict[str, list[str]]:
-    """The photographs of each CAM: of its id, else paired by their paths."""
+def _match(
+    photographs: Photographs, cams: CamFolder
+) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]]]:
+    """The photographs of each CAM, of its id, else paired by their paths; and those that may be
+    meant where more than one fits."""
     by_id: dict[str, list[str]] = {}
     for name in photographs.files:
         by_id.setdefault(photographs.image_id(name), []).append(name)
@@ -148,7 +157,8 @@ def _match(photographs: Photographs, cams: CamFolder) -> dict[str, list[str]]:
             stems.setdefault(stem_path(name), []).append(name)
     open_cams = {name: image_id for image_id, name in cams.names.items() if image_id not in matched}
     pairs = pair(list(open_cams), list(stems))
-    return matched | {open_cams[name]: stems[stem] for name, stem in pairs.of.items()}
+    unsure = {open_cams[name]: found for name, found in pairs.several.items() if len(found) > 1}
+    return matched | {open_cams[name]: stems[stem] for name, stem in pairs.of.items()}, unsure
 
 
 def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list[int]:

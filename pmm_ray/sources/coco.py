@@ -43,6 +43,7 @@ from pmm_ray.sources.names import (
     NameIndex,
     beaten,
     clean_path,
+    file_name,
     has_ending,
     safe_image_id,
     stem_path,
@@ -61,6 +62,9 @@ SINGLE_FILES = (
 """Where those of all splits are, if a folder has none of the former."""
 UNASKED = "annotations of a split that nobody asked for"
 """Why a file of annotations is left out."""
+_ROBOFLOW = "_annotations.coco.json"
+# of COCO's other tasks, beside its objects
+_OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
 
 
 @reads_source
@@ -184,17 +188,32 @@ def has_annotations(root: str) -> bool:
 
 
 def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict[str, str]:
-    """What to say of each annotation file of a usual split that nobody asked for, by its uri."""
+    """What to say of each other file of annotations that is there, by its uri."""
     if has_ending(root, ".json"):
         return {}
-    others = [split for split in USUAL_SPLITS if split not in splits]
-    places = [storage.join(root, pattern.format(split)) for split in others for pattern in FILES]
+    top = storage.list_files(root)
+    found = [*top, *storage.list_files(storage.join(root, "annotations"))]
+    found += [storage.join(root, folder, _ROBOFLOW) for folder in storage.list_folders(root)]
+    asked = f"it is of none of the splits {', '.join(splits)} (--split, or data.train_split and "
     return {
-        uri: f"{uri} is not imported: it is of none of the splits {', '.join(splits)} (--split, or "
-        "data.train_split and data.held_out_split)"
-        for uri in places
-        if uri not in used and storage.exists(uri)
+        uri: f"{uri} is not imported: {asked}data.held_out_split)"
+        for uri in found
+        if uri not in used and _may_be_annotations(uri, uri in top)
     }
+
+
+def _may_be_annotations(uri: str, in_root: bool) -> bool:
+    """Whether a file is called as annotations of objects are; others of the official set are not.
+
+    In the root of a data set any JSON file may be something else.
+    """
+    name = file_name(uri).casefold()
+    if not name.endswith(".json") or name.startswith(_OTHER_TASKS):
+        return False
+    if name == _ROBOFLOW:
+        return storage.exists(uri)
+    usual = {f"{split}.json" for split in USUAL_SPLITS} | {*SINGLE_FILES}
+    return not in_root or name in usual or name.startswith("instances_")
 
 
 def _photographs(

@@ -277,9 +277,21 @@ def _masks(
     places = places_in(root, MASK_FOLDERS, photographs.names)
     if len(places) > 1:
         held = {place: storage.list_files(place, recursive=True) for place in places}
-        places = [place for place in places if any(has_ending(uri, ".png") for uri in held[place])]
+        full = [place for place in places if any(has_ending(uri, ".png") for uri in held[place])]
+        places = full or places[:1]
     if len(places) > 1:
         raise CannotRunError(f"{' and '.join(places)} both hold masks: keep one of them")
+    elsewhere = [
+        name
+        for name in photographs.left_out.get(LEFT_OUT["masks"], ())
+        if has_ending(name, ".png")
+        and not any(f"{root}/{name}".startswith(f"{place}/") for place in places)
+    ]
+    if elsewhere:
+        images.notes.append(
+            f"masks that are not read: {len(elsewhere)}, such as {elsewhere[0]}: ground truth is "
+            f"looked for in ROOT/{MASK_FOLDERS[0]}, under the paths of the photographs"
+        )
     if not places:
         return {}, {}, 0
     [place] = places
@@ -289,7 +301,9 @@ def _masks(
         name = entry.uri.removeprefix(f"{place}/")
         if is_hidden(name):
             continue
-        if has_ending(name, ".png"):
+        if entry.folder:
+            images.notes.append(f"{entry.uri}: {entry.fault}; its masks are not read")
+        elif has_ending(name, ".png"):
             uris.setdefault(stem_path(name), []).append(entry.uri)
         elif has_ending(name, IMAGE_SUFFIXES):
             others.append(name)

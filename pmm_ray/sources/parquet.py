@@ -233,7 +233,8 @@ def _add(
     if isinstance(image, dict):
         data, path = image.get("bytes"), image.get("path")
     shard = posixpath.basename(file.uri).removesuffix(".parquet")
-    name = str(row.get(_ID_COLUMN) or "") or posixpath.splitext(str(path or ""))[0]
+    known = row.get(_ID_COLUMN)
+    name = ("" if known is None else str(known)) or posixpath.splitext(str(path or ""))[0]
     image_id = safe_image_id(name) if name else safe_image_id(f"{shard}-{number:07d}")
     if image_id in seen and row.get(_ID_COLUMN) is None:
         # paths are unique within a folder of origin, not within a data set

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from pmm_ray.labels import LabelSpace
+from pmm_ray.labels import IGNORE_8BIT, LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, encode_mask, is_colour, read_file
@@ -72,12 +74,16 @@ class ColourMasks:
             ValueError: a colour that no class has.
             RowError: a file that cannot be read.
         """
-        if not self.colours or not is_colour(uri):
+        if not self.colours:
             return uri
-        rgb = decode_rgb(read_file(uri), apply_exif=False, uri=uri).astype(np.int32)
+        data = read_file(uri)
+        known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(self.colours)}
+        if not is_colour(uri):
+            _check_palette(data, uri, known)
+            return uri
+        rgb = decode_rgb(data, apply_exif=False, uri=uri).astype(np.int32)
         codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
         found, places = np.unique(codes, return_inverse=True)
-        known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(self.colours)}
         strange = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
         strange = [c for c, code in zip(strange, found.tolist(), strict=True) if code not in known]
         if strange:
@@ -87,3 +93,28 @@ class ColourMasks:
         place = storage.join(self.out, "masks", f"{image_id}.png")
         storage.write_bytes(place, encode_mask(mask, self.space))
         return place
+
+
+def _check_palette(data: bytes, uri: str, known: Mapping[int, int]) -> None:
+    """Refuse an indexed mask whose colours are those of other classes than its indices.
+
+    Raises:
+        ValueError: programs that make files smaller write masks of colours so.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            colours = image.getpalette("RGB") if image.mode == "P" else None
+            used = [] if colours is None else sorted(set(image.tobytes()) - {IGNORE_8BIT})
+    # whoever reads the mask says what is wrong with it
+    except Exception:
+        return
+    if colours is None:
+        return
+    rgb = [colours[3 * i : 3 * i + 3] for i in used]
+    ids = [known.get((r << 16) + (g << 8) + b) for r, g, b in (c for c in rgb if len(c) == 3)]
+    # colours that several indices share tell nothing
+    if None not in ids and len(set(ids)) == len(used) and ids != used:
+        raise ValueError(
+            f"the indices {used[:5]} of the mask {uri} have the colours of the classes {ids[:5]} "
+            "in the label map: write its values as the ids, or as RGB colours"
+        )

@@ -68,6 +68,19 @@ def test_what_does_not_fit_together_is_an_error_row(folder: Path) -> None:
     assert labels_of(report) == {"a": []}
 
 
+def test_a_cam_of_two_photographs_and_a_second_cam_are_named_by_their_paths(folder: Path) -> None:
+    (folder / "photos" / "c.jpg").unlink()
+    for place in ("x", "y"):
+        (folder / "photos" / place).mkdir()
+        Image.new("RGB", (30, 20)).save(folder / "photos" / place / "c.jpg")
+    np.save(folder / "cams" / "a.npy", np.zeros((1, 5, 7), np.float16))
+    report = run(folder)
+    errors = {error.image_id: error.message for error in report.errors}
+    assert "its photograph may be x/c or y/c" in errors["c"]
+    assert errors["a"] == "a second CAM of that name"
+    assert "a" in labels_of(report)
+
+
 def test_mask_values_in_the_csv(folder: Path) -> None:
     report = run(folder, "image_id,labels\na,8\nb.jpg,8\n")
     assert labels_of(report) == {"a": [8], "b": [8]}

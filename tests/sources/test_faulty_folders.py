@@ -186,3 +186,11 @@ def test_masks_are_left_aside_where_nobody_wants_them(tmp_path: Path) -> None:
         str(tmp_path), str(tmp_path / "out"), class_names=["cat"], ground_truth=False
     )
     assert [row["ground_truth_uri"] for row in rows(report).values()] == [None]
+
+
+def test_masks_beside_the_photographs_of_each_split_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    noise(root / "train/images/a.jpg")
+    mask(root / "train/masks/a.png")
+    said = read(root)[1]
+    assert "masks that are not read: 1, such as train/masks/a.png" in said

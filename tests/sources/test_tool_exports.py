@@ -13,6 +13,7 @@ from PIL import Image
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.folder import import_folder
 from pmm_ray.sources.understood import console
 
@@ -135,3 +136,35 @@ def test_a_folder_of_a_split_that_nobody_asked_for_is_said(tmp_path: Path) -> No
     assert "1 of 2 images not: 1 left out: annotations of a split that nobody asked for" in said
     # Ray's own: the operator only received 1 input(s)
     assert "warn" not in done.stderr.lower()
+
+
+def test_a_palette_that_contradicts_the_label_map_is_an_error(tmp_path: Path) -> None:
+    ids = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
+    root = tmp_path / "export"
+    (root / "SegmentationClass").mkdir(parents=True)
+    (root / "labelmap.txt").write_text(LABELMAP)
+    for name, shown in (("sound", COLOURS), ("swapped", COLOURS[[0, 2, 1]]), ("own", COLOURS + 1)):
+        photograph(root / f"JPEGImages/{name}.jpg")
+        image = Image.fromarray(ids)
+        image.putpalette(shown.tobytes())
+        image.save(root / f"SegmentationClass/{name}.png")
+    report = import_folder(str(root), str(tmp_path / "out"))
+    found = {row["image_id"] for row in tables.read_table(report.manifest.uri).to_pylist()}
+    assert found == {"sound", "own"}
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("swapped", "label")
+    assert "have the colours of the classes [0, 2, 1]" in error.message
+
+
+@pytest.mark.parametrize(
+    "other", ["annotations/instances_Validation.json", "train.json", "annotations.json"]
+)
+def test_other_annotations_are_named(other: str, tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.jpg")
+    content = ([entry(1, "a.jpg")], [annotation(1, 1, [box(1, 1, 5, 5)])])
+    for name in ("annotations/instances_train.json", "annotations/captions_train.json", other):
+        write(tmp_path / name, *content)
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    notes = [note for note in report.notes if "is not imported" in note]
+    assert [note.split(" is ")[0] for note in notes] == [str(tmp_path / other)]
+    assert report.accounting.passed_over == 1
