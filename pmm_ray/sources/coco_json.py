@@ -70,7 +70,8 @@ def _image(entry: Any, position: int) -> CocoImage:
         return CocoImage(join_key(entry["id"]), name, height, width, split)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         fault = (
-            f"entry {position} of `images` needs id and file_name: {type(error).__name__} {error}"
+            f"entry {position} of `images` needs id, file_name and sizes that are whole numbers: "
+            f"{type(error).__name__} {error}"
         )
         return CocoImage("", f"entry-{position}", 0, 0, fault=fault)
 
