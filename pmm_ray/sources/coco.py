@@ -191,27 +191,28 @@ def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict
     """What to say of each other file of annotations that is there, by its uri."""
     if has_ending(root, ".json"):
         return {}
-    top = storage.list_files(root)
-    found = [*top, *storage.list_files(storage.join(root, "annotations"))]
-    found += [storage.join(root, folder, _ROBOFLOW) for folder in storage.list_folders(root)]
+    # among a hundred thousand photographs, perhaps
+    found = [uri for uri in storage.list_files(root) if _may_be_annotations(uri, in_root=True)]
+    below = storage.list_files(storage.join(root, "annotations"))
+    found += [uri for uri in below if _may_be_annotations(uri)]
+    exports = (storage.join(root, name, _ROBOFLOW) for name in storage.list_folders(root))
+    found += filter(storage.exists, exports)
     asked = f"it is of none of the splits {', '.join(splits)} (--split, or data.train_split and "
     return {
         uri: f"{uri} is not imported: {asked}data.held_out_split)"
         for uri in found
-        if uri not in used and _may_be_annotations(uri, uri in top)
+        if uri not in used
     }
 
 
-def _may_be_annotations(uri: str, in_root: bool) -> bool:
+def _may_be_annotations(uri: str, *, in_root: bool = False) -> bool:
     """Whether a file is called as annotations of objects are; others of the official set are not.
 
-    In the root of a data set any JSON file may be something else.
+    In the root of a data set a JSON file may be anything.
     """
     name = file_name(uri).casefold()
     if not name.endswith(".json") or name.startswith(_OTHER_TASKS):
         return False
-    if name == _ROBOFLOW:
-        return storage.exists(uri)
     usual = {f"{split}.json" for split in USUAL_SPLITS} | {*SINGLE_FILES}
     return not in_root or name in usual or name.startswith("instances_")
 
@@ -236,9 +237,13 @@ def _photographs(
                 continue
             out[number, position] = hit.name
             claims[number, position] = (image.file_name, hit)
-    for (number, position), why in beaten(claims).items():
-        name = claims[number, position][0]
-        out[number, position] = ValueError(why or places[number].missing(name))
+    wrong = beaten(claims)
+    for (number, position), (name, hit) in claims.items():
+        why = wrong.get((number, position))
+        if why is None:
+            places[number].note(name, hit)
+        else:
+            out[number, position] = ValueError(why or places[number].missing(name))
     return out
 
 
@@ -299,8 +304,11 @@ class Places:
         if not hits:
             raise unsure or ValueError(self.missing(file_name))
         folder, best = min(hits, key=lambda hit: hit[1].rank)
-        self._how.setdefault(best.how, []).append(file_name)
         return Found(storage.join(folder, best.name), best.how, best.rank)
+
+    def note(self, file_name: str, found: Found) -> None:
+        """Keep by what rule a file was found."""
+        self._how.setdefault(found.how, []).append(file_name)
 
     def missing(self, file_name: str) -> str:
         """What to say of a file that is not there."""

@@ -214,13 +214,13 @@ def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
     Returns:
         By key, empty, or why it is not sure.
     """
+    times = Counter(found.name for _, found in claims.values())
     by_file: dict[str, list[Key]] = {}
     for key, (_, found) in claims.items():
-        by_file.setdefault(found.name, []).append(key)
+        if times[found.name] > 1:
+            by_file.setdefault(found.name, []).append(key)
     wrong: dict[Key, str] = {}
     for name, keys in by_file.items():
-        if len(keys) == 1:
-            continue
         first = min(keys, key=lambda key: claims[key][1].rank)
         rank = claims[first][1].rank
         paths = {_decoded(claims[key][0]) for key in keys if claims[key][1].rank == rank}
