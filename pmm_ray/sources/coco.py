@@ -308,7 +308,8 @@ class Places:
 
     def note(self, file_name: str, found: Found) -> None:
         """Keep by what rule a file was found."""
-        self._how.setdefault(found.how, []).append(file_name)
+        if found.how:
+            self._how.setdefault(found.how, []).append(file_name)
 
     def missing(self, file_name: str) -> str:
         """What to say of a file that is not there."""
@@ -319,5 +320,4 @@ class Places:
         return [
             f"photographs found {how}: {len(names)}, such as {names[0]!r}"
             for how, names in self._how.items()
-            if how
         ]
