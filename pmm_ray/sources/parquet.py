@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pmm_ray.labels import normalize_name
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources import label_lines
@@ -38,7 +38,7 @@ from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.label_files import class_list
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
-from pmm_ray.sources.names import has_ending, safe_image_id
+from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
 from pmm_ray.sources.photographs import is_result, result_folders
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -86,7 +86,18 @@ def import_parquet(
         ValueError: class names that make no label space.
     """
     root, out = storage.absolute(root), storage.absolute(out)
-    files = [_open(uri, split, label_column) for uri, split in _find(root, out)]
+    files: list[_File] = []
+    broken: dict[str, str] = {}
+    for uri, split in _find(root, out):
+        try:
+            files.append(_open(uri, split, label_column))
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and not tables.is_damage(error):
+                raise
+            broken[uri] = f"it cannot be read as a Parquet file: {error}"
+    if not files:
+        uri, text = next(iter(broken.items()))
+        raise CannotRunError(f"{uri}: {text}")
     lacking = [file.uri for file in files if file.label is None]
     if 0 < len(lacking) < len(files):
         known = label_column or ", ".join(_LABEL_COLUMNS)
@@ -103,7 +114,9 @@ def import_parquet(
     importer.labels_from = f"column {', '.join(columns)}, {read.form}" if columns else "none"
     importer.background = classes.background
     seen: set[str] = set()
-    found = 0
+    found = len(broken)
+    for uri, text in broken.items():
+        importer.fail(safe_image_id(stem_path(uri, root)), "decode", text, uri)
     for file in files:
         for number, row in enumerate(_rows(file)):
             found += 1
@@ -138,10 +151,7 @@ def _split(uri: str) -> str:
 
 def _open(uri: str, split: str, wanted: str) -> _File:
     filesystem, path = storage.resolve(uri)
-    try:
-        schema = pq.read_schema(path, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
+    schema = pq.read_schema(path, filesystem=filesystem)
     columns = schema.names
     image = _column(columns, _IMAGE_COLUMNS)
     if image is None:

@@ -240,3 +240,13 @@ def test_results_below_the_root_are_no_data(tmp_path: Path) -> None:
     write(tmp_path / "run/cams/part-0.parquet", [(encoded(), "b.jpg")], ["dog"])
     (tmp_path / "run/run.json").write_text("{}")
     assert list(rows(import_parquet(str(tmp_path), str(tmp_path / "new")))) == ["a"]
+
+
+def test_a_broken_shard_costs_its_own_rows(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", [(encoded(), "a.jpg")], ["cat"])
+    (tmp_path / "train-1.parquet").write_bytes(b"PAR1")
+    report = import_parquet(str(tmp_path), str(tmp_path / "out"))
+    assert list(rows(report)) == ["a"]
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("train-1", "decode")
+    assert error.uri == str(tmp_path / "train-1.parquet")
