@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -20,13 +21,17 @@ _LONGEST = 64
 
 
 class _Cleaned:
-    """A stream of JSON without what other programs put in: byte order marks, NaN, Infinity.
+    """A stream of JSON in UTF-8, without byte order marks.
 
-    JSON knows no such numbers and Python writes them; they become null.
+    Args:
+        stream: of bytes.
+        numbers: whether NaN and Infinity, which Python writes and JSON does not know, become null:
+            also those in texts that look like a list.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, numbers: bool) -> None:
         self._stream = stream
+        self._numbers = numbers
         self._decoder: codecs.IncrementalDecoder | None = None
         self._rest = b""
         self._begun = False
@@ -37,6 +42,8 @@ class _Cleaned:
         while True:
             data: bytes = self._stream.read(size)
             more = self._recoded(data)
+            if not self._numbers and (more or not data):
+                return more
             whole = self._rest + more if self._rest else more
             self._rest = b""
             # one byte is sought ten times as fast as a word
@@ -71,18 +78,31 @@ def read_items(uri: str, prefix: str) -> Iterator[Any]:
     """
     import ijson
 
-    filesystem, path = storage.resolve(uri)
+    done = 0
     try:
-        with filesystem.open_input_stream(path, compression="detect") as stream:
-            # floats, not decimals: COCO's coordinates have two places
-            cleaned = _Cleaned(stream)
-            yield from ijson.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
+        try:
+            for item in _parsed(uri, prefix, numbers=False):
+                yield item
+                done += 1
+        except ijson.JSONError:
+            # perhaps of numbers that JSON does not know
+            yield from itertools.islice(_parsed(uri, prefix, numbers=True), done, None)
     except FileNotFoundError as error:
         raise CannotRunError(f"no annotation file at {uri}") from error
     except (ijson.JSONError, UnicodeError) as error:
         raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
     except OSError as error:
         raise CannotRunError(f"{uri} cannot be read: {_one_line(error)}") from error
+
+
+def _parsed(uri: str, prefix: str, *, numbers: bool) -> Iterator[Any]:
+    import ijson
+
+    filesystem, path = storage.resolve(uri)
+    with filesystem.open_input_stream(path, compression="detect") as stream:
+        cleaned = _Cleaned(stream, numbers)
+        # floats, not decimals: COCO's coordinates have two places
+        yield from ijson.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
 
 
 def _json_fault(uri: str, error: Exception) -> str:

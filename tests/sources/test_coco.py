@@ -131,3 +131,12 @@ def test_an_odd_number_costs_one_image(segmentation: Any, said: str, tmp_path: P
     [error] = report.errors
     assert (error.image_id, error.kind) == ("a", "label")
     assert said in error.message
+
+
+def test_a_text_that_holds_nan_stays(tmp_path: Path) -> None:
+    photo(tmp_path / "a,NaN,b.jpg")
+    image, item = entry(1, "a,NaN,b.jpg"), annotation(1, 1, [box(1, 1, 5, 5)])
+    path = write(tmp_path / "set.json", [image], [item], [{"id": 1, "name": "x [NaN]"}])
+    report = import_coco(str(path), str(tmp_path / "out"))
+    assert report.manifest.label_space.names[1:] == ("x [NaN]",)
+    assert len(rows(report)) == 1
