@@ -60,5 +60,8 @@ def stage(config: BaseConfig, cams: StageFolder) -> Stage:
     """The base masks of finished maps."""
     index = read_index(cams.uri)
     return Stage(
-        STAGE, (config, cams.hash, CODE_VERSION), partial(run, config, cams=index), len(index)
+        STAGE,
+        (config, cams.hash, CODE_VERSION),
+        partial(run, config, cams=index),
+        images=index.ids,
     )
