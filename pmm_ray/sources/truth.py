@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from pmm_ray.labels import IGNORE_8BIT, LabelSpace
 from pmm_ray.runtime.core import storage
@@ -78,11 +78,11 @@ class ColourMasks:
             return uri
         data = read_file(uri)
         known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(self.colours)}
-        if not is_colour(uri):
-            _check_palette(data, uri, known)
-            return uri
         rgb = decode_rgb(data, apply_exif=False, uri=uri).astype(np.int32)
         codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        if not is_colour(uri):
+            _check_palette(data, uri, codes, known)
+            return uri
         found, places = np.unique(codes, return_inverse=True)
         strange = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
         strange = [c for c, code in zip(strange, found.tolist(), strict=True) if code not in known]
@@ -95,23 +95,25 @@ class ColourMasks:
         return place
 
 
-def _check_palette(data: bytes, uri: str, known: Mapping[int, int]) -> None:
+def _check_palette(
+    data: bytes, uri: str, rgb_codes: NDArray[Any], known: Mapping[int, int]
+) -> None:
     """Refuse an indexed mask whose colours are those of other classes than its indices.
 
+    Programs that make files smaller write masks of colours so.
+
+    Args:
+        codes: the colour of each pixel, [H, W].
+        known: class by colour.
+
     Raises:
-        ValueError: programs that make files smaller write masks of colours so.
+        ValueError: it is such a mask, or none.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            colours = image.getpalette("RGB") if image.mode == "P" else None
-            used = [] if colours is None else sorted(set(image.tobytes()) - {IGNORE_8BIT})
-    # whoever reads the mask says what is wrong with it
-    except Exception:
-        return
-    if colours is None:
-        return
-    rgb = [colours[3 * i : 3 * i + 3] for i in used]
-    ids = [known.get((r << 16) + (g << 8) + b) for r, g, b in (c for c in rgb if len(c) == 3)]
+    mask = decode_mask(data, uri=uri)
+    labelled = mask != IGNORE_8BIT
+    pairs = np.unique(np.stack([mask[labelled], codes[labelled]]), axis=1)
+    used = pairs[0].tolist()
+    ids = [known.get(code) for code in pairs[1].tolist()]
     # colours that several indices share tell nothing
     if None not in ids and len(set(ids)) == len(used) and ids != used:
         raise ValueError(
