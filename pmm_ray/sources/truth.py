@@ -95,9 +95,7 @@ class ColourMasks:
         return place
 
 
-def _check_palette(
-    data: bytes, uri: str, rgb_codes: NDArray[Any], known: Mapping[int, int]
-) -> None:
+def _check_palette(data: bytes, uri: str, codes: NDArray[Any], known: Mapping[int, int]) -> None:
     """Refuse an indexed mask whose colours are those of other classes than its indices.
 
     Programs that make files smaller write masks of colours so.
