@@ -18,6 +18,7 @@ help:
 demo: $(DEMO)
 	$(BIN)/pmm run recipes/shapes.yaml --run-dir runs/shapes
 
+# Two tests at a time, each half with a Ray of its own. The slow ones kill, wait and measure: alone.
 # Ray renices its workers to 15; tests with time limits must not starve beside other work.
 test test-all: export RAY_worker_niceness = 0
 
@@ -25,7 +26,7 @@ test: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: $(DEV)
 	$(BIN)/ruff check .

@@ -87,6 +87,7 @@ def summary(run_dir: Path, stage: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_photographs_without_truth_have_a_value_and_a_contact_sheet(tmp_path: Path) -> None:
     photos, run_dir, recipe = tmp_path / "photos", tmp_path / "run", tmp_path / "recipe.yaml"

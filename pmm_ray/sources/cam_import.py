@@ -44,7 +44,7 @@ from pmm_ray.sources.label_lines import (
     join_lines,
     label_lines,
     names_of,
-    separator_in,
+    unlisted_fault,
 )
 from pmm_ray.sources.names import NameIndex, pair, stem_path
 from pmm_ray.sources.photographs import Photographs, find_photographs
@@ -258,7 +258,7 @@ def _look_into(
     found: list[tuple[set[str], set[int]]] = []
     for image_id, (uri, row) in sorted(cams.index.locations().items()):
         line = lines.get(matched[image_id][0]) if image_id in matched else None
-        if line is None or line.fault or separator_in(line.labels):
+        if line is None or line.fault or unlisted_fault(line.labels):
             continue
         names = {word for word in line.labels if not word.isdecimal() and not is_background(word)}
         try:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, separator_in
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, unlisted_fault
 
 # what people call the folders of splits: train, val, test_set, train2017
 _SPLIT = re.compile(
@@ -51,7 +51,7 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
     for name, (split, path) in placed.items():
         if path:
             label = normalize_name(path[0])
-            fault = separator_in((label,)) and (
+            fault = unlisted_fault((label,)) and (
                 f"the folder {path[0]!r} has no name of one class: call it otherwise; a photograph "
                 "of several classes needs a CSV"
             )

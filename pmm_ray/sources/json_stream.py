@@ -13,11 +13,11 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.text import encoding_of
 
 _BUFFER_BYTES = 1 << 20
-# what stands where a value may; `-Infinity` is the longest
-_NO_NUMBER = re.compile(rb"([:\[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
-# the end of a piece of the file where such a word may go on in the next
-_UNFINISHED = re.compile(rb"[:\[,]\s*(?:-|-?[NI][A-Za-z]*\s*)?\Z")
-_LONGEST = 64
+# a text, which may go on in the next piece of the file, or a word; `-Infinity` is the longest
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(")?|-?[NI][A-Za-z]*', re.DOTALL)
+_NO_NUMBERS = {b"NaN", b"Infinity", b"-Infinity"}
+# the end of a piece where a word may go on
+_UNFINISHED = re.compile(rb"-?[A-Za-z]{0,8}\Z")
 
 
 class _Cleaned:
@@ -25,8 +25,7 @@ class _Cleaned:
 
     Args:
         stream: of bytes.
-        numbers: whether NaN and Infinity, which Python writes and JSON does not know, become null:
-            also those in texts that look like a list.
+        numbers: whether NaN and Infinity, which Python writes and JSON does not know, become null.
     """
 
     def __init__(self, stream: Any, numbers: bool) -> None:
@@ -34,6 +33,7 @@ class _Cleaned:
         self._numbers = numbers
         self._decoder: codecs.IncrementalDecoder | None = None
         self._rest = b""
+        self._in_text = False
         self._begun = False
 
     def read(self, size: int = -1) -> bytes:
@@ -42,18 +42,34 @@ class _Cleaned:
         while True:
             data: bytes = self._stream.read(size)
             more = self._recoded(data)
-            if not self._numbers and (more or not data):
+            if self._numbers:
+                more = self._with_nulls(more, last=not data)
+            if more or not data:
                 return more
-            whole = self._rest + more if self._rest else more
-            self._rest = b""
-            # one byte is sought ten times as fast as a word
-            if (b"N" in whole or b"I" in whole) and (b"NaN" in whole or b"Infinity" in whole):
-                whole = _NO_NUMBER.sub(rb"\1null", whole)
-            unfinished = _UNFINISHED.search(whole, max(0, len(whole) - _LONGEST)) if data else None
-            if unfinished:
-                whole, self._rest = whole[: unfinished.start()], whole[unfinished.start() :]
-            if whole or not data:
-                return whole
+
+    def _with_nulls(self, more: bytes, *, last: bool) -> bytes:
+        """The next piece with null for what is no number; what is undecided waits for more."""
+        # a text that goes on begins anew
+        begin = b'"' if self._in_text else b""
+        whole = begin + self._rest + more
+        unfinished = None if last else _UNFINISHED.search(whole, max(0, len(whole) - 9))
+        end = len(whole) if unfinished is None else max(unfinished.start(), len(begin))
+        self._in_text = False
+        self._rest = b""
+
+        def null(found: re.Match[bytes]) -> bytes:
+            token = found.group()
+            if token.startswith(b'"') and found.group(1) is None:
+                # behind it at most a backslash, which belongs to what follows
+                self._in_text = True
+                self._rest = whole[found.end() : end]
+                return token
+            return b"null" if token in _NO_NUMBERS else token
+
+        cleaned = _TOKEN.sub(null, whole[:end])
+        cleaned = cleaned[len(begin) : len(cleaned) - len(self._rest)]
+        self._rest += whole[end:]
+        return cleaned
 
     def _recoded(self, data: bytes) -> bytes:
         if not self._begun and data:
@@ -78,31 +94,39 @@ def read_items(uri: str, prefix: str) -> Iterator[Any]:
     """
     import ijson
 
-    done = 0
+    done, any_number, huge = 0, False, False
     try:
-        try:
-            for item in _parsed(uri, prefix, numbers=False):
-                yield item
-                done += 1
-        except ijson.JSONError:
-            # perhaps of numbers that JSON does not know
-            yield from itertools.islice(_parsed(uri, prefix, numbers=True), done, None)
+        while True:
+            try:
+                for item in itertools.islice(_parsed(uri, prefix, any_number, huge), done, None):
+                    yield item
+                    done += 1
+                return
+            except ijson.JSONError as error:
+                # perhaps of numbers that JSON, or the parser in C, does not know
+                overflow = "overflow" in _one_line(error)
+                if huge or (any_number and not overflow):
+                    raise
+                any_number, huge = True, overflow
     except FileNotFoundError as error:
         raise CannotRunError(f"no annotation file at {uri}") from error
-    except (ijson.JSONError, UnicodeError) as error:
+    except (ijson.JSONError, ValueError) as error:
         raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
     except OSError as error:
         raise CannotRunError(f"{uri} cannot be read: {_one_line(error)}") from error
 
 
-def _parsed(uri: str, prefix: str, *, numbers: bool) -> Iterator[Any]:
+def _parsed(uri: str, prefix: str, any_number: bool, huge: bool) -> Iterator[Any]:
+    """The entries; with `any_number` NaN and Infinity are null, with `huge` integers have any size,
+    at a tenth of the speed."""
     import ijson
 
+    parser = ijson.get_backend("python") if huge else ijson
     filesystem, path = storage.resolve(uri)
     with filesystem.open_input_stream(path, compression="detect") as stream:
-        cleaned = _Cleaned(stream, numbers)
+        cleaned = _Cleaned(stream, any_number)
         # floats, not decimals: COCO's coordinates have two places
-        yield from ijson.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
+        yield from parser.items(cleaned, prefix, buf_size=_BUFFER_BYTES, use_float=True)
 
 
 def _json_fault(uri: str, error: Exception) -> str:

@@ -205,12 +205,12 @@ def names_of(lines: Iterable[LabelLine]) -> list[str]:
     named = dict.fromkeys(name for line in lines for name in line.columns)
     if named:
         return [name for name in named if not is_background(name)]
-    sound = (line for line in lines if not line.fault and not separator_in(line.labels))
+    sound = (line for line in lines if not line.fault and not unlisted_fault(line.labels))
     found = {name for line in sound for name in line.labels if not is_background(name)}
     return sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
 
 
-def separator_in(labels: Sequence[str]) -> str:
+def unlisted_fault(labels: Sequence[str]) -> str:
     """What is wrong with labels that no list of classes names; empty where nothing is."""
     for label in labels:
         used = next((char for char in _OTHER_SEPARATORS if char in label), None)
@@ -220,6 +220,11 @@ def separator_in(labels: Sequence[str]) -> str:
             return (
                 f"the label {label!r} holds {used!r}: separate the classes of an image by "
                 f"{SEPARATOR!r}, or name this class in classes.txt"
+            )
+        if len(labels) > 1 and label.casefold() in _EMPTY:
+            return (
+                f"the label {label!r} beside others is how an empty cell is written: leave it out, "
+                "or name this class in classes.txt"
             )
     return ""
 
@@ -233,7 +238,7 @@ def label_ids(line: LabelLine, space: LabelSpace, *, listed: bool) -> list[int]:
     Raises:
         ValueError: a faulty line, or a label that is no class.
     """
-    fault = line.fault or ("" if listed else separator_in(line.labels))
+    fault = line.fault or ("" if listed else unlisted_fault(line.labels))
     if fault:
         raise ValueError(fault)
     ids = [space.id_of(name) for name in line.labels_in(space)]

@@ -25,7 +25,8 @@ from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 Key = TypeVar("Key")
 
 _DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
-_NUMBER = re.compile(r"-?[0-9]{1,30}")
+# longer than Python converts are texts
+_NUMBER = re.compile(r"-?[0-9]{1,4000}")
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 # of a path that ends in a number: what spreadsheets drop
 _ZEROS = re.compile(r"(?:^|(?<=/))0+(?=[0-9]+(?:\.[A-Za-z0-9]+)?$)")

@@ -79,14 +79,21 @@ class ClassifierLoss(LossModule):
         classes: indices of the classes that take part; None: all.
     """
 
+    _classes: Tensor | None
+
     def __init__(self, network: CamNetwork, classes: Sequence[int] | None = None) -> None:
         super().__init__()
         self.network = network
-        self._classes = slice(None) if classes is None else list(classes)
+        # an index on the device: a list would be copied there at every step
+        taken = None if classes is None else torch.tensor(list(classes))
+        self.register_buffer("_classes", taken, persistent=False)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        logits_BC = self.network(inputs)[0][:, self._classes]
-        return F.multilabel_soft_margin_loss(logits_BC.float(), targets[:, self._classes])
+        logits_BC = self.network(inputs)[0].float()
+        if self._classes is not None:
+            logits_BC = logits_BC.index_select(1, self._classes)
+            targets = targets.index_select(1, self._classes)
+        return F.multilabel_soft_margin_loss(logits_BC, targets)
 
 
 class SiameseLoss(LossModule):

@@ -18,15 +18,21 @@ from pmm_ray.config import (
     ClassifierConfig,
     PredictConfig,
     SegmenterConfig,
+    UnderfittingConfig,
 )
 from pmm_ray.nets.affinity import build_affinity
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.scale_cams import ScaleCams
+from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.nets.segmenter_views import SegmenterViews, make_views
 from pmm_ray.nets.weak_labels import split_scores
+from pmm_ray.runtime.training.task import LossModule
+from pmm_ray.stages.train_affinity import AffinityLoss
+from pmm_ray.stages.train_classifier import ClassifierLoss, SiameseLoss
+from pmm_ray.stages.train_segmenter import SegmenterLoss
 from pmm_ray.stages.walk_cams import Subject, affinities
 
 from .waits import drain, noted_in, waits
@@ -129,3 +135,34 @@ def test_affinities() -> None:
     cam = np.ones((1, 60, 90), np.float32)
     subject = Subject.of(IMAGE, cam, AffinityConfig().walk, CPU)
     assert noted_in(lambda: affinities(subject, network, 3, CPU)) == []
+
+
+def _step(module: LossModule, targets: Tensor) -> Callable[[], None]:
+    """A pass of a training, forwards and back, and what is watched of it."""
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def work() -> None:
+        module(images, targets).backward()
+        module.watched()
+
+    return work
+
+
+def test_a_training_of_the_classifier(classifier: CamNetwork) -> None:
+    present = torch.tensor([[1, 0, 1, 0]] * 4).float()
+    siamese = isinstance(classifier, SeamNetwork)
+    module = SiameseLoss(classifier) if siamese else ClassifierLoss(classifier, [0, 2])
+    assert noted_in(_step(module, present)) == []
+
+
+def test_a_training_of_the_affinity_network() -> None:
+    network = build_affinity(AffinityConfig.model_validate({"weights": "none"})).train()
+    labels = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    assert noted_in(_step(AffinityLoss(network, 3, 255), labels)) == []
+
+
+@pytest.mark.parametrize("scope", ["group", "worker", "image"])
+def test_a_training_of_the_segmenter(scope: Any) -> None:
+    config = SegmenterConfig(channels=8, output_stride=16, weights="none")
+    network = build_segmenter(config, 5, 255, underfitting=UnderfittingConfig(scope=scope)).train()
+    assert noted_in(_step(SegmenterLoss(network), torch.zeros(4, 64, 64, dtype=torch.int64))) == []

@@ -39,7 +39,7 @@ def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://127.0.0.1:8265", "is the address of a dashboard"),
         ("ray://127.0.0.1:{}", "no Ray answers"),
         ("[::1]:{}", "no Ray answers"),
-        ("127.0.0.1:99999", "no Ray answers"),
+        ("127.0.0.1:99999", "no such port"),
     ],
 )
 def test_addresses_of_other_kinds(

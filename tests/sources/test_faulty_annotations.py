@@ -5,6 +5,7 @@ Each test is a case of faults found with inputs of public bug reports, or its ki
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.coco import import_coco
 from pmm_ray.sources.coco14 import import_coco14
+from pmm_ray.sources.coco_json import read_annotations
 from pmm_ray.sources.coco_objects import parse_object
 from pmm_ray.sources.parquet import import_parquet
 from pmm_ray.sources.raster import draw_objects
@@ -178,7 +180,7 @@ def test_byte_order_marks_and_no_numbers(
     encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo(tmp_path / "a.jpg")
-    more = {"area": float("nan"), "score": float("-inf"), "note": "Infinity, NaN"}
+    more = {"area": float("nan"), "score": float("-inf"), "note": 'a\\\\", [NaN, -Infinity]\\\\'}
     annotations = [annotation(1, 1, [box(1, 1, 5, 5)]) | more for _ in range(50)]
     path = a_coco(tmp_path, annotations=annotations)
     path.write_bytes(path.read_text().encode(encoding))
@@ -187,6 +189,17 @@ def test_byte_order_marks_and_no_numbers(
         report = import_coco(str(path), str(tmp_path / "out"))
         assert rows(report)["a"]["labels"] == [1]
         assert report.counts["annotations"] == 50
+        for item in read_annotations(str(path)):
+            assert item["note"] == more["note"]
+            assert item["area"] is item["score"] is None
+
+
+@pytest.mark.parametrize("image_id", [uuid.UUID(int=2**127 + 9).int, 2**64 - 1])
+def test_integers_of_any_size(image_id: int, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    item = {"score": float("nan")} | annotation(image_id, 1, [box(1, 1, 5, 5)])
+    path = a_coco(tmp_path, images=[entry(image_id, "a.jpg")], annotations=[item])
+    assert rows(import_coco(str(path), str(tmp_path / "out")))["a"]["labels"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +209,7 @@ def test_byte_order_marks_and_no_numbers(
         (b'{"images": [', "cut off"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b'{"images": [{"id": 1,}]}', "not valid JSON"),
+        (b'{"images": [{"id": ' + b"9" * 5000 + b"}]}", "not valid JSON"),
         (b"PK\x03\x04", "JSON"),
     ],
 )

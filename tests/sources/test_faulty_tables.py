@@ -59,6 +59,7 @@ def test_classes_called_10_and_11_are_names(tmp_path: Path) -> None:
         ("#REF!", "an error of the spreadsheet"),
         ("#n/a", "an error of the spreadsheet"),
         ("'dog'", "in quotes: leave them out"),
+        ("cat;nan", "how an empty cell is written"),
     ],
 )
 def test_cells_that_name_no_class_are_error_rows(cell: str, said: str, tmp_path: Path) -> None:

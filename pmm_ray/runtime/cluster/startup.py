@@ -59,6 +59,8 @@ def address_fault(address: str) -> str:
     if scheme not in ("", "ray") or not host or not port.isdecimal():
         return ""  # `auto`, and what only Ray knows
     try:
+        if int(port) >= 1 << 16:
+            raise OverflowError("there is no such port")  # it would be taken modulo 65536
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as link:
             if scheme or os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(link):
                 return ""
