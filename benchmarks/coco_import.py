@@ -1,18 +1,21 @@
 """Time and peak memory of importing COCO annotations of the official size.
 
-    python benchmarks/coco_import.py
+    python benchmarks/coco_import.py [--beside CHECKOUT [--repeats 3]]
 
 Writes a synthetic `instances_train2014.json` with as many images and annotations as the official
 one (82,783 and 604,907; about its 330 MB), empty files in place of the photographs, and imports
 it in a process of its own: `pmm_ray.sources.coco14`, once with the objects that masks are drawn
-from and once without. Prints seconds and the largest resident size.
+from and once without. Prints seconds and the largest resident size. With another checkout both
+import the same files in turn, and a line has the ratios of the medians: below 1 is less here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,8 @@ IMAGES, ANNOTATIONS = 82_783, 604_907
 # images of the official file that no annotation speaks of
 BARE = 702
 LIMIT_SECONDS, LIMIT_BYTES = 180.0, 2e9
+HERE = Path(__file__).resolve().parent.parent
+MEASURED = {"time": "seconds", "CPU": "cpu_seconds", "peak memory": "peak_bytes"}
 
 
 def write_annotations(path: Path, images: int, annotations: int, bare: int) -> None:
@@ -89,10 +94,37 @@ def measure(root: str, out: str, truth: bool) -> None:
     print(json.dumps(result))
 
 
+def imported(side: Path, folder: str, out: Path, what: str) -> dict[str, float]:
+    """What `measure` says of a checkout."""
+    command = [sys.executable, __file__, "--measure", folder, str(out), what]
+    environment = {**os.environ, "PYTHONPATH": str(side)}
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
+    result: dict[str, float] = json.loads(output)
+    return result
+
+
+def print_result(what: str, result: dict[str, float]) -> None:
+    print(
+        f"{what:17} {result['rows']} images, {result['annotations']} annotations: "
+        f"{result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of CPU), "
+        f"peak {result['peak_bytes'] / 1e6:.0f} MB "
+        f"({result['peak_bytes_of_imports'] / 1e6:.0f} MB of it before the import)",
+        flush=True,
+    )
+
+
+def median(results: list[dict[str, float]], key: str) -> float:
+    return statistics.median(result[key] for result in results)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--annotations", type=int, default=ANNOTATIONS)
+    parser.add_argument("--beside", type=Path, help="another checkout")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -110,19 +142,26 @@ def main() -> int:
             (root / f"train2014/COCO_train2014_{i + 1:012d}.jpg").touch()
         print(f"{annotations.stat().st_size / 1e6:.0f} MB of JSON")
         kept = True
+        sides = [HERE] if arguments.beside is None else [arguments.beside.resolve(), HERE]
         for what in ("manifest", "objects"):
-            command = [sys.executable, __file__, "--measure", folder, str(root / what), what]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            result = json.loads(output)
-            assert result["rows"] == arguments.images - bare, result
-            assert result["annotations"] == arguments.annotations, result
-            kept &= result["seconds"] < LIMIT_SECONDS and result["peak_bytes"] < LIMIT_BYTES
-            print(
-                f"{what:9} {result['rows']} images, {result['annotations']} annotations: "
-                f"{result['seconds']:.1f} s ({result['cpu_seconds']:.1f} s of CPU), "
-                f"peak {result['peak_bytes'] / 1e6:.0f} MB "
-                f"({result['peak_bytes_of_imports'] / 1e6:.0f} MB of it before the import)"
+            found: dict[Path, list[dict[str, float]]] = {side: [] for side in sides}
+            for turn in range(arguments.repeats):
+                for side in sides:
+                    result = imported(side, folder, root / f"{what}-{turn}-{side == HERE}", what)
+                    assert result["rows"] == arguments.images - bare, result
+                    assert result["annotations"] == arguments.annotations, result
+                    print_result(f"{what} of {side.name}", result)
+                    found[side].append(result)
+            kept &= all(
+                result["seconds"] < LIMIT_SECONDS and result["peak_bytes"] < LIMIT_BYTES
+                for result in found[HERE]
             )
+            if arguments.beside is not None:
+                ratios = [
+                    f"{name} {median(found[HERE], key) / median(found[sides[0]], key):.2f}"
+                    for name, key in MEASURED.items()
+                ]
+                print(f"{what}, over {sides[0].name}: {', '.join(ratios)}")
         print(f"under {LIMIT_SECONDS:.0f} s and {LIMIT_BYTES / 1e9:.0f} GB: {kept}")
     return 0 if kept else 1
 
