@@ -189,21 +189,6 @@ class SegmenterViews:
             yield subject.key, subject.mean()
 
 
-def mean_probabilities(
-    image_HW3: NDArray[np.uint8], model: nn.Module, config: PredictConfig, device: torch.device
-) -> NDArray[np.float32]:
-    """See `SegmenterViews`, of one photograph, on the CPU.
-
-    Raises:
-        RowError: `nonfinite` when the network's output is not finite.
-    """
-    views = make_views(image_HW3, config, device)
-    photographs = [(None, views, image_HW3.shape[:2])]
-    ((_, mean_CHW),) = SegmenterViews(model, config, device).probabilities(photographs)
-    found: NDArray[np.float32] = mean_CHW.cpu().numpy()
-    return checked(found)
-
-
 def checked(mean_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities as they are.
 

@@ -19,7 +19,9 @@ from pmm_ray.nets.batches import Batches, Piece
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.scale_cams import ScaleCams
 from pmm_ray.nets.segmenter import build_segmenter
-from pmm_ray.nets.segmenter_views import SegmenterViews, make_views, mean_probabilities
+from pmm_ray.nets.segmenter_views import SegmenterViews, make_views
+
+from ..networks import mean_probabilities
 
 CPU = torch.device("cpu")
 SIZES = [(50, 66), (66, 50), (50, 66), (44, 66), (50, 66), (66, 50)]

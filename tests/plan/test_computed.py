@@ -19,7 +19,8 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.crop_cams import CropCams, Photograph
 from pmm_ray.nets.operations import operations
 from pmm_ray.nets.scale_cams import ScaleCams
-from pmm_ray.nets.segmenter_views import mean_probabilities
+
+from ..networks import mean_probabilities
 
 CPU = torch.device("cpu")
 SPACE = LabelSpace.from_names(("background", "disc", "bar"))

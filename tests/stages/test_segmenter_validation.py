@@ -18,13 +18,13 @@ from pmm_ray.config import PredictConfig
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.nets.segmenter import build_segmenter, describe, predict_logits
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterShare
-from pmm_ray.nets.segmenter_views import mean_probabilities
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.shapes import make_shapes
 
+from ..networks import mean_probabilities
 from .segmenter_job import section, validation
 
 

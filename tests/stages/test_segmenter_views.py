@@ -13,9 +13,11 @@ from torch import nn
 from pmm_ray.config import PredictConfig, SegmenterConfig
 from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.nets.segmenter import Description, build_segmenter, describe
-from pmm_ray.nets.segmenter_views import mean_probabilities, view_size, window_starts
+from pmm_ray.nets.segmenter_views import view_size, window_starts
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
+
+from ..networks import mean_probabilities
 
 CPU = torch.device("cpu")
 

@@ -39,29 +39,22 @@ class StageProgress:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self.last_change = time.monotonic()
 
     def advance(self, done: int, errors: int = 0) -> None:
         """Count finished units; `errors` of them became error rows."""
         with self._lock:
-            now = time.monotonic()
             self.done += done
             self.errors += errors
-            if done:
-                self.last_change = now
             if self._first is None and done:
-                self._first = (now, self.done)
+                self._first = (time.monotonic(), self.done)
 
     def set_done(self, done: int, note: str = "") -> None:
         """Set the absolute count, for stages that report a position (training)."""
         with self._lock:
-            now = time.monotonic()
-            if done != self.done:
-                self.last_change = now
             self.done = done
             self.note = note
             if self._first is None and done > self._already_done:
-                self._first = (now, done)
+                self._first = (time.monotonic(), done)
 
     def set_note(self, note: str) -> None:
         """Say what is waited for; empty: nothing."""
