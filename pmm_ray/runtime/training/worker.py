@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pmm_ray.runtime.cluster.connect import one_thread
-from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.training.checkpoint import (
     CheckpointWriter,
     forget_local,
@@ -25,6 +24,7 @@ from pmm_ray.runtime.training.checkpoint import (
     load_checkpoint,
     newest,
 )
+from pmm_ray.runtime.training.feed import Feed
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.loader import Batch, batches
 from pmm_ray.runtime.training.log import TrainLog
@@ -97,12 +97,11 @@ class _Worker:
         self.device = device
         self.reporter = reporter
         self.phase = phase
-        self.problem: str | None = None
+        self.feed = Feed(job, reporter)
         self.plan = BatchPlan(job.task.seed, job.images, job.config.batch_size, world)
-        self.bad: set[str] = set()
         every = _READ_EVERY[device.type]
         self.readings = Readings(job.stage, job.steps, world, every, self._note)
-        self.waited = self.reported = 0.0
+        self.reported = 0.0
         self.recent: list[float] = []  # losses before this attempt
         self.validation: dict[str, float] = {}
         self.best = (0, -math.inf)  # steps, and what the network scored after them
@@ -118,7 +117,7 @@ class _Worker:
         try:
             self._prepare()
         except CannotRunError as error:
-            self.problem = str(error)
+            self.feed.problem = str(error)
         reason = self._shared_problem()
         if reason is None:
             try:
@@ -156,14 +155,16 @@ class _Worker:
             self.writer = CheckpointWriter(
                 self.job.checkpoints_uri, self.job.scratch, self._written
             )
-        loader = batches(
-            self.dataset,
-            self.plan,
-            self.rank,
-            first=first,
-            last=self.job.steps,
-            processes=self.job.loader_processes,
-            pin_memory=self.device.type == "cuda",
+        self.feed.begin(
+            batches(
+                self.dataset,
+                self.plan,
+                self.rank,
+                first=first,
+                last=self.job.steps,
+                processes=self.job.loader_processes,
+                pin_memory=self.device.type == "cuda",
+            )
         )
         self.phase.set(TRAINING)
         saved = started = time.monotonic()
@@ -171,7 +172,7 @@ class _Worker:
         batch: Batch | None = None
         read = True
         for step in range(first, self.job.steps):
-            fresh = None if self.problem else self._next(loader)
+            fresh = self.feed.next()
             if read:
                 reason, save_now = self._agreed()
                 if fresh is None or reason is not None:
@@ -185,8 +186,8 @@ class _Worker:
             rate = self.task.learning_rate(step, self.job.steps)
             sums = self._step(ranks, batch, step, rate)
             if step == first:
-                self.waited = 0.0
-            self.readings.unread.append(Unread(step, rate, self.waited, sums))
+                self.feed.waited = 0.0
+            self.readings.unread.append(Unread(step, rate, self.feed.waited, sums))
             read = step == first or self.readings.due(step + 1) or self._validates(step + 1)
             if not read:
                 continue
@@ -210,7 +211,7 @@ class _Worker:
             "loss": self.log.recent_loss(losses.loss) if self.log else losses.loss,
             "seconds": time.monotonic() - started,
             "images_per_second": steps_timed * self.config.batch_size / seconds if seconds else 0.0,
-            "loader_wait": self.waited / seconds if seconds else 0.0,
+            "loader_wait": self.feed.waited / seconds if seconds else 0.0,
             "skipped": losses.skipped,
             **{name: value / self.job.steps for name, value in losses.watched.items()},
             **self.validation,
@@ -314,37 +315,13 @@ class _Worker:
             self.log.validation(step, epoch, self.validation, seconds)
         return seconds
 
-    def _next(self, loader: Any) -> Batch | None:
-        asked = time.monotonic()
-        try:
-            batch: Batch = next(loader)
-        except CannotRunError as error:
-            self.problem = str(error)
-            return None
-        finally:
-            self.waited += time.monotonic() - asked
-        for row in batch.errors:
-            if row.image_id not in self.bad:
-                self._record(row)
-        return batch
-
-    def _record(self, row: ErrorRow) -> None:
-        """Write an error row under a name made from its image: found twice, it is there once."""
-        self.bad.add(row.image_id)
-        folder = self.job.errors_uri
-        tables.write_errors(folder, tables.chunk_name([row.image_id]), [row])
-        count = len(storage.list_files(folder, ".parquet"))
-        self.reporter.failed.remote(count)
-        if count > self.job.error_budget:
-            self.problem = f"{self.job.stage}: {count} images cannot be used"
-
     def _shared_problem(self) -> str | None:
-        return first_problem(self.problem, self.world, self.device)
+        return first_problem(self.feed.problem, self.world, self.device)
 
     def _agreed(self) -> tuple[str | None, bool]:
         """The first worker's problem, and whether all save now: the driver asked one of them."""
         asked = self.phase.asked
-        flags = torch.tensor([float(self.problem is not None), float(asked > self.answered)])
+        flags = torch.tensor([float(self.feed.problem is not None), float(asked > self.answered)])
         trouble, save = total(flags.to(self.device)).tolist()
         self.answered = max(self.answered, asked)
         return self._shared_problem() if trouble else None, save > 0
