@@ -50,6 +50,7 @@ from pmm_ray.sources.photographs import (
     find_photographs,
     places_in,
 )
+from pmm_ray.sources.splits import same_split, splits_of_folders
 from pmm_ray.sources.truth import ColourMasks, check_truth_values
 
 # what tools add to the name of a photograph for its mask
@@ -137,13 +138,20 @@ def import_folder(
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
     masks, unsure_masks, unused = _masks(root, photographs, images) if ground_truth else ({}, {}, 0)
     colours = ColourMasks(space, classes.colours, out)
+    of_folders = splits_of_folders(list(photographs.files))
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         # a name that may mean this photograph or another is a fault of both
-        none = LabelLine(name, (), DEFAULT_SPLIT, unsure.get(stem_path(name), ""))
+        none = LabelLine(name, (), "", unsure.get(stem_path(name), ""))
         line = joined.of.get(name, none)
         labels = partial(label_ids, line, space, listed=listed)
         stem = stem_path(name)
+        own = of_folders.get(name, "")
+        split = line.split or own or DEFAULT_SPLIT
+        if own and not same_split(split, own):
+            text = f"the CSV says split {split!r}, its folder {own!r}: keep one of them"
+            images.fail(image_id, "label", text, uri)
+            continue
         found = masks.get(stem, [])
         if stem in unsure_masks or len(found) > 1:
             text = unsure_masks.get(stem) or f"several masks fit it: {', '.join(found)}"
@@ -156,7 +164,7 @@ def import_folder(
         except ValueError as error:
             images.fail(image_id, "label", str(error), found[0])
         else:
-            images.add(image_id, uri, line.split, labels, *truth)
+            images.add(image_id, uri, split, labels, *truth)
     stems = set(map(stem_path, photographs.files))
     lone = [line for line in joined.missed if not (line.fault and line.name in stems)]
     for line in lone:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from pmm_ray.labels import MAX_FOREGROUND, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.cells import JOINTS, SEPARATOR, is_empty
 
 Form = Literal["class numbers", "class names", "0 or 1 for each class"]
 UNNAMED_CLASS = "object"
-_JOINTS = (",", ";", "|")
+_JOINTS = (SEPARATOR, *JOINTS)
 # in no class name of the field; a comma is in some: "tench, Tinca tinca"
-_OF_LISTS = ";|[]{}"
+_OF_LISTS = f"{SEPARATOR}{JOINTS}[]{{}}".replace(",", "")
 _BITS = re.compile(r"^[01]{2,}$")
 
 
@@ -64,6 +65,7 @@ class ColumnLabels:
         values = value if isinstance(value, list) else [value]
         # -1 is Hugging Face's mark of an unlabelled row
         values = [label for label in map(_whole, values) if label not in (None, "", -1)]
+        values = [label for label in values if not self._is_empty(label)]
         if self.form == "0 or 1 for each class":
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(values)} values of 0 or 1 for {len(self.names)} classes")
@@ -74,6 +76,10 @@ class ColumnLabels:
                 f"each of the {len(self.names)} classes"
             )
         return [label for label in map(self._id, values) if label]
+
+    def _is_empty(self, label: Any) -> bool:
+        """Whether a text says that there is no label, where no class is called so."""
+        return isinstance(label, str) and is_empty(label) and label not in self.names
 
     def _id(self, label: Any) -> int:
         if isinstance(label, str):
@@ -122,7 +128,7 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
             unlike_numbers |= bools or any(a >= b for a, b in itertools.pairwise(numbers))
         elif numbers:
             binary = False
-    words.discard("")
+    words = {word for word in words if not is_empty(word)}
     if words and highest >= 0:
         raise CannotRunError("some labels are numbers and some are names: use one or the other")
     if count := bits_in(words):

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 from pmm_ray.labels import BACKGROUND, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.cells import SEPARATOR, is_empty, is_sheet_fault, no_class, visible
 from pmm_ray.sources.label_columns import bits_in
 from pmm_ray.sources.names import Found, NameIndex, beaten
+from pmm_ray.sources.splits import is_split
 from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
 DEFAULT_SPLIT = "train"
-SEPARATOR = ";"
 COLUMNS = {
     "image_id": ("image_id", "file_name", "image", "file"),
     "labels": ("labels", "label", "classes", "class"),
@@ -26,23 +27,20 @@ LABEL_COLUMN = "data.label_column, `pmm data import`: --label-column"
 """How a user names the column of labels."""
 _MARKS = dict.fromkeys(("0", "0.0", "false", "no", ""), False)
 _MARKS |= dict.fromkeys(("1", "1.0", "true", "yes", "x"), True)
-# the number of a line, as pandas writes it
-_INDEX = re.compile(r"^unnamed: \d+$")
-# how a spreadsheet writes what it could not work out
-_SHEET_FAULT = re.compile(r"^#(?:N/A|REF!|NAME\?|VALUE!|DIV/0!|NUM!|NULL!)$", re.IGNORECASE)
-# how spreadsheets and pandas write an empty cell
-_EMPTY = {"nan", "null", "none", "n/a", "<na>", "-"}
 _WHOLE = re.compile(r"^(\d+)\.0+$")
-# in no class name of the field, and what people separate classes by
-_OTHER_SEPARATORS = ",|[]{}\t\n"
+# of a second column of labels, as people and pandas number them
+_NUMBERED = re.compile(r"^(.+?)[ ._-]?\d+$")
+# 0 or 1 of these says whether the label of the line is there at all
+_PRESENCE = {"confidence", "present", "presence", "positive", "exists"}
 
 
 @dataclass(frozen=True)
 class LabelLine:
     """A line of the CSV file; `fault` says what is wrong with it.
 
-    `blank` is the word of an empty cell, such as `none`, which a list of classes may name;
-    `columns` are the classes that the first line of the CSV names, if it does.
+    `split` is empty where the line names none; `blank` is the word of an empty cell, such as
+    `none`, which a list of classes may name; `columns` are the classes that the first line of the
+    CSV names, if it does; `unread` the columns that say nothing to us.
     """
 
     name: str
@@ -51,6 +49,7 @@ class LabelLine:
     fault: str = ""
     blank: str = ""
     columns: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def labels_in(self, space: LabelSpace) -> tuple[str, ...]:
         """The labels, where the classes are known."""
@@ -84,8 +83,9 @@ def label_lines(uri: str, table: TextTable, label_column: str = "") -> list[Labe
     if label_column and not places["labels"]:
         raise CannotRunError(f"{uri} has no column {label_column!r}: it has {list(table.columns)}")
     image, labels, split = places["image_id"], places["labels"], places["split"]
-    others = [column for column in table.columns if column not in (image, split, "")]
-    others = [column for column in others if not _INDEX.match(column.casefold())]
+    others = [column for column in table.columns if column not in (image, labels, split)]
+    split = split or _column_of_splits(uri, table, others)
+    others = [column for column in others if column not in ("", split)]
     marks = [column for column in others if _are_marks(table, column)]
     if image and not labels and _all_marks(table, marks):
         _check_marks(uri, others, marks)
@@ -95,7 +95,10 @@ def label_lines(uri: str, table: TextTable, label_column: str = "") -> list[Labe
             f"{uri}: the first line must name the columns image_id and labels, separated by ','; "
             f"it names {list(table.columns)} ({LABEL_COLUMN} names another column of labels)"
         )
-    lines = [_line(line, image, labels, split) for line in table.lines]
+    _check_others(uri, table, labels, others)
+    lines = [
+        replace(_line(line, image, labels, split), unread=tuple(others)) for line in table.lines
+    ]
     if count := bits_in(";".join(line.labels) for line in lines):
         # each line alone could be two classes called 0 and 1
         raise CannotRunError(
@@ -126,6 +129,35 @@ def _only(uri: str, table: TextTable, names: Sequence[str]) -> str:
     return columns[0] if columns else ""
 
 
+def _column_of_splits(uri: str, table: TextTable, columns: Sequence[str]) -> str:
+    """The column that holds names of splits in every line, whatever it is called; or empty."""
+    found = [
+        column
+        for column in columns
+        if table.lines and all(is_split(line.cells[column]) for line in table.lines)
+    ]
+    return _only(uri, table, found)
+
+
+def _check_others(uri: str, table: TextTable, labels: str, others: Sequence[str]) -> None:
+    """Refuse columns beside that of the labels which say more of them."""
+    numbered = _NUMBERED.match(labels)
+    base = _key(numbered[1] if numbered else labels)
+    for column in others:
+        match = _NUMBERED.match(column)
+        if match and _key(match[1]) == base and any(line.cells[column] for line in table.lines):
+            raise CannotRunError(
+                f"{uri}: {labels!r} and {column!r} both hold labels: write the classes of an image "
+                f"into one cell, separated by {SEPARATOR!r}"
+            )
+        cells = {_MARKS.get(line.cells[column].casefold()) for line in table.lines}
+        if _key(column) in _PRESENCE and cells == {False, True}:
+            raise CannotRunError(
+                f"{uri}: {column!r} says for some lines that their label is absent: leave them "
+                "out, and the column"
+            )
+
+
 def _all_marks(table: TextTable, columns: Sequence[str]) -> bool:
     """Whether most cells of the columns are 0 or 1."""
     cells = [line.cells[column].casefold() for line in table.lines for column in columns]
@@ -136,9 +168,10 @@ def _all_marks(table: TextTable, columns: Sequence[str]) -> bool:
 def _are_marks(table: TextTable, column: str) -> bool:
     """Whether a column may be a class: marked or not in some of its lines."""
     cells = [line.cells[column].casefold() for line in table.lines]
-    marks = sum(cell in _MARKS for cell in cells)
+    filled = [cell for cell in cells if cell]
+    marks = sum(cell in _MARKS for cell in filled)
     # odd cells are the fault of their lines, and one line tells nothing of its column
-    return any(cells) and (marks > 0 or len(cells) == 1)
+    return bool(filled) and (marks * 2 >= len(filled) or len(cells) == 1)
 
 
 def _check_marks(uri: str, columns: Sequence[str], marks: Sequence[str]) -> None:
@@ -148,6 +181,12 @@ def _check_marks(uri: str, columns: Sequence[str], marks: Sequence[str]) -> None
         raise CannotRunError(
             f"{uri}: {marks[:5]} hold 0 or 1 for each image and are classes, {strange[:5]} do not: "
             "take these out, or name the column of classes `labels`"
+        )
+    told = next((column for column in columns if re.match(r"is[_ ]", column.casefold())), None)
+    if told is not None:
+        raise CannotRunError(
+            f"{uri}: the column {told!r} is called as no class is: take it out; a column split "
+            "with train and val says which images are held out"
         )
     names = Counter(map(normalize_name, columns))
     twice = [name for name, count in names.items() if count > 1]
@@ -159,11 +198,16 @@ def _marked(line: TableLine, image: str, split: str, columns: Sequence[str]) -> 
     cells = {normalize_name(name): line.cells[name].casefold() for name in columns}
     odd = sorted({cell for cell in cells.values() if cell not in _MARKS})
     column = next((name for name, cell in cells.items() if cell in odd), "")
+    fault = ""
+    if line.surplus:
+        fault = f"line {line.number} of the CSV has {line.surplus} below no name of a column"
+    elif odd:
+        fault = f"line {line.number} of the CSV holds {odd}, not 0 or 1, below {column!r}"
     return LabelLine(
         line.cells[image] or f"line-{line.number}",
         tuple(name for name, cell in cells.items() if _MARKS.get(cell)),
-        (line.cells[split] if split else "") or DEFAULT_SPLIT,
-        f"line {line.number} of the CSV holds {odd}, not 0 or 1, below {column!r}" if odd else "",
+        line.cells[split] if split else "",
+        fault,
         columns=tuple(cells),
     )
 
@@ -171,26 +215,27 @@ def _marked(line: TableLine, image: str, split: str, columns: Sequence[str]) -> 
 def _line(line: TableLine, image: str, label_column: str, split: str) -> LabelLine:
     words = [normalize_name(word) for word in line.cells[label_column].split(SEPARATOR)]
     # numbers of a spreadsheet: 1.0 is 1
-    words = [_WHOLE.sub(r"\1", word) for word in words if word]
+    words = [_WHOLE.sub(r"\1", word) for word in words if visible(word)]
     blank = ""
-    if len(words) == 1 and words[0].casefold() in _EMPTY:
+    if len(words) == 1 and is_empty(words[0]):
         blank, words = words[0], []
     fault = ""
     if line.surplus:
         fault = (
-            f"line {line.number} of the CSV has more columns than its first: separate the classes "
-            f"of an image by {SEPARATOR!r}, in quotes where that separates the columns, too"
+            f"line {line.number} of the CSV has {line.surplus} below no name of a column: "
+            f"separate the classes of an image by {SEPARATOR!r}, in quotes where that separates "
+            "the columns, too"
         )
     elif not line.cells[image]:
         fault = f"line {line.number} of the CSV names no image"
-    elif any(map(_SHEET_FAULT.match, words)):
+    elif any(map(is_sheet_fault, words)):
         fault = f"line {line.number} of the CSV holds {words}, an error of the spreadsheet"
     elif len(set(words)) < len(words) and set(words) <= {"0", "1"}:
         fault = f"line {line.number} of the CSV holds {words}, 0 or 1 a class: write the names"
     return LabelLine(
         name=line.cells[image] or f"line-{line.number}",
         labels=tuple(words),
-        split=(line.cells[split] if split else "") or DEFAULT_SPLIT,
+        split=line.cells[split] if split else "",
         fault=fault,
         blank=blank,
     )
@@ -213,19 +258,13 @@ def names_of(lines: Iterable[LabelLine]) -> list[str]:
 def unlisted_fault(labels: Sequence[str]) -> str:
     """What is wrong with labels that no list of classes names; empty where nothing is."""
     for label in labels:
-        used = next((char for char in _OTHER_SEPARATORS if char in label), None)
-        if label[:1] in ("'", '"') and label[-1:] == label[0]:
-            return f"the label {label!r} is in quotes: leave them out"
-        if used is not None:
-            return (
-                f"the label {label!r} holds {used!r}: separate the classes of an image by "
-                f"{SEPARATOR!r}, or name this class in classes.txt"
-            )
-        if len(labels) > 1 and label.casefold() in _EMPTY:
+        if len(labels) > 1 and is_empty(label):
             return (
                 f"the label {label!r} beside others is how an empty cell is written: leave it out, "
                 "or name this class in classes.txt"
             )
+        if fault := no_class(label):
+            return fault
     return ""
 
 
@@ -299,5 +338,7 @@ def join_lines(
                 )
                 of[found.name] = LabelLine(line.name, (), earlier.split, fault)
     notes = [f"names of the CSV found {rule}: {count}" for rule, count in how.items()]
+    if unread := dict.fromkeys(column for line in lines for column in line.unread):
+        notes.append(f"columns of the CSV that are not read: {', '.join(unread)}")
     notes += [f"lines of the CSV that name a photograph again: {repeated}"] if repeated else []
     return JoinedLines(of, tuple(missed), tuple(notes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
@@ -20,7 +21,10 @@ MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
 LABEL_FILES = ("labels.csv", "_classes.csv")
 CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
 """Lists of class names: ours, LabelMe's, CVAT's."""
-TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".txt", ".parquet")
+TABLES = (
+    *(".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods", ".numbers", ".txt", ".parquet"),
+    *(".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".csv.gz", ".tsv.gz", ".json.gz"),
+)
 """Endings of files that may hold labels."""
 
 LEFT_OUT = {
@@ -118,6 +122,9 @@ def find_photographs(root: str, out: str = "") -> Photographs:
             f"\n  {len(names)} left out: {reason} ({storage.printable(', '.join(names[:3]))})"
             for reason, names in sorted(left_out.items())
         )
+        if not entries and not storage.is_remote(root) and not Path(root).is_dir():
+            what = "is no folder: unpack it" if Path(root).exists() else "does not exist"
+            raise CannotRunError(f"{root} {what}")
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
     return Photographs(root, folder, names, files, tuple(broken), left_out)

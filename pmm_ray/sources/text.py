@@ -26,6 +26,10 @@ _MARKS = (
 # Lists, tables and annotations of one image stay far below; COCO's JSON is streamed, not read here.
 MOST_BYTES = 512 << 20
 _DELIMITERS = ",;\t"
+_QUOTED = re.compile(r'"[^"]*"')
+# a column without a name, for pandas, too, which numbers the lines in the first one
+_NAMELESS = re.compile(r"(?:unnamed: \d+(?:\.\d+)*)?", re.IGNORECASE)
+_INDEX = re.compile(r"unnamed: 0(?:\.\d+)*", re.IGNORECASE)
 # a first line by which Excel is told the separator
 _SEPARATOR_LINE = re.compile(r"\A\s*\"?sep=(.)\"?[ \t]*(?:\r\n?|\n)")
 
@@ -54,6 +58,11 @@ def read_text(uri: str, what: str = "file") -> str:
         raise CannotRunError(f"the {what} {uri} has more than {MOST_BYTES >> 20} MB: is it text?")
     if stand_in := storage.stand_in(data):
         raise CannotRunError(f"{uri} is {stand_in}")
+    if data.startswith(b"PK\x03\x04"):
+        raise CannotRunError(
+            f"{uri} is a zip archive or a spreadsheet's own file, no text: unpack it, or save the "
+            "table as CSV (UTF-8)"
+        )
     try:
         text = data.decode(encoding_of(data[:4])).lstrip("\ufeff")
     except UnicodeDecodeError as error:
@@ -77,7 +86,7 @@ def read_lines(uri: str, what: str = "file") -> list[str]:
 
 @dataclass(frozen=True)
 class TableLine:
-    """A line of a table: its cells by column, its number, and what stands beyond the columns."""
+    """A line of a table: its cells by column, its number, and what stands below no name."""
 
     cells: dict[str, str]
     number: int
@@ -115,25 +124,32 @@ def read_table_text(uri: str, what: str = "file") -> TextTable:
     text = read_text(uri, what)
     told = _SEPARATOR_LINE.match(text)
     text = text[told.end() :] if told else text
-    first = text.lstrip().split("\n", 1)[0]
+    first = _QUOTED.sub("", text.lstrip().split("\n", 1)[0])
     # spreadsheets of half of Europe separate by ';': what the first line holds most of
     delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
     _check_quotes(uri, text, delimiter)
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns: tuple[str, ...] = ()
+        nameless: list[int] = []
         lines, empty = [], 0
         for row in rows:
             cells = [cell.strip() for cell in row]
             if not any(cells):
                 empty += bool(columns)
             elif not columns:
-                columns = tuple(cells)
+                columns = tuple("" if _NAMELESS.fullmatch(cell) else cell for cell in cells)
+                nameless = [
+                    place
+                    for place, column in enumerate(cells)
+                    if place and not columns[place] and not _INDEX.fullmatch(column)
+                ]
             else:
                 # a shorter line lacks its last cells, as spreadsheets write it
                 filled = cells + [""] * (len(columns) - len(cells))
                 known = dict(zip(reversed(columns), reversed(filled[: len(columns)]), strict=True))
-                surplus = tuple(cell for cell in cells[len(columns) :] if cell)
+                beyond = [filled[place] for place in nameless] + cells[len(columns) :]
+                surplus = tuple(cell for cell in beyond if cell)
                 lines.append(TableLine(known, rows.line_num, surplus))
     except csv.Error as error:
         raise CannotRunError(f"{uri} is not a CSV file: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pmm_ray.runtime.core.storage import printable
@@ -78,6 +79,10 @@ def near_names(names: Sequence[str]) -> list[str]:
         by_key.setdefault(key or name, []).append(name)
     known = set(names)
     joined = [name for name in names if len(_parts(name)) > 1 and _parts(name) <= known]
+    of_words = Counter(part for name in names for part in set(name.split()))
+    shared = [n for n in names if len(n.split()) > 1 and all(of_words[p] > 1 for p in n.split())]
+    # tags in one text, of which none stands alone; two such names are a `traffic light` and another
+    joined += [name for name in shared if name not in joined] if len(shared) > 2 else []
     for name in filter(_JOINT.search, names):
         others = set[str]().union(*map(_parts, known - {name}))
         joined += [name] if name not in joined and _parts(name) <= others else []

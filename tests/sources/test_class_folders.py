@@ -49,7 +49,7 @@ def test_folders_of_splits_stand_above_those_of_classes(tmp_path: Path) -> None:
     assert labels(report) == {
         "cat/1.jpg": ("train", ["cat"]),
         "dog/1.jpg": ("Valid", ["dog"]),
-        "test/2.jpg": ("train", []),
+        "test/2.jpg": ("test", []),
     }
     assert "photographs in no folder of a class: 1" in report.notes
 

@@ -230,7 +230,7 @@ def test_no_photographs_and_no_labels_file(tmp_path: Path, folder: Folder) -> No
         path.unlink()
     with pytest.raises(CannotRunError, match="no photographs"):
         folder.import_()
-    with pytest.raises(CannotRunError, match="no photographs"):
+    with pytest.raises(CannotRunError, match="nowhere does not exist"):
         import_folder(str(tmp_path / "nowhere"), str(folder.out))
 
 
