@@ -36,10 +36,11 @@ _NUMBERED = (
     re.compile(r"^(?P<id>\d{1,5})\s*[\s:,;=.]\s*(?P<name>\S.*)$"),
     re.compile(r"^(?P<name>.*[^\s:,;=])\s*[\s:,;=]\s*(?P<id>\d{1,5})$"),
 )
-# of quotes, of lists in one line, and of other programs' blocks
-_ODD = re.compile(r"""^["'].*|[,;]$|[{}]""")
-# what a list may begin with that no photograph is labelled with
-_NO_CLASSES = ("unlabeled", "unlabelled", "void", "ignore")
+# of quotes, of lists in one line, and of other programs' blocks and comments
+_ODD = re.compile(r"""^["'].*|[,;]$|[{}]|^//""")
+# what a list may begin with that no photograph is labelled with: no class, or the list's own name
+_NO_CLASSES = ("unlabeled", "unlabelled", "void", "ignore", "_ignore_", "ignored", "none", "背景")
+_NO_CLASSES += ("name", "names", "class", "classes", "label", "labels", "classes:", "names:")
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
@@ -116,7 +117,9 @@ def _from_lines(lines: list[str], name: str) -> ClassList:
     odd = next((line for line in lines if _ODD.search(line)), None)
     if odd is not None:
         raise ValueError(f"{odd!r} is no name alone: write a name a line, without quotes or commas")
-    if lines and lines[0].casefold() in _NO_CLASSES:
+    # pandas writes a 0 above a column that has no name
+    headed = lines[:1] == ["0"] and not all(map(str.isdecimal, lines))
+    if headed or (lines and lines[0].casefold() in _NO_CLASSES):
         raise ValueError(
             f"{lines[0]!r} is no class: write `background` if its mask value is 0, else leave it "
             "out"
