@@ -83,7 +83,8 @@ def import_folder(
         out: folder that gets `manifest.parquet` and `errors/`.
         labels_csv: UTF-8, default `ROOT/labels.csv` if there is one. Columns `image_id` (a file
             name with or without its ending), `labels` (or `label`), and optionally `split`;
-            without it every photograph is in split `train`.
+            without it a photograph is in the split that its folder is called by, where all are
+            in two or more such folders, else in `train`.
         class_names: the classes in the order of their ids; default: `ROOT/classes.txt` (or
             LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
         labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
