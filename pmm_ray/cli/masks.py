@@ -23,7 +23,7 @@ BackgroundChannel = Annotated[
     bool, typer.Option("--background-channel", help="Class 0 of the files is the background.")
 ]
 Normalize = Annotated[
-    Literal["max", "minmax", "none"], typer.Option(help="Bring each map to 0..1.")
+    Literal["max", "minmax", "none"] | None, typer.Option(help="Bring each map to 0..1.")
 ]
 ClassIds = Annotated[
     Literal["auto", "contiguous", "coco90"],
@@ -47,7 +47,7 @@ def masks(
     key: Key = None,
     first_class: FirstClass = None,
     background_channel: BackgroundChannel = False,
-    normalize: Normalize = "none",
+    normalize: Normalize = None,
     class_ids: ClassIds = "auto",
     setting: Setting = None,
     address: Address = "auto",

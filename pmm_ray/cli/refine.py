@@ -59,7 +59,7 @@ def refine(
     key: Key = None,
     first_class: FirstClass = None,
     background_channel: BackgroundChannel = False,
-    normalize: Normalize = "none",
+    normalize: Normalize = None,
     class_ids: ClassIds = "auto",
     setting: Setting = None,
     address: Address = "auto",

@@ -92,7 +92,8 @@ def detect_cams(run: Run, found: CamFolder, said: Said) -> Detected:
     from pmm_ray.sources.cam_reader import CamReader
 
     max_pixels = run.config.data.max_pixels
-    return detect(found, CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, asked(said)))
+    reader = CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, asked(said))
+    return detect(found, reader, as_it_is=said.normalize == "none")
 
 
 def import_cams(

@@ -12,19 +12,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pmm_ray.labels import COCO14, LabelSpace
+import numpy as np
+
+from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.sources.cam_files import CamFolder
-from pmm_ray.sources.cam_layouts import LAYOUTS, OWN, UNREAD, Reading
-from pmm_ray.sources.cam_reader import SHARES, TABLE, CamReader, adds_up
+from pmm_ray.sources.cam_layouts import LAYOUTS, OWN, UNREAD, Planes, Reading
+from pmm_ray.sources.cam_reader import HIGHEST, SHARES, TABLE, CamReader, adds_up
 from pmm_ray.sources.said import ClassIds, Said
 
 T = TypeVar("T")
 
 # files that are opened: the first, and others at equal steps
 _LOOKED_INTO = 20
+# a map that was normalized reaches 1; resizing lowers that
+_NEAR_ONE = 0.75
+# of a plane that is the same everywhere; and of its range, all steps upwards of one that only falls
+_SAME, _SMALL_STEPS = 1e-4, 0.05
 # COCO's ids up to here are the same as numbers without gaps
 _SAME_IDS = 11
 
@@ -41,6 +47,10 @@ class Peek:
     sure: bool
     adds_up: bool
     out_of_range: str
+    highest: tuple[float, ...]
+    """Of each map, as the file has it."""
+    like_background: bool
+    """Whether the plane of class 0 is as that of a background: see `_like_background`."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +97,23 @@ def asked(said: Said) -> Reading:
         said.key or "",
         said.first_class,
         said.background_channel,
-        said.normalize,
+        said.normalize or "none",
         said.class_ids,
     )
 
 
-def detect(cams: CamFolder, reader: CamReader) -> Detected:
+def detect(cams: CamFolder, reader: CamReader, *, as_it_is: bool = False) -> Detected:
     """Look into some files, and refuse what they cannot tell.
 
     Args:
         cams: from `find_cams`.
         reader: with what the user says.
+        as_it_is: whether the user says that maps which are not normalized are to be taken so.
 
     Raises:
         CannotRunError: the files are not what the user says, or of every one that was looked into:
             it cannot be read, its planes add up to one, it has a class 0 that may be the
-            background, its scores are out of range or nowhere above 0.
+            background, its scores are out of range, nowhere above 0, or were never normalized.
     """
     reading = reader.reading
     if cams.is_table and reading != UNREAD:
@@ -126,14 +137,58 @@ def detect(cams: CamFolder, reader: CamReader) -> Detected:
             f"{first.image_id}, and so all {len(peeks)} CAMs that were looked into: "
             f"{first.out_of_range}"
         )
+    # scores that are declared CAMs reach 1 nowhere
+    if reading.normalize == "none" and not as_it_is and not reading.background_channel:
+        _refuse_raw([peek for peek in peeks if peek.layout != TABLE and peek.highest])
     return Detected(reading, tuple(peeks), len(peeks) + len(faults))
+
+
+def _refuse_raw(peeks: Sequence[Peek]) -> None:
+    """Maps that were never normalized: none comes near 1, or they are on both sides of it."""
+    highest = {peek.image_id: max(peek.highest) for peek in peeks}
+    most = max(highest.values(), default=1.0)
+    apart = most > HIGHEST and min(min(peek.highest) for peek in peeks) < _NEAR_ONE
+    if most < _NEAR_ONE or apart:
+        first = max(highest, key=lambda image_id: highest[image_id])
+        raise CannotRunError(
+            f"the highest scores of the CAMs that were looked into are {min(highest.values()):.3g} "
+            f"to {most:.3g} (such as {first}): each map has a highest score of 1 where it was "
+            "normalized. Say --normalize max, or --normalize none to take them as they are"
+        )
 
 
 def _peek(reader: CamReader, image_id: str, row: dict[str, Any]) -> Peek:
     planes, fault = reader.peek(row)
     labels, numbers = tuple(planes.labels), tuple(planes.numbers)
-    shares = adds_up(planes)
-    return Peek(image_id, planes.layout, planes.key, labels, numbers, planes.sure, shares, fault)
+    highest = tuple(float(plane.max()) for plane in planes.scores if plane.size)
+    return Peek(
+        image_id,
+        planes.layout,
+        planes.key,
+        labels,
+        numbers,
+        planes.sure,
+        adds_up(planes),
+        fault,
+        highest,
+        _like_background(planes),
+    )
+
+
+def _like_background(planes: Planes) -> bool:
+    """Whether class 0 is the same everywhere, or falls wherever the others' highest score rises."""
+    if planes.sure or 0 not in planes.numbers:
+        return False
+    place = list(planes.numbers).index(0)
+    own = planes.scores[place].astype(np.float32).ravel()
+    if not own.size or np.ptp(own) < _SAME:
+        return bool(own.size)
+    others = np.delete(planes.scores, place, axis=0)
+    if not len(others):
+        return False
+    rising = own[np.argsort(others.max(0).astype(np.float32).ravel(), kind="stable")]
+    # float16 and resizing leave small steps upwards
+    return bool(np.maximum(np.diff(rising), 0).sum() < _SMALL_STEPS * np.ptp(own))
 
 
 def look_into(
@@ -162,6 +217,14 @@ def _refuse_shares(peeks: Sequence[Peek]) -> None:
 
 
 def _refuse_class_0(peeks: Sequence[Peek]) -> None:
+    with_0 = [peek for peek in peeks if 0 in peek.numbers]
+    like = [peek for peek in with_0 if peek.like_background]
+    if with_0 and len(like) * 2 > len(with_0):
+        raise CannotRunError(
+            f"the plane of class 0 is like a background's in {len(like)} of the {len(with_0)} CAMs "
+            f"that were looked into and have one (such as {like[0].image_id}): is it? Say "
+            "--background-channel, or --first-class 0 if it is the first class"
+        )
     # what our own guide describes counts from 0
     named = [peek for peek in peeks if peek.numbers and peek.layout != OWN]
     alone = any(peek.numbers == (0,) for peek in named)
@@ -187,11 +250,29 @@ def with_class_ids(
         CannotRunError: the numbers may be COCO's 90 ids, and nothing tells.
     """
     reading = found.reading
+    if reading.first_class is None and not reading.background_channel:
+        _refuse_beyond([peek for peek in found.peeks if not peek.sure], reading, space)
     if reading.class_ids != "auto" or all(peek.layout == TABLE for peek in found.peeks):
         return found
     seen = {peek.image_id: set(peek.labels) for peek in found.peeks}
     ids = class_ids_of(seen, space, labels)
     return replace(found, reading=replace(reading, class_ids=ids)) if ids == "coco90" else found
+
+
+def _refuse_beyond(peeks: Sequence[Peek], reading: Reading, space: LabelSpace) -> None:
+    """Numbers that end one beyond the classes, and never are 0, count from 1."""
+    seen = {number for peek in peeks for number in peek.numbers if peek.layout != TABLE}
+    last, classes = max(seen, default=0), space.num_foreground
+    if _nameless(space):
+        beyond = last in (VOC12.num_foreground, COCO14.num_foreground, COCO14.dataset_ids[-1])
+    else:
+        beyond = last == classes or (space.names == COCO14.names and last > classes)
+    if 0 in seen or not beyond or reading.class_ids == "coco90":
+        return
+    raise CannotRunError(
+        f"class {last} is the highest of the CAMs that were looked into, and none has a class 0: "
+        "do they count from 1? Say --first-class 1, or --first-class 0 if they do not"
+    )
 
 
 def class_ids_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ PER_CLASS = "per-class"
 
 # a number has no leading zero: the end of VOC's 2007_000032 is none
 _CLASS_FILE = re.compile(r"^(?P<image>.+)_(?P<number>0|[1-9]\d{0,3})$")
+# but where all have two digits, or three
+_PADDED = {width: re.compile(rf"^(?P<image>.+)_(?P<number>\d{{{width}}})$") for width in (2, 3)}
 # files looked into to tell whether any needs trust
 _TRUST_LOOKED_INTO = 5
 
@@ -125,8 +127,16 @@ def find_cams(
 
 def _class_files(files: Sequence[str], folder: str) -> list[str]:
     """The files of one class each."""
-    found = [uri for uri in files if has_ending(uri, (".png", ".npy"))]
-    return [uri for uri in found if _CLASS_FILE.match(stem_path(uri, folder))]
+    found = {u: stem_path(u, folder) for u in files if has_ending(u, (".png", ".npy"))}
+    rule = _class_rule(found.values())
+    return [uri for uri, stem in found.items() if rule.match(stem)]
+
+
+def _class_rule(stems: Iterable[str]) -> re.Pattern[str]:
+    """How the names of files of one class each end."""
+    stems = [stem for stem in stems if re.search(r"_\d+$", stem)]
+    rules = (r for r in _PADDED.values() if stems and all(map(r.match, stems)))
+    return next(rules, _CLASS_FILE)
 
 
 def _by_image(
@@ -136,9 +146,10 @@ def _by_image(
     by_id: dict[str, dict[int, str]] = {}
     names: dict[str, str] = {}
     repeated = []
+    rule = _class_rule(stem_path(uri, folder) for uri in found)
     for uri in found:
         stem, number = stem_path(uri, folder), 0
-        if per_class and (match := _CLASS_FILE.match(stem)):
+        if per_class and (match := rule.match(stem)):
             stem, number = match["image"], int(match["number"])
         image_id = safe_image_id(stem)
         names.setdefault(image_id, stem)

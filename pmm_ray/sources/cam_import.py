@@ -94,13 +94,18 @@ def import_photographs(
     joined = None
     if lines is not None:
         joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
-    matched, unsure = _match(photographs, cams)
+    matched, unsure, how = _match(photographs, cams)
+    named_by_csv = space is None and lines is not None
     if space is None:
         reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels, reading)
-        space = _space_of(joined, matched, cams, reader)
+        space = _space_of(joined, matched, cams, reader, labels_csv or "")
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
     importer.labels_from = labels_csv or f"the {cams.what}s: every class of one counts"
     importer.notes += joined.notes if joined else ()
+    if named_by_csv and space.names[1] != "class 1":
+        shown = ", ".join(f"{i} = {name}" for i, name in enumerate(space.names) if i)
+        importer.notes.append(f"classes of the CAMs, as {labels_csv} does not number them: {shown}")
+    importer.notes += [f"photographs of {cams.what}s found {r}: {n}" for r, n in how.items()]
     for image_id in cams.index.image_ids:
         files = matched.get(image_id, ())
         if image_id in unsure:
@@ -144,9 +149,9 @@ def import_photographs(
 
 def _match(
     photographs: Photographs, cams: CamFolder
-) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]]]:
-    """The photographs of each CAM, of its id, else paired by their paths; and those that may be
-    meant where more than one fits."""
+) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]], Mapping[str, int]]:
+    """The photographs of each CAM, of its id, else paired by their paths; those that may be meant
+    where more than one fits; and how often which weaker rule found one."""
     by_id: dict[str, list[str]] = {}
     for name in photographs.files:
         by_id.setdefault(photographs.image_id(name), []).append(name)
@@ -158,7 +163,8 @@ def _match(
     open_cams = {name: image_id for image_id, name in cams.names.items() if image_id not in matched}
     pairs = pair(list(open_cams), list(stems))
     unsure = {open_cams[name]: found for name, found in pairs.several.items() if len(found) > 1}
-    return matched | {open_cams[name]: stems[stem] for name, stem in pairs.of.items()}, unsure
+    matched |= {open_cams[name]: stems[stem] for name, stem in pairs.of.items()}
+    return matched, unsure, pairs.how
 
 
 def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list[int]:
@@ -222,8 +228,13 @@ def _space_of(
     matched: Mapping[str, Sequence[str]],
     cams: CamFolder,
     reader: CamReader,
+    csv: str,
 ) -> LabelSpace:
-    """The label space where only the labels of photographs are known, or nothing at all."""
+    """The label space where only the labels of photographs are known, or nothing at all.
+
+    Raises:
+        CannotRunError: more than one order of the names fits the CAMs, or none.
+    """
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)], "cams")
     lines = joined.of if joined else {}
     names = [word for word in names_of(lines.values()) if not word.isdecimal()]
@@ -234,17 +245,30 @@ def _space_of(
     except ValueError as error:
         raise CannotRunError(f"the labels make no label space: {error}") from error
     candidates += [known for known in (VOC12, COCO14) if set(names) <= set(known.names)]
-    if len(candidates) == 1:
-        return candidates[0]
     looked_into = _look_into(cams, reader, matched, lines)
+    last = max((label for _, labels in looked_into for label in labels), default=0)
     fitting = [
         space
         for space in candidates
         if any(
-            all({ids[space.id_of(name)] for name in line} <= labels for line, labels in looked_into)
+            last <= ids[-1]
+            and all({ids[space.id_of(n)] for n in line} <= labels for line, labels in looked_into)
             for ids in (range(space.num_classes), space.dataset_ids)
         )
     ]
+    # all classes in each file say how many there are
+    fitting = [space for space in fitting if space.num_foreground == last] or fitting
+    orders = {tuple(space.id_of(name) for name in names) for space in fitting}
+    advice = "give the names by their numbers, in classes.txt or a CSV of the columns id and name"
+    if len(orders) > 1:
+        raise CannotRunError(
+            f"{csv} names {names[:3]}, and the CAMs fit more than one order of classes "
+            f"({', '.join(space.name for space in fitting)}): {advice}"
+        )
+    if not fitting and last > max(space.dataset_ids[-1] for space in candidates):
+        raise CannotRunError(
+            f"the CAMs have classes up to {last}, and {csv} names {len(names)}: {advice}"
+        )
     return (fitting or candidates)[0]
 
 

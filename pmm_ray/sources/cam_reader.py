@@ -31,7 +31,7 @@ TABLE = "table"
 """The layout of a cams table of ours."""
 # Resizing by cubic interpolation overshoots a little, which is clipped; a map that exceeds this was
 # never normalized. SEAM stores slightly negative scores.
-_LOWEST, _HIGHEST = -0.5, 1.5
+_LOWEST, HIGHEST = -0.5, 1.5
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CamReader:
         if not scores.size:
             return scores
         low, high = float(scores.min()), float(scores.max())
-        if low < _LOWEST or high > _HIGHEST:
+        if low < _LOWEST or high > HIGHEST:
             raise ValueError(
                 f"scores are {low:g} to {high:g}: normalize each map to 0..1, with --normalize "
                 "max or minmax"

@@ -39,8 +39,10 @@ _NUMBERED = (
 # of quotes, of lists in one line, and of other programs' blocks and comments
 _ODD = re.compile(r"""^["'].*|[,;]$|[{}]|^//""")
 # what a list may begin with that no photograph is labelled with: no class, or the list's own name
-_NO_CLASSES = ("unlabeled", "unlabelled", "void", "ignore", "_ignore_", "ignored", "none", "背景")
-_NO_CLASSES += ("name", "names", "class", "classes", "label", "labels", "classes:", "names:")
+_NO_CLASSES = {
+    *("unlabeled", "unlabelled", "void", "ignore", "_ignore_", "ignored", "none", "背景"),
+    *("name", "names", "class", "classes", "label", "labels", "classes:", "names:"),
+}
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))

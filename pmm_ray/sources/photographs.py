@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
@@ -38,6 +39,8 @@ LEFT_OUT = {
 
 # what a folder of our own results holds
 _OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE)
+# of a run's record, and of a stage's summary
+_OUR_KEYS = {"stages", "pixel_labels_used"}
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,22 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
 
 def result_folders(uris: Iterable[str], out: str = "") -> set[str]:
     """The folders among whose files is one that only a result of ours has, and `out`."""
-    results = {storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS}
+    results = {
+        storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri)
+    }
     return results | ({storage.absolute(out)} if out else set())
+
+
+def _ours(uri: str) -> bool:
+    """Whether a file is ours by what it holds: others call theirs `summary.json`, too."""
+    try:
+        if has_ending(uri, ".parquet"):
+            return any(key.startswith("pmm.") for key in tables.table_metadata(uri))
+        content = json.loads(storage.read_bytes(uri))
+    # what cannot be read says nothing
+    except (OSError, ValueError, CannotRunError):
+        return False
+    return isinstance(content, dict) and bool(content.keys() & _OUR_KEYS)
 
 
 def is_result(uri: str, root: str, results: Collection[str]) -> bool:

@@ -23,7 +23,7 @@ class Said:
         first_class: number of the first class, 0 or 1.
         background_channel: whether class 0 is the background.
         values: what scores are.
-        normalize: how each map of a CAM is brought to 0..1.
+        normalize: how each map of a CAM is brought to 0..1; None: maps that are not are refused.
         class_ids: whether classes are numbered without gaps, or by COCO's 90 ids.
         label_space: `voc12`, `coco14`, or a file of class names.
         trust_pickle: whether the user vouches for `.npy` files, which are pickles.
@@ -34,7 +34,7 @@ class Said:
     first_class: int | None = None
     background_channel: bool = False
     values: Values = "auto"
-    normalize: Normalize = "none"
+    normalize: Normalize | None = None
     class_ids: ClassIds = "auto"
     label_space: str | None = None
     trust_pickle: bool = False

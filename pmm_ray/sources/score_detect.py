@@ -57,7 +57,7 @@ class _Peek:
 
 def asked_scores(said: Said) -> ScoreReading:
     """What the user says of scores, checked. Raises CannotRunError, see `Said.check`."""
-    if said.normalize != "none":
+    if said.normalize not in (None, "none"):
         raise CannotRunError("--normalize is for CAMs, not for scores")
     said.check(LAYOUTS, "scores")
     return ScoreReading(

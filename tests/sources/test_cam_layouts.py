@@ -162,11 +162,11 @@ def test_names_of_a_users_own(tmp_path: Path) -> None:
 
 def test_two_large_maps_are_asked_for(tmp_path: Path) -> None:
     maps = writers.blobs([3], HEIGHT, WIDTH)
-    content = {"keys": np.array([3]), "high_res": maps, "attn_highres": maps / 2}
+    content = {"keys": np.array([3]), "high_res": maps, "attn_highres": maps * np.float32(0.875)}
     writers.save(tmp_path / "cams", "a", content)
     with pytest.raises(CannotRunError, match="--layout clip-es or irn"):
         find(tmp_path / "cams")
-    assert read(*find(tmp_path / "cams", layout="clip-es"), "a")[1].max() == 0.5
+    assert read(*find(tmp_path / "cams", layout="clip-es"), "a")[1].max() == 0.875
     assert read(*find(tmp_path / "cams", key="high_res"), "a")[1].max() == 1
 
 

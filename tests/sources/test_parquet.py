@@ -238,7 +238,7 @@ def test_results_below_the_root_are_no_data(tmp_path: Path) -> None:
         assert list(rows(report)) == ["a"]
     # of another command
     write(tmp_path / "run/cams/part-0.parquet", [(encoded(), "b.jpg")], ["dog"])
-    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "run/run.json").write_text('{"stages": []}')
     assert list(rows(import_parquet(str(tmp_path), str(tmp_path / "new")))) == ["a"]
 
 
