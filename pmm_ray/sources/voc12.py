@@ -40,7 +40,7 @@ from pmm_ray.sources.lists import (
 from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
-from pmm_ray.sources.truth import check_truth_values
+from pmm_ray.sources.truth import check_truth_values, look_into
 
 LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 # the labels of an image by its id, None where the source says nothing; ValueError if it is wrong
@@ -163,7 +163,9 @@ def import_voc12(
             f"images that {chosen} does not know: {len(unknown)}, such as {min(unknown)}"
         )
     labelled = [row.ground_truth_uri for row in rows.values() if row.labels]
-    importer.notes += filter(None, [check_truth_values([*filter(None, labelled)], VOC12)])
+    importer.notes += filter(
+        None, [check_truth_values(look_into([*filter(None, labelled)]), VOC12)]
+    )
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
         here = {image_id: row.labels for image_id, row in rows.items()}
