@@ -14,7 +14,6 @@ from pmm_ray.labels import IGNORE_8BIT, LabelSpace, voc_palette
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import (
-    HEAD_BYTES,
     decode_mask,
     decode_rgb,
     encode_mask,
@@ -129,7 +128,7 @@ class TruthMasks:
             if not is_colour(uri):
                 _check_palette(data, uri, known, self.space, "the label map")
         else:
-            check_voc_palette(uri, self.space)
+            check_voc_palette(read_file(uri), uri, self.space)
 
     def _of_colours(self, uri: str) -> NDArray[Any]:
         """The mask that colours mean, contiguous ids [H, W]."""
@@ -145,22 +144,22 @@ class TruthMasks:
         return values[places.reshape(codes.shape)]
 
 
-def check_voc_palette(uri: str, space: LabelSpace) -> None:
+def check_voc_palette(data: bytes, uri: str, space: LabelSpace) -> None:
     """Refuse an indexed mask whose colours are those of VOC's palette, at other indices.
 
     Programs that make files smaller write such. Only colours of the space's dataset ids count.
 
     Raises:
         PaletteError: it is such a mask.
-        RowError: a file that cannot be read.
+        RowError: `decode` or `too_large`.
     """
-    palette = mask_palette(read_file(uri, HEAD_BYTES), uri=uri)
+    palette = mask_palette(data, uri=uri)
     if palette is None:
         return
     values = (value for value in (*space.dataset_ids, IGNORE_8BIT) if value <= IGNORE_8BIT)
     known = {tuple(voc_palette()[value].tolist()): value for value in values}
     if any(known.get(tuple(c), i) != i for i, c in enumerate(palette.tolist())):
-        _check_palette(read_file(uri), uri, known, space, "VOC's palette")
+        _check_palette(data, uri, known, space, "VOC's palette")
 
 
 def _check_palette(
