@@ -6,8 +6,9 @@
     ROOT/CLASS/*.jpg       instead, with `labels_from: folders`: a folder for each class, all of
     ROOT/SPLIT/CLASS/*.jpg them below folders called by a split (`train`, `val`, ...) or none
     ROOT/classes.txt       optional: one class name a line, in the order of their ids
-    ROOT/masks/ID.png      optional ground truth: indexed or grey, values in the order of the ids;
-                           or of colours that CVAT's `labelmap.txt` names
+    ROOT/masks/ID.png      optional ground truth: indexed or grey, values are the ids of the
+                           class list (`2 cat`), else of the order of the names; or of colours
+                           that CVAT's `labelmap.txt` names
 
 A file's image id is its path below `images/` without the ending. Where that is not an allowed id
 (folders, spaces, other scripts, too long), every run of other characters becomes '-' and '-' with
@@ -17,9 +18,7 @@ and `masks/` use the file's own name, never the made id.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 from pmm_ray.runtime.core import storage
@@ -51,10 +50,9 @@ from pmm_ray.sources.photographs import (
     places_in,
 )
 from pmm_ray.sources.splits import same_split, splits_of_folders
-from pmm_ray.sources.truth import ColourMasks, check_truth_values
+from pmm_ray.sources.truth import MASK_SUFFIX, TruthMasks, check_truth_values, look_into
+from pmm_ray.sources.truth_labels import compare_with_labels, numbered_space
 
-# what tools add to the name of a photograph for its mask
-_MASK_SUFFIX = re.compile(r"[_.-](?:mask|masks|seg|label|labels|labelids|gt)$", re.IGNORECASE)
 # the class of a label space that nothing names: unlabelled photographs without class names
 UNNAMED_CLASS = "object"
 
@@ -115,13 +113,20 @@ def import_folder(
             f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
             "of its class"
         )
+    notes: list[str] = []
+    masks, unsure_masks, unused = _masks(root, photographs, notes) if ground_truth else ({}, {}, 0)
     classes = _classes(root, class_names)
     listed = classes is not None
     if classes is None:
+        names = names_of(lines)
         try:
-            classes = class_list(names_of(lines) or [UNNAMED_CLASS], "folder")
+            numbered = numbered_space(names, [uri for uris in masks.values() for uri in uris])
+            classes = class_list(names or [UNNAMED_CLASS], "folder")
         except ValueError as error:
             raise CannotRunError(f"{csv_uri}: {error}") from error
+        if numbered is not None:
+            classes = ClassList(numbered)
+            notes.append("labels are numbers, and taken for the values of the masks")
     space = classes.space
     images = Importer(out, space, source="folder", exif="apply", max_pixels=max_pixels)
     images.background = classes.background
@@ -137,15 +142,15 @@ def import_folder(
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
-    masks, unsure_masks, unused = _masks(root, photographs, images) if ground_truth else ({}, {}, 0)
-    colours = ColourMasks(space, classes.colours, out)
     of_folders = splits_of_folders(list(photographs.files))
+    images.notes += notes
+    truth_masks = TruthMasks(space, classes.colours, out)
+    files: dict[str, str] = {}
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         # a name that may mean this photograph or another is a fault of both
         none = LabelLine(name, (), "", unsure.get(stem_path(name), ""))
         line = joined.of.get(name, none)
-        labels = partial(label_ids, line, space, listed=listed)
         stem = stem_path(name)
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
@@ -154,17 +159,25 @@ def import_folder(
             images.fail(image_id, "label", text, uri)
             continue
         found = masks.get(stem, [])
+
+        # in a thread where the files are in a bucket
+        def labels(line: LabelLine = line, found: Sequence[str] = found) -> list[int]:
+            for truth_uri in found:
+                truth_masks.check_palette(truth_uri)
+            return label_ids(line, space, listed=listed)
+
         if stem in unsure_masks or len(found) > 1:
             text = unsure_masks.get(stem) or f"several masks fit it: {', '.join(found)}"
             images.fail(image_id, "label", text, uri)
             continue
         try:
-            truth = [colours.indexed(truth_uri, image_id) for truth_uri in found]
+            truth = [truth_masks.contiguous(truth_uri, image_id) for truth_uri in found]
         except RowError as error:
             images.fail(image_id, error.kind, error.message, error.uri)
         except ValueError as error:
             images.fail(image_id, "label", str(error), found[0])
         else:
+            files |= dict(zip(truth, found, strict=True))
             images.add(image_id, uri, split, labels, *truth)
     stems = set(map(stem_path, photographs.files))
     lone = [line for line in joined.missed if not (line.fault and line.name in stems)]
@@ -178,10 +191,14 @@ def import_folder(
         )
         images.notes.append(f"photographs {where}: {unnamed}")
     images.errors.sort(key=lambda error: error.image_id)
-    labelled = [row for row in images.rows.values() if row.labels and row.ground_truth_uri]
-    images.notes += filter(
-        None, [check_truth_values([row.ground_truth_uri or "" for row in labelled], space)]
-    )
+    labelled = {
+        row.ground_truth_uri: row.labels
+        for row in images.rows.values()
+        if row.labels and row.ground_truth_uri
+    }
+    looked = look_into([*labelled])
+    images.notes += filter(None, [check_truth_values(looked, space)])
+    images.notes += compare_with_labels(looked, labelled, files, space)
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
 
@@ -222,7 +239,7 @@ def _lookalikes(photographs: Photographs) -> list[str]:
     found = []
     for name in photographs.files:
         folder, _, stem = stem_path(name).rpartition("/")
-        whole = _MASK_SUFFIX.sub("", stem)
+        whole = MASK_SUFFIX.sub("", stem)
         if has_ending(name, ".png") and whole in others and (folder or whole != stem):
             found.append(name)
     if not found:
@@ -279,7 +296,7 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
 
 
 def _masks(
-    root: str, photographs: Photographs, images: Importer
+    root: str, photographs: Photographs, notes: list[str]
 ) -> tuple[dict[str, list[str]], dict[str, str], int]:
     """The masks of each photograph by its path without the ending; where it is not sure which one
     is its own, why; and how many are of none."""
@@ -297,7 +314,7 @@ def _masks(
         and not any(f"{root}/{name}".startswith(f"{place}/") for place in places)
     ]
     if elsewhere:
-        images.notes.append(
+        notes.append(
             f"masks that are not read: {len(elsewhere)}, such as {elsewhere[0]}: ground truth is "
             f"looked for in ROOT/{MASK_FOLDERS[0]}, under the paths of the photographs"
         )
@@ -311,18 +328,18 @@ def _masks(
         if is_hidden(name):
             continue
         if entry.folder:
-            images.notes.append(f"{entry.uri}: {entry.fault}; its masks are not read")
+            notes.append(f"{entry.uri}: {entry.fault}; its masks are not read")
         elif has_ending(name, ".png"):
             uris.setdefault(stem_path(name), []).append(entry.uri)
         elif has_ending(name, IMAGE_SUFFIXES):
             others.append(name)
     if others:
-        images.notes.append(
+        notes.append(
             f"masks that are not used, as they are no PNG files: {len(others)}, such as "
             f"{others[0]!r} (JPEG changes their values: write them as PNG)"
         )
     pairs = pair([*dict.fromkeys(map(stem_path, photographs.files))], list(uris))
-    images.notes += [f"masks found {rule}: {count}" for rule, count in pairs.how.items()]
+    notes += [f"masks found {rule}: {count}" for rule, count in pairs.how.items()]
     unused = len(uris) - len({*pairs.of.values(), *(n for s in pairs.several.values() for n in s)})
     unsure = {
         name: f"it may have the mask {', '.join(stems)}, and more than one fits, or another "

@@ -15,10 +15,15 @@ from typing import Literal
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.names import has_ending
 from pmm_ray.sources.text import read_lines
+from pmm_ray.sources.truth import MASK_SUFFIX
 
 Labels = tuple[int, ...]
 DIFFERENCES = "differences.csv"
+# what VOC writes behind an id: there, there but difficult, absent
+_MARKS = ("1", "0", _ABSENT := "-1")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,33 @@ class Difference:
 def read_words(uri: str) -> Iterator[list[str]]:
     """The words of each line that has some. Raises CannotRunError, see `read_text`."""
     yield from (line.split() for line in read_lines(uri, "list"))
+
+
+def read_members(uri: str) -> tuple[list[str], list[str]]:
+    """The ids of a list, and those that it says are absent, each in its order.
+
+    A line is an id; the paths of a photograph and its mask; or an id and VOC's 1 (there), 0
+    (difficult, and there) or -1 (absent).
+
+    Raises:
+        CannotRunError: no such file, or another line.
+    """
+    members: list[str] = []
+    absent: list[str] = []
+    for first, *others in read_words(uri):
+        image_id = _stem(first) if has_ending(first, IMAGE_SUFFIXES) else first
+        masks = [word for word in others if MASK_SUFFIX.sub("", _stem(word)) == image_id]
+        if len(others) > 1 or (others and not masks and others[0] not in _MARKS):
+            raise CannotRunError(
+                f"{uri}: the line {' '.join((first, *others[:5]))!r} is no id, no photograph and "
+                "its mask, and no id with 1, 0 or -1: write an id a line"
+            )
+        (absent if others == [_ABSENT] else members).append(image_id)
+    return members, absent
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage
-from pmm_ray.sources.lists import read_words
+from pmm_ray.sources.lists import read_members
 
 _PLACES = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")
 
@@ -69,8 +69,8 @@ def train_aug_ids(sbd: str, train: list[str], val: list[str]) -> list[str]:
         train, val: VOC's own lists.
     """
     extra = {
-        words[0]
+        image_id
         for name in ("train.txt", "val.txt")
-        for words in read_words(storage.join(sbd, name))
+        for image_id in read_members(storage.join(sbd, name))[0]
     }
     return sorted(({*train} | extra) - {*val})

@@ -1,7 +1,8 @@
-"""Ground truth that cannot mean what its values say."""
+"""Ground truth as the pipeline reads it: masks whose values are contiguous ids."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +10,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pmm_ray.labels import IGNORE_8BIT, LabelSpace
+from pmm_ray.labels import IGNORE_8BIT, LabelSpace, voc_palette
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, encode_mask, is_colour, read_file
+from pmm_ray.runtime.rows.images import (
+    decode_mask,
+    decode_rgb,
+    encode_mask,
+    is_colour,
+    mask_palette,
+    read_file,
+)
 
+MASK_SUFFIX = re.compile(r"[_.-](?:mask|masks|seg|label|labels|labelids|gt)$", re.IGNORECASE)
+"""What tools add to the name of a photograph for its mask."""
 # masks that are opened at an import: the first and last, and those between at equal steps
 _LOOKED_INTO = 16
+_Colour = tuple[int, ...]
 
 
-def check_truth_values(uris: Sequence[str], space: LabelSpace) -> str:
+class PaletteError(ValueError):
+    """A mask whose palette says other classes than its values."""
+
+
+def look_into(uris: Sequence[str]) -> dict[str, set[int]]:
+    """The values of a few masks, at equal steps among them; of those that can be read.
+
+    Args:
+        uris: any number of masks.
+    """
+    places = np.linspace(0, len(uris) - 1, min(len(uris), _LOOKED_INTO)).round().astype(int)
+    values: dict[str, set[int]] = {}
+    for uri in (uris[place] for place in places):
+        try:
+            values[uri] = set(np.unique(decode_mask(read_file(uri), uri=uri)).tolist())
+        # the stage that reads a mask makes an error row of what is wrong with it
+        except (RowError, ValueError):
+            continue
+    return values
+
+
+def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> str:
     """Refuse masks that say nothing but 0 and the ignore value, of images that have labels.
 
     Args:
-        uris: masks of images with labels, any number: a few are opened.
-        space: what their values mean.
+        masks: values of masks of images with labels, by uri: some, see `look_into`.
+        space: its contiguous ids are the values that mean something.
 
     Returns:
         What to say of values that mean nothing; empty where there are none.
@@ -31,18 +63,11 @@ def check_truth_values(uris: Sequence[str], space: LabelSpace) -> str:
     Raises:
         CannotRunError: not one of them holds a class.
     """
-    step = max(1, len(uris) // _LOOKED_INTO)
-    values: set[int] = set()
-    for uri in uris[::step][:_LOOKED_INTO]:
-        try:
-            values |= set(np.unique(decode_mask(read_file(uri), uri=uri)).tolist())
-        # the stage that reads a mask makes an error row of what is wrong with it
-        except (RowError, ValueError):
-            continue
+    values = set[int]().union(*masks.values())
     if space.ignore in values and values <= {0, space.ignore}:
         raise CannotRunError(
-            f"{uris[0]} and its like hold only 0 and {space.ignore}, and {space.ignore} means 'not "
-            "labelled': save the class as 1 (its id), or leave the masks out"
+            f"{next(iter(masks))} and its like hold only 0 and {space.ignore}, and {space.ignore} "
+            "means 'not labelled': save the class as 1 (its id), or leave the masks out"
         )
     strange = sorted(values - {*range(space.num_classes), space.ignore})
     if not strange:
@@ -54,67 +79,126 @@ def check_truth_values(uris: Sequence[str], space: LabelSpace) -> str:
 
 
 @dataclass(frozen=True)
-class ColourMasks:
-    """Turns masks of colours into indexed ones, by the colours that a class list names.
+class TruthMasks:
+    """Reads the masks of a folder: of a class list's ids, or of the colours that it names.
 
     Args:
-        space: the classes.
+        space: the classes; its dataset ids are the values of the masks.
         colours: (r, g, b) by contiguous id.
-        out: folder for the indexed masks.
+        out: folder for the masks that are not yet of contiguous ids.
     """
 
     space: LabelSpace
-    colours: tuple[tuple[int, ...], ...]
+    colours: tuple[_Colour, ...]
     out: str
 
-    def indexed(self, uri: str, image_id: str) -> str:
-        """The uri of a mask whose values are ids: the file itself unless it is one of colours.
+    def contiguous(self, uri: str, image_id: str) -> str:
+        """The uri of a mask whose values are contiguous ids: the file itself, if it has such.
 
         Raises:
-            ValueError: a colour that no class has.
+            ValueError: a colour or value that no class has.
             RowError: a file that cannot be read.
         """
-        if not self.colours:
+        if self.colours and is_colour(uri):
+            mask = self._of_colours(uri)
+        elif self.space.dataset_ids != tuple(range(self.space.num_classes)):
+            values = decode_mask(read_file(uri), uri=uri)
+            try:
+                mask = self.space.to_contiguous(values)
+            except ValueError as error:
+                raise ValueError(f"the mask {uri}: {error}, as the class list says") from error
+        else:
             return uri
-        data = read_file(uri)
-        known = {(r << 16) + (g << 8) + b: i for i, (r, g, b) in enumerate(self.colours)}
-        rgb = decode_rgb(data, apply_exif=False, uri=uri).astype(np.int32)
+        place = storage.join(self.out, "masks", f"{image_id}.png")
+        storage.write_bytes(place, encode_mask(mask, self.space))
+        return place
+
+    def check_palette(self, uri: str) -> None:
+        """Refuse an indexed mask with the colours of other classes than its values.
+
+        The colours are those of the label map, else VOC's.
+
+        Raises:
+            PaletteError: it is such a mask.
+            RowError: a file that cannot be read.
+        """
+        if self.colours:
+            known = {colour: i for i, colour in enumerate(self.colours)}
+            data = read_file(uri)
+            if not is_colour(uri):
+                _check_palette(data, uri, known, self.space, "the label map")
+        else:
+            check_voc_palette(read_file(uri), uri, self.space)
+
+    def _of_colours(self, uri: str) -> NDArray[Any]:
+        """The mask that colours mean, contiguous ids [H, W]."""
+        known = {_code(colour): i for i, colour in enumerate(self.colours)}
+        rgb = decode_rgb(read_file(uri), apply_exif=False, uri=uri).astype(np.int32)
         codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        if not is_colour(uri):
-            _check_palette(data, uri, codes, known)
-            return uri
         found, places = np.unique(codes, return_inverse=True)
         strange = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
         strange = [c for c, code in zip(strange, found.tolist(), strict=True) if code not in known]
         if strange:
             raise ValueError(f"the mask {uri} has the colours {strange[:5]}, which no class has")
         values = np.array([known[code] for code in found.tolist()], np.int64)
-        mask = values[places.reshape(codes.shape)]
-        place = storage.join(self.out, "masks", f"{image_id}.png")
-        storage.write_bytes(place, encode_mask(mask, self.space))
-        return place
+        return values[places.reshape(codes.shape)]
 
 
-def _check_palette(data: bytes, uri: str, codes: NDArray[Any], known: Mapping[int, int]) -> None:
-    """Refuse an indexed mask whose colours are those of other classes than its indices.
+def check_voc_palette(data: bytes, uri: str, space: LabelSpace) -> None:
+    """Refuse an indexed mask whose colours are those of VOC's palette, at other indices.
 
-    Programs that make files smaller write masks of colours so.
-
-    Args:
-        codes: the colour of each pixel, [H, W].
-        known: class by colour.
+    Programs that make files smaller write such. Only colours of the space's dataset ids count.
 
     Raises:
-        ValueError: it is such a mask, or none.
+        PaletteError: it is such a mask.
+        RowError: `decode` or `too_large`.
     """
-    mask = decode_mask(data, uri=uri)
-    labelled = mask != IGNORE_8BIT
-    pairs = np.unique(np.stack([mask[labelled], codes[labelled]]), axis=1)
-    used = pairs[0].tolist()
-    ids = [known.get(code) for code in pairs[1].tolist()]
+    palette = mask_palette(data, uri=uri)
+    if palette is None:
+        return
+    values = (value for value in (*space.dataset_ids, IGNORE_8BIT) if value <= IGNORE_8BIT)
+    known = {tuple(voc_palette()[value].tolist()): value for value in values}
+    if any(known.get(tuple(c), i) != i for i, c in enumerate(palette.tolist())):
+        _check_palette(data, uri, known, space, "VOC's palette")
+
+
+def _check_palette(
+    data: bytes, uri: str, known: Mapping[_Colour, int], space: LabelSpace, source: str
+) -> None:
+    """Refuse a mask whose colours are those of other classes than its indices.
+
+    Args:
+        known: value by colour.
+        source: what says so, for the message.
+
+    Raises:
+        PaletteError: it is such a mask.
+        ValueError: it is none.
+    """
+    used = [v for v in np.unique(decode_mask(data, uri=uri)).tolist() if v != IGNORE_8BIT]
+    palette = mask_palette(data, uri=uri)
+    if palette is None:
+        palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    colours = palette.tolist()
+    ids = [known.get(tuple(colours[v])) if v < len(colours) else None for v in used]
     # colours that several indices share tell nothing
-    if None not in ids and len(set(ids)) == len(used) and ids != used:
-        raise ValueError(
-            f"the indices {used[:5]} of the mask {uri} have the colours of the classes {ids[:5]} "
-            "in the label map: write its values as the ids, or as RGB colours"
-        )
+    if None in ids or len(set(ids)) < len(used) or ids == used:
+        return
+    index, value = next((v, i) for v, i in zip(used, ids, strict=True) if v != i and i is not None)
+    raise PaletteError(
+        f"the indices {used[:5]} of the mask {uri} have the colours of the classes {ids[:5]} in "
+        f"{source}, such as {meaning(index, space)} that of {meaning(value, space)}: write its "
+        "values as the ids, or, if they are, without these colours"
+    )
+
+
+def meaning(value: int, space: LabelSpace) -> str:
+    """A value of the masks of a source with what it means: `2 (cat)`."""
+    if value in space.dataset_ids:
+        return f"{value} ({space.names[space.dataset_ids.index(value)]})"
+    return f"{value} ({'not labelled' if value == space.ignore else 'no class'})"
+
+
+def _code(colour: _Colour) -> int:
+    red, green, blue = colour
+    return (red << 16) + (green << 8) + blue

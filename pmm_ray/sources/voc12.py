@@ -6,10 +6,10 @@
     ROOT/VOC2012/Annotations/*.xml        the labels; or cls_labels.npy (a pickle, see
                                           `data.trust_pickle`), SPLIT_cls.txt in `data.lists`, masks
 
-Photographs and masks are not copied: the manifest names them where they are. VOC's mask values
-are contiguous already, so its masks are the ground truth as they stand. An official mask
-(SegmentationClass) wins over one of SegmentationClassAug, and this over SBD's `.mat` file, which
-becomes a PNG file beside the manifest.
+Photographs and masks are not copied: the manifest names them where they are. VOC's mask values are
+contiguous already, so its masks are the ground truth as they stand; they may be in a folder of the
+same name once more, or be called `ID_gt.png`. An official mask (SegmentationClass) wins over one of
+SegmentationClassAug, and this over SBD's `.mat` file, which becomes a PNG file beside the manifest.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from pmm_ray.sources.lists import (
     compare_labels,
     count_differences,
     read_label_list,
-    read_words,
+    read_members,
     write_differences,
 )
 from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.photographs import places_in
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
-from pmm_ray.sources.truth import check_truth_values
+from pmm_ray.sources.truth import PaletteError, check_truth_values, check_voc_palette, look_into
+from pmm_ray.sources.voc_masks import find_masks
 
 LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
 # the labels of an image by its id, None where the source says nothing; ValueError if it is wrong
 Reader = Callable[[str], tuple[int, ...] | None]
 
 _LISTS = "ImageSets/Segmentation"
-# the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has
-# an official one, as more than half of val do where mmsegmentation's converter wrote the folder
-_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+ABSENT = "absent, -1 in the list"
 _SPELLINGS = {"train_aug": "trainaug", "trainaug": "train_aug"}
 
 
@@ -72,13 +72,14 @@ def import_voc12(
         out: folder that gets `manifest.parquet`, `errors/` and, from `.mat` files, `masks/`; with
             `lists` also `differences.csv`.
         splits: lists below `ImageSets/Segmentation`, else in `lists`, each of which becomes the
-            split of its name (`train_aug` and `trainaug` are the same list). A line is an id, or
+            split of its name (`train_aug` and `trainaug` are the same list). A line is an id, an
+            id and 1, 0 or -1 (absent: left out), or
             `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`. Where there is no list `train_aug`
             but SBD, it is VOC's train and all of SBD, less VOC's val.
-        labels_from: `cls_labels` (the field's `cls_labels.npy`, beside `JPEGImages` or in
-            `root`), `xml` (every object of `Annotations/ID.xml`), `masks` (the classes in the
-            masks: pixel labels), `lists` (`SPLIT_cls.txt`) or `auto`: the first of these that is
-            there, where a `cls_labels.npy` that is not trusted is passed over for `xml` only.
+        labels_from: `cls_labels` (the field's `cls_labels.npy`, beside `JPEGImages` or `VOC2012`,
+            or in `root`), `xml` (every object of `Annotations/ID.xml`), `masks` (the classes in
+            the masks: pixel labels), `lists` (`SPLIT_cls.txt`) or `auto`: the first of these that
+            is there, where a `cls_labels.npy` that is not trusted is passed over for `xml` only.
         trust_pickle: load `cls_labels.npy`, which is a pickle.
         lists: folder of the field's lists, `SPLIT.txt` and `SPLIT_cls.txt`; every difference of
             the labels is written down.
@@ -94,8 +95,12 @@ def import_voc12(
     root = storage.absolute(root)
     voc = _find_voc(root)
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
-    masks = _find_masks(voc, sbd)
-    candidates = (f"{voc}/cls_labels.npy", f"{root}/cls_labels.npy")
+    photographs: dict[str, list[str]] = {}
+    for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES):
+        photographs.setdefault(_stem(uri), []).append(uri)
+    found_masks = find_masks(voc, photographs)
+    masks = (sbd_masks(sbd) if sbd else {}) | found_masks.of
+    candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)
     listed = _read_label_lists(lists, splits)
     readers = _readers(voc, pickled if trust_pickle else None, masks)
@@ -117,6 +122,8 @@ def import_voc12(
         for name, reader in others.items():
             try:
                 other = reader(image_id)
+            except PaletteError:
+                raise
             except (ValueError, RowError, OSError):
                 # a fault of a source that is only compared with costs no image
                 other = None
@@ -126,10 +133,10 @@ def import_voc12(
                     differing[name] += labels != other
         return labels or ()
 
-    importer.labels_from = chosen or "none"
-    photographs: dict[str, list[str]] = {}
-    for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES):
-        photographs.setdefault(_stem(uri), []).append(uri)
+    importer.labels_from = chosen or (
+        f"none: {voc} has no Annotations/*.xml, no cls_labels.npy and no masks"
+    )
+    importer.notes += found_masks.notes
     listed_splits = _read_lists(voc, splits, lists, sbd, importer)
     origins: dict[str, Counter[str]] = {split: Counter() for split in listed_splits}
     for split, image_ids in listed_splits.items():
@@ -163,14 +170,16 @@ def import_voc12(
             f"images that {chosen} does not know: {len(unknown)}, such as {min(unknown)}"
         )
     labelled = [row.ground_truth_uri for row in rows.values() if row.labels]
-    importer.notes += filter(None, [check_truth_values([*filter(None, labelled)], VOC12)])
+    importer.notes += filter(
+        None, [check_truth_values(look_into([*filter(None, labelled)]), VOC12)]
+    )
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
         here = {image_id: row.labels for image_id, row in rows.items()}
         differences = compare_labels(here, listed)
         write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
         counts |= count_differences(differences)
-    total = sum(map(len, listed_splits.values()))
+    total = sum(map(len, (*listed_splits.values(), *importer.left_out.values())))
     return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=total)
 
 
@@ -185,15 +194,6 @@ def _find_voc(root: str) -> str:
 
 def _files(folder: str, ending: str | tuple[str, ...]) -> list[str]:
     return [uri for uri in storage.list_files(folder) if has_ending(uri, ending)]
-
-
-def _find_masks(voc: str, sbd: str | None) -> dict[str, str]:
-    """The uri of each image's mask by its id: a PNG file, or one of SBD's `.mat` files."""
-    found = sbd_masks(sbd) if sbd else {}
-    for folder in reversed(_MASK_FOLDERS):
-        for uri in _files(f"{voc}/{folder}", ".png"):
-            found[_stem(uri)] = uri
-    return found
 
 
 def _origin(uri: str) -> str:
@@ -234,11 +234,14 @@ def _read_lists(
     found: dict[str, list[str]] = {}
     for number, split in enumerate(splits, 1):
         try:
-            found[split] = _read_list(voc, split, lists, sbd)
+            found[split], absent = _read_list(voc, split, lists, sbd)
         except FileNotFoundError as error:
             if number == len(splits) and not found:
                 raise CannotRunError(str(error)) from error
             importer.notes.append(f"split {split} is left out: {error}")
+            continue
+        for image_id in absent:
+            importer.leave_out(ABSENT, image_id)
     return found
 
 
@@ -246,8 +249,10 @@ def _stem(name: str) -> str:
     return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list[str]:
-    """The ids of a list, in its order. Raises FileNotFoundError if there is none."""
+def _read_list(
+    voc: str, split: str, lists: str | None, sbd: str | None
+) -> tuple[list[str], list[str]]:
+    """As `read_members`. Raises FileNotFoundError if there is no such list."""
     available: dict[str, str] = {}
     for folder in (storage.absolute(lists) if lists else "", f"{voc}/{_LISTS}"):
         if folder:
@@ -256,17 +261,13 @@ def _read_list(voc: str, split: str, lists: str | None, sbd: str | None) -> list
     uri = available.get(split) or available.get(other)
     if uri is None:
         if "train_aug" in (split, other) and sbd and {"train", "val"} <= available.keys():
-            return train_aug_ids(sbd, *(_ids(available[name]) for name in ("train", "val")))
+            train, val = (read_members(available[name])[0] for name in ("train", "val"))
+            return train_aug_ids(sbd, train, val), []
         raise FileNotFoundError(
             f"no list {split}.txt in {voc}/{_LISTS}: there are {[*available]}. Give the folder "
             "of the field's lists with --lists (data.lists)"
         )
-    return _ids(uri)
-
-
-def _ids(uri: str) -> list[str]:
-    first = [words[0] for words in read_words(uri)]
-    return [_stem(word) if has_ending(word, IMAGE_SUFFIXES) else word for word in first]
+    return read_members(uri)
 
 
 def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[LabelSource, Reader]:
@@ -274,7 +275,8 @@ def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[La
     readers: dict[LabelSource, Reader] = {}
     if pickled is not None:
         readers["cls_labels"] = _cls_labels_reader(pickled)
-    annotations = {_stem(uri): uri for uri in _files(f"{voc}/Annotations", ".xml")}
+    places = places_in(voc, ["Annotations"])
+    annotations = {_stem(uri): uri for place in places for uri in _files(place, ".xml")}
     if annotations:
         readers["xml"] = lambda image_id: _xml_labels(annotations.get(image_id))
     if masks:
@@ -335,5 +337,7 @@ def _mask_labels(uri: str | None) -> tuple[int, ...] | None:
         return None
     if has_ending(uri, ".mat"):
         return tuple(int(v) for v in np.unique(read_sbd_mask(uri)) if v)
-    values = VOC12.to_contiguous(decode_mask(storage.read_bytes(uri), uri=uri))
+    data = storage.read_bytes(uri)
+    check_voc_palette(data, uri, VOC12)
+    values = VOC12.to_contiguous(decode_mask(data, uri=uri))
     return tuple(int(v) for v in np.unique(values) if v not in (0, VOC12.ignore))

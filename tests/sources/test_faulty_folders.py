@@ -92,8 +92,8 @@ def test_a_table_that_is_not_read_is_named(name: str, tmp_path: Path) -> None:
     (root / name).write_text("image_id,labels\na,cat\n")
     (root / "classes.txt").write_text("cat\n")
     (root / "old").mkdir()
-    for result in ("manifest.parquet", "summary.json"):
-        (root / "old" / result).write_text("")
+    (root / "old/manifest.parquet").write_bytes(b"")
+    (root / "old/summary.json").write_text('{"pixel_labels_used": false}')
     said = read(root)[1]
     assert f"{name} is not read: labels stand in ROOT/labels.csv" in said
     assert said.count("is not read") == 1

@@ -211,6 +211,24 @@ def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
     return values.astype(np.uint16) if image.mode == "I;16" else values
 
 
+def mask_palette(data: bytes, *, uri: str = "") -> NDArray[np.uint8] | None:
+    """The colours of an indexed mask by index, without its pixels.
+
+    Args:
+        data: the bytes of an image, or at least those of its header.
+        uri: named in errors.
+
+    Returns:
+        uint8 [N, 3] RGB, at most 256 of them; None of an image that is not indexed.
+
+    Raises:
+        RowError: `decode` or `too_large`.
+    """
+    with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
+        colours = image.getpalette("RGB") if image.mode == "P" else None
+    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
+
+
 def read_mask_size(uri: str) -> tuple[int, int]:
     """(height, width) of a mask file that `decode_mask` would accept, from its header only.
 
