@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,20 +16,11 @@ from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, unlisted_fault
+from pmm_ray.sources.split_names import is_split
 
-# what people call the folders of splits: train, val, test_set, train2017
-_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([_ -]?(set|split))?[_ -]?\d*",
-    re.IGNORECASE,
-)
 # folders of other layouts, which hold photographs of all classes
 _NO_CLASSES = {"images", "jpegimages", "labels", "annotations", "masks"}
 _HOW = "folders named by class are ROOT/CLASS/a.jpg or ROOT/SPLIT/CLASS/a.jpg"
-
-
-def is_split(name: str) -> bool:
-    """Whether a folder or file is called as splits are."""
-    return _SPLIT.fullmatch(name) is not None
 
 
 def folder_lines(names: Iterable[str]) -> list[LabelLine]:

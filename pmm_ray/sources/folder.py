@@ -38,7 +38,7 @@ from pmm_ray.sources.label_lines import (
     names_of,
     read_labels_csv,
 )
-from pmm_ray.sources.names import NameIndex, has_ending, is_hidden, pair, stem_path
+from pmm_ray.sources.names import NameIndex, clean_path, has_ending, is_hidden, pair, stem_path
 from pmm_ray.sources.photographs import (
     CLASS_FILES,
     IMAGE_FOLDERS,
@@ -238,12 +238,15 @@ def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
 
 
 def _spellings(written: str) -> tuple[str, ...]:
-    """A name as it stands in a CSV; below the folder of photographs if it begins with that.
+    """A name as it stands in a CSV; below the folder of photographs if it begins with that, in any
+    case and on any system.
 
     A spreadsheet makes `7.0` of the name 7.
     """
     beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
-    below = next((written.removeprefix(b) for b in beginnings if written.startswith(b)), None)
+    path = clean_path(written)
+    begins = path.casefold().startswith
+    below = next((path[len(b) :] for b in beginnings if begins(b.casefold())), None)
     ways = (written,) if below is None else (below, written)
     number = written.removesuffix(".0")
     return (*ways, number) if number != written and number.isdecimal() else ways

@@ -32,7 +32,6 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources import label_lines
-from pmm_ray.sources.class_folders import is_split
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
@@ -40,6 +39,7 @@ from pmm_ray.sources.label_files import class_list
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
 from pmm_ray.sources.photographs import is_result, result_folders
+from pmm_ray.sources.split_names import is_split
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("labels", "label", "classes", "class")
