@@ -1,9 +1,10 @@
 """A user's own data set in COCO's JSON, with any categories.
 
-    ROOT.json, photographs beside it or in images/
+    ROOT.json or ROOT.json.gz, photographs beside it or in images/
     ROOT/annotations/instances_SPLIT.json   or   ROOT/annotations/SPLIT.json   or   ROOT/SPLIT.json
     ROOT/SPLIT/_annotations.coco.json       as Roboflow exports it, photographs beside it
-    ROOT/annotations.json                   its images may name their "split"; else all are `train`
+    ROOT/annotations.json                   its images may name their "split" or "subset"; else all
+                                            are `train`
     ROOT/annotations/instances_default.json the same, as CVAT exports it; ROOT/result.json as Label
                                             Studio does
 
@@ -58,6 +59,7 @@ SINGLE_FILES = (
 """Where those of all splits are, if a folder has none of the former."""
 UNASKED = "annotations of a split that nobody asked for"
 """Why a file of annotations is left out."""
+_ENDINGS = (".json", ".json.gz")
 _ROBOFLOW = "_annotations.coco.json"
 # of COCO's other tasks, beside its objects
 _OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
@@ -112,7 +114,7 @@ def import_coco(
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
-    base = storage.parent(root) if has_ending(root, ".json") else root
+    base = storage.parent(root) if has_ending(root, _ENDINGS) else root
     places = [Places(_places(uri, split, base), out) for split, uri in files]
     listed = [
         _Listed(number, position, image.split or split, image)
@@ -174,7 +176,7 @@ def import_coco(
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """(split, uri) of the annotation files; the split of a single one is empty."""
-    if has_ending(root, ".json"):
+    if has_ending(root, _ENDINGS):
         if storage.exists(root) and (foreign := foreign_export(root, coco=False)):
             raise CannotRunError(foreign)
         return [("", root)]
@@ -206,7 +208,7 @@ def has_annotations(root: str) -> bool:
 
 def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict[str, str]:
     """What to say of each other file of annotations that is there, by its uri."""
-    if has_ending(root, ".json"):
+    if has_ending(root, _ENDINGS):
         return {}
     # among a hundred thousand photographs, perhaps
     found = [uri for uri in storage.list_files(root) if _may_be_annotations(uri, in_root=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco_json import CocoImage, read_annotations
+from pmm_ray.sources.coco_json import CocoImage, misplaced_annotations, read_annotations
 from pmm_ray.sources.coco_objects import NO_OUTLINE, ObjectSpill, parse_object
 from pmm_ray.sources.names import lookup
 
@@ -83,7 +83,8 @@ def read_annotated(
         name: of its parts.
 
     Raises:
-        CannotRunError: not a COCO annotation file, or one whose coordinates are no pixels.
+        CannotRunError: not a COCO annotation file, one whose coordinates are no pixels, or one
+            that has its annotations elsewhere.
     """
     found = AnnotatedImages(images, [set() for _ in images])
     position_of, find_label = lookup(_positions(images, found.faults)), lookup(label_of)
@@ -126,6 +127,8 @@ def read_annotated(
                 found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)
+    if not found.annotations and (fault := misplaced_annotations(uri)):
+        raise CannotRunError(f"{uri}: {fault}")
     if 0 < furthest <= 1:
         raise CannotRunError(
             f"{uri}: no outline or box reaches beyond the first pixel: are its coordinates shares "
