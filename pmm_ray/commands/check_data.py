@@ -81,9 +81,9 @@ def source_of(place: str) -> str:
     place = storage.absolute(place)
     if not storage.exists(place):
         raise CannotRunError(f"nothing is at {place}")
-    if has_ending(place, (".json", ".parquet")):
-        if has_ending(place, ".json"):
-            return "coco"
+    if has_ending(place, (".json", ".json.gz")):
+        return "coco"
+    if has_ending(place, ".parquet"):
         return "manifest" if _is_manifest(place) else "parquet"
     if _is_manifest(storage.join(place, MANIFEST_FILE)):
         return "manifest"

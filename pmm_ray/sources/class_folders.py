@@ -2,11 +2,14 @@
 
 ROOT/CLASS/a.jpg          or   ROOT/images/CLASS/a.jpg
 ROOT/SPLIT/CLASS/a.jpg    or   ROOT/CLASS/SPLIT/a.jpg, with folders called by a split
+
+`seg_train` and `seg_test` are such folders, too, if all at the top have the same words around it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +18,9 @@ from dataclasses import replace
 from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.cells import SEPARATOR
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LabelLine, unlisted_fault
-from pmm_ray.sources.splits import is_split
+from pmm_ray.sources.split_names import affixed_splits, differ_by_split, is_split
 
 # folders of other layouts, which hold photographs of all classes
 _NO_CLASSES = {"images", "jpegimages", "labels", "annotations", "masks"}
@@ -34,6 +38,9 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
     """
     folders = {name: name.split("/")[:-1] for name in names}
     inside = {name: path for name, path in folders.items() if path}
+    if all(path[:1] == path[1:2] for path in inside.values()):
+        # as unpacking makes it: seg_train/seg_train
+        inside = {name: path[1:] for name, path in inside.items()}
     placed = _by_split(inside) or _split_below(inside)
     if placed is None:
         placed = {name: (DEFAULT_SPLIT, path) for name, path in inside.items()}
@@ -41,11 +48,12 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
     for name, (split, path) in placed.items():
         if path:
             label = normalize_name(path[0])
-            fault = unlisted_fault((label,)) and (
+            fault = (
                 f"the folder {path[0]!r} has no name of one class: call it otherwise; a photograph "
                 "of several classes needs a CSV"
             )
-            lines.append(LabelLine(name, (label,), split, fault))
+            several = unlisted_fault((label,)) or SEPARATOR in label
+            lines.append(LabelLine(name, (label,), split, fault if several else ""))
     _check({path[0] for _, path in placed.values() if path}, placed.values())
     return lines
 
@@ -99,15 +107,19 @@ def _copies(lines: Sequence[LabelLine], files: Mapping[str, str]) -> dict[str, s
 
 def _by_split(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:
     """Split and further folders of each photograph, if the top folders are splits."""
-    splits = {path[0] for path in inside.values() if len(path) > 1 and is_split(path[0])}
-    if not splits:
-        return None  # a class may be called `train`
-    odd = sorted({path[0] for path in inside.values() if not is_split(path[0])})
+    tops = {path[0] for path in inside.values()}
+    held = {path[0] for path in inside.values() if len(path) > 1}
+    splits = {name: name for name in tops if is_split(name)}
+    if not held & splits.keys():  # a class may be called `train`
+        splits = affixed_splits(tops)
+    if not held & splits.keys():
+        return None
+    odd = sorted(tops - splits.keys())
     if odd:
         raise CannotRunError(
             f"{sorted(splits)} are called as splits are, and {odd[:5]} beside them are not: {_HOW}"
         )
-    return {name: (path[0], path[1:]) for name, path in inside.items()}
+    return {name: (splits[path[0]], path[1:]) for name, path in inside.items()}
 
 
 def _split_below(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:
@@ -124,13 +136,29 @@ def _check(classes: set[str], placed: Iterable[tuple[str, list[str]]]) -> None:
     strange = sorted(name for name in classes if name.casefold() in _NO_CLASSES)
     if strange:
         raise CannotRunError(f"the folder {strange[0]!r} is no class: {_HOW}")
-    below = {path[1] for _, path in placed if len(path) > 1}
-    if len(classes) == 1 and len(below) > 1:
-        [only] = classes
+    below: dict[str, set[str]] = {name: set() for name in classes}
+    for _, path in placed:
+        if len(path) > 1:
+            below[path[0]].add(path[1])
+    if len(classes) == 1 and len(below[only := min(classes)]) > 1:
         raise CannotRunError(
-            f"all photographs are in the folder {only!r}, and {sorted(below)[:5]} are below it: if "
-            f"these are the classes, give {only!r} as ROOT"
+            f"all photographs are in the folder {only!r}, and {sorted(below[only])[:5]} are below "
+            f"it: if these are the classes, give {only!r} as ROOT"
         )
+    if alike := differ_by_split(classes):
+        raise CannotRunError(
+            f"the folders {alike} differ by the name of a split: are they classes? {_HOW}, with "
+            "folders called train, val or test alone"
+        )
+    several = sorted(name for name in classes if len(below[name]) > 1)
+    for one, other in itertools.combinations(several, 2):
+        shared = sorted(below[one] & below[other])
+        if len(shared) > 1:
+            raise CannotRunError(
+                f"the folders {one!r} and {other!r} both hold folders {shared[:5]}: which are the "
+                f"classes? {_HOW}: move the photographs of {shared[0]!r} into one folder, or those "
+                f"of {one!r} out of the folders below it"
+            )
 
 
 def folders_note(names: Iterable[str]) -> list[str]:

@@ -1,53 +1,50 @@
 """A user's own data set in COCO's JSON, with any categories.
 
-    ROOT.json, photographs beside it or in images/
+    ROOT.json or ROOT.json.gz, photographs beside it or in images/
     ROOT/annotations/instances_SPLIT.json   or   ROOT/annotations/SPLIT.json   or   ROOT/SPLIT.json
     ROOT/SPLIT/_annotations.coco.json       as Roboflow exports it, photographs beside it
-    ROOT/annotations.json                   its images may name their "split"; else all are `train`
+    ROOT/annotations.json                   its images may name their "split" or "subset"; else all
+                                            are `train`
     ROOT/annotations/instances_default.json the same, as CVAT exports it; ROOT/result.json as Label
                                             Studio does
 
 Photographs are looked for in `images/SPLIT`, `SPLIT`, `images` and beside the JSON file; a
 `file_name` may name a folder below these. A file that is listed twice, in one split or in two, is
-an error row each time. EXIF orientation is applied, as annotation tools show photographs; one whose
-size differs from the stated one is an error row.
+an error row each time, however it is written. Where splits have files of one name each, their
+image ids begin with the split. EXIF orientation is applied, as annotation tools show photographs;
+one whose size differs from the stated one is an error row.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES as ENDINGS
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.coco_classes import read_classes
 from pmm_ray.sources.coco_files import (
     OBJECTS_FOLDER,
     OBJECTS_KEY,
-    AnnotatedImages,
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.coco_json import CocoImage
+from pmm_ray.sources.coco_json import CocoImage, read_images
 from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.foreign import foreign_export
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.names import (
-    Found,
-    NameIndex,
-    beaten,
     clean_path,
     file_name,
     has_ending,
     safe_image_id,
     stem_path,
 )
+from pmm_ray.sources.places import Places, Wanted, find_wanted
 
 FILES = (
     *("annotations/instances_{}.json", "annotations/{}.json", "{}.json"),
@@ -62,9 +59,20 @@ SINGLE_FILES = (
 """Where those of all splits are, if a folder has none of the former."""
 UNASKED = "annotations of a split that nobody asked for"
 """Why a file of annotations is left out."""
+_ENDINGS = (".json", ".json.gz")
 _ROBOFLOW = "_annotations.coco.json"
 # of COCO's other tasks, beside its objects
 _OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
+
+
+@dataclass(frozen=True, eq=False)
+class _Listed:
+    """An entry of `images` of a file; `split` is empty where nothing tells it."""
+
+    file: int
+    position: int
+    split: str
+    image: CocoImage
 
 
 @reads_source
@@ -106,45 +114,56 @@ def import_coco(
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
-    listed_images = 0
-    read = [
-        read_annotated(uri, classes.label_of, _image_ids, objects, f"{number:02d}")
-        for number, (_, uri) in enumerate(files)
+    base = storage.parent(root) if has_ending(root, _ENDINGS) else root
+    places = [Places(_places(uri, split, base), out) for split, uri in files]
+    listed = [
+        _Listed(number, position, image.split or split, image)
+        for number, (split, uri) in enumerate(files)
+        for position, image in enumerate(read_images(uri))
     ]
-    times = Counter(_image_id(image) for found in read for image in found.images)
-    names = Counter(clean_path(image.file_name) for found in read for image in found.images)
-    base = storage.parent(root) if has_ending(root, ".json") else root
-    places = [Places(_places(uri, split, base)) for split, uri in files]
-    photographs = _photographs(read, places)
-    for number, ((split, uri), found) in enumerate(zip(files, read, strict=True)):
+    photographs = find_wanted(
+        {
+            entry: Wanted(
+                entry.image.file_name,
+                files[entry.file][1].removeprefix(f"{base}/"),
+                places[entry.file],
+                entry.split,
+            )
+            for entry in listed
+            if not entry.image.fault
+        }
+    )
+    ids, note = _image_ids(photographs, listed)
+    importer.notes += note
+    times = Counter(ids.values())
+    for number, (_, uri) in enumerate(files):
+        entries = [entry for entry in listed if entry.file == number]
+        images = [entry.image for entry in entries]
+        own_ids = [ids[entry] for entry in entries]
+        found = read_annotated(uri, images, own_ids, classes.label_of, objects, f"{number:02d}")
         found.add_counts(counts)
-        listed_images += len(found.images)
         importer.notes += found.notes()
-        for position, image in enumerate(found.images):
-            image_id = _image_id(image)
-            own = image.split or split or DEFAULT_SPLIT
-            drawn = own in truth_splits and position not in found.without_truth
-            drawn = drawn and bool(found.labels[position])
+        for entry, image_id in zip(entries, own_ids, strict=True):
+            image, split = entry.image, entry.split or DEFAULT_SPLIT
+            drawn = split in truth_splits and entry.position not in found.without_truth
+            drawn = drawn and bool(found.labels[entry.position])
             try:
                 if image.fault:
                     raise RowError("label", image.fault, uri)
-                if times[image_id] > 1:
-                    twice = names[clean_path(image.file_name)] > 1
-                    why = "is listed twice: which objects are its own?"
-                    other = "has the name of another file, but for its ending: call one otherwise"
-                    raise RowError("label", f"{image.file_name} {why if twice else other}", uri)
-                photograph = photographs[number, position]
-                if isinstance(photograph, ValueError):
+                photograph = photographs[entry]
+                if isinstance(photograph, RowError):
                     raise photograph
-            except (RowError, ValueError) as error:
-                kind = error.kind if isinstance(error, RowError) else "missing"
-                importer.fail(image_id, kind, str(error))
+                if times[image_id] > 1:
+                    other = "has the name of another file, but for its ending: call one otherwise"
+                    raise RowError("label", f"{image.file_name} {other}", uri)
+            except RowError as error:
+                importer.fail(image_id, error.kind, error.message, error.uri)
                 continue
             importer.add(
                 image_id,
                 photograph,
-                own,
-                found.labels_of(position),
+                split,
+                found.labels_of(entry.position),
                 mask_uri(out, image_id) if drawn else None,
                 stated_size=image.size,
             )
@@ -152,12 +171,12 @@ def import_coco(
     metadata = {}
     if objects and storage.exists(objects):
         metadata = {OBJECTS_KEY: index_objects(objects)}
-    return importer.finish(counts, metadata, found=listed_images + len(unasked))
+    return importer.finish(counts, metadata, found=len(listed) + len(unasked))
 
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """(split, uri) of the annotation files; the split of a single one is empty."""
-    if has_ending(root, ".json"):
+    if has_ending(root, _ENDINGS):
         if storage.exists(root) and (foreign := foreign_export(root, coco=False)):
             raise CannotRunError(foreign)
         return [("", root)]
@@ -189,7 +208,7 @@ def has_annotations(root: str) -> bool:
 
 def _unasked(root: str, splits: Sequence[str], used: Sequence[str] = ()) -> dict[str, str]:
     """What to say of each other file of annotations that is there, by its uri."""
-    if has_ending(root, ".json"):
+    if has_ending(root, _ENDINGS):
         return {}
     # among a hundred thousand photographs, perhaps
     found = [uri for uri in storage.list_files(root) if _may_be_annotations(uri, in_root=True)]
@@ -217,107 +236,34 @@ def _may_be_annotations(uri: str, *, in_root: bool = False) -> bool:
     return not in_root or name in usual or name.startswith("instances_")
 
 
-def _photographs(
-    read: Sequence[AnnotatedImages], places: Sequence[Places]
-) -> dict[tuple[int, int], str | ValueError]:
-    """The uri of each photograph by file and position, or why it has none.
+def _image_ids(
+    photographs: Mapping[_Listed, str | RowError], listed: Sequence[_Listed]
+) -> tuple[dict[_Listed, str], list[str]]:
+    """The id of each entry, and what to say of them.
 
-    A photograph that one entry names is not another's, whatever file and split they are of.
+    It is the file's name without its ending, with its folders where it names some; and with its
+    split where several splits have a file of that name each.
     """
-    out: dict[tuple[int, int], str | ValueError] = {}
-    claims: dict[tuple[int, int], tuple[str, Found]] = {}
-    for number, found in enumerate(read):
-        for position, image in enumerate(found.images):
-            if image.fault:
-                continue
-            try:
-                hit = places[number].find(image.file_name)
-            except ValueError as error:
-                out[number, position] = error
-                continue
-            out[number, position] = hit.name
-            claims[number, position] = (image.file_name, hit)
-    wrong = beaten(claims)
-    for (number, position), (name, hit) in claims.items():
-        why = wrong.get((number, position))
-        if why is None:
-            places[number].note(name, hit)
-        else:
-            out[number, position] = ValueError(why or places[number].missing(name))
-    return out
-
-
-def _image_ids(images: Sequence[CocoImage]) -> list[str]:
-    return [_image_id(image) for image in images]
-
-
-def _image_id(image: CocoImage) -> str:
-    """The file's name without its ending; with its folders where it names some."""
-    return safe_image_id(stem_path(clean_path(image.file_name)))
+    by_name: dict[str, list[_Listed]] = {}
+    for entry in listed:
+        by_name.setdefault(stem_path(clean_path(entry.image.file_name)), []).append(entry)
+    ids: dict[_Listed, str] = {}
+    numbered: list[str] = []
+    for name, entries in by_name.items():
+        splits = {entry.split for entry in entries}
+        # a photograph that is not there is another one
+        files = {str(photographs.get(entry, entry)) for entry in entries} if len(splits) > 1 else ()
+        for entry in entries:
+            ids[entry] = safe_image_id(f"{entry.split}/{name}" if len(files) > 1 else name)
+        numbered += [ids[entries[0]]] if len(files) > 1 else []
+    if not numbered:
+        return ids, []
+    return ids, [
+        f"files of one name in several splits: {len(numbered)}; their image ids begin with the "
+        f"split, such as {numbered[0]}"
+    ]
 
 
 def _places(uri: str, split: str, root: str) -> list[str]:
     names = [f"images/{split}", split, f"{split}2017", "images"] if split else ["images"]
     return [storage.join(root, name) for name in names] + [root, storage.parent(uri)]
-
-
-class Places:
-    """Folders in which photographs are looked for, the likeliest first.
-
-    Args:
-        folders: uris; they are listed only if a file does not stand where its name says.
-    """
-
-    def __init__(self, folders: Sequence[str]) -> None:
-        self._folders = list(dict.fromkeys(folders))
-        self._how: dict[str, list[str]] = {}
-
-    @cached_property
-    def _listed(self) -> list[tuple[str, NameIndex]]:
-        out = []
-        for folder in self._folders:
-            entries = storage.list_entries(folder, recursive=True)
-            names = [e.uri.removeprefix(f"{folder}/") for e in entries if not e.fault]
-            out.append((folder, NameIndex(name for name in names if has_ending(name, ENDINGS))))
-        return out
-
-    def find(self, file_name: str) -> Found:
-        """The file, its uri as `name`.
-
-        Raises:
-            ValueError: it is in none, or may be one of several.
-        """
-        for folder in self._folders:
-            with contextlib.suppress(ValueError):  # a name that leaves its folder
-                uri = storage.join(folder, file_name)
-                if storage.exists(uri):
-                    return Found(uri)
-        hits: list[tuple[str, Found]] = []
-        unsure: ValueError | None = None
-        for folder, index in self._listed:
-            try:
-                found = index.find(file_name)
-            except ValueError as error:
-                unsure = unsure or error
-            else:
-                hits += [(folder, found)] if found else []
-        if not hits:
-            raise unsure or ValueError(self.missing(file_name))
-        folder, best = min(hits, key=lambda hit: hit[1].rank)
-        return Found(storage.join(folder, best.name), best.how, best.rank)
-
-    def note(self, file_name: str, found: Found) -> None:
-        """Keep by what rule a file was found."""
-        if found.how:
-            self._how.setdefault(found.how, []).append(file_name)
-
-    def missing(self, file_name: str) -> str:
-        """What to say of a file that is not there."""
-        return f"{file_name} is in none of {self._folders}"
-
-    def notes(self) -> list[str]:
-        """How many files were found by another rule than their very name."""
-        return [
-            f"photographs found {how}: {len(names)}, such as {names[0]!r}"
-            for how, names in self._how.items()
-        ]

@@ -28,7 +28,7 @@ from pmm_ray.sources.coco_files import (
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.coco_json import CocoImage, read_categories
+from pmm_ray.sources.coco_json import CocoImage, read_categories, read_images
 from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
@@ -102,7 +102,9 @@ def import_coco14(
         listed = _read_list(lists, base)
         listed_labels |= listed
         truth = split in truth_splits
-        found = read_annotated(uri, LABEL_OF, _image_ids, objects if truth else None, base)
+        images = read_images(uri)
+        ids = [*map(_image_id, images)]
+        found = read_annotated(uri, images, ids, LABEL_OF, objects if truth else None, base)
         importer.notes += found.notes()
         found.add_counts(counts)
         listed_images += len(found.images)
@@ -157,10 +159,6 @@ def _read_list(lists: str | None, base: str) -> dict[str, Labels]:
     if not lists:
         return {}
     return read_label_list(storage.join(storage.absolute(lists), f"{base}_cls.txt"), COCO14)
-
-
-def _image_ids(images: Sequence[CocoImage]) -> list[str]:
-    return [_image_id(image) for image in images]
 
 
 def _image_id(image: CocoImage) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco_json import CocoImage, read_annotations, read_images
+from pmm_ray.sources.coco_json import CocoImage, misplaced_annotations, read_annotations
 from pmm_ray.sources.coco_objects import NO_OUTLINE, ObjectSpill, parse_object
 from pmm_ray.sources.names import lookup
 
@@ -67,8 +67,9 @@ class AnnotatedImages:
 
 def read_annotated(
     uri: str,
+    images: list[CocoImage],
+    ids: Sequence[str],
     label_of: Mapping[str, int],
-    image_ids: Callable[[Sequence[CocoImage]], Sequence[str]],
     objects: str | None,
     name: str,
 ) -> AnnotatedImages:
@@ -76,18 +77,17 @@ def read_annotated(
 
     Args:
         uri: of the JSON file.
+        images: its images, and `ids` their image ids.
         label_of: contiguous id by category key; 0 is no class and its annotations are left out.
-        image_ids: gives the ids of the images.
         objects: folder of the objects table, None: none is needed.
         name: of its parts.
 
     Raises:
-        CannotRunError: not a COCO annotation file, or one whose coordinates are no pixels.
+        CannotRunError: not a COCO annotation file, one whose coordinates are no pixels, or one
+            that has its annotations elsewhere.
     """
-    images = read_images(uri)
     found = AnnotatedImages(images, [set() for _ in images])
     position_of, find_label = lookup(_positions(images, found.faults)), lookup(label_of)
-    ids = image_ids(images)
     # sorted as the manifest is: neighbours there are neighbours in the objects table
     order = sorted(range(len(ids)), key=ids.__getitem__)
     rank = {position: row for row, position in enumerate(order)}
@@ -127,6 +127,8 @@ def read_annotated(
                 found.without_truth.add(position)
         if spill is not None:
             spill.add(rank[position], item)
+    if not found.annotations and (fault := misplaced_annotations(uri)):
+        raise CannotRunError(f"{uri}: {fault}")
     if 0 < furthest <= 1:
         raise CannotRunError(
             f"{uri}: no outline or box reaches beyond the first pixel: are its coordinates shares "

@@ -22,7 +22,7 @@ class CocoImage:
     height: int
     width: int
     split: str = ""
-    """Not in the official files; own ones may name a split for each image."""
+    """Not in the official files; own ones may name a `split` or `subset` for each image."""
     fault: str = ""
 
     @property
@@ -66,7 +66,7 @@ def _image(entry: Any, position: int) -> CocoImage:
         name = entry["file_name"]
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"file_name {name!r}")
-        split = str(entry.get("split") or "")
+        split = str(entry.get("split") or entry.get("subset") or "")
         return CocoImage(join_key(entry["id"]), name, height, width, split)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         fault = (
@@ -106,3 +106,19 @@ def used_categories(uri: str) -> set[str]:
 def read_annotations(uri: str) -> Iterator[Any]:
     """The entries of `annotations` as they stand, one after another."""
     yield from read_items(uri, "annotations.item")
+
+
+def misplaced_annotations(uri: str) -> str:
+    """Where a file without a list `annotations` has them instead, and what to do; else empty."""
+    if any(isinstance(found, dict) for found in read_items(uri, "annotations")):
+        return (
+            "`annotations` is a dictionary: write its values as a list, each with its image_id and "
+            "category_id"
+        )
+    for entry in read_items(uri, "images.item"):
+        if isinstance(entry, dict) and entry.get("annotations"):
+            return (
+                "the entries of `images` hold the annotations: write them as one list "
+                "`annotations` beside `images`, each with its image_id and category_id"
+            )
+    return ""

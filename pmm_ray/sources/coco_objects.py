@@ -50,7 +50,8 @@ def parse_object(
 ) -> dict[str, Any]:
     """A row of `OBJECT` from an annotation.
 
-    Polygons of fewer than three points cover nothing and are dropped.
+    Polygons of fewer than three points cover nothing and are dropped. A list of at least three
+    pairs x, y is one polygon.
 
     Args:
         annotation: as it stands in the file.
@@ -96,6 +97,9 @@ def parse_object(
             raise ValueError("a polygon holds a number that is not finite, or no pixel of an image")
         if len(polygon) >= 6:
             polygons.append(polygon)
+    if not polygons and len(segmentation) >= 3 and all(len(part) == 2 for part in segmentation):
+        # one polygon as a list of points
+        polygons = [[number for point in segmentation for number in point]]
     if not polygons:
         out["label"] = NO_OUTLINE
         polygons = _box(annotation.get("bbox"))

@@ -37,7 +37,7 @@ from pmm_ray.sources.label_lines import (
     names_of,
     read_labels_csv,
 )
-from pmm_ray.sources.names import NameIndex, has_ending, is_hidden, pair, stem_path
+from pmm_ray.sources.names import NameIndex, clean_path, has_ending, is_hidden, pair, stem_path
 from pmm_ray.sources.photographs import (
     CLASS_FILES,
     IMAGE_FOLDERS,
@@ -49,7 +49,7 @@ from pmm_ray.sources.photographs import (
     find_photographs,
     places_in,
 )
-from pmm_ray.sources.splits import same_split, splits_of_folders
+from pmm_ray.sources.split_names import same_split, splits_of_folders
 from pmm_ray.sources.truth import MASK_SUFFIX, TruthMasks, check_truth_values, look_into
 from pmm_ray.sources.truth_labels import compare_with_labels, numbered_space
 
@@ -142,7 +142,7 @@ def import_folder(
     joined = join_lines(lines, NameIndex(photographs.files), _spellings)
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
-    of_folders = splits_of_folders(list(photographs.files))
+    of_folders = splits_of_folders(photographs.files)
     images.notes += notes
     truth_masks = TruthMasks(space, classes.colours, out)
     files: dict[str, str] = {}
@@ -264,12 +264,15 @@ def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
 
 
 def _spellings(written: str) -> tuple[str, ...]:
-    """A name as it stands in a CSV; below the folder of photographs if it begins with that.
+    """A name as it stands in a CSV; below the folder of photographs if it begins with that, in any
+    case and on any system.
 
     A spreadsheet makes `7.0` of the name 7.
     """
     beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
-    below = next((written.removeprefix(b) for b in beginnings if written.startswith(b)), None)
+    path = clean_path(written)
+    begins = path.casefold().startswith
+    below = next((path[len(b) :] for b in beginnings if begins(b.casefold())), None)
     ways = (written,) if below is None else (below, written)
     number = written.removesuffix(".0")
     return (*ways, number) if number != written and number.isdecimal() else ways

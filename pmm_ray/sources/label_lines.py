@@ -12,7 +12,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.cells import SEPARATOR, is_empty, is_sheet_fault, no_class, visible
 from pmm_ray.sources.label_columns import bits_in
 from pmm_ray.sources.names import Found, NameIndex, beaten
-from pmm_ray.sources.splits import is_split
+from pmm_ray.sources.split_names import is_split
 from pmm_ray.sources.text import TableLine, TextTable, read_table_text
 
 DEFAULT_SPLIT = "train"

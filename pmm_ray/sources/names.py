@@ -4,12 +4,15 @@ A file is known by its path below the folder that was given, without its ending.
 name it differently, it is found in this order: the same path; the same in Unicode's composed form,
 with `/` for `\\`, and an ending in any case; the same with `%20` and its like decoded and without
 a url's `?...`; the same in any case of letters; with another ending of a picture, or one more; a
-number without its leading zeros; and last by its name alone, where only one file has it.
+number without its leading zeros; by the end of its path, the longest that a file shares and only
+one file has; and last by its name alone, where only one file has it. These two find nothing in the
+folder of another split: `val/1.jpg` is not `train/1.jpg`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
@@ -21,6 +24,7 @@ from urllib.parse import unquote
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.split_names import of_other_splits
 
 Key = TypeVar("Key")
 
@@ -141,8 +145,12 @@ _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("in another case of letters", lambda name: _decoded(name).casefold()),
     ("with another ending", _without_picture),
     ("without leading zeros", lambda name: _ZEROS.sub("", _decoded(name))),
+    ("by the end of the path", lambda name: _decoded(name).casefold().rsplit("/", 1)[-1]),
     ("by the file's name alone", lambda name: _decoded(name).rsplit("/", 1)[-1]),
 )
+# rules up to the first are of one path, written in another way; from the second on, of a part of it
+_LAST_OF_PATH, BY_PART = 2, 6
+_NAME_ALONE = len(_RULES) - 1
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,10 @@ class NameIndex:
         """
         for rule, (how, key) in enumerate(_RULES):
             names = self._table(rule).get(key(written), [])
+            if rule >= BY_PART:
+                names = [name for name in names if not of_other_splits(written, name)]
+            if BY_PART <= rule < _NAME_ALONE:
+                names = _longest_end(written, names)
             # a whole name counts before another file's name without its ending
             whole = [name for name in names if key(name) == key(written)] or names
             if len(whole) == 1:
@@ -200,8 +212,16 @@ class NameIndex:
         return None
 
 
-# rules up to this one are of one path, written in another way
-_LAST_OF_PATH = 2
+def _longest_end(written: str, names: Iterable[str]) -> list[str]:
+    """Of files with the name of a path, those that share the most folders before it, if any."""
+    folders = _decoded(written).casefold().split("/")[-2::-1]
+    shared: dict[int, list[str]] = {}
+    for name in names:
+        pairs = zip(folders, _decoded(name).casefold().split("/")[-2::-1], strict=False)
+        count = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], pairs))
+        shared.setdefault(count, []).append(name)
+    most = max(shared, default=0)
+    return shared[most] if most else []
 
 
 def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
@@ -263,9 +283,11 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
     how: dict[str, int] = {}
     several: dict[str, tuple[str, ...]] = {}
     open_left, open_right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
-    for said, key in _RULES:
+    for rule, (said, key) in enumerate(_RULES):
+        if BY_PART <= rule < _NAME_ALONE:
+            continue
         # a name alone tells nothing where another file has it too, paired already or not
-        alone = key is _RULES[-1][1]
+        alone = rule == _NAME_ALONE
         by_key: dict[str, list[str]] = {}
         for name in right if alone else open_right:
             by_key.setdefault(key(name), []).append(name)

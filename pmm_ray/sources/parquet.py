@@ -2,62 +2,53 @@
 
     ROOT/train-00000-of-00002.parquet    also ROOT/data/..., ROOT/SPLIT/*.parquet, or one file
         image: struct<bytes: binary, path: string>     or plain bytes
-        label, labels, class or classes, or the column that `data.label_column` names: an integer,
-        a string, a list of either, or a list of 0 and 1 a class
+        label, labels, class or classes, or the column that `data.label_column` names, or field of
+        structures (`objects.category`): an integer, a string, a list of either, or a list of 0 and
+        1 a class
         split or subset, optional; else the file's name or that of its folder tells the split
 
 Integers are positions in the names that the file's `huggingface` metadata gives (ClassLabel), else
 0, 1, 2, ... The bytes of each image become a file `images/ID.ext` beside the manifest; its id is
-made from the image's path, else from the split and the row. EXIF orientation is applied. Our own
+that of the column `image_id`, else made from the image's path, else from the shard and the row. An
+id that rows of several shards have gets the shard's path before it. A row without bytes names a
+file below ROOT; a file that two rows name is an error of both. EXIF orientation is applied. Our own
 results below ROOT are left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import posixpath
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources import label_lines
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.label_files import class_list
-from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LABEL_COLUMN
 from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
-from pmm_ray.sources.photographs import is_result, result_folders
-from pmm_ray.sources.splits import is_split
-
-_IMAGE_COLUMNS = ("image", "img", "pixel_values")
-_LABEL_COLUMNS = ("labels", "label", "classes", "class")
-_ID_COLUMN = "image_id"
-_BATCH_ROWS = 64
-_SHARD = re.compile(r"-\d+(-of-\d+)?$")
-
-
-@dataclass(frozen=True)
-class _File:
-    uri: str
-    split: str
-    image: str
-    label: str | None
-    names: tuple[str, ...] | None
-    """Of integer labels, from the file's metadata."""
-    ids: bool
-    split_column: str | None
+from pmm_ray.sources.parquet_files import (
+    LABEL_COLUMNS,
+    RowIds,
+    Shard,
+    find_files,
+    label_values,
+    open_file,
+    read_rows,
+)
+from pmm_ray.sources.places import Places, Wanted, find_wanted
+from pmm_ray.sources.split_names import is_split
 
 
 @reads_source
@@ -76,7 +67,8 @@ def import_parquet(
             shard's number, or that of its folder; a column `split` or `subset` may say it instead.
         out: folder that gets `manifest.parquet`, `errors/` and `images/`.
         label_column: default: `labels`, `label`, `classes` or `class`, the only one that is there;
-            without it all photographs are unlabelled.
+            without it all photographs are unlabelled, and the other columns are named. It may be
+            a field of a column of structures, or of lists of them: `objects.category`.
         class_names: the classes in the order of their ids; default: the metadata's, else the
             labels found, strings sorted and integers as `0`, `1`, ...
         max_pixels: a photograph that declares more becomes an error row.
@@ -86,11 +78,11 @@ def import_parquet(
         ValueError: class names that make no label space.
     """
     root, out = storage.absolute(root), storage.absolute(out)
-    files: list[_File] = []
+    files: list[Shard] = []
     broken: dict[str, str] = {}
-    for uri, split in _find(root, out):
+    for uri, split in find_files(root, out):
         try:
-            files.append(_open(uri, split, label_column))
+            files.append(open_file(uri, split, label_column))
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and not tables.is_damage(error):
                 raise
@@ -100,7 +92,7 @@ def import_parquet(
         raise CannotRunError(f"{uri}: {text}")
     lacking = [file.uri for file in files if file.label is None]
     if 0 < len(lacking) < len(files):
-        known = label_column or ", ".join(_LABEL_COLUMNS)
+        known = label_column or ", ".join(LABEL_COLUMNS)
         raise CannotRunError(
             f"{lacking[0]} has no column of labels ({known}), and other files have one: give it "
             "the same name in all"
@@ -113,95 +105,27 @@ def import_parquet(
     columns = sorted({file.label for file in files if file.label is not None})
     importer.labels_from = f"column {', '.join(columns)}, {read.form}" if columns else "none"
     importer.background = classes.background
-    seen: set[str] = set()
+    others = sorted({name for file in files for name in file.others})
+    if not columns and others:
+        more = f" and {len(others) - 20} more" if len(others) > 20 else ""
+        importer.notes.append(
+            f"no column is called as labels are ({', '.join(LABEL_COLUMNS)}); if they are in one "
+            f"of {', '.join(others[:20])}{more}, say which ({LABEL_COLUMN})"
+        )
     found = len(broken)
     for uri, text in broken.items():
         importer.fail(safe_image_id(stem_path(uri, root)), "decode", text, uri)
+    rows = _Rows(importer, RowIds(files, root), read)
     for file in files:
-        for number, row in enumerate(_rows(file)):
+        for number, row in enumerate(read_rows(file)):
             found += 1
-            _add(importer, file, number, row, read, root, seen)
+            rows.add(file, number, row)
+    rows.finish(storage.parent(root) if has_ending(root, ".parquet") else root)
+    importer.notes += rows.ids.notes()
     return importer.finish(found=found)
 
 
-def _find(root: str, out: str) -> list[tuple[str, str]]:
-    """(uri, split) of the files, but for our results; no split where no name tells it."""
-    if has_ending(root, ".parquet"):
-        return [(root, _split(root))]
-    there = storage.list_files(root, recursive=True)
-    results = result_folders(there, out)
-    found = []
-    for uri in there:
-        if not has_ending(uri, ".parquet") or is_result(uri, root, results):
-            continue
-        folder = storage.parent(uri)
-        in_root = folder in (root, storage.join(root, "data"))
-        found.append((uri, _split(uri) or ("" if in_root else folder.rsplit("/", 1)[-1])))
-    if not found:
-        raise CannotRunError(f"no .parquet files in {root}")
-    return found
-
-
-def _split(uri: str) -> str:
-    """`train-00000-of-00002.parquet` -> `train`, and so is `train-0.parquet`."""
-    stem = posixpath.basename(uri).removesuffix(".parquet")
-    name = _SHARD.sub("", stem)
-    return name if (name != stem and "-of-" in stem) or is_split(name) else ""
-
-
-def _open(uri: str, split: str, wanted: str) -> _File:
-    filesystem, path = storage.resolve(uri)
-    schema = pq.read_schema(path, filesystem=filesystem)
-    columns = schema.names
-    image = _column(columns, _IMAGE_COLUMNS)
-    if image is None:
-        raise CannotRunError(
-            f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
-        )
-    if wanted and wanted not in columns:
-        raise CannotRunError(f"{uri} has no column {wanted!r}: there are {columns}")
-    labels = [column for column in columns if column.casefold() in _LABEL_COLUMNS]
-    if len(labels) > 1 and not wanted:
-        raise CannotRunError(
-            f"{uri} has the columns {labels}, which may all be the labels: say which one counts "
-            f"({label_lines.LABEL_COLUMN})"
-        )
-    label = wanted or next(iter(labels), None)
-    names = _metadata_names(schema, label)
-    split_column = _column(columns, label_lines.COLUMNS["split"])
-    return _File(uri, split, image, label, names, _ID_COLUMN in columns, split_column)
-
-
-def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first column of one of these names, in any case."""
-    return next((c for name in names for c in columns if c.casefold() == name), None)
-
-
-def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    """The ClassLabel names of a column, alone or in a list, from the `huggingface` metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None or label is None:
-        return None
-    try:
-        feature = json.loads(text)["info"]["features"][label]
-        while "names" not in feature:
-            # Sequence(ClassLabel) is {"feature": {...}}, or a list of one in older files
-            feature = feature[0] if isinstance(feature, list) else feature["feature"]
-        return tuple(str(name) for name in feature["names"])
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
-
-
-def _rows(file: _File) -> Iterator[dict[str, Any]]:
-    optional = (file.label, file.split_column, _ID_COLUMN if file.ids else None)
-    columns = [file.image, *filter(None, optional)]
-    filesystem, path = storage.resolve(file.uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _read_labels(files: Sequence[_File]) -> ColumnLabels:
+def _read_labels(files: Sequence[Shard]) -> ColumnLabels:
     """How the label columns of all files are to be read, from all their values.
 
     Raises:
@@ -210,75 +134,101 @@ def _read_labels(files: Sequence[_File]) -> ColumnLabels:
     named = {file.names for file in files if file.names is not None}
     if len(named) > 1:
         raise CannotRunError("the files name different classes in their metadata")
-    return read_column(_values(files), named.pop() if named else None)
+    return read_column(label_values(files), named.pop() if named else None)
 
 
-def _values(files: Sequence[_File]) -> Iterator[Any]:
-    for file in files:
-        if file.label is None:
-            continue
-        filesystem, path = storage.resolve(file.uri)
-        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-            for batch in parquet.iter_batches(10_000, columns=[file.label]):
-                yield from batch.column(0).to_pylist()
+@dataclass(frozen=True)
+class _Named:
+    """A row that names a file and does not hold it."""
+
+    image_id: str
+    path: str
+    row: str
+    split: str
+    labels: Callable[[], list[int]]
 
 
-def _add(
-    importer: Importer,
-    file: _File,
-    number: int,
-    row: dict[str, Any],
-    read: ColumnLabels,
-    root: str,
-    seen: set[str],
-) -> None:
-    """One row of one file: its image as a file, and a row of the manifest."""
-    if all(value in (None, "", b"", []) for value in row.values()):
-        importer.leave_out("empty rows", f"{posixpath.basename(file.uri)} row {number}")
-        return
-    image = row[file.image]
-    # a text is the path of a file
-    path: Any = image if isinstance(image, str) else ""
-    data = None if isinstance(image, str) else image
-    if isinstance(image, dict):
-        data, path = image.get("bytes"), image.get("path")
-    shard = posixpath.basename(file.uri).removesuffix(".parquet")
-    known = row.get(_ID_COLUMN)
-    name = ("" if known is None else str(known)) or posixpath.splitext(str(path or ""))[0]
-    image_id = safe_image_id(name) if name else safe_image_id(f"{shard}-{number:07d}")
-    if image_id in seen and row.get(_ID_COLUMN) is None:
-        # paths are unique within a folder of origin, not within a data set
-        image_id = safe_image_id(f"{shard}-{number:07d}")
-    if image_id in seen:
-        importer.fail(image_id, "label", "the image id occurs twice; the first one stays")
-        return
-    seen.add(image_id)
-    labels = partial(read.ids, row.get(file.label) if file.label else None)
-    split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
-    if is_split(file.split) and file.split != split:
-        text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
-        importer.fail(image_id, "label", text, file.uri)
-        return
-    try:
-        uri = _photograph(data, path, importer.out, image_id, root)
-    except ValueError as error:
-        importer.fail(image_id, "missing", str(error), file.uri)
-        return
-    importer.add(image_id, uri, split, labels)
+@dataclass
+class _Rows:
+    """Turns rows into images; those that name files wait for one another."""
 
+    importer: Importer
+    ids: RowIds
+    read: ColumnLabels
+    _seen: set[str] = field(default_factory=set)
+    _copies: set[tuple[str, str]] = field(default_factory=set)
+    _named: list[_Named] = field(default_factory=list)
 
-def _photograph(data: Any, path: str | None, out: str, image_id: str, root: str) -> str:
-    """The uri of the image's file: written from its bytes, or the one that its path names."""
-    if isinstance(data, bytes):
-        uri = storage.join(out, "images", f"{image_id}{_suffix(data)}")
+    def add(self, file: Shard, number: int, row: dict[str, Any]) -> None:
+        """One row of one file: its bytes as a file, and a row of the manifest."""
+        place = f"{posixpath.basename(file.uri)} row {number}"
+        if all(value in (None, "", b"", []) for value in row.values()):
+            self.importer.leave_out("empty rows", place)
+            return
+        image = row[file.image]
+        # a text is the path of a file
+        path: Any = image if isinstance(image, str) else ""
+        data = None if isinstance(image, str) else image
+        if isinstance(image, dict):
+            data, path = image.get("bytes"), image.get("path")
+        image_id = self.ids.of_column(file, row)
+        if not image_id and path:
+            image_id = safe_image_id(posixpath.splitext(str(path))[0])
+            if isinstance(data, bytes) and image_id in self._seen:
+                # paths are unique within a folder of origin, not within a data set
+                image_id = ""
+        image_id = image_id or self.ids.of_row(file, number)
+        split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
+        labels = partial(self.read.ids, file.labels_in(row))
+        if is_split(file.split) and file.split != split:
+            text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
+            self.importer.fail(image_id, "label", text, file.uri)
+        elif isinstance(data, bytes):
+            self._add_bytes(image_id, data, split, labels, file, self.ids.shared(row))
+        elif path:
+            self._named.append(_Named(image_id, str(path), place, split, labels))
+        else:
+            text = "the row has neither the image's bytes nor its path"
+            self.importer.fail(image_id, "missing", text, file.uri)
+
+    def _add_bytes(
+        self,
+        image_id: str,
+        data: bytes,
+        split: str,
+        labels: Callable[[], list[int]],
+        file: Shard,
+        shared: str,
+    ) -> None:
+        """A row that holds its photograph; `shared` is its id where other shards have it, too."""
+        # one photograph in two shards stays one
+        copies = {(shared, hashlib.sha256(data).hexdigest())} if shared else set()
+        if image_id in self._seen or copies & self._copies:
+            text = "the image id occurs twice; the first one stays"
+            self.importer.fail(image_id, "label", text, file.uri)
+            return
+        self._seen.add(image_id)
+        self._copies |= copies
+        uri = storage.join(self.importer.out, "images", f"{image_id}{_suffix(data)}")
         storage.write_bytes(uri, data)
-        return uri
-    if not path:
-        raise ValueError("the row has neither the image's bytes nor its path")
-    if path.startswith("/") or storage.is_remote(path):
-        raise ValueError(f"the row has no bytes, and its path leaves the data set: {path}")
-    folder = storage.parent(root) if root.endswith(".parquet") else root
-    return storage.join(folder, path)
+        self.importer.add(image_id, uri, split, labels)
+
+    def finish(self, folder: str) -> None:
+        """Find the files that rows name, below a folder."""
+        places = Places([folder], self.importer.out)
+        wanted = {
+            number: Wanted(named.path, named.row, places, named.split)
+            for number, named in enumerate(self._named)
+        }
+        photographs = find_wanted(wanted)
+        for number, named in enumerate(self._named):
+            photograph = photographs[number]
+            if isinstance(photograph, RowError):
+                error = photograph
+                self.importer.fail(named.image_id, error.kind, error.message, error.uri)
+            else:
+                self.importer.add(named.image_id, photograph, named.split, named.labels)
+        self.importer.notes += places.notes()
 
 
 def _suffix(data: bytes) -> str:

@@ -107,6 +107,12 @@ def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
         (("training_set/cat/1.jpg", "test_set/cat/2.jpg"), ("test_set", "training_set")),
         (("train2017/cat/1.jpg", "val2017/cat/2.jpg"), ("train2017", "val2017")),
         (("cat/train/1.jpg", "cat/val/2.jpg"), ("train", "val")),
+        (("seg_train/cat/1.jpg", "seg_test/cat/2.jpg"), ("test", "train")),
+        (("seg_train/seg_train/cat/1.jpg", "seg_val/seg_val/cat/2.jpg"), ("train", "val")),
+        (("train/train/cat/1.jpg", "val/val/cat/2.jpg"), ("train", "val")),
+        (("train_images/cat/1.jpg", "val_images/cat/2.jpg"), ("train", "val")),
+        (("01_train/cat/1.jpg", "02-Validation/cat/2.jpg"), ("train", "val")),
+        (("my set train/cat/1.jpg", "my set test/cat/2.jpg"), ("test", "train")),
     ],
 )
 def test_splits_by_other_names_and_below_the_classes(
@@ -125,6 +131,20 @@ def test_splits_by_other_names_and_below_the_classes(
         (("train/images/1.jpg", "valid/images/1.jpg"), "the folder 'images' is no class"),
         (("train/cat/1.jpg", "val/dog/1.jpg", "extra/x.jpg"), r"\['extra'\] beside them are not"),
         (("cat/train/1.jpg", "dog/2.jpg"), "some classes have folders of splits below them"),
+        (
+            ("fold0/cat/1.jpg", "fold0/dog/1.jpg", "fold1/cat/2.jpg", "fold1/dog/2.jpg"),
+            "'fold1' both",
+        ),
+        (("day/cat/1.jpg", "day/dog/1.jpg", "night/cat/2.jpg", "night/dog/2.jpg"), "which are the"),
+        (
+            ("train/a/cat/1.jpg", "train/a/dog/1.jpg", "train/b/cat/2.jpg", "train/b/dog/2.jpg"),
+            "'a' and 'b' both hold",
+        ),
+        (("seg_train/cat/1.jpg", "seg_pred/1.jpg", "seg_test/cat/1.jpg"), "name of a split"),
+        (("trainA/1.jpg", "testA/2.jpg"), r"\['testA', 'trainA'\] differ by the name of a split"),
+        (("trainA/cat/1.jpg", "testA/cat/2.jpg"), "name of a split"),
+        (("cats_train/1.jpg", "cats_val/2.jpg", "dogs_train/3.jpg"), "name of a split"),
+        (("train/1.jpg", "val/2.jpg"), "name of a split"),
         (("masks/1.jpg", "no_mask/1.jpg"), "masks/1.jpg is in a folder called as those of masks"),
     ],
 )
@@ -137,8 +157,9 @@ def test_what_may_be_read_in_two_ways_is_refused(
     assert folders(tmp_path, labels_from="auto").rows
 
 
-def test_a_folder_of_several_classes_is_an_error_row(tmp_path: Path) -> None:
-    report = folders(tmp_path, "cat/1.jpg", "cat, dog/2.jpg")
+@pytest.mark.parametrize("joint", [", ", ";"])
+def test_a_folder_of_several_classes_is_an_error_row(joint: str, tmp_path: Path) -> None:
+    report = folders(tmp_path, "cat/1.jpg", f"cat{joint}dog/2.jpg")
     assert [row["labels"] for row in rows(report).values()] == [[1]]
     [error] = report.errors
     assert "a photograph of several classes needs a CSV" in error.message

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pmm_ray.commands.check_data import source_of
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.coco_objects import NO_OUTLINE, parse_object
 from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.raster import draw_objects
 
@@ -140,3 +144,51 @@ def test_a_text_that_holds_nan_stays(tmp_path: Path) -> None:
     report = import_coco(str(path), str(tmp_path / "out"))
     assert report.manifest.label_space.names[1:] == ("x [NaN]",)
     assert len(rows(report)) == 1
+
+
+@pytest.mark.parametrize("key", ["split", "subset"])
+def test_a_packed_file_whose_images_name_their_splits(key: str, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    photo(tmp_path / "b.jpg")
+    images = [entry(1, "a.jpg", **{key: "val"}), entry(2, "b.jpg")]
+    path = write(tmp_path / "set.json", images, [annotation(1, 3, [box(1, 1, 5, 5)])], KINDS)
+    packed = tmp_path / "set.json.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert source_of(str(packed)) == "coco"
+    report = import_coco(str(packed), str(tmp_path / "out"))
+    assert {i: (row["split"], row["labels"]) for i, row in rows(report).items()} == {
+        "a": ("val", [1]),
+        "b": ("train", []),
+    }
+
+
+def test_a_polygon_may_be_a_list_of_points(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    points = [[2, 3], [8, 3], [8, 9], [2, 9]]
+    path = write(tmp_path / "a.json", [entry(1, "a.jpg")], [annotation(1, 3, points)], KINDS)
+    report = import_coco(str(path), str(tmp_path / "out"))
+    assert report.manifest.ground_truth == {"train": 1}
+    [objects] = read_all(str(tmp_path / "out/objects")).to_pylist()
+    space = report.manifest.label_space
+    drawn = draw_objects(objects["objects"], HEIGHT, WIDTH, space)
+    flat = annotation(1, 3, [[2, 3, 8, 3, 8, 9, 2, 9]])
+    expected = draw_objects([parse_object(flat, 1)], HEIGHT, WIDTH, space)
+    assert np.count_nonzero(drawn) > 20
+    np.testing.assert_array_equal(drawn, expected)
+    # two points, or something else among them, are none
+    for other in (points[:2], [*points, []]):
+        assert parse_object(annotation(1, 3, other), 1)["label"] == NO_OUTLINE
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_annotations_that_are_no_list_are_refused(nested: bool, tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    image, item = entry(1, "a.jpg"), annotation(1, 3, [box(1, 1, 5, 5)])
+    content = {"images": [image], "annotations": {"1": item}, "categories": KINDS}
+    if nested:
+        content = {"images": [image | {"annotations": [item]}], "categories": KINDS}
+    (tmp_path / "set.json").write_text(json.dumps(content), encoding="utf-8")
+    said = "`images` hold the annotations" if nested else "`annotations` is a dictionary"
+    with pytest.raises(CannotRunError, match=rf"set\.json: .*{said}.*as (one|a) list"):
+        import_coco(str(tmp_path / "set.json"), str(tmp_path / "out"))

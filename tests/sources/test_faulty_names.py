@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.names import Found, NameIndex
 
 from .coco_tree import annotation, box, entry, photo
 from .coco_tree import write as write_coco
@@ -89,3 +90,37 @@ def test_a_name_of_a_list_takes_no_mask_of_another(tmp_path: Path) -> None:
     ]
     found = matched(tmp_path, masks, truth, ["b/1"])
     assert found.notes == ("names of the list found by the file's name alone: 1",)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "./images/x/1.jpg",
+        "images\\x\\1.jpg",
+        "Images/x/1.jpg",
+        "/home/me/set/images/x/1.jpg",
+        "C:\\set\\images\\X\\1.jpg",
+        "s3://b/set/images/x/1.jpg",
+        "../set/x/1.JPG",
+    ],
+)
+def test_a_path_that_names_its_folder_is_not_ambiguous(written: str, tmp_path: Path) -> None:
+    csv = f"image_id,labels\n{written},cat\nimages/y/1.jpg,dog\n"
+    report = a_folder(tmp_path, csv, "x/1.jpg", "y/1.jpg")
+    assert not report.errors
+    labels = {
+        row["uri"].removeprefix(f"{tmp_path}/"): row["labels"] for row in rows(report).values()
+    }
+    assert labels == {"images/x/1.jpg": [1], "images/y/1.jpg": [2]}
+
+
+def test_the_longest_end_of_a_path_counts_where_one_file_has_it() -> None:
+    index = NameIndex(["a/x/1.jpg", "b/x/1.jpg", "b/y/1.jpg", "1.jpg", "train/z/2.jpg"])
+    for written, name in (("/r/b/x/1.jpg", "b/x/1.jpg"), ("/r/Y/1.jpg", "b/y/1.jpg")):
+        assert index.find(written) == Found(name, "by the end of the path", 6)
+    for unsure in ("/r/x/1.jpg", "/r/c/1.jpg"):
+        with pytest.raises(ValueError, match="may be any of"):
+            index.find(unsure)
+    assert index.find("/r/val/z/2.jpg") is None
+    assert index.find("val/2.jpg") is None
+    assert index.find("other/2.jpg") == Found("train/z/2.jpg", "by the file's name alone", 7)
