@@ -66,7 +66,7 @@ def compare_with_labels(
 
     Raises:
         CannotRunError: most of several masks hold classes that their images are not labelled with,
-            or a quarter where all masks hold the same: the values mean something else.
+            or more than a quarter where all masks hold the same: the values mean something else.
     """
     held = {uri: values & {*range(1, space.num_classes)} for uri, values in masks.items()}
     empty = [uri for uri, values in masks.items() if values <= {0, space.ignore}]
