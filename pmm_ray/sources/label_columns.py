@@ -84,10 +84,15 @@ class ColumnLabels:
                 return 0
             joined = any(char in name for char in (*_JOINTS, *_OF_LISTS))
             hint = ": of several classes, write a list of names" if joined else ""
-            raise ValueError(f"label {label!r} is none of the {len(self.names)} classes{hint}")
+            raise ValueError(self._unknown(label) + hint)
         if isinstance(label, int) and 0 <= label < len(self.names):
             return int(label) + self._first
-        raise ValueError(f"label {label!r} is none of the {len(self.names)} classes")
+        raise ValueError(self._unknown(label))
+
+    def _unknown(self, label: Any) -> str:
+        text = repr(label)
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        return f"label {shown} is none of the {len(self.names)} classes"
 
 
 def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLabels:

@@ -2,8 +2,9 @@
 
     ROOT/train-00000-of-00002.parquet    also ROOT/data/..., ROOT/SPLIT/*.parquet, or one file
         image: struct<bytes: binary, path: string>     or plain bytes
-        label, labels, class or classes, or the column that `data.label_column` names: an integer,
-        a string, a list of either, or a list of 0 and 1 a class
+        label, labels, class or classes, or the column that `data.label_column` names, or field of
+        structures (`objects.category`): an integer, a string, a list of either, or a list of 0 and
+        1 a class
         split or subset, optional; else the file's name or that of its folder tells the split
 
 Integers are positions in the names that the file's `huggingface` metadata gives (ClassLabel), else
@@ -35,7 +36,7 @@ from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
 from pmm_ray.sources.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.label_files import class_list
-from pmm_ray.sources.label_lines import DEFAULT_SPLIT
+from pmm_ray.sources.label_lines import DEFAULT_SPLIT, LABEL_COLUMN
 from pmm_ray.sources.names import has_ending, safe_image_id, stem_path
 from pmm_ray.sources.parquet_files import (
     LABEL_COLUMNS,
@@ -66,7 +67,8 @@ def import_parquet(
             shard's number, or that of its folder; a column `split` or `subset` may say it instead.
         out: folder that gets `manifest.parquet`, `errors/` and `images/`.
         label_column: default: `labels`, `label`, `classes` or `class`, the only one that is there;
-            without it all photographs are unlabelled.
+            without it all photographs are unlabelled, and the other columns are named. It may be
+            a field of a column of structures, or of lists of them: `objects.category`.
         class_names: the classes in the order of their ids; default: the metadata's, else the
             labels found, strings sorted and integers as `0`, `1`, ...
         max_pixels: a photograph that declares more becomes an error row.
@@ -103,6 +105,13 @@ def import_parquet(
     columns = sorted({file.label for file in files if file.label is not None})
     importer.labels_from = f"column {', '.join(columns)}, {read.form}" if columns else "none"
     importer.background = classes.background
+    others = sorted({name for file in files for name in file.others})
+    if not columns and others:
+        more = f" and {len(others) - 20} more" if len(others) > 20 else ""
+        importer.notes.append(
+            f"no column is called as labels are ({', '.join(LABEL_COLUMNS)}); if they are in one "
+            f"of {', '.join(others[:20])}{more}, say which ({LABEL_COLUMN})"
+        )
     found = len(broken)
     for uri, text in broken.items():
         importer.fail(safe_image_id(stem_path(uri, root)), "decode", text, uri)
@@ -170,7 +179,7 @@ class _Rows:
                 image_id = ""
         image_id = image_id or self.ids.of_row(file, number)
         split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
-        labels = partial(self.read.ids, row.get(file.label) if file.label else None)
+        labels = partial(self.read.ids, file.labels_in(row))
         if is_split(file.split) and file.split != split:
             text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
             self.importer.fail(image_id, "label", text, file.uri)

@@ -35,10 +35,31 @@ class Shard:
     split: str
     image: str
     label: str | None
+    """A column, or a field of one of structures: `objects.category`."""
+    field: str
+    """Empty where the labels are a column of their own."""
+    others: tuple[str, ...]
+    """What else could be the labels."""
     names: tuple[str, ...] | None
     """Of integer labels, from the file's metadata."""
     ids: bool
     split_column: str | None
+
+    @property
+    def label_column(self) -> str | None:
+        return self.label and self.label.removesuffix(f".{self.field}")
+
+    def labels_in(self, row: Mapping[str, Any]) -> Any:
+        """The labels of a row; of a field of several objects, each of them once."""
+        value = row[self.label_column] if self.label_column else None
+        if not self.field:
+            return value
+        if isinstance(value, list):
+            value = [item[self.field] for item in value if item is not None]
+        elif value is not None:
+            value = value[self.field]
+        found = {label for label in value if label is not None} if isinstance(value, list) else None
+        return value if found is None else sorted(found)
 
 
 def find_files(root: str, out: str) -> list[tuple[str, str]]:
@@ -76,8 +97,9 @@ def open_file(uri: str, split: str, wanted: str) -> Shard:
         raise CannotRunError(
             f"{uri} has no column of images ({', '.join(_IMAGE_COLUMNS)}): there are {columns}"
         )
-    if wanted and wanted not in columns:
-        raise CannotRunError(f"{uri} has no column {wanted!r}: there are {columns}")
+    choices = [name for column in columns for name in (column, *_fields(schema, column))]
+    if wanted and wanted not in choices:
+        raise CannotRunError(f"{uri} has no column {wanted!r}: there are {choices}")
     labels = [column for column in columns if column.casefold() in LABEL_COLUMNS]
     if len(labels) > 1 and not wanted:
         raise CannotRunError(
@@ -85,9 +107,46 @@ def open_file(uri: str, split: str, wanted: str) -> Shard:
             f"({label_lines.LABEL_COLUMN})"
         )
     label = wanted or next(iter(labels), None)
-    names = _metadata_names(schema, label)
+    field = "" if label is None or label in columns else label.rsplit(".", 1)[-1]
     split_column = _column(columns, label_lines.COLUMNS["split"])
-    return Shard(uri, split, image, label, names, ID_COLUMN in columns, split_column)
+    used = (image, ID_COLUMN, split_column)
+    others = [n for c in columns if c not in used for n in _fields(schema, c) or [c]]
+    ids = ID_COLUMN in columns
+    names = _metadata_names(schema, label, field)
+    shard = Shard(uri, split, image, label, field, tuple(others), names, ids, split_column)
+    if shard.label_column and not field and _holds_bytes(schema.field(shard.label_column).type):
+        raise CannotRunError(
+            f"{uri}: the column {label!r} holds pictures, not labels: name the column of labels "
+            f"({label_lines.LABEL_COLUMN}); without one, call this column otherwise"
+        )
+    return shard
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    """What a list is of; any other type is its own."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return kind.value_type if any(is_list(kind) for is_list in lists) else kind
+
+
+def _fields(schema: pa.Schema, column: str) -> list[str]:
+    """The plain fields of a column of structures, or of lists of them: `objects.category`."""
+    kind = schema.field(column).type
+    inner = _inner(kind)
+    if not pa.types.is_struct(inner):
+        return []
+    one_list = (field.type if inner is not kind else _inner(field.type) for field in inner)
+    return [
+        f"{column}.{field.name}"
+        for field, value in zip(inner, one_list, strict=True)
+        if not pa.types.is_nested(value)
+    ]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    kind = _inner(kind)
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
@@ -95,16 +154,18 @@ def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((c for name in names for c in columns if c.casefold() == name), None)
 
 
-def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+def _metadata_names(schema: pa.Schema, label: str | None, field: str) -> tuple[str, ...] | None:
     """The ClassLabel names of a column, alone or in a list, from the `huggingface` metadata."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None or label is None:
         return None
     try:
-        feature = json.loads(text)["info"]["features"][label]
+        feature = json.loads(text)["info"]["features"]
+        feature = feature[label.removesuffix(f".{field}")]
         while "names" not in feature:
             # Sequence(ClassLabel) is {"feature": {...}}, or a list of one in older files
-            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+            inner = 0 if isinstance(feature, list) else field if field in feature else "feature"
+            feature = feature[inner]
         return tuple(str(name) for name in feature["names"])
     except (ValueError, KeyError, TypeError, IndexError):
         return None
@@ -112,7 +173,7 @@ def _metadata_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | N
 
 def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
     """The rows, of the columns that count."""
-    optional = (shard.label, shard.split_column, ID_COLUMN if shard.ids else None)
+    optional = (shard.label_column, shard.split_column, ID_COLUMN if shard.ids else None)
     yield from _batches(shard, [shard.image, *filter(None, optional)], _BATCH_ROWS)
 
 
@@ -126,8 +187,8 @@ def _batches(shard: Shard, columns: list[str], rows: int) -> Iterator[dict[str, 
 def label_values(shards: Sequence[Shard]) -> Iterator[Any]:
     """All values of the columns of labels."""
     for shard in shards:
-        if shard.label is not None:
-            yield from (row[shard.label] for row in _batches(shard, [shard.label], 10_000))
+        if column := shard.label_column:
+            yield from map(shard.labels_in, _batches(shard, [column], 10_000))
 
 
 class RowIds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.import_report import ImportReport
 from pmm_ray.sources.parquet import import_parquet
 
@@ -113,3 +115,58 @@ def test_shards_of_two_configurations_may_have_one_name(tmp_path: Path) -> None:
     assert [row["labels"] for row in rows(report).values()] == [[1], [2]]
     assert not report.errors
     assert any(note.startswith("names that several shards have: 1") for note in report.notes)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_masks_in_the_column_of_labels_are_no_labels(several: bool, tmp_path: Path) -> None:
+    mask: Any = {"bytes": drawn(2, "PNG"), "path": None}
+    columns = {"image": [drawn(1)], "label": [[mask] if several else mask], "kind": ["cat"]}
+    with pytest.raises(CannotRunError, match="'label' holds pictures, not labels") as caught:
+        read(tmp_path, {"train.parquet": columns})
+    assert len(str(caught.value)) < 500
+    report = read(tmp_path, {"train.parquet": columns}, label_column="kind")
+    assert [row["labels"] for row in rows(report).values()] == [[1]]
+
+
+def test_a_long_value_is_cut_in_a_message(tmp_path: Path) -> None:
+    value = "cat; " * 10_000
+    columns = {"image": [drawn(1), drawn(2)], "label": ["cow", value]}
+    [error] = read(tmp_path, {"train.parquet": columns}).errors
+    assert "label 'cat; cat; cat" in error.message
+    assert len(error.message) < 300
+
+
+def test_columns_that_may_be_the_labels_are_named(tmp_path: Path) -> None:
+    columns = {
+        "image": [{"bytes": drawn(1), "path": "a.jpg"}],
+        "image_id": ["a"],
+        "split": ["train"],
+        "category": [1],
+        "is_cat": [True],
+        "objects": [[{"kind": 1, "box": [1, 2]}]],
+    }
+    report = read(tmp_path, {"all.parquet": columns})
+    [note] = [note for note in report.notes if "data.label_column" in note]
+    assert "in one of category, is_cat, objects.kind, say which" in note
+    assert report.counts["unlabelled"] == 1
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_field_of_objects_may_be_the_labels(lists: bool, tmp_path: Path) -> None:
+    kinds = [[2, 0, 2], [], [1]]
+    objects: list[Any] = [{"kind": found, "area": [1.0] * len(found)} for found in kinds]
+    kind: Any = {"feature": {"kind": {"names": ["u", "v", "w"]}, "area": {"dtype": "float32"}}}
+    if lists:
+        objects = [[{"kind": k, "area": 1.0} for k in found] for found in kinds]
+        kind = [kind["feature"]]
+    table = pa.table({"image": [drawn(n) for n in range(3)], "objects": objects})
+    info = {"info": {"features": {"objects": kind}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set/train.parquet")
+    report = read(tmp_path, {}, label_column="objects.kind")
+    assert report.manifest.label_space.names[1:] == ("u", "v", "w")
+    assert [row["labels"] for row in rows(report).values()] == [[1, 3], [], [2]]
+    assert report.labels_from == "column objects.kind, class numbers"
+    with pytest.raises(CannotRunError, match=r"no column 'objects\.sort': there are"):
+        read(tmp_path, {}, label_column="objects.sort")
