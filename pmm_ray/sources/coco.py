@@ -121,18 +121,13 @@ def import_coco(
         for number, (split, uri) in enumerate(files)
         for position, image in enumerate(read_images(uri))
     ]
-    photographs = find_wanted(
-        {
-            entry: Wanted(
-                entry.image.file_name,
-                files[entry.file][1].removeprefix(f"{base}/"),
-                places[entry.file],
-                entry.split,
-            )
-            for entry in listed
-            if not entry.image.fault
-        }
-    )
+    sources = [uri.removeprefix(f"{base}/") for _, uri in files]
+    wanted = {
+        entry: Wanted(entry.image.file_name, sources[entry.file], places[entry.file], entry.split)
+        for entry in listed
+        if not entry.image.fault
+    }
+    photographs = find_wanted(wanted)
     ids, note = _image_ids(photographs, listed)
     importer.notes += note
     times = Counter(ids.values())
@@ -250,9 +245,10 @@ def _image_ids(
     ids: dict[_Listed, str] = {}
     numbered: list[str] = []
     for name, entries in by_name.items():
-        splits = {entry.split for entry in entries}
-        # a photograph that is not there is another one
-        files = {str(photographs.get(entry, entry)) for entry in entries} if len(splits) > 1 else ()
+        files: set[str] = set()
+        if len(entries) > 1 and len({entry.split for entry in entries}) > 1:
+            # a photograph that is not there is another one
+            files = {str(photographs.get(entry, entry)) for entry in entries}
         for entry in entries:
             ids[entry] = safe_image_id(f"{entry.split}/{name}" if len(files) > 1 else name)
         numbered += [ids[entries[0]]] if len(files) > 1 else []

@@ -294,6 +294,8 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
         rivals = Counter(map(key, left if alone else open_left))
         for name in open_left:
             found = by_key.get(key(name), [])
+            if alone and len(found) == 1 and of_other_splits(name, found[0]):
+                continue
             if len(found) == 1 and rivals[key(name)] == 1:
                 of[name] = found[0]
                 if said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,11 @@ class Places:
         """
         for folder in self._folders:
             with contextlib.suppress(ValueError):  # a name that leaves its folder
-                if storage.exists(storage.join(folder, written)):
-                    parts = [part for part in written.split("/") if part not in ("", ".")]
-                    return Found(storage.join(folder, *parts))
+                uri = storage.join(folder, written)
+                if storage.exists(uri):
+                    # `a/./b` and `a//b` are `a/b`
+                    odd = "./" in written or "//" in written
+                    return Found(storage.join(folder, posixpath.normpath(written)) if odd else uri)
         own = written if splits_in(written) else f"{split}/{written}"
         hits: list[tuple[str, Found]] = []
         unsure: ValueError | None = None

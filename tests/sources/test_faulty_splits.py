@@ -61,6 +61,13 @@ def test_one_photograph_in_two_spellings_is_an_error_of_both(
         assert f"{written[0]} and {written[-1 if len(files) > 1 else 1]} are one" in error.message
 
 
+def test_a_name_with_and_without_the_folder_of_its_split_is_one_file(tmp_path: Path) -> None:
+    names = ("train/1.jpg", "1.jpg", "2.jpg")
+    report = a_set(tmp_path, {"train.json": names}, "train/1.jpg", "train/2.jpg")
+    assert list(rows(report)) == ["2"]
+    assert [error.kind for error in report.errors] == ["label"] * 2
+
+
 def test_a_space_that_is_written_in_two_ways_is_one_file(tmp_path: Path) -> None:
     names = ("b c.jpg", "b%20c.jpg", "d.jpg")
     report = a_set(tmp_path, {"train.json": names}, "images/b c.jpg", "images/d.jpg")

@@ -59,6 +59,9 @@ def test_a_name_alone_that_another_file_has_too_pairs_nothing() -> None:
     pairs = pair(["train/a", "val/a"], ["a", "train/a"])
     assert pairs.of == {"train/a": "train/a"}
     assert pairs.several == {"val/a": ("a", "train/a")}
+    # nor does one of another split
+    pairs = pair(["set/train/a", "b"], ["val2017/a", "val/b"])
+    assert (pairs.of, pairs.several) == ({"b": "val/b"}, {})
 
 
 def test_files_called_after_the_whole_name_of_a_photograph_are_its_own() -> None:
