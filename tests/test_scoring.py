@@ -221,31 +221,6 @@ class TestLayouts:
         assert (found["scored"], found["error_rows"]) == (5, 1)
 
 
-class TestNotLabelled:
-    def test_much_of_the_truth_that_is_not_labelled_is_said(
-        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        truth = save(tmp_path / "t", {"a": np.array([[255, 255, 0, 1]], np.uint8)})
-        made = save(tmp_path / "m", {"a": np.array([[0, 0, 0, 1]], np.uint8)})
-        found = evaluate(tmp_path, made, truth, label_space="voc12")
-        said = "50.0 % of the ground truth's pixels are 255, 'not labelled'"
-        assert found["note"].startswith(said)
-        assert said in capfd.readouterr().out
-
-    def test_borders_are_not(self, tmp_path: Path) -> None:
-        truth = save(tmp_path / "t", {"a": np.array([[255, 0, 0, 1]], np.uint8)})
-        made = save(tmp_path / "m", {"a": np.array([[0, 0, 0, 1]], np.uint8)})
-        assert evaluate(tmp_path, made, truth, label_space="voc12")["note"] == ""
-
-    def test_a_background_of_255_on_both_sides_is_refused(
-        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        mask = np.array([[255, 255, 255, 0, 1]], np.uint8)
-        both = save(tmp_path / "t", {"a": mask}), save(tmp_path / "m", {"a": mask})
-        evaluate(tmp_path, *both, label_space="voc12", code=1)
-        assert "60 % of the pixels are 255 in the ground truth and" in capfd.readouterr().err
-
-
 class TestWhatIsMissing:
     @pytest.fixture
     def pairs(self, tmp_path: Path) -> tuple[str, str]:
