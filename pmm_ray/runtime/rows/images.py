@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
@@ -287,7 +287,7 @@ def _reading(uri: str) -> Iterator[None]:
         raise RowError("decode", f"cannot be decoded: {error}", uri) from error
 
 
-def _open(data: bytes, max_pixels: int, uri: str) -> Image.Image:
+def _open(data: bytes, max_pixels: int, uri: str) -> ImageFile.ImageFile:
     """The image with its header read and its declared size checked."""
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)
@@ -341,7 +341,7 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _has_16_bits(image: Image.Image) -> bool:
+def _has_16_bits(image: ImageFile.ImageFile) -> bool:
     """Whether an image that is not loaded has 16-bit samples; of colours Pillow keeps 8 of them."""
     raw = [str(tile[3]) for tile in image.tile]
     return any(";16" in text or "65535" in text for text in raw) or _is_16_bit_grey(image)
