@@ -131,6 +131,18 @@ def test_bad_files_cost_their_own_image_or_its_score(
     assert run(folder, said=Said()) == 1
 
 
+def test_truth_that_is_found_by_its_number_is_said(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "000000000009"
+    Image.fromarray(image_of("a")).save(folder / "photos" / f"{name}.png")
+    writers.deeplab(folder / "scores", name, logits_of("a"))
+    truth = write_truth(folder, "a")
+    (truth / "a.png").rename(truth / "9.png")
+    assert run(folder, ground_truth=truth) == 0
+    assert "ground truth: pairs found" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("preset", ["irn", "clip-es", "toco"])
 def test_the_presets_are_those_of_the_library(
     preset: str, folder: Path, ray_session: ClusterResources

@@ -266,6 +266,50 @@ class TestWhatIsMissing:
         assert found["scored"] == 1
         assert set(error_rows(tmp_path)) == {"im-2", "nowhere"}
 
+    @pytest.mark.parametrize(
+        ("line", "several"),
+        [
+            ("im-0 im-3 im-4", True),
+            ("im-0.png im-3.png", True),
+            ("im-0 3 im-3", True),
+            ("im-0 -1", False),
+            ("im-0 0 1 5", False),
+            ("im-0 im-0", False),
+        ],
+    )
+    def test_a_line_of_several_ids_is_refused(
+        self, tmp_path: Path, line: str, several: bool, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        truths, masks = random_pairs(VOC12)
+        truths["1"] = masks["1"] = truths["im-0"]
+        (tmp_path / "val.txt").write_text(f"{line}\n")
+        sides = save(tmp_path / "masks", masks), save(tmp_path / "t", truths)
+        code, images = int(several), str(tmp_path / "val.txt")
+        found = evaluate(tmp_path, *sides, label_space="voc12", images=images, code=code)
+        assert ("write one id a line" in capfd.readouterr().err) == several
+        assert several or found["scored"] == 1
+
+    def test_no_mask_that_can_be_scored_gives_no_figure(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        truth = save(tmp_path / "t", {"a": np.zeros((2, 2), np.uint8)})
+        made = save(tmp_path / "m", {"a": np.full((2, 2), 77, np.uint8)})
+        settings = ["errors.budget=1"]
+        evaluate(tmp_path, made, truth, label_space="voc12", settings=settings, code=1)
+        found = json.loads((tmp_path / "out/scores.json").read_text())
+        assert found["mean_iou"] is None
+        assert found["scored"] == 0
+        said = capfd.readouterr().out
+        assert "no mask could be scored" in said
+        assert "nan" not in said
+
+    def test_a_folder_called_part_is_no_table(self, tmp_path: Path) -> None:
+        truths, masks = random_pairs(VOC12)
+        made = save(tmp_path / "part-1" / "masks", masks)
+        (tmp_path / "part-1/masks/notes.parquet").write_bytes(b"")
+        truth = save(tmp_path / "t", truths)
+        assert evaluate(tmp_path, made, truth, label_space="voc12")["scored"] == len(masks)
+
     def test_two_masks_of_one_name(self, tmp_path: Path) -> None:
         truths, masks = random_pairs(VOC12, images=2)
         save(tmp_path / "masks/b", {"im-0": masks["im-0"]})

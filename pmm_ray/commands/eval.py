@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +177,29 @@ def _match(
 def _show(summary: Summary, place: str) -> None:
     """Print the class table, and keep everything as JSON."""
     details: dict[str, Any] = summary.details
-    metrics = summary.metrics
+    metrics: dict[str, float | None] = dict(summary.metrics)
     total = max(sum(details["truth_pixels"].values()), 1)
     width = max(len(name) for name in details["class_iou"])
     print(f"{'class':{width}}   IoU %  truth %")
     for name, value in details["class_iou"].items():
         shown = "-" if value is None else f"{value * 100:.2f}"
         print(f"{name:{width}}  {shown:>6}  {details['truth_pixels'][name] / total * 100:7.3f}")
+    if details["scored"]:
+        _show_means(summary.metrics, details)
+    else:
+        print("no mask could be scored")
+        metrics = dict.fromkeys(metrics)
+    if details["note"]:
+        print(details["note"])
+    uri = storage.join(place, "scores.json")
+    keys = ("scored", "error_rows", "readings", "note", "excluded", "class_iou")
+    content = metrics | {key: details[key] for key in (*keys, "truth_pixels", "mask_pixels")}
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(uri, text.encode())
+    print(uri, flush=True)
+
+
+def _show_means(metrics: Mapping[str, float], details: Mapping[str, Any]) -> None:
     with_truth = len(details["class_iou"]) - len(details["excluded"])
     print(
         f"mIoU {metrics['mean_iou'] * 100:.2f} % over the {with_truth} classes that have truth, "
@@ -196,10 +212,3 @@ def _show(summary: Summary, place: str) -> None:
         )
     if metrics["left_open"]:
         print(f"the masks leave {metrics['left_open'] * 100:.2f} % of the pixels open: not hit")
-    if details["note"]:
-        print(details["note"])
-    uri = storage.join(place, "scores.json")
-    keys = ("scored", "error_rows", "readings", "note", "excluded", "class_iou")
-    content = metrics | {key: details[key] for key in (*keys, "truth_pixels", "mask_pixels")}
-    storage.write_bytes(uri, json.dumps(content, indent=1, ensure_ascii=False).encode())
-    print(uri, flush=True)

@@ -110,6 +110,8 @@ def refine_folder(
                     f"{refine_scores.STAGE}: pixel labels used ({truth.count} of "
                     f"{len(seeds.index)} images have them in {truth.place})"
                 )
+                for note in truth.notes:
+                    run.say(f"ground truth: {note}")
             run.follow()
             folder = run[refine_scores.STAGE]
             more = ""

@@ -24,6 +24,10 @@ READINGS = ("contiguous", "dataset")
 SIDES = ("truth", "mask")
 # another reading must score less than this part of the best one, or nobody can tell them apart
 _CLEARLY_LESS = 0.8
+# the part of the truth that is not labelled is said from here on; borders of VOC are 6 %
+_MUCH = 0.25
+# both sides leave this part of all pixels open only if 255 is the background
+_BULK = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def _candidates(counts: Counts, side: str, space: LabelSpace, wanted: str) -> li
 
 
 def _check_marks(counts: Counts, space: LabelSpace, foreign: Sequence[str]) -> None:
-    """Masks of one class are often saved as 0 and 255, and 255 means that nothing is known."""
+    """Raises ValueError of 255 for a class or the background: it means that nothing is known."""
     for side in foreign:
         what = "the ground truth" if side == "truth" else "every mask"
         values = set(np.unique(counts.side(side)).tolist())
@@ -83,6 +87,26 @@ def _check_marks(counts: Counts, space: LabelSpace, foreign: Sequence[str]) -> N
                 f"{what} holds only 0 and {space.ignore}, and {space.ignore} means 'not "
                 "labelled': save the class as 1 (its id)"
             )
+    both = (counts.truth == space.ignore) & (counts.mask == space.ignore)
+    share = counts.pixels[both].sum() / max(counts.pixels.sum(), 1)
+    if set(foreign) == set(SIDES) and share > _BULK:
+        raise ValueError(
+            f"{share * 100:.0f} % of the pixels are {space.ignore} in the ground truth and in the "
+            f"masks, and {space.ignore} means 'not labelled': if it is the background (as "
+            "mmsegmentation's reduce_zero_label makes it), save the background as 0 and the "
+            "classes from 1 in both"
+        )
+
+
+def _not_labelled(counts: Counts, space: LabelSpace) -> str:
+    """What to say about truth of which much is not labelled; empty where little is."""
+    share = counts.pixels[counts.truth == space.ignore].sum() / max(counts.pixels.sum(), 1)
+    if share <= _MUCH:
+        return ""
+    return (
+        f"{share * 100:.1f} % of the ground truth's pixels are {space.ignore}, 'not labelled', and "
+        f"do not count: if {space.ignore} is the background there, the scores are of other classes"
+    )
 
 
 def add_up(
@@ -127,17 +151,19 @@ def choose_readings(
         foreign: The sides that others made: ours may hold nothing but 0 and the ignore value.
 
     Returns:
-        The readings of truth and masks; a remark, empty where there was only one possibility.
+        The readings of truth and masks; a remark on the choice, if there was one, and on truth of
+        which much is not labelled.
 
     Raises:
-        ValueError: the values fit several readings, which score alike; or a foreign side holds
-            nothing but 0 and the ignore value.
+        ValueError: the values fit several readings, which score alike; a foreign side holds
+            nothing but 0 and the ignore value; or both hold that value at most pixels.
     """
     _check_marks(counts, space, foreign)
+    not_labelled = _not_labelled(counts, space)
     choices = [_candidates(counts, side, space, of) for side, of in zip(SIDES, wanted, strict=True)]
     combinations = list(product(*choices))
     if len(combinations) == 1:
-        return combinations[0], ""
+        return combinations[0], not_labelled
     # where both sides fit both, reading them alike scores the same twice: only names would differ
     scored = sorted(
         ((np.nan_to_num(mean_iou(add_up(counts, space, c)[0])[0]), c) for c in combinations),
@@ -156,10 +182,11 @@ def choose_readings(
             f"{' or '.join(READINGS)}"
         )
     runner_up = max(rivals, default=0.0)
-    return chosen, (
+    choice = (
         f"the values fit several layouts; read as truth {chosen[0]}, masks {chosen[1]} "
         f"({best * 100:.1f} % mIoU, otherwise {runner_up * 100:.1f} %)"
     )
+    return chosen, "\n".join(filter(None, (choice, not_labelled)))
 
 
 def describe(total: Confusion, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:

@@ -38,6 +38,8 @@ from pmm_ray.sources.photographs import beside_table
 
 FILES = tables.columns(image_id=tables.TEXT, uri=tables.TEXT)
 _COLUMN = "mask_png"
+# what VOC's lists have behind an id, whatever the images are called
+_LABELS = ("-1", "0", "1")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         if len(set(index.image_ids)) < len(index):
             raise CannotRunError(f"{place} holds several masks of one image id: which one counts?")
         return MaskFiles(place, True, index, _fingerprint([place]), space=_space(place))
-    parts = [uri for uri in storage.list_files(place, ".parquet") if "/part-" in uri]
+    parts = [uri for uri in storage.list_files(place, ".parquet") if _base(uri).startswith("part-")]
     if parts:
         _check_table(parts)
         index, broken = scan_parts(place)
@@ -108,6 +110,10 @@ def find_masks(place: str, listing: str) -> MaskFiles:
     if storage.exists(storage.join(place, RECORD_FILE)):
         raise CannotRunError(_which(place))
     return _find_files(place, listing)
+
+
+def _base(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
 
 
 def _find_files(place: str, listing: str) -> MaskFiles:
@@ -187,7 +193,7 @@ def match_masks(
             None: all.
 
     Raises:
-        CannotRunError: a line that may mean several masks.
+        CannotRunError: a line that may mean several masks, or holds several ids.
     """
     pairs = _pair_sides(masks, truth)
     lacking: dict[str, str] = {}
@@ -195,6 +201,8 @@ def match_masks(
     kept = {*masks.names, *truth.names}
     met = len(masks.names) + len(truth.names) - len(pairs.of)
     if wanted is not None:
+        for side in (masks, truth):
+            _refuse_several_ids(wanted, set(side.names))
         kept, nowhere, found = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
         lacking |= {safe_image_id(x): f"the list names {x!r}: neither side has it" for x in nowhere}
         met += len(lacking)
@@ -254,6 +262,18 @@ def _pair_sides(masks: MaskFiles, truth: MaskFiles) -> Pairs:
     return Pairs(of | rest.of, rest.how, rest.several)
 
 
+def _refuse_several_ids(lines: Sequence[str], names: set[str]) -> None:
+    """What stands behind an id is not read: it may be labels, but no further ids of one side."""
+    for line in lines:
+        first, *others = (_stem(word) for word in line.split())
+        further = [word for word in others if word in names and word not in (first, *_LABELS)]
+        if first in names and further and _stem(line) not in names:
+            raise CannotRunError(
+                f"the list: the line {line!r} holds several ids ({first}, {further[0]}): write one "
+                "id a line"
+            )
+
+
 def _select(
     wanted: Sequence[str], sides: Sequence[NameIndex]
 ) -> tuple[set[str], list[str], dict[str, int]]:
@@ -286,9 +306,13 @@ def _spellings(line: str) -> list[str]:
     """A line as a whole, then by its first word; without an ending, and as an image id."""
     ways = []
     for text in (line, line.split()[0]):
-        stem = stem_path(text) if has_ending(text, IMAGE_SUFFIXES) else text
+        stem = _stem(text)
         ways += [text, stem, safe_image_id(stem)]
     return list(dict.fromkeys(ways))
+
+
+def _stem(text: str) -> str:
+    return stem_path(text) if has_ending(text, IMAGE_SUFFIXES) else text
 
 
 def write_listing(uri: str, by_id: Mapping[str, str]) -> TableIndex:

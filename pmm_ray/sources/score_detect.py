@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pmm_ray.labels import COCO14, LAST_8BIT_CLASS, VOC12, LabelSpace
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cam_detect import class_ids_of, look_into
 from pmm_ray.sources.cam_files import CamFolder
 from pmm_ray.sources.said import Said, Values
@@ -21,14 +23,17 @@ from pmm_ray.sources.score_files import (
     ScoreReader,
     ScoreReading,
 )
+from pmm_ray.sources.score_values import are_energies, best_posterior, whole_of
 
 # files that are opened: one may have 100 MB
 _LOOKED_INTO = 8
 # the part of them that may lack a background, where it fills no pixel
 _MAY_LACK = 0.125
+# logits give some class more than this somewhere
+_LOGITS_ARE_SURER = 0.3
 # what a number of planes means where nobody says it: COCO's ids go to 90
 _KNOWN = {VOC12.num_classes: VOC12, COCO14.num_classes: COCO14, COCO14.dataset_ids[-1] + 1: COCO14}
-_WITHOUT_BACKGROUND = {space.num_foreground for space in (VOC12, COCO14)}
+_WITHOUT_BACKGROUND = {VOC12.num_foreground, COCO14.num_foreground, COCO14.dataset_ids[-1]}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class _Peek:
     image_id: str
     planes: ScorePlanes
     count: int
+    best: float
+    """The highest posterior of the file, if its values are logits; else 1."""
+    classes_last: bool
+    """Whether the planes add up to one over the last axis, and not over the first."""
 
 
 def asked_scores(said: Said) -> ScoreReading:
@@ -101,6 +110,7 @@ def detect_scores(
     _refuse_cams([p for p in numbered if p.planes.layout == "crf"], reading)
     reading = replace(reading, first_class=_first_class(numbered, reading))
     plain = [peek for peek in peeks if peek.planes.numbers is None]
+    _refuse_classes_last(plain, space)
     space = space or _space_of(plain)
     if space is None:
         space = COCO14 if reading.class_ids == "coco90" else nameless
@@ -123,8 +133,19 @@ def detect_scores(
 
 def _peek(reader: ScoreReader, image_id: str, row: dict[str, Any]) -> _Peek:
     planes = reader.peek(row)
+    scores, best = planes.scores, 1.0
+    if planes.verdict == "logits":
+        if are_energies(scores):
+            raise RowError(
+                "label",
+                "these are energies, -log of probabilities: save exp(-energies), which are "
+                "probabilities",
+                row["cam_uri"],
+            )
+        best = best_posterior(scores)
+    last = not planes.shares and whole_of(np.moveaxis(scores, -1, 0)) == 1
     # the values themselves are not kept
-    return _Peek(image_id, replace(planes, scores=planes.scores[:0].copy()), len(planes.scores))
+    return _Peek(image_id, replace(planes, scores=scores[:0].copy()), len(scores), best, last)
 
 
 def _refuse_cams(peeks: Sequence[_Peek], reading: ScoreReading) -> None:
@@ -166,6 +187,23 @@ def _first_class(peeks: Sequence[_Peek], reading: ScoreReading) -> int | None:
     return reading.first_class
 
 
+def _refuse_classes_last(peeks: Sequence[_Peek], space: LabelSpace | None) -> None:
+    """Arrays [h, w, classes], told by their last axis."""
+    known = set(_KNOWN) if space is None else {space.num_classes}
+    if space is not None and space.names == COCO14.names:
+        known.add(COCO14.dataset_ids[-1] + 1)
+
+    def turned(peek: _Peek) -> bool:
+        return peek.count not in known and peek.planes.scores.shape[2] in known
+
+    if peeks and (all(map(turned, peeks)) or all(peek.classes_last for peek in peeks)):
+        shape = [peeks[0].count, *peeks[0].planes.scores.shape[1:]]
+        raise CannotRunError(
+            f"{peeks[0].image_id}: the scores are {shape}, which seems to be [h, w, classes]: "
+            "write [classes, h, w]; if the classes do come first, name them with --label-space"
+        )
+
+
 def _space_of(peeks: Sequence[_Peek]) -> LabelSpace | None:
     """The classes that a number of planes stands for; None where there are class numbers."""
     if not peeks:
@@ -196,6 +234,12 @@ def _values(peeks: Sequence[_Peek], reading: ScoreReading) -> Values:
         raise CannotRunError(
             "the values are within 0..1 and do not add up to one: say --values logits or "
             "--values probabilities"
+        )
+    if verdicts == {"logits"} and (best := max(peek.best for peek in peeks)) < _LOGITS_ARE_SURER:
+        raise CannotRunError(
+            f"read as logits, the scores give no class more than {best * 100:.0f} % at any pixel: "
+            "if they are similarities, multiply them by the scale of their network (CLIP: 100); "
+            "if they are logits, say --values logits"
         )
     return "auto"
 

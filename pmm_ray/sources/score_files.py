@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +25,6 @@ from pmm_ray.sources.plane_files import (
     MOST_VALUES_PER_PIXEL,
     Content,
     Kind,
-    are_shares,
     check_aspect,
     floating,
     numbers,
@@ -33,8 +32,7 @@ from pmm_ray.sources.plane_files import (
     stack,
 )
 from pmm_ray.sources.said import ClassIds, Values
-
-Verdict = Literal["logits", "probabilities", "unknown"]
+from pmm_ray.sources.score_values import MARGIN, Verdict, clip_shares, whole_of
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,6 @@ NO_BACKGROUND = (
     "these are CAMs, which have no background: give them to `pmm masks --cams`, or choose a preset "
     "that makes one of its own (--preset irn, seam, clip-es or toco-cam)"
 )
-# a share may be off by the rounding of float16, or by a resize
-_MARGIN = 0.01
 # the share of a class that is not there
 _FAINT = 0.05
 
@@ -111,7 +107,7 @@ class ScorePlanes:
         scores: floating [M, h, w].
         verdict: what the values can be.
         sure: whether they can be nothing else.
-        shares: whether the planes add up to one.
+        shares: whether the planes add up to one; what a resize left beyond 0..1 is clipped.
     """
 
     layout: str
@@ -145,8 +141,19 @@ def read_score_planes(content: Content, reading: ScoreReading) -> ScorePlanes:
         raise ValueError(f"there are {len(scores)} planes for {len(stored)} classes")
     if not np.isfinite(scores).all():
         raise RowError("nonfinite", "the scores hold NaN or infinity")
-    shares = are_shares(scores)
+    whole = whole_of(scores)
+    shares = whole == 1
+    # of some of the classes the shares may add up to anything, as do WeakTr's of two decoders
+    some = stored is not None and (bool(layout.keys) or float(scores.max()) <= 1 + MARGIN)
+    several = len(scores) > 1 and whole is not None and not shares
+    if several and not some and reading.values != "logits":
+        raise ValueError(
+            f"the planes of each pixel add up to {whole:.5g}: divide them by it, then they are "
+            "probabilities; if they are logits, say --values logits"
+        )
     verdict, sure = _verdict(scores, shares, stored, layout)
+    if shares:
+        scores = clip_shares(scores)
     return ScorePlanes(name, key, stored, scores, verdict, sure, shares)
 
 
@@ -184,26 +191,18 @@ def _verdict(
     scores: NDArray[Any], shares: bool, stored: list[int] | None, layout: ScoreLayout
 ) -> tuple[Verdict, bool]:
     """What values can be, and whether that is sure."""
-    if float(scores.min()) < -_MARGIN:
-        return "logits", True
-    if layout.scores == ("prob",):
+    if layout.scores == ("prob",) and float(scores.min()) >= -MARGIN:
         # WeakTr adds the shares of two decoders: 0.8 p + q
-        return "probabilities", float(scores.sum(axis=0, dtype=np.float32).max()) <= 1 + _MARGIN
-    if float(scores.max()) > 1 + _MARGIN:
-        total = scores.sum(axis=0, dtype=np.float64)
-        for whole in (100, 255):
-            # whole numbers are rounded, each plane's by itself
-            if (np.abs(total / whole - 1) < 0.05).mean() > 0.99:
-                raise ValueError(
-                    f"the planes of each pixel add up to {whole}: divide them by it, then they are "
-                    "probabilities"
-                )
-        return "logits", False
+        return "probabilities", float(scores.sum(axis=0, dtype=np.float32).max()) <= 1 + MARGIN
     if shares:
         return "probabilities", True
+    if float(scores.min()) < -MARGIN:
+        return "logits", True
+    if float(scores.max()) > 1 + MARGIN:
+        return "logits", False
     # of some of the classes: their shares add up to no more than one
     total = scores.sum(axis=0, dtype=np.float32)
-    some = stored is not None and layout.kind != "numbered" and float(total.max()) <= 1 + _MARGIN
+    some = stored is not None and layout.kind != "numbered" and float(total.max()) <= 1 + MARGIN
     return ("probabilities", True) if some else ("unknown", False)
 
 

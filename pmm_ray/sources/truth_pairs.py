@@ -25,6 +25,7 @@ class Truth:
         count: images that have one.
         is_table: whether it is a table of ours, which holds contiguous ids.
         unsure: what may be the truth of an image, by its id, where more than one mask may be.
+        notes: count pairs found by another rule than one name.
     """
 
     index: TableIndex
@@ -33,6 +34,7 @@ class Truth:
     count: int
     is_table: bool
     unsure: dict[str, str]
+    notes: tuple[str, ...]
 
 
 def find_truth(place: str, images: TableIndex, out: str) -> Truth:
@@ -60,7 +62,9 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
     none = write_listing(storage.join(out, "no-truth.parquet"), dict.fromkeys(lacking, ""))
     unsure = {i: text for i, text in matched.unsure.items() if i in set(lacking)}
     index = _joined(matched.truth, none)
-    return Truth(index, truth.fingerprint, truth.place, len(known), truth.is_table, unsure)
+    return Truth(
+        index, truth.fingerprint, truth.place, len(known), truth.is_table, unsure, matched.notes
+    )
 
 
 def _joined(first: TableIndex, second: TableIndex) -> TableIndex:

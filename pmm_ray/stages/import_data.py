@@ -25,7 +25,7 @@ from pmm_ray.sources.voc12 import import_voc12
 
 STAGE = "import_data"
 CODE_VERSION = 1
-_VERSIONS = {"voc12": 2, "folder": 2}
+_VERSIONS = {"voc12": 2, "folder": 2, "coco": 2, "parquet": 2}
 """Of sources whose reader has changed."""
 _LABELS_FROM = {
     "voc12": ("auto", "cls_labels", "xml", "masks", "lists"),

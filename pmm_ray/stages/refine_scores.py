@@ -37,7 +37,7 @@ from pmm_ray.runtime.rows.photographs import Photographs, large_image
 from pmm_ray.sources.truth_pairs import Truth
 
 STAGE = "refine_scores"
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 MOMENTS = ("before", "after")
 """Of the CRF."""

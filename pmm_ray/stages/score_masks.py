@@ -33,7 +33,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles, Matched
 
 STAGE = "score_masks"
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 COUNTED = columns(
     image_id=TEXT, truth=pa.list_(pa.uint16()), mask=pa.list_(pa.uint16()), counts=pa.list_(INT64)

@@ -142,6 +142,39 @@ def test_images_whose_ids_end_in_the_same_number_are_counted(tmp_path: Path) -> 
     assert {a["image_id"] for a in written["annotations"]} == {1, 2}
 
 
+def test_numbers_of_more_than_64_bits_are_no_ids_of_coco(tmp_path: Path) -> None:
+    space = LabelSpace.from_names(["cat", "dog"], name="pets")
+    make_run(tmp_path / "run", ("t", "5", str(2**63)), space)
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "coco") == 0
+    written = json.loads((tmp_path / "out" / "instances_val.json").read_text())
+    assert [i["id"] for i in written["images"]] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["#dog", "dog\ncat", '"dog"'])
+def test_names_that_a_list_cannot_hold_are_no_voc_tree(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = LabelSpace("pets", ("background", "cow", name), (0, 1, 2))
+    make_run(tmp_path / "run", ("a", "b"), space)
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "voc") == 1
+    assert "export --format coco" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "SegmentationClass").exists()
+
+
+def test_splits_that_yolo_does_not_know_are_said(
+    tmp_path: Path, regions: Masks, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri = str(tmp_path / "run/manifest.parquet")
+    manifest = open_manifest(uri)
+    rows = [
+        ManifestRow(**row | {"split": row["split"].replace("val", "extra")})
+        for row in tables.read_table(uri).to_pylist()
+    ]
+    write_manifest(uri, rows, manifest.label_space, source="test", exif="ignore")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "yolo") == 0
+    assert "data.yaml leaves out extra" in capfd.readouterr().err
+
+
 def test_other_masks_are_exported_by_name(tmp_path: Path) -> None:
     space = LabelSpace.from_names(["cat", "dog"], name="pets")
     make_run(tmp_path / "run", ("a", "b"), space)

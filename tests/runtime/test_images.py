@@ -115,6 +115,34 @@ def test_16_bit_keeps_the_high_byte() -> None:
     assert np.array_equal(decode(data.tobytes()), colour >> 8)
 
 
+@pytest.mark.parametrize("highest", [255, 1023, 4095])
+@pytest.mark.parametrize(
+    ("ending", "channels"),
+    [(".png", 1), (".png", 3), (".png", 4), (".tiff", 1), (".tiff", 3), (".pgm", 1), (".ppm", 3)],
+)
+def test_10_and_12_bits_in_16_are_refused_and_16_are_not(
+    ending: str, highest: int, channels: int
+) -> None:
+    samples = np.linspace(0, highest, 12).astype(np.uint16).reshape(3, 4)
+    planes = np.stack([samples] * channels, -1).squeeze()
+    if channels == 4:
+        planes[..., 3] = 65535
+    with pytest.raises(RowError, match=r"none is above 4095.*multiply 16 FILE") as caught:
+        decode(cv2.imencode(ending, planes)[1].tobytes())
+    assert caught.value.kind == "decode"
+    planes[0, 0] = 5000
+    if channels == 4:
+        planes[..., 3] = 65535
+    assert decode(cv2.imencode(ending, planes)[1].tobytes())[0, 0].tolist() == [19, 19, 19]
+
+
+def test_a_pgm_says_what_its_white_is() -> None:
+    for white in (1023, 4095, 65535):
+        head = f"P5\n2 1\n{white}\n".encode()
+        data = head + np.array([0, white], ">u2").tobytes()
+        assert decode(data)[..., 1].tolist() == [[0, 255]]
+
+
 def test_32_bit_is_refused_and_says_why() -> None:
     data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
     with pytest.raises(RowError, match="32-bit") as caught:

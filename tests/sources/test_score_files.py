@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -185,12 +186,51 @@ NOISE = np.random.default_rng(0).normal(size=(21, 9, 9)).astype(np.float32) * 4
         (np.full((21, 4, 4), 100 / 21, np.float32), "add up to 100: divide them by it"),
         (np.full((21, 4, 4), 255 / 21, np.float32), "add up to 255: divide them by it"),
         (np.round(writers.softmax(NOISE) * 255), "add up to 255: divide them by it"),
+        (np.round(writers.softmax(NOISE) * 100), "add up to 100: divide them by it"),
+        (writers.softmax(NOISE) * 4, "add up to 4: divide them by it"),
+        (writers.softmax(NOISE) / 2, "add up to 0.5: divide them by it"),
+        (np.round(writers.softmax(NOISE) * 1000), "add up to 1000: divide them by it"),
+        (writers.softmax(NOISE) * 65535, "add up to 65535: divide them by it"),
+        (-np.log(writers.softmax(NOISE)), "these are energies, -log of probabilities"),
+        (-np.log(writers.softmax(NOISE).clip(1e-5)), "these are energies"),
+        (NOISE / np.linalg.norm(NOISE, axis=0), "no class more than 8 %.* --values logits"),
+        (np.resize(NOISE, (90, 9, 9)), "90 planes, as many as there are classes without"),
+        (np.resize(NOISE, (24, 24, 21)), r"\[24, 24, 21\], .* write \[classes, h, w\]"),
     ],
 )
 def test_what_cannot_be_scores_is_refused(content: Any, message: str, tmp_path: Path) -> None:
     writers.save(tmp_path / "scores", "a", content)
     with pytest.raises(CannotRunError, match=message):
         find(tmp_path / "scores")
+
+
+def test_shares_over_the_last_axis_are_refused(tmp_path: Path) -> None:
+    shares = writers.softmax(NOISE[:5])
+    writers.save(tmp_path / "scores", "a", np.moveaxis(shares, 0, 2))
+    with pytest.raises(CannotRunError, match=r"\[9, 9, 5\], .* write \[classes, h, w\]"):
+        find(tmp_path / "scores")
+
+
+def test_probabilities_after_a_bicubic_resize_are_probabilities(tmp_path: Path) -> None:
+    shares = writers.softmax(logits_of("a"))[:, ::4, ::4]
+    size = (WIDTH, HEIGHT)
+    planes = [cv2.resize(plane, size, interpolation=cv2.INTER_CUBIC) for plane in shares]
+    resized = np.array(planes)
+    assert resized.min() < -0.02
+    assert resized.max() > 1.02
+    writers.deeplab(tmp_path / "scores", "a", resized)
+    found, known = find(tmp_path / "scores")
+    assert ", probabilities, in 1" in known.line
+    _, scores = read(found, known, "a")
+    assert scores.min() >= 0
+    np.testing.assert_allclose(scores.sum(0), 1, atol=1e-3)
+    assert (scores.argmax(0)[::2, ::2] == resized.argmax(0)).mean() > 0.95
+
+
+def test_the_users_word_that_values_are_logits_holds(tmp_path: Path) -> None:
+    writers.deeplab(tmp_path / "scores", "a", writers.softmax(logits_of("a")) * 4)
+    _, scores = read(*find(tmp_path / "scores", values="logits"), "a")
+    assert scores.max() == pytest.approx(np.e**4 / (np.e**4 + 20), abs=0.03)
 
 
 def test_sums_of_shares_are_no_logits(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """A run's masks as COCO's annotation JSON: one file per split, one RLE region per image and class.
 
 Categories have the data set's own ids (COCO: 1..90 with gaps). If the ids of all images of a split
-end in numbers (as COCO's file names do), and no two in the same, images have these numbers, else
-their positions in the order of ids. Pixels of no class (255) belong to no region.
+end in numbers of 64 bits (as COCO's file names do), and no two in the same, images have these
+numbers, else their positions in the order of ids. Pixels of no class (255) belong to no region.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _images(masks: RunMasks, split: SplitMasks) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: row["image_id"])
     found = [re.search(r"\d+$", row["image_id"]) for row in rows]
     own = [int(match[0]) for match in found if match]
-    numbers = own if len(set(own)) == len(rows) else range(1, len(rows) + 1)
+    fits = len(set(own)) == len(rows) and max(own, default=0) < 2**63
+    numbers = own if fits else range(1, len(rows) + 1)
     names = file_names([row["uri"] for row in rows])
     return [
         {

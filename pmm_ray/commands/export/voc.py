@@ -7,15 +7,19 @@ than 254 classes).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.sources.label_files import read_class_list
 
 MASKS = "SegmentationClass"
 LISTS = "ImageSets/Segmentation"
 CLASS_NAMES = "class_names.txt"
+_OTHER = "--format coco"
 
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
@@ -24,7 +28,11 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     Args:
         out: folder or uri.
         progress: shows the files written.
+
+    Raises:
+        CannotRunError: a class whose name cannot stand on a line of `class_names.txt`.
     """
+    _write_names(masks.manifest.label_space.names, storage.join(out, CLASS_NAMES))
     folder = storage.join(out, MASKS)
     written = Written()
 
@@ -36,7 +44,21 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         written.image_ids |= {row["image_id"] for row, _ in masks.each(split, progress, write_mask)}
         text = "".join(f"{image_id}\n" for image_id in split.image_ids)
         storage.write_bytes(storage.join(out, LISTS, f"{split.split}.txt"), text.encode())
-    names = "".join(f"{name}\n" for name in masks.manifest.label_space.names)
-    storage.write_bytes(storage.join(out, CLASS_NAMES), names.encode())
     progress.message(f"{folder}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
     return written
+
+
+def _write_names(names: Sequence[str], uri: str) -> None:
+    storage.write_bytes(uri, "".join(f"{name}\n" for name in names).encode())
+    try:
+        again = read_class_list(uri).space.names
+    except CannotRunError as error:
+        raise CannotRunError(
+            f"{error}: give the classes other names, or export {_OTHER}"
+        ) from error
+    lost = [name for name in names if name not in again]
+    if lost:
+        raise CannotRunError(
+            f"{uri} has a name a line, and class {lost[0]!r} does not read back: give it another "
+            f"name, or export {_OTHER}"
+        )

@@ -60,11 +60,17 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
             written.add(row["image_id"], fault)
     storage.write_bytes(storage.join(out, "data.yaml"), _data_yaml(masks).encode())
     progress.message(f"{out}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
+    places = _places(masks).values()
+    left_out = [s.split for s in masks.splits if f"images/{s.split}" not in places]
+    if left_out:
+        progress.message(
+            f"data.yaml leaves out {', '.join(left_out)}: it knows train, val and test"
+        )
     return written
 
 
-def _data_yaml(masks: RunMasks) -> str:
-    """Where the splits are, below the file's own folder, and the names of the classes from 0."""
+def _places(masks: RunMasks) -> dict[str, str]:
+    """The folders of train, val and test, below that of data.yaml."""
     splits = [split.split for split in masks.splits]
     data = masks.config.data
     train = data.train_split if data.train_split in splits else splits[0]
@@ -72,8 +78,13 @@ def _data_yaml(masks: RunMasks) -> str:
     places = {"train": f"images/{train}", "val": f"images/{held_out}"}
     if "test" in splits:
         places["test"] = "images/test"
+    return places
+
+
+def _data_yaml(masks: RunMasks) -> str:
+    """Where the splits are, and the names of the classes from 0."""
     names = dict(enumerate(masks.manifest.label_space.names[1:]))
-    return yaml.safe_dump(places | {"names": names}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_places(masks) | {"names": names}, sort_keys=False, allow_unicode=True)
 
 
 def _lines(mask_HW: NDArray[Any], ignore: int) -> list[str]:

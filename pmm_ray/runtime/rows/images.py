@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
@@ -64,6 +64,7 @@ CONVERT = "convert it to JPEG or PNG, for example `magick mogrify -format jpg FI
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _JXL_SIGNATURES = (b"\xff\n", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
+_MOST_OF_12_BITS = 4095
 _ORIENTATION = ExifTags.Base.Orientation
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
@@ -76,8 +77,12 @@ def decode_rgb(
     """The pixels of an encoded photograph.
 
     Transparent pixels are composited over white, as a viewer shows them: what an image hides
-    below its alpha is no part of the photograph. 16-bit channels keep their high byte, as OpenCV
-    does. A TIFF's own orientation is always applied; it is part of that format.
+    below its alpha is no part of the photograph. A TIFF's own orientation is always applied; it is
+    part of that format.
+
+    16-bit channels keep their high byte, as OpenCV does. Where none is above 4095 that would be
+    black, and the photograph is refused: it has 10 or 12 bits, or it is dark, which one photograph
+    does not tell.
 
     Args:
         data: the bytes of a JPEG, PNG, BMP, TIFF, WebP or another file that Pillow reads.
@@ -90,11 +95,15 @@ def decode_rgb(
         uint8 [H, W, 3], RGB, 0..255, C-contiguous, writable.
 
     Raises:
-        RowError: `decode` (truncated, empty, not an image, 32-bit samples) or `too_large`.
+        RowError: `decode` (truncated, empty, not an image, 32-bit samples, 16-bit ones up to 4095)
+            or `too_large`.
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
         orientation = _orientation(image) if apply_exif else 1
+        wide = _has_16_bits(image)
         image.load()
+        if wide:
+            _refuse_black(image, uri)
         rgb = _to_rgb(image, uri)
         # nothing but the orientation: Pillow would stumble over any other tag that is damaged
         rgb.info.clear()
@@ -296,7 +305,7 @@ def _reading(uri: str) -> Iterator[None]:
         raise RowError("decode", f"cannot be decoded: {error}", uri) from error
 
 
-def _open(data: bytes, max_pixels: int, uri: str) -> Image.Image:
+def _open(data: bytes, max_pixels: int, uri: str) -> ImageFile.ImageFile:
     """The image with its header read and its declared size checked."""
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)
@@ -350,8 +359,37 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def _has_16_bits(image: ImageFile.ImageFile) -> bool:
+    """Whether an image that is not loaded has 16-bit samples; of colours Pillow keeps 8 of them."""
+    raw = [str(tile[3]) for tile in image.tile]
+    return any(";16" in text or "65535" in text for text in raw) or _is_16_bit_grey(image)
+
+
+def _is_16_bit_grey(image: Image.Image) -> bool:
+    # Pillow brings a PGM to 0..65535, whatever its highest value is
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _refuse_black(image: Image.Image, uri: str) -> None:
+    """Raises RowError of 16-bit samples of which none is above 4095."""
+    if _is_16_bit_grey(image):
+        black = int(np.asarray(image).max()) <= _MOST_OF_12_BITS
+    else:
+        colours = image.convert("RGB") if image.has_transparency_data else image
+        highest = np.asarray(colours).max()
+        black = int(highest) <= round(_MOST_OF_12_BITS / 257)
+    if black:
+        raise RowError(
+            "decode",
+            "16-bit samples of which none is above 4095, nearly black: if they have 12 bits, "
+            "`magick mogrify -evaluate multiply 16 FILE` makes them 16 (10 bits: multiply 64); a "
+            "photograph that is dark is to be saved with 8 bits",
+            uri,
+        )
+
+
 def _to_rgb(image: Image.Image, uri: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if _is_16_bit_grey(image):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)
