@@ -97,6 +97,13 @@ def import_parquet(
             f"{lacking[0]} has no column of labels ({known}), and other files have one: give it "
             "the same name in all"
         )
+    nameless = [file.uri for file in files if not (file.split or file.split_column)]
+    named = [file.uri for file in files if is_split(file.split) and not file.split_column]
+    if nameless and named:
+        raise CannotRunError(
+            f"{nameless[0]} is not called as a split is, and {named[0]} is: call it `train`, `val` "
+            "or `test`, or give it a column split"
+        )
     read = _read_labels(files)
     if class_names is not None:
         read = replace(read, names=tuple(map(normalize_name, class_names)))

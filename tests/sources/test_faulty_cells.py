@@ -174,3 +174,11 @@ def test_a_root_that_is_not_there_or_no_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "photos.zip").write_bytes(b"PK")
     with pytest.raises(CannotRunError, match="is no folder: unpack it"):
         import_folder(str(tmp_path / "photos.zip"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["val_df", "holdout", "eval", "animals_val"])
+def test_a_parquet_file_beside_a_split_is_called_as_one(name: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [(encoded(), "a.jpg")], ["cat"])
+    write_parquet(tmp_path / f"{name}.parquet", [(encoded(), "b.jpg")], ["dog"])
+    with pytest.raises(CannotRunError, match=rf"{name}.parquet is not called as a split is"):
+        import_parquet(str(tmp_path), str(tmp_path / "out"))
