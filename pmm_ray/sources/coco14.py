@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Literal
 
 from pmm_ray.labels import COCO14
@@ -28,7 +27,7 @@ from pmm_ray.sources.coco_files import (
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.coco_json import CocoImage, read_categories, read_images
+from pmm_ray.sources.coco_json import read_categories, read_images
 from pmm_ray.sources.coco_objects import index_objects
 from pmm_ray.sources.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing import Importer
@@ -40,6 +39,7 @@ from pmm_ray.sources.lists import (
     read_label_list,
     write_differences,
 )
+from pmm_ray.sources.names import stem_path
 
 YEAR = "2014"
 BARE = "images without annotation"
@@ -103,7 +103,8 @@ def import_coco14(
         listed_labels |= listed
         truth = split in truth_splits
         images = read_images(uri)
-        ids = [*map(_image_id, images)]
+        names = [image.file_name.rsplit("/", 1)[-1] for image in images]
+        ids = [stem_path(name) or name for name in names]
         found = read_annotated(uri, images, ids, LABEL_OF, objects if truth else None, base)
         importer.notes += found.notes()
         found.add_counts(counts)
@@ -111,6 +112,7 @@ def import_coco14(
         missing = _add_all(
             importer,
             found,
+            ids,
             split,
             _photographs(root, base),
             partial(mask_uri, out) if truth else None,
@@ -161,10 +163,6 @@ def _read_list(lists: str | None, base: str) -> dict[str, Labels]:
     return read_label_list(storage.join(storage.absolute(lists), f"{base}_cls.txt"), COCO14)
 
 
-def _image_id(image: CocoImage) -> str:
-    return PurePosixPath(image.file_name).stem
-
-
 def _photographs(root: str, base: str) -> tuple[str, frozenset[str] | None]:
     """(folder of the photographs, the names in it; None where there is no such folder yet)."""
     places = [f"{root}/{base}{YEAR}", f"{root}/images/{base}{YEAR}", f"{root}/images"]
@@ -178,6 +176,7 @@ def _photographs(root: str, base: str) -> tuple[str, frozenset[str] | None]:
 def _add_all(
     importer: Importer,
     found: AnnotatedImages,
+    ids: Sequence[str],
     split: str,
     photographs: tuple[str, frozenset[str] | None],
     truth_uri: Callable[[str], str] | None,
@@ -186,16 +185,14 @@ def _add_all(
     """Add every annotated image; returns how many photographs a folder yet to come would hold."""
     folder, names = photographs
     expected = 0
-    times = Counter(map(_image_id, found.images))
-    for position, image in enumerate(found.images):
-        if times[_image_id(image)] > 1:
+    times = Counter(ids)
+    for position, (image_id, image) in enumerate(zip(ids, found.images, strict=True)):
+        if times[image_id] > 1:
             text = f"{image.file_name} is listed twice: which objects are its own?"
             found.faults.setdefault(position, text)
-    for position, image in enumerate(found.images):
         if not found.labels[position] and position not in found.faults:
             importer.leave_out(BARE, image.file_name)
             continue
-        image_id = _image_id(image)
         # a name with a folder in it is never joined to a path, and is not in the listing
         there = names is None or image.file_name in names
         place = f"{folder}/{image.file_name}" if "/" not in image.file_name else folder
