@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def _match(
 def _show(summary: Summary, place: str) -> None:
     """Print the class table, and keep everything as JSON."""
     details: dict[str, Any] = summary.details
-    metrics: dict[str, float | None] = dict(summary.metrics)
+    metrics = {k: v if math.isfinite(v) else None for k, v in summary.metrics.items()}
     total = max(sum(details["truth_pixels"].values()), 1)
     width = max(len(name) for name in details["class_iou"])
     print(f"{'class':{width}}   IoU %  truth %")
