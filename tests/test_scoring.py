@@ -375,3 +375,16 @@ def test_the_command_takes_the_classes_of_an_imported_data_set(
         said = capfd.readouterr().out
         assert "mIoU 100.00 % over the 4 classes" in said
         assert made.manifest.label_space.names[1] in said
+
+
+def test_masks_whose_palette_was_reordered_are_error_rows(tmp_path: Path) -> None:
+    # as programs that make files smaller write them: cat's colour at index 1
+    values = {name: np.array([[0, 0, 8, 8]], np.uint8) for name in "ab"}
+    truth, masks = save(tmp_path / "truth", values, palette=True), tmp_path / "masks"
+    save(masks, {"a": values["a"]}, palette=True)
+    image = Image.fromarray(np.minimum(values["b"], 1))
+    image.putpalette([*VOC12.palette[0].tolist(), *VOC12.palette[8].tolist()])
+    image.save(masks / "b.png")
+    found = evaluate(tmp_path, masks, truth, label_space="voc12")
+    assert (found["mean_iou"], found["scored"]) == (1, 1)
+    assert "1 (aeroplane) that of 8 (cat)" in error_rows(tmp_path)["b"][1]

@@ -34,6 +34,7 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
+from pmm_ray.sources.truth import check_voc_palette
 from pmm_ray.sources.truth_pairs import Truth
 
 STAGE = "refine_scores"
@@ -92,7 +93,7 @@ def refining_worker(
         labels, planes = read({"manifest": manifest, "cams": row["scores"]})
         if setting.background != "given":
             planes = upsample_cam(planes, *image_HW3.shape[:2])
-        truth, fault = _truth(row.get("truth"), image_HW3.shape[:2])
+        truth, fault = _truth(row.get("truth"), image_HW3.shape[:2], photographs.label_space)
         before = {}
         if truth is not None:
             plain = before_crf(setting, labels, planes, ignore)
@@ -105,7 +106,7 @@ def refining_worker(
 
 
 def _truth(
-    row: Mapping[str, Any] | None, size: tuple[int, ...]
+    row: Mapping[str, Any] | None, size: tuple[int, ...], space: LabelSpace
 ) -> tuple[NDArray[Any] | None, str | None]:
     """The true mask of a row, and what is wrong with it: it costs the score, not the mask."""
     if row is None:
@@ -114,7 +115,9 @@ def _truth(
     if data is None and not uri:
         return None, None
     try:
-        truth = decode_mask(read_file(uri) if data is None else data, uri=uri)
+        data = read_file(uri) if data is None else data
+        check_voc_palette(data, uri, space)
+        truth = decode_mask(data, uri=uri)
     except (RowError, ValueError) as error:
         return None, f"{uri}: {error}"
     if truth.shape != size:

@@ -31,6 +31,7 @@ from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.mask_files import MaskFiles, Matched
+from pmm_ray.sources.truth import check_voc_palette
 
 STAGE = "score_masks"
 CODE_VERSION = 3
@@ -41,11 +42,12 @@ COUNTED = columns(
 """One row per image: how many pixels have each pair of (true value, mask value)."""
 
 
-def scoring_worker(stage: str) -> Worker:
+def scoring_worker(stage: str, space: LabelSpace) -> Worker:
     """Makes the worker of one task."""
 
     def count(row: InputRow) -> dict[str, Any]:
-        truth, mask = _read(row["truth"], "ground truth"), _read(row["masks"], "mask")
+        truth = _read(row["truth"], "ground truth", space)
+        mask = _read(row["masks"], "mask", space)
         if truth.shape != mask.shape:
             sizes = [f"{width} x {height}" for height, width in (mask.shape, truth.shape)]
             raise RowError("label", f"the mask has {sizes[0]} px, its ground truth {sizes[1]}")
@@ -60,7 +62,7 @@ def scoring_worker(stage: str) -> Worker:
     return row_by_row(stage, count)
 
 
-def _read(row: Mapping[str, Any], what: str) -> NDArray[Any]:
+def _read(row: Mapping[str, Any], what: str, space: LabelSpace) -> NDArray[Any]:
     """The values of a mask: of a masks table's row, or of the file that the row names."""
     uri = row.get("uri") or ""
     data = row.get("mask_png")
@@ -70,6 +72,7 @@ def _read(row: Mapping[str, Any], what: str) -> NDArray[Any]:
         except FileNotFoundError as error:
             raise RowError("missing", f"the {what} does not exist", uri) from error
     try:
+        check_voc_palette(data, uri, space)
         return decode_mask(data, uri=uri)
     except ValueError as error:
         raise RowError("label", str(error), uri) from error
@@ -110,7 +113,7 @@ def run(
         context,
         folder,
         inputs={"manifest": pairs, "masks": matched.masks, "truth": matched.truth},
-        factory=partial(scoring_worker, folder.stage),
+        factory=partial(scoring_worker, folder.stage, space),
         schema=COUNTED,
     )
     table = read_all(folder.uri)
