@@ -47,7 +47,8 @@ def no_class(word: str) -> str:
         return f"the label {word!r} is in quotes: leave them out"
     used = next((char for char in word if char in JOINTS or char in _STRANGE), None)
     if used is not None:
-        return f"the label {word!r} holds {used!r}: separate the classes of an image by " + (
+        return (
+            f"the label {word!r} holds {used!r}: separate the classes of an image by "
             f"{SEPARATOR!r}, or name this class in classes.txt"
         )
     if _NUMBER_BEHIND.fullmatch(word):

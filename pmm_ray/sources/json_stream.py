@@ -25,12 +25,13 @@ class _Cleaned:
 
     Args:
         stream: of bytes.
-        numbers: whether NaN and Infinity, which Python writes and JSON does not know, become null.
+        any_number: whether NaN and Infinity, which Python writes and JSON does not know, become
+            null.
     """
 
-    def __init__(self, stream: Any, numbers: bool) -> None:
+    def __init__(self, stream: Any, any_number: bool) -> None:
         self._stream = stream
-        self._numbers = numbers
+        self._any_number = any_number
         self._decoder: codecs.IncrementalDecoder | None = None
         self._rest = b""
         self._in_text = False
@@ -42,7 +43,7 @@ class _Cleaned:
         while True:
             data: bytes = self._stream.read(size)
             more = self._recoded(data)
-            if self._numbers:
+            if self._any_number:
                 more = self._with_nulls(more, last=not data)
             if more or not data:
                 return more

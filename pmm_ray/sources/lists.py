@@ -16,7 +16,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.names import file_stem, has_ending
 from pmm_ray.sources.text import read_lines
 from pmm_ray.sources.truth import MASK_SUFFIX
 
@@ -53,8 +53,8 @@ def read_members(uri: str) -> tuple[list[str], list[str]]:
     members: list[str] = []
     absent: list[str] = []
     for first, *others in read_words(uri):
-        image_id = _stem(first) if has_ending(first, IMAGE_SUFFIXES) else first
-        masks = [word for word in others if MASK_SUFFIX.sub("", _stem(word)) == image_id]
+        image_id = file_stem(first) if has_ending(first, IMAGE_SUFFIXES) else first
+        masks = [word for word in others if MASK_SUFFIX.sub("", file_stem(word)) == image_id]
         if len(others) > 1 or (others and not masks and others[0] not in _MARKS):
             raise CannotRunError(
                 f"{uri}: the line {' '.join((first, *others[:5]))!r} is no id, no photograph and "
@@ -62,10 +62,6 @@ def read_members(uri: str) -> tuple[list[str], list[str]]:
             )
         (absent if others == [_ABSENT] else members).append(image_id)
     return members, absent
-
-
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:

@@ -111,6 +111,11 @@ def stem_path(uri: str, root: str = "") -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
+def file_stem(name: str) -> str:
+    """A file's name without its folders and its ending, as it is written."""
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
 def safe_image_id(name: str) -> str:
     """The name itself if it is an allowed image id, else a safe id that only it gets."""
     if tables.IMAGE_ID_PATTERN.fullmatch(name):

@@ -167,7 +167,7 @@ def _ours(uri: str) -> bool:
             return any(key.startswith("pmm.") for key in tables.table_metadata(uri))
         content = json.loads(storage.read_bytes(uri))
     # what cannot be read says nothing
-    except (OSError, ValueError, CannotRunError):
+    except (OSError, ValueError, RecursionError, CannotRunError):
         return False
     return isinstance(content, dict) and bool(content.keys() & _OUR_KEYS)
 

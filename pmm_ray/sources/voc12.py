@@ -37,7 +37,7 @@ from pmm_ray.sources.lists import (
     read_members,
     write_differences,
 )
-from pmm_ray.sources.names import has_ending
+from pmm_ray.sources.names import file_stem, has_ending
 from pmm_ray.sources.photographs import places_in
 from pmm_ray.sources.pickled import load_pickled_dict, refusal
 from pmm_ray.sources.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
@@ -97,7 +97,7 @@ def import_voc12(
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
     photographs: dict[str, list[str]] = {}
     for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES):
-        photographs.setdefault(_stem(uri), []).append(uri)
+        photographs.setdefault(file_stem(uri), []).append(uri)
     found_masks = find_masks(voc, photographs)
     masks = (sbd_masks(sbd) if sbd else {}) | found_masks.of
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
@@ -245,10 +245,6 @@ def _read_lists(
     return found
 
 
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-
-
 def _read_list(
     voc: str, split: str, lists: str | None, sbd: str | None
 ) -> tuple[list[str], list[str]]:
@@ -256,7 +252,7 @@ def _read_list(
     available: dict[str, str] = {}
     for folder in (storage.absolute(lists) if lists else "", f"{voc}/{_LISTS}"):
         if folder:
-            available |= {_stem(uri): uri for uri in _files(folder, ".txt")}
+            available |= {file_stem(uri): uri for uri in _files(folder, ".txt")}
     other = _SPELLINGS.get(split, "")
     uri = available.get(split) or available.get(other)
     if uri is None:
@@ -276,7 +272,7 @@ def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[La
     if pickled is not None:
         readers["cls_labels"] = _cls_labels_reader(pickled)
     places = places_in(voc, ["Annotations"])
-    annotations = {_stem(uri): uri for place in places for uri in _files(place, ".xml")}
+    annotations = {file_stem(uri): uri for place in places for uri in _files(place, ".xml")}
     if annotations:
         readers["xml"] = lambda image_id: _xml_labels(annotations.get(image_id))
     if masks:

@@ -206,7 +206,7 @@ def test_results_of_ours_are_no_photographs(tmp_path: Path) -> None:
 def test_other_programs_may_have_files_of_our_names(tmp_path: Path) -> None:
     noise(tmp_path / "trip/a.jpg")
     (tmp_path / "trip/summary.json").write_text('{"photos": 1}')
-    (tmp_path / "trip/run.json").write_text("[1]")
+    (tmp_path / "trip/run.json").write_text("[" * 100_000)
     (tmp_path / "trip/manifest.parquet").write_bytes(b"PAR1")
     report = import_folder(str(tmp_path), str(tmp_path / "out"))
     assert report.rows == 1

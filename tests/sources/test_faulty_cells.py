@@ -36,6 +36,10 @@ def test_a_class_called_like_an_empty_cell_is_one_where_a_list_names_it(tmp_path
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
+        ("#REF!", "an error of the spreadsheet"),
+        ("#n/a", "an error of the spreadsheet"),
+        ("'dog'", "in quotes: leave them out"),
+        ("cat;nan", "how an empty cell is written"),
         ("#NV", "an error of the spreadsheet"),
         ("#N/D", "an error of the spreadsheet"),
         ("#BEZUG!", "an error of the spreadsheet"),
@@ -58,7 +62,7 @@ def test_a_class_called_like_an_empty_cell_is_one_where_a_list_names_it(tmp_path
         ("„dog“", "in quotes"),
     ],
 )
-def test_cells_of_other_keyboards_are_error_rows(cell: str, said: str, tmp_path: Path) -> None:
+def test_cells_that_name_no_class_are_error_rows(cell: str, said: str, tmp_path: Path) -> None:
     report = a_folder(tmp_path, f"image_id,labels\na,{cell}\nb,cat\n")
     assert list(report.classes) == ["cat"]
     [error] = report.errors

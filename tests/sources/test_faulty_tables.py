@@ -53,23 +53,6 @@ def test_classes_called_10_and_11_are_names(tmp_path: Path) -> None:
     assert list(report.classes) == ["10", "11"]
 
 
-@pytest.mark.parametrize(
-    ("cell", "said"),
-    [
-        ("#REF!", "an error of the spreadsheet"),
-        ("#n/a", "an error of the spreadsheet"),
-        ("'dog'", "in quotes: leave them out"),
-        ("cat;nan", "how an empty cell is written"),
-    ],
-)
-def test_cells_that_name_no_class_are_error_rows(cell: str, said: str, tmp_path: Path) -> None:
-    report = a_folder(tmp_path, f"image_id,labels\na,{cell}\nb,cat\n")
-    assert list(report.classes) == ["cat"]
-    [error] = report.errors
-    assert (error.image_id, error.kind) == ("a", "label")
-    assert said in error.message
-
-
 def test_a_fault_of_a_table_says_how_to_mend_it(tmp_path: Path) -> None:
     report = a_folder(tmp_path / "long", "image_id,labels\na,dog\na,cat\nb,cat\n")
     assert "belong into one line, separated by ';'" in report.errors[0].message
