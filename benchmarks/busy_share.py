@@ -42,7 +42,7 @@ from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.tasks import Output, produce_chunk, run_chunk
 from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 try:
     from pmm_ray.runtime.mapping.overlap import OVERLAP

@@ -4,9 +4,9 @@
 
 Writes a synthetic `instances_train2014.json` with as many images and annotations as the official
 one (82,783 and 604,907; about its 330 MB), empty files in place of the photographs, and imports
-it in a process of its own: `pmm_ray.sources.coco14`, once with the objects that masks are drawn
-from and once without. Prints seconds and the largest resident size. With another checkout both
-import the same files in turn, and a line has the ratios of the medians: below 1 is less here.
+it in a process of its own, once with the objects that masks are made of and once without. Prints
+seconds and the largest resident size. With another checkout both, each by its own copy of this
+file, import the same files in turn, and a line has the ratios of the medians: below 1 is less here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _image(i: int) -> dict[str, object]:
 
 def measure(root: str, out: str, truth: bool) -> None:
     """Import, and print what it took as JSON; runs in a process of its own."""
-    from pmm_ray.sources.coco14 import import_coco14
+    from pmm_ray.sources.datasets.coco14 import import_coco14
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     started = time.monotonic()
@@ -95,8 +95,9 @@ def measure(root: str, out: str, truth: bool) -> None:
 
 
 def imported(side: Path, folder: str, out: Path, what: str) -> dict[str, float]:
-    """What `measure` says of a checkout."""
-    command = [sys.executable, __file__, "--measure", folder, str(out), what]
+    """What a checkout's own `measure` says."""
+    script = str(side / "benchmarks/coco_import.py")
+    command = [sys.executable, script, "--measure", folder, str(out), what]
     environment = {**os.environ, "PYTHONPATH": str(side)}
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment

@@ -24,7 +24,7 @@ from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import batches
 from pmm_ray.runtime.training.sampling import BatchPlan
 from pmm_ray.runtime.training.task import TrainingTask
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages.train_classifier import ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
 

@@ -26,7 +26,7 @@ from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training import loader
 from pmm_ray.runtime.training.sampling import BatchPlan
 from pmm_ray.runtime.training.task import TrainingTask
-from pmm_ray.sources.voc12 import import_voc12
+from pmm_ray.sources.datasets.voc12 import import_voc12
 from pmm_ray.stages.train_classifier import ClassifierTask
 from pmm_ray.stages.train_segmenter import SegmenterTask
 

@@ -48,7 +48,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.rows.scores import pack_scores, refine
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages import predict_masks
 from pmm_ray.stages.predict_masks import Scorer
 

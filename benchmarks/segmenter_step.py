@@ -33,7 +33,7 @@ from pmm_ray.nets.segmenter import build_segmenter, describe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages.train_segmenter import SegmenterTask
 
 SKIPPED = 3

@@ -44,7 +44,7 @@ from pmm_ray.runtime.training.launch import run_training
 from pmm_ray.runtime.training.loader import batches
 from pmm_ray.runtime.training.sampling import BatchPlan
 from pmm_ray.runtime.training.train import training_job
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages.train_classifier import ClassifierTask
 
 BATCH = 16

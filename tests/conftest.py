@@ -23,7 +23,7 @@ from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.runtime.training import train as runtime_train
 from pmm_ray.runtime.training.job import TrainingJob
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 from .training import train, truth_masks
 

@@ -22,7 +22,7 @@ from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
-from pmm_ray.sources.coco_files import OBJECTS_KEY
+from pmm_ray.sources.datasets.coco_files import OBJECTS_KEY
 
 CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True)
 TRAIN, HELD_OUT = 6, 4

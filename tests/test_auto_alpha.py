@@ -15,7 +15,7 @@ import yaml
 
 from pmm_ray.commands.run import run_recipe
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 from .rehearsal import rehearse
 

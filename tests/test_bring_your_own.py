@@ -16,7 +16,7 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import read_all, read_index
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 HEIGHT, WIDTH = 40, 52
 IDS = ("a", "b", "c")

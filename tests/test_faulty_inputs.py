@@ -22,8 +22,8 @@ from pmm_ray.runtime.core.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
+from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.stages import compare_masks, evaluate, rasterize_masks
 
 from .sources.coco_tree import annotation, box, entry, photo, write

@@ -15,7 +15,7 @@ from pmm_ray.pipeline.run import open_run
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPES = str(REPOSITORY / "recipes" / "shapes.yaml")

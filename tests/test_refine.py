@@ -19,7 +19,7 @@ from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import crf_parameters
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 from .sources import writers
 from .sources.test_score_files import HEIGHT, PRESENT, WIDTH, logits_of

@@ -21,9 +21,9 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.raster import draw_objects
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.coco14 import import_coco14
+from pmm_ray.sources.datasets.raster import draw_objects
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 Masks = Mapping[str, Any]
 pytestmark = pytest.mark.usefixtures("ray_session")

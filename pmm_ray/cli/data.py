@@ -20,7 +20,7 @@ def data_shapes(
 ) -> None:
     """Make a synthetic, textured, multi-class data set with exact masks."""
     from pmm_ray.commands.data import show_import
-    from pmm_ray.sources.shapes import make_shapes
+    from pmm_ray.sources.datasets.shapes import make_shapes
 
     code = show_import(
         lambda: make_shapes(str(out), images=images, classes=classes, size=size, seed=seed)

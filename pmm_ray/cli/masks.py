@@ -54,7 +54,7 @@ def masks(
 ) -> None:
     """Make masks from CAMs that others made: CVS, CRF and PPMG only."""
     from pmm_ray.commands.masks import make_masks_of
-    from pmm_ray.sources.said import Said
+    from pmm_ray.sources.cams.said import Said
 
     code = make_masks_of(
         images,

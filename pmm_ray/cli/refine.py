@@ -66,7 +66,7 @@ def refine(
 ) -> None:
     """Refine scores of other programs to masks by a joint CRF; score them on the way."""
     from pmm_ray.commands.refine import refine_folder
-    from pmm_ray.sources.said import Said
+    from pmm_ray.sources.cams.said import Said
 
     code = refine_folder(
         scores,

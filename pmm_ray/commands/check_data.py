@@ -17,9 +17,9 @@ from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.names import has_ending
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console
+from pmm_ray.sources.reading.names import has_ending
 
 # what tells the layout of a folder, the surest first; else it is `folder`
 _LAYOUTS = (
@@ -92,7 +92,7 @@ def source_of(place: str) -> str:
     for source, names in _LAYOUTS:
         if any(storage.exists(storage.join(place, name)) for name in names):
             return source
-    from pmm_ray.sources.coco import has_annotations
+    from pmm_ray.sources.datasets.coco import has_annotations
 
     if has_annotations(place):
         return "coco"

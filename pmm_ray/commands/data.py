@@ -13,8 +13,8 @@ from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console
 from pmm_ray.stages import import_data, rasterize_masks
 
 

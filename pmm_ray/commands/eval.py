@@ -26,16 +26,11 @@ from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, Summary
-from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.mask_files import (
-    MaskFiles,
-    Matched,
-    find_masks,
-    match_masks,
-    write_listing,
-)
-from pmm_ray.sources.names import safe_image_id, stem_path
-from pmm_ray.sources.text import read_lines
+from pmm_ray.sources.labels.label_files import read_label_space
+from pmm_ray.sources.masks.mask_files import MaskFiles, find_masks, write_listing
+from pmm_ray.sources.masks.mask_pairs import Matched, match_masks
+from pmm_ray.sources.reading.names import safe_image_id, stem_path
+from pmm_ray.sources.reading.text import read_lines
 from pmm_ray.stages import score_masks
 
 

@@ -18,12 +18,12 @@ from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors, read_table
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
-    from pmm_ray.sources.cam_detect import Detected
-    from pmm_ray.sources.cam_files import CamFolder
-    from pmm_ray.sources.import_report import ImportReport
+    from pmm_ray.sources.cams.cam_detect import Detected
+    from pmm_ray.sources.cams.cam_files import CamFolder
+    from pmm_ray.sources.importing.import_report import ImportReport
 
 # says which settings the PNG files beside it were made with
 _MARKER = ".stage"
@@ -43,10 +43,10 @@ def make_masks_of(
 
     Args:
         images: folder of photographs; those without a CAM are left aside.
-        cams: folder of CAMs, see `pmm_ray.sources.cam_layouts`.
+        cams: folder of CAMs, see `pmm_ray.sources.cams.cam_layouts`.
         out: output folder; the same command goes on where it was interrupted.
         labels_csv: classes of each photograph, or names of the classes, see
-            `pmm_ray.sources.cam_import`.
+            `pmm_ray.sources.cams.cam_import`.
         said: what the user says of the files.
         settings: `masks.key=value` overrides of the defaults.
         address: see `run_recipe`.
@@ -56,8 +56,8 @@ def make_masks_of(
     """
     place, said = storage.absolute(str(out)), said or Said()
 
-    from pmm_ray.sources.cam_detect import asked
-    from pmm_ray.sources.cam_files import find_cams
+    from pmm_ray.sources.cams.cam_detect import asked
+    from pmm_ray.sources.cams.cam_files import find_cams
     from pmm_ray.stages import make_masks
 
     def body(progress: Progress) -> None:
@@ -88,8 +88,8 @@ def make_masks_of(
 
 def detect_cams(run: Run, found: CamFolder, said: Said) -> Detected:
     """What a folder of CAMs is. Raises CannotRunError, see `detect`."""
-    from pmm_ray.sources.cam_detect import asked, detect
-    from pmm_ray.sources.cam_reader import CamReader
+    from pmm_ray.sources.cams.cam_detect import asked, detect
+    from pmm_ray.sources.cams.cam_reader import CamReader
 
     max_pixels = run.config.data.max_pixels
     reader = CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, asked(said))
@@ -118,7 +118,7 @@ def import_cams(
     Raises:
         CannotRunError, BudgetExceededError: see `import_photographs` and `with_class_ids`.
     """
-    from pmm_ray.sources.cam_detect import with_class_ids
+    from pmm_ray.sources.cams.cam_detect import with_class_ids
 
     report = import_with(
         run, found, images, said, labels_csv=labels_csv, reading=detected.reading, space=space
@@ -143,8 +143,8 @@ def import_with(
     Raises:
         CannotRunError, BudgetExceededError: see `import_photographs`.
     """
-    from pmm_ray.sources.cam_import import import_photographs
-    from pmm_ray.sources.understood import console
+    from pmm_ray.sources.cams.cam_import import import_photographs
+    from pmm_ray.sources.importing.understood import console
 
     config = run.config
     report = import_photographs(
@@ -163,8 +163,8 @@ def import_with(
 
 def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     """The CAMs of the imported photographs, read as was detected."""
-    from pmm_ray.sources.cam_layouts import UNREAD
-    from pmm_ray.sources.cam_reader import CamReader
+    from pmm_ray.sources.cams.cam_layouts import UNREAD
+    from pmm_ray.sources.cams.cam_reader import CamReader
 
     space, reading = run.data.manifest.label_space, detected.reading
     # without a reading the hash is that of older versions

@@ -18,7 +18,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.importing.import_report import ImportReport
 
 
 def predict_folder(
@@ -78,8 +78,8 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
 def _import(run: Run, model: str, images: str) -> ImportReport:
     from pmm_ray.labels import LabelSpace
     from pmm_ray.nets.checkpoints import load_model
-    from pmm_ray.sources.folder import import_folder
-    from pmm_ray.sources.understood import console
+    from pmm_ray.sources.datasets.folder import import_folder
+    from pmm_ray.sources.importing.understood import console
 
     config = run.config
     space = LabelSpace.from_json(load_model(model, "segmenter")[1]["label_space"])

@@ -22,7 +22,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.masks import crf_parameters
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
     from latticecrf.presets import Setting
@@ -46,7 +46,7 @@ def refine_folder(
     """Refine scores; writes `OUT/masks/ID.png`, the masks table, and the scores if there is truth.
 
     Args:
-        scores: folder of scores with a background (see `pmm_ray.sources.score_files`), or of CAMs
+        scores: folder of scores with a background (see `sources/cams/score_files.py`), or of CAMs
             where the preset makes a background of its own.
         images: folder of photographs; those without scores are left aside.
         out: output folder; the same command goes on where it was interrupted.
@@ -71,8 +71,8 @@ def refine_folder(
         config = load_recipe(None, settings)
         setting = setting_of(preset, config, settings, confidence, strengths)
 
-        from pmm_ray.sources.cam_files import find_cams
-        from pmm_ray.sources.truth_pairs import find_truth
+        from pmm_ray.sources.cams.cam_files import find_cams
+        from pmm_ray.sources.masks.truth_pairs import find_truth
         from pmm_ray.stages import refine_scores
 
         masks = storage.join(place, "masks")

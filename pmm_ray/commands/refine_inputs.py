@@ -10,12 +10,12 @@ from pmm_ray.config import section_hash
 from pmm_ray.pipeline.run import Run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
-    from pmm_ray.sources.cam_files import CamFolder
-    from pmm_ray.sources.import_report import ImportReport
-    from pmm_ray.sources.score_detect import DetectedScores
+    from pmm_ray.sources.cams.cam_files import CamFolder
+    from pmm_ray.sources.cams.score_detect import DetectedScores
+    from pmm_ray.sources.importing.import_report import ImportReport
     from pmm_ray.stages.refine_scores import Seeds
 
 
@@ -26,8 +26,8 @@ def read_scores(run: Run, found: CamFolder, images: str, said: Said) -> tuple[Im
 
 def read_maps(run: Run, found: CamFolder, images: str, said: Said) -> tuple[ImportReport, Seeds]:
     """What a preset needs that makes a background of its own: CAMs, or the classes of scores."""
-    from pmm_ray.sources.cam_layouts import LAYOUTS
-    from pmm_ray.sources.score_files import ForegroundReader, ScoreReader
+    from pmm_ray.sources.cams.cam_layouts import LAYOUTS
+    from pmm_ray.sources.cams.score_files import ForegroundReader, ScoreReader
 
     if _are_cams(run, found, said):
         return _read_cams(run, found, images, said)
@@ -58,9 +58,9 @@ def _are_cams(run: Run, found: CamFolder, said: Said) -> bool:
 
 
 def _detect_scores(run: Run, found: CamFolder, images: str, said: Said) -> DetectedScores:
-    from pmm_ray.sources.folder import read_folder_classes
-    from pmm_ray.sources.label_files import read_label_space
-    from pmm_ray.sources.score_detect import asked_scores, detect_scores
+    from pmm_ray.sources.cams.score_detect import asked_scores, detect_scores
+    from pmm_ray.sources.datasets.folder import read_folder_classes
+    from pmm_ray.sources.labels.label_files import read_label_space
 
     # what people say comes before what a number of planes means
     space = None if said.label_space is None else read_label_space(said.label_space)
@@ -75,7 +75,7 @@ def _detect_scores(run: Run, found: CamFolder, images: str, said: Said) -> Detec
 def _seeds_of_scores(
     run: Run, found: CamFolder, images: str, said: Said, known: DetectedScores
 ) -> tuple[ImportReport, Seeds]:
-    from pmm_ray.sources.score_files import ScoreReader
+    from pmm_ray.sources.cams.score_files import ScoreReader
     from pmm_ray.stages.refine_scores import Seeds
 
     run.say(known.line)
@@ -95,7 +95,7 @@ def _read_cams(
     no_scores: CannotRunError | None = None,
 ) -> tuple[ImportReport, Seeds]:
     """CAMs, to which the preset adds a background; `no_scores` says why they are no scores."""
-    from pmm_ray.sources.label_files import read_label_space
+    from pmm_ray.sources.labels.label_files import read_label_space
     from pmm_ray.stages.refine_scores import Seeds
 
     if said.values != "auto" and no_scores is not None:

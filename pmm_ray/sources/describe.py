@@ -11,21 +11,11 @@ from typing import Any
 from pmm_ray.labels import is_background
 from pmm_ray.runtime.core.errors import ERROR_KINDS
 from pmm_ray.runtime.rows.images import EXTRAS, FORMATS, UNREAD
-from pmm_ray.sources import (
-    cam_layouts,
-    coco,
-    coco14,
-    folder,
-    foreign,
-    label_files,
-    label_lines,
-    names,
-    parquet,
-    photographs,
-    sbd,
-    score_files,
-    voc12,
-)
+from pmm_ray.sources.cams import cam_layouts, score_files
+from pmm_ray.sources.datasets import coco, coco14, folder, foreign, parquet, sbd, voc12
+from pmm_ray.sources.importing import photographs
+from pmm_ray.sources.labels import label_files, label_lines
+from pmm_ray.sources.reading import names
 
 _SPELLINGS = ("background", "_background_", "__background__", "BG", "bkg")
 

@@ -12,16 +12,16 @@ from pmm_ray.config import DataConfig, RunConfig
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.coco_files import MASKS
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.parquet import import_parquet
-from pmm_ray.sources.raster import require_pycocotools
-from pmm_ray.sources.shapes import make_shapes
-from pmm_ray.sources.understood import console, understood
-from pmm_ray.sources.voc12 import import_voc12
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.coco14 import import_coco14
+from pmm_ray.sources.datasets.coco_files import MASKS
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.datasets.parquet import import_parquet
+from pmm_ray.sources.datasets.raster import require_pycocotools
+from pmm_ray.sources.datasets.shapes import make_shapes
+from pmm_ray.sources.datasets.voc12 import import_voc12
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console, understood
 
 STAGE = "import_data"
 CODE_VERSION = 1

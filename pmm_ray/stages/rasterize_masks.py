@@ -17,8 +17,8 @@ from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
-from pmm_ray.sources.raster import draw_objects, require_pycocotools
+from pmm_ray.sources.datasets.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
+from pmm_ray.sources.datasets.raster import draw_objects, require_pycocotools
 
 STAGE = "rasterize_masks"
 CODE_VERSION = 1

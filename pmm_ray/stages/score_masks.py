@@ -30,8 +30,9 @@ from pmm_ray.runtime.core.tables import INT64, TEXT, columns
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.mask_files import MaskFiles, Matched
-from pmm_ray.sources.truth import check_voc_palette
+from pmm_ray.sources.masks.mask_files import MaskFiles
+from pmm_ray.sources.masks.mask_pairs import Matched
+from pmm_ray.sources.masks.truth import check_voc_palette
 
 STAGE = "score_masks"
 CODE_VERSION = 3

@@ -15,7 +15,7 @@ from pmm_ray.runtime.core.index import scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 SEGMENTER = {
     "channels": 8,

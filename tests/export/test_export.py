@@ -32,7 +32,7 @@ from pmm_ray.runtime.core.manifest import (
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.runtime.rows.masks import mask_row
-from pmm_ray.sources.parquet import import_parquet
+from pmm_ray.sources.datasets.parquet import import_parquet
 
 Masks = dict[str, np.ndarray[Any, Any]]
 COCO_IDS = ("COCO_val2014_000000000042", "COCO_val2014_000000000139")

@@ -17,11 +17,11 @@ from PIL import Image
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, image_size
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_reader import CamReader
-from pmm_ray.sources.mask_files import find_masks
-from pmm_ray.sources.parquet import import_parquet
-from pmm_ray.sources.sbd import read_sbd_mask
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_reader import CamReader
+from pmm_ray.sources.datasets.parquet import import_parquet
+from pmm_ray.sources.datasets.sbd import read_sbd_mask
+from pmm_ray.sources.masks.mask_files import find_masks
 
 from .mutations import damaged, fuzz, ours
 

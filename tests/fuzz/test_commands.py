@@ -31,7 +31,7 @@ from pmm_ray.nets.segmenter import build_segmenter
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.accounting import ALL_MADE
 from pmm_ray.runtime.core.manifest import open_manifest
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.said import Said
 
 from ..export.runs import make_run
 from .junk import CAM, MASK, PHOTO, SCORES, Item, make, sound

@@ -8,10 +8,11 @@ from pathlib import Path
 from hypothesis import given
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_import import import_photographs
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.mask_files import find_masks, match_masks
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_import import import_photographs
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.masks.mask_files import find_masks
+from pmm_ray.sources.masks.mask_pairs import match_masks
 
 from .junk import Item, junk, make
 from .mutations import fuzz, ours

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 
 from pmm_ray.labels import VOC12
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.lists import read_label_list, read_words
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.coco14 import import_coco14
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.labels.label_files import read_label_space
+from pmm_ray.sources.labels.lists import read_label_list, read_words
 
 from ..sources.coco_tree import OFFICIAL, annotation, box, entry, photo
 from .mutations import damaged, fuzz, ours

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.import_report import ImportReport
 
 from .coco_tree import annotation, box, entry
 

@@ -14,8 +14,8 @@ import torch
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_reader import CamReader
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_reader import CamReader
 
 HEIGHT, WIDTH = 24, 32
 MANIFEST = {"image_id": "a", "height": HEIGHT, "width": WIDTH, "labels": []}

@@ -15,9 +15,9 @@ from pmm_ray.labels import VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_import import WITHOUT_CAM, import_photographs
-from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_import import WITHOUT_CAM, import_photographs
+from pmm_ray.sources.importing.import_report import ImportReport
 
 CAMS = {"a": [7, 11], "b": [7], "c": [11, 3]}  # 0-based, VOC's: cat and dog; boat in c
 

@@ -12,10 +12,10 @@ from PIL import Image
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cam_detect import Detected, asked, detect, with_class_ids
-from pmm_ray.sources.cam_files import CamFolder, find_cams
-from pmm_ray.sources.cam_reader import CamReader
-from pmm_ray.sources.said import Said
+from pmm_ray.sources.cams.cam_detect import Detected, asked, detect, with_class_ids
+from pmm_ray.sources.cams.cam_files import CamFolder, find_cams
+from pmm_ray.sources.cams.cam_reader import CamReader
+from pmm_ray.sources.cams.said import Said
 
 from . import writers
 

@@ -9,8 +9,8 @@ import pytest
 
 from pmm_ray.config import DataConfig
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.stages.import_data import import_source
 
 from .faulty import noise, rows

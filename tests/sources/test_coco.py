@@ -14,10 +14,10 @@ from pmm_ray.commands.check_data import source_of
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.coco_objects import NO_OUTLINE, parse_object
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.raster import draw_objects
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.coco_objects import NO_OUTLINE, parse_object
+from pmm_ray.sources.datasets.raster import draw_objects
+from pmm_ray.sources.importing.import_report import ImportReport
 
 from .coco_tree import HEIGHT, WIDTH, annotation, box, entry, photo, write
 

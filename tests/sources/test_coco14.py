@@ -13,11 +13,11 @@ from pmm_ray.labels import COCO14
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.sources import coco_objects
-from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.lists import read_label_list
-from pmm_ray.sources.raster import draw_objects
+from pmm_ray.sources.datasets import coco_objects
+from pmm_ray.sources.datasets.coco14 import import_coco14
+from pmm_ray.sources.datasets.raster import draw_objects
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.labels.lists import read_label_list
 
 from .coco_tree import annotation, box, entry, photo, write
 

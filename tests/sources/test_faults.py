@@ -16,10 +16,10 @@ from pmm_ray.config import DataConfig
 from pmm_ray.labels import is_background
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.understood import console, unused_splits
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.understood import console, unused_splits
+from pmm_ray.sources.labels.label_files import read_label_space
 from pmm_ray.stages.import_data import import_source
 
 from .coco_tree import photo

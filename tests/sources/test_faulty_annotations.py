@@ -18,13 +18,13 @@ from pmm_ray.commands.check_data import source_of
 from pmm_ray.config import DataConfig
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.coco14 import import_coco14
-from pmm_ray.sources.coco_json import read_annotations
-from pmm_ray.sources.coco_objects import parse_object
-from pmm_ray.sources.parquet import import_parquet
-from pmm_ray.sources.raster import draw_objects
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.coco14 import import_coco14
+from pmm_ray.sources.datasets.coco_json import read_annotations
+from pmm_ray.sources.datasets.coco_objects import parse_object
+from pmm_ray.sources.datasets.parquet import import_parquet
+from pmm_ray.sources.datasets.raster import draw_objects
+from pmm_ray.sources.importing.understood import console
 from pmm_ray.stages.import_data import import_source
 
 from .coco_tree import HEIGHT, OFFICIAL, WIDTH, annotation, box, entry, photo
@@ -185,7 +185,7 @@ def test_byte_order_marks_and_no_numbers(
     path = a_coco(tmp_path, annotations=annotations)
     path.write_bytes(path.read_text().encode(encoding))
     for buffer in (1 << 20, 7, 64):
-        monkeypatch.setattr("pmm_ray.sources.json_stream._BUFFER_BYTES", buffer)
+        monkeypatch.setattr("pmm_ray.sources.reading.json_stream._BUFFER_BYTES", buffer)
         report = import_coco(str(path), str(tmp_path / "out"))
         assert rows(report)["a"]["labels"] == [1]
         assert report.counts["annotations"] == 50

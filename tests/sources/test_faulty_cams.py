@@ -10,13 +10,13 @@ import pytest
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.cam_detect import asked, detect, with_class_ids
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_import import import_photographs
-from pmm_ray.sources.cam_reader import CamReader
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.said import Said
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.cams.cam_detect import asked, detect, with_class_ids
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_import import import_photographs
+from pmm_ray.sources.cams.cam_reader import CamReader
+from pmm_ray.sources.cams.said import Said
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console
 
 from . import writers
 from .faulty import noise, rows

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.parquet import import_parquet
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.datasets.parquet import import_parquet
+from pmm_ray.sources.importing.understood import console
 
 from .faulty import a_folder, noise, rows
 from .test_parquet import encoded

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.photographs import places_in
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.photographs import places_in
+from pmm_ray.sources.importing.understood import console
 
 from .faulty import noise, rows
 

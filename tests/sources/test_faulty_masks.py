@@ -14,10 +14,11 @@ from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.cam_reader import CamReader
-from pmm_ray.sources.mask_files import find_masks, match_masks
-from pmm_ray.sources.names import safe_image_id
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.cams.cam_reader import CamReader
+from pmm_ray.sources.masks.mask_files import find_masks
+from pmm_ray.sources.masks.mask_pairs import match_masks
+from pmm_ray.sources.reading.names import safe_image_id
 
 # 15, 20: dictionaries of other programs
 

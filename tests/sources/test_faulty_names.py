@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.names import Found, NameIndex
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.reading.names import Found, NameIndex
 
 from .coco_tree import annotation, box, entry, photo
 from .coco_tree import write as write_coco

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.runtime.core.index import read_all
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.import_report import ImportReport
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.importing.import_report import ImportReport
 
 from .coco_tree import annotation, box, entry, photo
 from .coco_tree import write as write_coco

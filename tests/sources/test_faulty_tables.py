@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.label_files import read_label_space
-from pmm_ray.sources.understood import console, near_names
+from pmm_ray.sources.importing.understood import console, near_names
+from pmm_ray.sources.labels.label_files import read_label_space
 
 from .faulty import a_folder, rows
 

@@ -12,8 +12,8 @@ from PIL import Image
 from pmm_ray.labels import LabelSpace, voc_palette
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console
 
 from .faulty import a_folder, rows
 

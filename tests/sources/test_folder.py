@@ -11,9 +11,9 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.names import safe_image_id
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.reading.names import safe_image_id
 
 HEIGHT, WIDTH = 12, 16
 ANY_SPACE = LabelSpace.from_names(["a", "b"])

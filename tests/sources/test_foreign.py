@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.foreign import FOREIGN, foreign_export
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.datasets.foreign import FOREIGN, foreign_export
+from pmm_ray.sources.importing.understood import console
 
 from .coco_tree import photo
 

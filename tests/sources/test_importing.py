@@ -11,14 +11,14 @@ import pytest
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import MayPassError, RowError
-from pmm_ray.sources import importing
-from pmm_ray.sources.importing import Importer
+from pmm_ray.sources.importing import importer as module
+from pmm_ray.sources.importing.importer import Importer
 
 SPACE = LabelSpace.from_names(["cat"])
 
 
 def importer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> Importer:
-    monkeypatch.setattr(importing, "read_image_size", lambda uri, **_: read(uri))
+    monkeypatch.setattr(module, "read_image_size", lambda uri, **_: read(uri))
     return Importer(str(tmp_path), SPACE, source="test", exif="ignore")
 
 
@@ -72,7 +72,7 @@ def test_the_order_is_that_of_adding_whichever_file_answers_first(
 
 
 def test_only_some_photographs_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_AHEAD", 3)
+    monkeypatch.setattr(module, "_AHEAD", 3)
     images = importer(tmp_path, monkeypatch, lambda _: (4, 6))
     for n in range(10):
         add(images, f"p{n}", f"s3://b/{n}.jpg")

@@ -10,7 +10,7 @@ import pytest
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest, manifest_near
-from pmm_ray.sources.label_files import read_label_space
+from pmm_ray.sources.labels.label_files import read_label_space
 
 SPACE = LabelSpace("x", ("background", "кот", "犬"), (0, 5, 6))
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm_ray.sources.cam_files import find_cams
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.mask_files import find_masks
-from pmm_ray.sources.names import NameIndex, pair
+from pmm_ray.sources.cams.cam_files import find_cams
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.masks.mask_files import find_masks
+from pmm_ray.sources.reading.names import NameIndex, pair
 
 from .faulty import noise
 

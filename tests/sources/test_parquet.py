@@ -14,8 +14,8 @@ from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.parquet import import_parquet
+from pmm_ray.sources.datasets.parquet import import_parquet
+from pmm_ray.sources.importing.import_report import ImportReport
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 
 from pmm_ray.labels import COCO14, LabelSpace
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.sources.coco_objects import parse_object
-from pmm_ray.sources.raster import draw_objects, object_area
+from pmm_ray.sources.datasets.coco_objects import parse_object
+from pmm_ray.sources.datasets.raster import draw_objects, object_area
 
 from .coco_tree import HEIGHT, WIDTH, box
 

@@ -14,11 +14,11 @@ from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.lists import read_label_list
-from pmm_ray.sources.pickled import load_pickled_dict
-from pmm_ray.sources.sbd import read_sbd_mask
-from pmm_ray.sources.voc12 import import_voc12
+from pmm_ray.sources.datasets.sbd import read_sbd_mask
+from pmm_ray.sources.datasets.voc12 import import_voc12
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.labels.lists import read_label_list
+from pmm_ray.sources.reading.pickled import load_pickled_dict
 
 HEIGHT, WIDTH = 12, 16
 

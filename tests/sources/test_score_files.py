@@ -12,10 +12,10 @@ import pytest
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cam_files import CamFolder, find_cams
-from pmm_ray.sources.said import Said
-from pmm_ray.sources.score_detect import DetectedScores, asked_scores, detect_scores
-from pmm_ray.sources.score_files import ScoreReader
+from pmm_ray.sources.cams.cam_files import CamFolder, find_cams
+from pmm_ray.sources.cams.said import Said
+from pmm_ray.sources.cams.score_detect import DetectedScores, asked_scores, detect_scores
+from pmm_ray.sources.cams.score_files import ScoreReader
 
 from . import writers
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.manifest import manifest_hash
 from pmm_ray.runtime.rows.images import decode_mask, read_image
-from pmm_ray.sources import shape_images, shapes
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.shape_images import draw
-from pmm_ray.sources.shapes import CLASS_NAMES, make_shapes
+from pmm_ray.sources.datasets import shape_images, shapes
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.datasets.shape_images import draw
+from pmm_ray.sources.datasets.shapes import CLASS_NAMES, make_shapes
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from PIL import Image
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.coco import import_coco
-from pmm_ray.sources.folder import import_folder
-from pmm_ray.sources.understood import console
+from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.folder import import_folder
+from pmm_ray.sources.importing.understood import console
 
 from .coco_tree import annotation, box, entry, photo, write
 

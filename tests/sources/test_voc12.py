@@ -13,9 +13,9 @@ from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.import_report import ImportReport
-from pmm_ray.sources.pickled import load_pickled_dict
-from pmm_ray.sources.voc12 import import_voc12
+from pmm_ray.sources.datasets.voc12 import import_voc12
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.reading.pickled import load_pickled_dict
 
 HEIGHT, WIDTH = 12, 16
 

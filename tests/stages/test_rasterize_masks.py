@@ -13,7 +13,7 @@ from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.coco import import_coco
+from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.stages import rasterize_masks
 
 from ..sources.coco_tree import annotation, box, entry, photo, write

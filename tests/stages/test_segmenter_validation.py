@@ -22,7 +22,7 @@ from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 from ..networks import mean_probabilities
 from .segmenter_job import section, validation

@@ -17,7 +17,7 @@ from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages import train_segmenter
 from pmm_ray.stages.train_segmenter import round_underfitting
 

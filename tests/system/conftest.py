@@ -22,7 +22,7 @@ import requests
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

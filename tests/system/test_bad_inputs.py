@@ -23,7 +23,7 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
 from pmm_ray.runtime.rows.images import decode_mask
-from pmm_ray.sources.folder import import_folder
+from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.stages import make_cams, make_masks
 
 from ..training import untrained_classifier

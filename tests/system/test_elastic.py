@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 from ..cluster.shapes import RECIPES, SHAPES, Shape
 

@@ -31,7 +31,7 @@ from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.workers import Pool, row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 run_dir, address, how = sys.argv[1:]
 SCHEMA = pa.schema([("image_id", pa.string()), ("node", pa.string())])

@@ -29,7 +29,7 @@ from pmm_ray.runtime.cluster.preflight import training_scratch
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
-from pmm_ray.sources.shapes import make_shapes
+from pmm_ray.sources.datasets.shapes import make_shapes
 
 RECIPE = """
 name: tables

@@ -14,7 +14,7 @@ from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.sources.label_files import read_class_list
+from pmm_ray.sources.labels.label_files import read_class_list
 
 MASKS = "SegmentationClass"
 LISTS = "ImageSets/Segmentation"

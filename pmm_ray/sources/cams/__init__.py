@@ -1,0 +1,1 @@
+"""CAMs and class scores of other programs: told apart, read, brought to their photographs."""

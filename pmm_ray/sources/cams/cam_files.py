@@ -1,0 +1,186 @@
+"""Files of CAMs or scores that others made, found and not opened; or a cams table of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core.storage import Entry
+from pmm_ray.sources.cams.plane_files import needs_trust
+from pmm_ray.sources.importing.photographs import beside_table
+from pmm_ray.sources.reading.names import has_ending, is_hidden, safe_image_id, stem_path
+from pmm_ray.sources.reading.pickled import refusal
+
+SUFFIXES = (".npz", ".npy")
+FILES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("cam_uri", pa.string()),
+        ("classes", pa.list_(pa.int32())),
+        ("class_uris", pa.list_(pa.string())),
+    ]
+)
+"""Where the CAM of an image is: one file, or a file for each class."""
+PER_CLASS = "per-class"
+"""The layout of a file for each class."""
+
+# a number has no leading zero: the end of VOC's 2007_000032 is none
+_CLASS_FILE = re.compile(r"^(?P<image>.+)_(?P<number>0|[1-9]\d{0,3})$")
+# but where all have two digits, or three
+_PADDED = {width: re.compile(rf"^(?P<image>.+)_(?P<number>\d{{{width}}})$") for width in (2, 3)}
+# files looked into to tell whether any needs trust
+_TRUST_LOOKED_INTO = 5
+
+
+@dataclass(frozen=True)
+class CamFolder:
+    """The CAMs of a folder.
+
+    `index` says where each image's CAM is: a row of the table, or a row that names a file.
+    `fingerprint` changes when a file is added, removed or written again (sizes and times).
+    `names` gives the path of each image's file without its ending; of a table, the id itself.
+    `repeated` are files whose image has another file already, `broken` cannot be opened,
+    `left_out` are those that are no CAMs. `what` is what one is called. `place` is the folder.
+    """
+
+    is_table: bool
+    index: TableIndex
+    fingerprint: str
+    names: Mapping[str, str]
+    repeated: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    what: str = "CAM"
+    broken: tuple[Entry, ...] = ()
+    place: str = ""
+
+
+def find_cams(
+    folder: str, listing: str, *, trust_pickle: bool, layout: str = "", what: str = "CAM"
+) -> CamFolder:
+    """Find the CAMs of a folder without reading them.
+
+    Args:
+        folder: holds `part-*.parquet` (our cams table), `.npz` and `.npy` files, or `ID_k.png`.
+        listing: Parquet file to write the list of files to; not written for a table.
+        trust_pickle: whether the user vouches for pickled `.npy` files.
+        layout: `per-class` reads `ID_k.npy`, too; see `cam_layouts`.
+        what: what one is called: CAM, score file.
+
+    Raises:
+        CannotRunError: no CAMs, a table with other columns or an unreadable part, or pickles
+            that nobody vouched for.
+    """
+    folder = storage.absolute(folder)
+    entries = storage.list_entries(folder, recursive=True)
+    files = [entry.uri for entry in entries if not entry.fault]
+    parts = [
+        uri
+        for uri in files
+        if storage.parent(uri) == folder
+        and uri.endswith(".parquet")
+        and uri.rsplit("/", 1)[-1].startswith("part-")
+    ]
+    if parts:
+        index = _index_table(folder, parts)
+        names = {i: i for i in index.image_ids}
+        beside = tuple(beside_table(folder, parts))
+        return CamFolder(True, index, _fingerprint(parts), names, left_out=beside, what=what)
+    files = [uri for uri in files if not _hidden_in(folder, uri)]
+    found = [uri for uri in files if has_ending(uri, SUFFIXES)]
+    per_class = layout == PER_CLASS or not found
+    if per_class:
+        found = _class_files(files, folder)
+    if not found:
+        raise CannotRunError(
+            f"no {what}s in {folder}: part-*.parquet (a table of ours), .npz or .npy files, or a "
+            f"PNG file per class, ID_k.png, are expected; there is {_shown(entries)}"
+        )
+    pickles = [uri for uri in found if has_ending(uri, ".npy")][:_TRUST_LOOKED_INTO]
+    pickle = None if trust_pickle else next(filter(needs_trust, pickles), None)
+    if pickle is not None:
+        raise CannotRunError(refusal(pickle))
+    by_id, names, repeated = _by_image(found, folder, per_class)
+    rows = [
+        {"image_id": image_id, "cam_uri": next(iter(uris.values()))}
+        | ({"classes": list(uris), "class_uris": list(uris.values())} if per_class else {})
+        for image_id, uris in sorted(by_id.items())
+    ]
+    tables.write_rows(listing, rows, FILES)
+    faulty = {e.uri: e for e in entries if e.fault and not _hidden_in(folder, e.uri)}
+    suffixed = [uri for uri in faulty if has_ending(uri, SUFFIXES)]
+    named = {*(_class_files([*faulty], folder) if per_class else suffixed)}
+    broken = [entry for uri, entry in faulty.items() if uri in named or entry.folder]
+    used = {*found, *(entry.uri for entry in broken)}
+    left_out = [entry.uri for entry in entries if entry.uri not in used]
+    index, marks = index_file(listing), _fingerprint(found)
+    return CamFolder(
+        False, index, marks, names, tuple(repeated), tuple(left_out), what, tuple(broken), folder
+    )
+
+
+def _class_files(files: Sequence[str], folder: str) -> list[str]:
+    """The files of one class each."""
+    found = {u: stem_path(u, folder) for u in files if has_ending(u, (".png", ".npy"))}
+    rule = _class_rule(found.values())
+    return [uri for uri, stem in found.items() if rule.match(stem)]
+
+
+def _class_rule(stems: Iterable[str]) -> re.Pattern[str]:
+    """How the names of files of one class each end."""
+    stems = [stem for stem in stems if re.search(r"_\d+$", stem)]
+    rules = (r for r in _PADDED.values() if stems and all(map(r.match, stems)))
+    return next(rules, _CLASS_FILE)
+
+
+def _by_image(
+    found: Sequence[str], folder: str, per_class: bool
+) -> tuple[dict[str, dict[int, str]], dict[str, str], list[str]]:
+    """Files of each image by class number (0 where there is one file), its path, second files."""
+    by_id: dict[str, dict[int, str]] = {}
+    names: dict[str, str] = {}
+    repeated = []
+    rule = _class_rule(stem_path(uri, folder) for uri in found)
+    for uri in found:
+        stem, number = stem_path(uri, folder), 0
+        if per_class and (match := rule.match(stem)):
+            stem, number = match["image"], int(match["number"])
+        image_id = safe_image_id(stem)
+        names.setdefault(image_id, stem)
+        if by_id.setdefault(image_id, {}).setdefault(number, uri) != uri:
+            repeated.append(uri)
+    return by_id, names, repeated
+
+
+def _shown(entries: Sequence[Entry]) -> str:
+    names = [entry.uri.rsplit("/", 1)[-1] for entry in entries[:3]]
+    return storage.printable(", ".join(names)) or "nothing"
+
+
+def _hidden_in(folder: str, uri: str) -> bool:
+    return is_hidden(uri.removeprefix(folder + "/"))
+
+
+def _index_table(folder: str, parts: list[str]) -> TableIndex:
+    index, broken = scan_parts(folder)
+    if broken:
+        raise CannotRunError(
+            f"{broken[0]} is not a readable part of a cams table: make it again, or move it away"
+        )
+    for uri in parts:
+        filesystem, path = storage.resolve(uri)
+        names = set(pq.read_schema(path, filesystem=filesystem).names)
+        if not names >= set(tables.CAMS.names):
+            lacking = ", ".join(sorted(set(tables.CAMS.names) - names))
+            raise CannotRunError(f"{uri} is no part of a cams table: it lacks {lacking}")
+    return index
+
+
+def _fingerprint(uris: list[str]) -> str:
+    return storage.fingerprint({uri: uri.rsplit("/", 1)[-1] for uri in uris})

@@ -1,0 +1,1 @@
+"""A data set -> a manifest: one importer for each kind that is read."""

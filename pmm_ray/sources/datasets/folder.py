@@ -1,0 +1,359 @@
+"""A folder of photographs with a CSV file of labels: the simplest data set a user can bring.
+
+    ROOT/images/*.jpg      also in sub-folders, and every other format of `images.FORMATS`
+    ROOT/labels.csv        image_id,labels[,split]   labels separated by ';'
+    ROOT/SPLIT/_classes.csv   instead, as Roboflow exports it: filename and a 0 or 1 for each class
+    ROOT/CLASS/*.jpg       instead, with `labels_from: folders`: a folder for each class, all of
+    ROOT/SPLIT/CLASS/*.jpg them below folders called by a split (`train`, `val`, ...) or none
+    ROOT/classes.txt       optional: one class name a line, in the order of their ids
+    ROOT/masks/ID.png      optional ground truth: indexed or grey, values are the ids of the
+                           class list (`2 cat`), else of the order of the names; or of colours
+                           that CVAT's `labelmap.txt` names
+
+A file's image id is its path below `images/` without the ending. Where that is not an allowed id
+(folders, spaces, other scripts, too long), every run of other characters becomes '-' and '-' with
+ten hex digits of the name's SHA-256 is added: "Мой кот 1" becomes "1-" and its digits. `labels.csv`
+and `masks/` use the file's own name, never the made id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
+from pmm_ray.sources.datasets.class_folders import contradicted, folder_lines, folders_note
+from pmm_ray.sources.datasets.foreign import foreign_export
+from pmm_ray.sources.importing.import_report import ImportReport, reads_source
+from pmm_ray.sources.importing.importer import Importer
+from pmm_ray.sources.importing.photographs import (
+    CLASS_FILES,
+    IMAGE_FOLDERS,
+    LABEL_FILES,
+    LEFT_OUT,
+    MASK_FOLDERS,
+    TABLES,
+    Photographs,
+    find_photographs,
+    places_in,
+)
+from pmm_ray.sources.labels.joined_lines import join_lines
+from pmm_ray.sources.labels.label_files import ClassList, class_list, read_class_list
+from pmm_ray.sources.labels.label_lines import (
+    DEFAULT_SPLIT,
+    LabelLine,
+    label_ids,
+    names_of,
+    read_labels_csv,
+)
+from pmm_ray.sources.masks.truth import MASK_SUFFIX, TruthMasks, check_truth_values, look_into
+from pmm_ray.sources.masks.truth_labels import compare_with_labels, numbered_space
+from pmm_ray.sources.reading.names import (
+    NameIndex,
+    clean_path,
+    has_ending,
+    is_hidden,
+    pair,
+    stem_path,
+)
+from pmm_ray.sources.reading.split_names import same_split, splits_of_folders
+
+# the class of a label space that nothing names: unlabelled photographs without class names
+UNNAMED_CLASS = "object"
+
+
+@reads_source
+def import_folder(
+    root: str,
+    out: str,
+    *,
+    labels_csv: str | None = None,
+    class_names: Sequence[str] | None = None,
+    labels_from: Literal["auto", "folders", "none"] = "auto",
+    label_column: str = "",
+    ground_truth: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> ImportReport:
+    """Write the manifest of a folder of photographs, used in place. EXIF orientation is applied.
+
+    Photographs that the CSV does not name are unlabelled, as all are without a CSV; lines of the
+    CSV without a photograph are `missing` errors. Of two files that share a name (`a.jpg`,
+    `a.png`) the second is a `label` error, and both where labels or a mask may mean either. So is
+    a photograph that two lines name, and not alike, or that several masks fit.
+
+    Args:
+        root: holds `images/`, or the photographs themselves.
+        out: folder that gets `manifest.parquet` and `errors/`.
+        labels_csv: UTF-8, default `ROOT/labels.csv` if there is one. Columns `image_id` (a file
+            name with or without its ending), `labels` (or `label`), and optionally `split`;
+            without it a photograph is in the split that its folder is called by, where all are
+            in two or more such folders, else in `train`.
+        class_names: the classes in the order of their ids; default: `ROOT/classes.txt` (or
+            LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
+        labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
+            aside: all photographs are unlabelled.
+        label_column: of the CSV, see `read_labels_csv`.
+        ground_truth: whether masks count.
+        max_pixels: a photograph that declares more becomes an error row.
+
+    Raises:
+        CannotRunError: no photographs, a CSV that cannot be read, or class names that make no
+            label space.
+    """
+    root = storage.absolute(root)
+    photographs = find_photographs(root, out)
+    tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
+    csv_uri = ", ".join(tables)
+    lines: list[LabelLine] = []
+    if labels_from == "folders":
+        _refuse_class_of_masks(photographs)
+        lines = contradicted(folder_lines(photographs.files), photographs.files)
+    for uri, folder in tables.items() if labels_from == "auto" else ():
+        try:
+            lines += read_labels_csv(uri, folder, label_column)
+        except CannotRunError as error:
+            raise CannotRunError(foreign_export(uri) or str(error)) from error
+    if labels_from == "folders" and not lines:
+        raise CannotRunError(
+            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
+            "of its class"
+        )
+    notes: list[str] = []
+    masks, unsure_masks, unused = _masks(root, photographs, notes) if ground_truth else ({}, {}, 0)
+    classes = _classes(root, class_names)
+    listed = classes is not None
+    if classes is None:
+        names = names_of(lines)
+        try:
+            numbered = numbered_space(names, [uri for uris in masks.values() for uri in uris])
+            classes = class_list(names or [UNNAMED_CLASS], "folder")
+        except ValueError as error:
+            raise CannotRunError(f"{csv_uri}: {error}") from error
+        if numbered is not None:
+            classes = ClassList(numbered)
+            notes.append("labels are numbers, and taken for the values of the masks")
+    space = classes.space
+    images = Importer(out, space, source="folder", exif="apply", max_pixels=max_pixels)
+    images.background = classes.background
+    used = "the folders that the photographs are in" if labels_from == "folders" else csv_uri
+    images.labels_from = used if lines else "none, all images are unlabelled"
+    photographs.report(images)
+    if labels_from == "auto" and not lines:
+        images.notes += _unread(root, photographs, csv_uri)
+        images.notes += folders_note(photographs.files) if class_names is None else []
+    if labels_from == "folders" and csv_uri:
+        images.notes.append(f"{csv_uri} is not read: data.labels_from is folders")
+    images.notes += _lookalikes(photographs)
+    joined = join_lines(lines, NameIndex(photographs.files), _spellings)
+    images.notes += joined.notes
+    unsure = {line.name: line.fault for line in joined.missed if line.fault}
+    of_folders = splits_of_folders(photographs.files)
+    images.notes += notes
+    truth_masks = TruthMasks(space, classes.colours, out)
+    files: dict[str, str] = {}
+    for name, uri in photographs.files.items():
+        image_id = photographs.image_id(name)
+        # a name that may mean this photograph or another is a fault of both
+        none = LabelLine(name, (), "", unsure.get(stem_path(name), ""))
+        line = joined.of.get(name, none)
+        stem = stem_path(name)
+        own = of_folders.get(name, "")
+        split = line.split or own or DEFAULT_SPLIT
+        if own and not same_split(split, own):
+            text = f"the CSV says split {split!r}, its folder {own!r}: keep one of them"
+            images.fail(image_id, "label", text, uri)
+            continue
+        found = masks.get(stem, [])
+
+        # in a thread where the files are in a bucket
+        def labels(line: LabelLine = line, found: Sequence[str] = found) -> list[int]:
+            for truth_uri in found:
+                truth_masks.check_palette(truth_uri)
+            return label_ids(line, space, listed=listed)
+
+        if stem in unsure_masks or len(found) > 1:
+            text = unsure_masks.get(stem) or f"several masks fit it: {', '.join(found)}"
+            images.fail(image_id, "label", text, uri)
+            continue
+        try:
+            truth = [truth_masks.contiguous(truth_uri, image_id) for truth_uri in found]
+        except RowError as error:
+            images.fail(image_id, error.kind, error.message, error.uri)
+        except ValueError as error:
+            images.fail(image_id, "label", str(error), found[0])
+        else:
+            files |= dict(zip(truth, found, strict=True))
+            images.add(image_id, uri, split, labels, *truth)
+    stems = set(map(stem_path, photographs.files))
+    lone = [line for line in joined.missed if not (line.fault and line.name in stems)]
+    for line in lone:
+        text = line.fault or f"the CSV names it, but it is not in {photographs.folder}"
+        images.fail(line.name, "label" if line.fault else "missing", text)
+    unnamed = len(photographs.files) - len(joined.of)
+    if lines and unnamed:
+        where = (
+            "in no folder of a class" if labels_from == "folders" else "that the CSV does not name"
+        )
+        images.notes.append(f"photographs {where}: {unnamed}")
+    images.errors.sort(key=lambda error: error.image_id)
+    labelled = {
+        row.ground_truth_uri: row.labels
+        for row in images.rows.values()
+        if row.labels and row.ground_truth_uri
+    }
+    looked = look_into([*labelled])
+    images.notes += filter(None, [check_truth_values(looked, space)])
+    images.notes += compare_with_labels(looked, labelled, files, space)
+    counts = {"masks without a photograph": unused} if unused else None
+    return images.finish(counts, found=photographs.found + len(lone))
+
+
+def _refuse_class_of_masks(photographs: Photographs) -> None:
+    """Refuse a folder of photographs that is passed over as one of masks."""
+    named = photographs.left_out.get(LEFT_OUT["masks"], ())
+    found = [name for name in named if has_ending(name, IMAGE_SUFFIXES)]
+    found = [name for name in found if not has_ending(name, ".png")]
+    if found:
+        raise CannotRunError(
+            f"{found[0]} is in a folder called as those of masks are, which are PNG files: if that "
+            f"is a class, move all classes into {photographs.root}/{IMAGE_FOLDERS[0]}"
+        )
+
+
+def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
+    """What may hold the labels of a folder that has none, and is not read."""
+    if csv_uri:
+        return [f"{csv_uri} has no line but the first"]
+    ours = (LEFT_OUT["hidden"], LEFT_OUT["results"])
+    passed = {reason: names for reason, names in photographs.left_out.items() if reason not in ours}
+    foreign = foreign_export(root, sorted(name for names in passed.values() for name in names))
+    passed.pop(LEFT_OUT["labels"], None)
+    others = sorted(name for names in passed.values() for name in names)
+    tables = [name for name in others if has_ending(name, TABLES)]
+    return [
+        *([foreign] if foreign else []),
+        *(f"{name} is not read: labels stand in ROOT/{LABEL_FILES[0]}" for name in tables[:3]),
+    ]
+
+
+def _lookalikes(photographs: Photographs) -> list[str]:
+    """A line where PNG files look like the masks of photographs, by their names."""
+    others = {
+        stem_path(n).rsplit("/", 1)[-1] for n in photographs.files if not has_ending(n, ".png")
+    }
+    found = []
+    for name in photographs.files:
+        folder, _, stem = stem_path(name).rpartition("/")
+        whole = MASK_SUFFIX.sub("", stem)
+        if has_ending(name, ".png") and whole in others and (folder or whole != stem):
+            found.append(name)
+    if not found:
+        return []
+    return [
+        f"PNG files that have the name of another photograph: {len(found)}, such as {found[0]!r}: "
+        f"if they are masks, they belong into ROOT/{MASK_FOLDERS[0]}"
+    ]
+
+
+def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
+    """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
+    whole = places_in(root, LABEL_FILES, photographs.names)
+    if len(whole) > 1:
+        raise CannotRunError(f"{' and '.join(whole)} both hold labels: keep one of them")
+    if whole:
+        return {whole[0]: ""}
+    # as Roboflow exports it: a folder a split, each with its own
+    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
+    found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
+    return {uri: folder for uri, folder in found.items() if storage.exists(uri)}
+
+
+def _spellings(written: str) -> tuple[str, ...]:
+    """A name as it stands in a CSV; below the folder of photographs if it begins with that, in any
+    case and on any system.
+
+    A spreadsheet makes `7.0` of the name 7.
+    """
+    beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
+    path = clean_path(written)
+    begins = path.casefold().startswith
+    below = next((path[len(b) :] for b in beginnings if begins(b.casefold())), None)
+    ways = (written,) if below is None else (below, written)
+    number = written.removesuffix(".0")
+    return (*ways, number) if number != written and number.isdecimal() else ways
+
+
+def _classes(root: str, class_names: Sequence[str] | None) -> ClassList | None:
+    """The classes by the caller's names, else by the folder's list, if it has one."""
+    if class_names is not None:
+        return class_list(class_names, "folder")
+    return read_folder_classes(root, "folder")
+
+
+def read_folder_classes(root: str, name: str) -> ClassList | None:
+    """What the list of classes in a folder says, if there is one.
+
+    Raises:
+        CannotRunError: one that makes no label space, or two that differ.
+    """
+    found = [(uri, read_class_list(uri, name)) for uri in places_in(root, CLASS_FILES)]
+    for uri, classes in found[1:]:
+        if classes.space != found[0][1].space:
+            raise CannotRunError(f"{found[0][0]} and {uri} list different classes: keep one")
+    return found[0][1] if found else None
+
+
+def _masks(
+    root: str, photographs: Photographs, notes: list[str]
+) -> tuple[dict[str, list[str]], dict[str, str], int]:
+    """The masks of each photograph by its path without the ending; where it is not sure which one
+    is its own, why; and how many are of none."""
+    places = places_in(root, MASK_FOLDERS, photographs.names)
+    if len(places) > 1:
+        held = {place: storage.list_files(place, recursive=True) for place in places}
+        full = [place for place in places if any(has_ending(uri, ".png") for uri in held[place])]
+        places = full or places[:1]
+    if len(places) > 1:
+        raise CannotRunError(f"{' and '.join(places)} both hold masks: keep one of them")
+    elsewhere = [
+        name
+        for name in photographs.left_out.get(LEFT_OUT["masks"], ())
+        if has_ending(name, ".png")
+        and not any(f"{root}/{name}".startswith(f"{place}/") for place in places)
+    ]
+    if elsewhere:
+        notes.append(
+            f"masks that are not read: {len(elsewhere)}, such as {elsewhere[0]}: ground truth is "
+            f"looked for in ROOT/{MASK_FOLDERS[0]}, under the paths of the photographs"
+        )
+    if not places:
+        return {}, {}, 0
+    [place] = places
+    uris: dict[str, list[str]] = {}
+    others: list[str] = []
+    for entry in storage.list_entries(place, recursive=True):
+        name = entry.uri.removeprefix(f"{place}/")
+        if is_hidden(name):
+            continue
+        if entry.folder:
+            notes.append(f"{entry.uri}: {entry.fault}; its masks are not read")
+        elif has_ending(name, ".png"):
+            uris.setdefault(stem_path(name), []).append(entry.uri)
+        elif has_ending(name, IMAGE_SUFFIXES):
+            others.append(name)
+    if others:
+        notes.append(
+            f"masks that are not used, as they are no PNG files: {len(others)}, such as "
+            f"{others[0]!r} (JPEG changes their values: write them as PNG)"
+        )
+    pairs = pair([*dict.fromkeys(map(stem_path, photographs.files))], list(uris))
+    notes += [f"masks found {rule}: {count}" for rule, count in pairs.how.items()]
+    unused = len(uris) - len({*pairs.of.values(), *(n for s in pairs.several.values() for n in s)})
+    unsure = {
+        name: f"it may have the mask {', '.join(stems)}, and more than one fits, or another "
+        "photograph: give masks the paths of their photographs"
+        for name, stems in pairs.several.items()
+    }
+    return {name: uris[stem] for name, stem in pairs.of.items()}, unsure, unused

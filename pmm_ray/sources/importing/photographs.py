@@ -1,0 +1,211 @@
+"""The photographs of a folder, and what else is there: nothing of it goes unmentioned."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
+from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
+from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
+from pmm_ray.sources.importing.importer import Importer
+from pmm_ray.sources.reading.names import ending_of, has_ending, is_hidden, safe_image_id, stem_path
+
+IMAGE_FOLDERS = ("images", "JPEGImages")
+"""Where photographs are looked for below a root; else they are in the root itself."""
+MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass")
+"""Where the ground truth of a folder is looked for."""
+LABEL_FILES = ("labels.csv", "_classes.csv")
+CLASS_FILES = ("classes.txt", "class_names.txt", "labelmap.txt")
+"""Lists of class names: ours, LabelMe's, CVAT's."""
+TABLES = (
+    *(".csv", ".tsv", ".tab", ".xlsx", ".xls", ".ods", ".numbers", ".txt", ".parquet"),
+    *(".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".csv.gz", ".tsv.gz", ".json.gz"),
+)
+"""Endings of files that may hold labels."""
+
+LEFT_OUT = {
+    "hidden": "hidden",
+    "results": "results of an earlier command",
+    "masks": "in the folder of masks",
+    "labels": "labels and class names",
+    "other": "no ending of a photograph",
+}
+"""Why a file of a folder is passed over; one beside the folder of photographs is `not in` it."""
+
+# what a folder of our own results holds
+_OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE)
+# of a run's record, and of a stage's summary
+_OUR_KEYS = {"stages", "pixel_labels_used"}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A photograph that cannot even be opened."""
+
+    name: str
+    uri: str
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What is in a folder.
+
+    `names` are those of the files and folders of `root`, but for empty folders; `files` are the
+    uris of photographs by their paths below `folder`, with their endings; `broken` those that
+    cannot be opened; `left_out` the names of all other files by reason.
+    """
+
+    root: str
+    folder: str
+    names: frozenset[str]
+    files: dict[str, str]
+    broken: tuple[Broken, ...]
+    left_out: dict[str, list[str]]
+
+    @property
+    def found(self) -> int:
+        """Files that were met."""
+        return len(self.files) + len(self.broken) + sum(map(len, self.left_out.values()))
+
+    def image_id(self, name: str) -> str:
+        """The image id of a photograph."""
+        return safe_image_id(stem_path(name))
+
+    def report(self, importer: Importer) -> None:
+        """Hand over what is no photograph that can be used."""
+        for item in self.broken:
+            importer.fail(stem_path(item.name), item.kind, item.message, item.uri)
+        for reason, names in self.left_out.items():
+            for name in names:
+                importer.leave_out(reason, name)
+
+
+def find_photographs(root: str, out: str = "") -> Photographs:
+    """All photographs below a folder, sub-folders too.
+
+    Args:
+        root: holds `images/` or `JPEGImages/`, or the photographs themselves.
+        out: where results go: what is there is left out, as are older results below `root`.
+
+    Raises:
+        CannotRunError: there are none; what is there instead is named.
+    """
+    root = storage.absolute(root)
+    entries = storage.list_entries(root, recursive=True)
+    below = len(root.rstrip("/")) + 1
+    names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
+    folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
+    results = result_folders((entry.uri for entry in entries), out)
+    files: dict[str, str] = {}
+    broken: list[Broken] = []
+    left_out: dict[str, list[str]] = {}
+    for entry in entries:
+        name = entry.uri.removeprefix(folder.rstrip("/") + "/")
+        reason = _left_out(entry.uri, root, folder, results)
+        if entry.folder and reason == LEFT_OUT["other"]:
+            reason = ""
+        if reason:
+            left_out.setdefault(reason, []).append(entry.uri.removeprefix(root.rstrip("/") + "/"))
+        elif entry.fault:
+            broken.append(Broken(name, entry.uri, "missing", entry.fault))
+        elif has_ending(name, UNREAD):
+            text = f"{ending_of(name)} is not read: {CONVERT}"
+            broken.append(Broken(name, entry.uri, "decode", text))
+        else:
+            files[name] = entry.uri
+    if not files and not broken:
+        there = "".join(
+            f"\n  {len(names)} left out: {reason} ({storage.printable(', '.join(names[:3]))})"
+            for reason, names in sorted(left_out.items())
+        )
+        if not entries and not storage.is_remote(root) and not Path(root).is_dir():
+            what = "is no folder: unpack it" if Path(root).exists() else "does not exist"
+            raise CannotRunError(f"{root} {what}")
+        endings = ", ".join(IMAGE_SUFFIXES[:8])
+        raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
+    return Photographs(root, folder, names, files, tuple(broken), left_out)
+
+
+def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
+    """Why a file is passed over; empty for a photograph."""
+    path = uri.removeprefix(root.rstrip("/") + "/")
+    parts = path.split("/")
+    if is_hidden(path):
+        return LEFT_OUT["hidden"]
+    if is_result(uri, root, results):
+        return LEFT_OUT["results"]
+    # below the photographs a folder may be called anything
+    inside = uri.startswith(folder.rstrip("/") + "/") and folder != root
+    if not inside and {part.casefold() for part in parts[:-1]} & _folded(MASK_FOLDERS):
+        return LEFT_OUT["masks"]
+    if path.casefold() in _folded((*LABEL_FILES, *CLASS_FILES)) or parts[1:] == ["_classes.csv"]:
+        return LEFT_OUT["labels"]
+    if not has_ending(path, IMAGE_SUFFIXES):
+        return LEFT_OUT["other"]
+    return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
+
+
+def result_folders(uris: Iterable[str], out: str = "") -> set[str]:
+    """The folders among whose files is one that only a result of ours has, and `out`."""
+    results = {
+        storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri)
+    }
+    return results | ({storage.absolute(out)} if out else set())
+
+
+def _ours(uri: str) -> bool:
+    """Whether a file is ours by what it holds: others call theirs `summary.json`, too."""
+    try:
+        if has_ending(uri, ".parquet"):
+            return any(key.startswith("pmm.") for key in tables.table_metadata(uri))
+        content = json.loads(storage.read_bytes(uri))
+    # what cannot be read says nothing
+    except (OSError, ValueError, RecursionError, CannotRunError):
+        return False
+    return isinstance(content, dict) and bool(content.keys() & _OUR_KEYS)
+
+
+def is_result(uri: str, root: str, results: Collection[str]) -> bool:
+    """Whether a file below `root` is in one of these folders.
+
+    What the root itself holds beside older results is still the user's.
+    """
+    place = storage.parent(uri)
+    while len(place) > len(root):
+        if place in results:
+            return True
+        place = storage.parent(place)
+    return False
+
+
+def beside_table(place: str, parts: Sequence[str]) -> list[str]:
+    """What a table's folder holds that is not of the table: a user's own files, perhaps."""
+    ours = {*parts, *(storage.join(place, name) for name in ("index.parquet", SUMMARY_FILE))}
+    errors = storage.join(place, "errors") + "/"
+    uris = [entry.uri for entry in storage.list_entries(place, recursive=True)]
+    return [uri for uri in uris if uri not in ours and not uri.startswith(errors)]
+
+
+def places_in(root: str, names: Sequence[str], there: Collection[str] | None = None) -> list[str]:
+    """The files and folders of these names in a folder, in the order of the names.
+
+    Where there is none of them: those of these names in another case.
+
+    Args:
+        there: what the folder holds, if that is known.
+    """
+    there = storage.list_names(root) if there is None else there
+    other = (held for name in names for held in sorted(there) if held.casefold() == name.casefold())
+    found = [name for name in names if name in there] or list(other)
+    return [storage.join(root, name) for name in found]
+
+
+def _folded(names: Sequence[str]) -> set[str]:
+    return {name.casefold() for name in names}

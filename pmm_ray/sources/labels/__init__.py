@@ -1,0 +1,1 @@
+"""Image-level labels: class lists, tables of labels, the field's lists of images."""

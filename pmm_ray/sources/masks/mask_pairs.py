@@ -1,0 +1,180 @@
+"""Masks and their ground truth, paired by paths, and by names alone only where these are unique."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.masks.mask_files import MaskFiles, write_listing
+from pmm_ray.sources.reading.names import (
+    Found,
+    NameIndex,
+    Pairs,
+    beaten,
+    has_ending,
+    pair,
+    safe_image_id,
+    stem_path,
+)
+
+# what VOC's lists have behind an id, whatever the images are called
+_LABELS = ("-1", "0", "1")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two sides, paired.
+
+    `masks` and `truth` are indices of the pairs' common ids; `lacking` says by id what one side
+    lacks, `unsure` by id which masks may be meant, `unasked` are ids that the list of images does
+    not name; `notes` count pairs found by another rule.
+    """
+
+    masks: TableIndex
+    truth: TableIndex
+    image_ids: tuple[str, ...]
+    lacking: dict[str, str]
+    unsure: dict[str, str]
+    unasked: tuple[str, ...]
+    notes: tuple[str, ...]
+    found: int
+    """What was met, counted from both sides: a mask and its truth are one, as is a line of the
+    list that names neither."""
+
+
+def match_masks(
+    masks: MaskFiles, truth: MaskFiles, listings: tuple[str, str], wanted: Sequence[str] | None
+) -> Matched:
+    """Pair masks with their ground truth.
+
+    Args:
+        masks, truth: the two sides.
+        listings: Parquet files to write the pairs' files to, of masks and truth.
+        wanted: lines of a list of images that count: a name, or VOC's `ID ...` and `PATH PATH`;
+            None: all.
+
+    Raises:
+        CannotRunError: a line that may mean several masks, or holds several ids.
+    """
+    pairs = _pair_sides(masks, truth)
+    lacking: dict[str, str] = {}
+    found: dict[str, int] = {}
+    kept = {*masks.names, *truth.names}
+    met = len(masks.names) + len(truth.names) - len(pairs.of)
+    if wanted is not None:
+        for side in (masks, truth):
+            _refuse_several_ids(wanted, set(side.names))
+        kept, nowhere, found = _select(wanted, (NameIndex(masks.names), NameIndex(truth.names)))
+        lacking |= {safe_image_id(x): f"the list names {x!r}: neither side has it" for x in nowhere}
+        met += len(lacking)
+    # a table's ids are fixed, a tree's are ours to give
+    ids = {m: safe_image_id(t if truth.is_table else m) for m, t in pairs.of.items()}
+    of = {m: t for m, t in pairs.of.items() if m in kept or t in kept}
+    paired = (set(pairs.of), set(pairs.of.values()))
+    unasked = [ids[m] for m in pairs.of if m not in of]
+    rivals = {t: m for m, several in pairs.several.items() for t in several}
+    unsure: dict[str, str] = {}
+    sides: tuple[tuple[MaskFiles, MaskFiles, str, Mapping[str, str | Sequence[str]]], ...] = (
+        (masks, truth, "ground truth", pairs.several),
+        (truth, masks, "mask", rivals),
+    )
+    for (side, other, what, several), known in zip(sides, paired, strict=True):
+        for name in side.names:
+            image_id = safe_image_id(name)
+            if name in known:
+                continue
+            if name not in kept:
+                unasked.append(image_id)
+            elif name in several:
+                unsure[image_id] = _several(name, several[name])
+            else:
+                lacking[image_id] = f"no {what} of that name in {other.place}"
+    masks_index, truth_index = (
+        side.index.select([ids[m] for m in of])
+        if side.is_table
+        else write_listing(listing, {ids[m]: side.files[(m, t)[number]] for m, t in of.items()})
+        for number, (side, listing) in enumerate(zip((masks, truth), listings, strict=True))
+    )
+    notes = (
+        *(f"pairs found {rule}: {count}" for rule, count in pairs.how.items()),
+        *(f"names of the list found {rule}: {count}" for rule, count in found.items()),
+    )
+    image_ids = tuple(sorted(ids[m] for m in of))
+    return Matched(masks_index, truth_index, image_ids, lacking, unsure, tuple(unasked), notes, met)
+
+
+def _several(name: str, others: str | Sequence[str]) -> str:
+    listed = others if isinstance(others, str) else ", ".join(others)
+    return (
+        f"{name} may go with {listed}, and more than one fits: make the paths of both sides alike"
+    )
+
+
+def _pair_sides(masks: MaskFiles, truth: MaskFiles) -> Pairs:
+    """The pairs of two sides; where one is a table, first by the ids made of the other's paths."""
+    of: dict[str, str] = {}
+    if masks.is_table != truth.is_table:
+        tree, table = (truth, set(masks.names)) if masks.is_table else (masks, set(truth.names))
+        made = {safe_image_id(name): name for name in tree.names}
+        both = {image_id: name for image_id, name in made.items() if image_id in table}
+        of = both if masks.is_table else {name: image_id for image_id, name in both.items()}
+    taken = set(of.values())
+    rest = pair([n for n in masks.names if n not in of], [n for n in truth.names if n not in taken])
+    return Pairs(of | rest.of, rest.how, rest.several)
+
+
+def _refuse_several_ids(lines: Sequence[str], names: set[str]) -> None:
+    """What stands behind an id is not read: it may be labels, but no further ids of one side."""
+    for line in lines:
+        first, *others = (_stem(word) for word in line.split())
+        further = [word for word in others if word in names and word not in (first, *_LABELS)]
+        if first in names and further and _stem(line) not in names:
+            raise CannotRunError(
+                f"the list: the line {line!r} holds several ids ({first}, {further[0]}): write one "
+                "id a line"
+            )
+
+
+def _select(
+    wanted: Sequence[str], sides: Sequence[NameIndex]
+) -> tuple[set[str], list[str], dict[str, int]]:
+    """The names that the lines of a list mean, the lines that mean none, and how many were found
+    by another rule than as they are written."""
+    kept: set[str] = set()
+    how_of: dict[str, str] = {}
+    for index in sides:
+        claims: dict[str, tuple[str, Found]] = {}
+        for line in dict.fromkeys(wanted):
+            try:
+                hits = (index.find(way) for way in _spellings(line))
+                hit = next(filter(None, hits), None)
+            except ValueError as error:
+                raise CannotRunError(f"the list: {error}") from error
+            if hit is not None:
+                claims[line] = (line, hit)
+        wrong = beaten(claims)
+        if why := next(filter(None, wrong.values()), ""):
+            raise CannotRunError(f"the list: {why}")
+        for line, (_, hit) in claims.items():
+            if line not in wrong:
+                kept.add(hit.name)
+                how_of[line] = how_of.get(line) or hit.how
+    how = Counter(filter(None, how_of.values()))
+    return kept, [line for line in wanted if line not in how_of], dict(how)
+
+
+def _spellings(line: str) -> list[str]:
+    """A line as a whole, then by its first word; without an ending, and as an image id."""
+    ways = []
+    for text in (line, line.split()[0]):
+        stem = _stem(text)
+        ways += [text, stem, safe_image_id(stem)]
+    return list(dict.fromkeys(ways))
+
+
+def _stem(text: str) -> str:
+    return stem_path(text) if has_ending(text, IMAGE_SUFFIXES) else text

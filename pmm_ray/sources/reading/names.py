@@ -1,0 +1,313 @@
+"""How names that people and other programs wrote are compared: one rule for every join.
+
+A file is known by its path below the folder that was given, without its ending. Where two sides
+name it differently, it is found in this order: the same path; the same in Unicode's composed form,
+with `/` for `\\`, and an ending in any case; the same with `%20` and its like decoded and without
+a url's `?...`; the same in any case of letters; with another ending of a picture, or one more; a
+number without its leading zeros; by the end of its path, the longest that a file shares and only
+one file has; and last by its name alone, where only one file has it. These two find nothing in the
+folder of another split: `val/1.jpg` is not `train/1.jpg`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.reading.split_names import of_other_splits
+
+Key = TypeVar("Key")
+
+_DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
+# longer than Python converts are texts
+_NUMBER = re.compile(r"-?[0-9]{1,4000}")
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+# of a path that ends in a number: what spreadsheets drop
+_ZEROS = re.compile(r"(?:^|(?<=/))0+(?=[0-9]+(?:\.[A-Za-z0-9]+)?$)")
+# Label Studio's `/data/local-files/?d=PATH`, and what follows the path of any other url
+_QUESTION = re.compile(r"^.*\?d=|\?[^/]*$")
+# folders that systems make: thumbnails of Synology, halves of a Mac's files in a zip, waste bins
+_SYSTEM = ("@eadir", "__macosx", "$recycle.bin", "system volume information")
+_SAME = ""
+
+
+def join_key(value: Any) -> str:
+    """The key of an id that one file holds as a number and another as text: `7`, `"7"`, `7.0`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str) and value.strip():
+        text = unicodedata.normalize("NFC", value.strip())
+        return str(int(text)) if _NUMBER.fullmatch(text) else text
+    raise ValueError(f"{value!r} is no id")
+
+
+def lookup(table: Mapping[str, int]) -> Callable[[Any], int | None]:
+    """Finds the entry of an id among keys of `join_key`; None for what is no id or not there.
+
+    Whole numbers, of which a file may hold a million, are found without making a key of each.
+    """
+    numbers = {int(key): value for key, value in table.items() if _NUMBER.fullmatch(key)}
+
+    def find(value: Any) -> int | None:
+        if type(value) is int:
+            return numbers.get(value)
+        try:
+            return table.get(join_key(value))
+        except ValueError:
+            return None
+
+    return find
+
+
+def clean_path(name: str) -> str:
+    """A path as we write it: composed, with `/`, without `./`, a drive or a leading `/`."""
+    path = _DRIVE.sub("", unicodedata.normalize("NFC", name.strip()).replace("\\", "/"))
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def has_ending(name: str, endings: str | tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, in any case; `endings` are lower."""
+    return name.lower().endswith(endings)
+
+
+def ending_of(name: str) -> str:
+    """`.jpg` of `a/b.JPG`; empty where a name has none."""
+    found = _ENDING.search(name.rsplit("/", 1)[-1])
+    return found.group().lower() if found else ""
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path, below the folder that was given, is a hidden file or one of the system."""
+    return any(part.startswith(".") or part.casefold() in _SYSTEM for part in path.split("/"))
+
+
+def file_name(uri: str) -> str:
+    """The last part of a uri, composed (Unicode NFC)."""
+    # a Mac stores file names decomposed, a list is mostly written composed
+    return unicodedata.normalize("NFC", uri.rsplit("/", 1)[-1])
+
+
+def stem_path(uri: str, root: str = "") -> str:
+    """The path of a file below `root` without its ending: what it is known by."""
+    path = unicodedata.normalize("NFC", uri.removeprefix(root.rstrip("/") + "/") if root else uri)
+    folder, _, name = path.rpartition("/")
+    stem = name.rsplit(".", 1)[0]
+    return f"{folder}/{stem}" if folder else stem
+
+
+def file_stem(name: str) -> str:
+    """A file's name without its folders and its ending, as it is written."""
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def safe_image_id(name: str) -> str:
+    """The name itself if it is an allowed image id, else a safe id that only it gets."""
+    if tables.IMAGE_ID_PATTERN.fullmatch(name):
+        return name
+    name = unicodedata.normalize("NFC", name)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:100]
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{readable or 'image'}-{digest}"
+
+
+def _lower_ending(name: str) -> str:
+    path = clean_path(name)
+    ending = ending_of(path)
+    return path[: len(path) - len(ending)] + ending
+
+
+def _decoded(name: str) -> str:
+    return _lower_ending(unquote(_QUESTION.sub("", name)))
+
+
+def _without_picture(name: str) -> str:
+    path = _decoded(name)
+    ending = ending_of(path)
+    return path.removesuffix(ending) if ending in IMAGE_SUFFIXES else path
+
+
+# what a message says of a name found by each rule, and the key by which it compares
+_RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    (_SAME, lambda name: unicodedata.normalize("NFC", name)),
+    ("written on another system", _lower_ending),
+    ("written on another system", _decoded),
+    ("in another case of letters", lambda name: _decoded(name).casefold()),
+    ("with another ending", _without_picture),
+    ("without leading zeros", lambda name: _ZEROS.sub("", _decoded(name))),
+    ("by the end of the path", lambda name: _decoded(name).casefold().rsplit("/", 1)[-1]),
+    ("by the file's name alone", lambda name: _decoded(name).rsplit("/", 1)[-1]),
+)
+# rules up to the first are of one path, written in another way; from the second on, of a part of it
+_LAST_OF_PATH, BY_PART = 2, 6
+_NAME_ALONE = len(_RULES) - 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a written name means.
+
+    `how` says by what rule, empty where it is written so; rules of a higher `rank` are weaker.
+    """
+
+    name: str
+    how: str = ""
+    rank: int = 0
+
+
+class NameIndex:
+    """Finds files by the names that others wrote for them.
+
+    Args:
+        names: of the files, paths below one folder; a name without its ending finds a file, too.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        self._tables: dict[int, dict[str, list[str]]] = {}
+
+    def _table(self, rule: int) -> dict[str, list[str]]:
+        """Names by the keys of one rule, made when it is first needed."""
+        if rule not in self._tables:
+            key = _RULES[rule][1]
+            table: dict[str, list[str]] = {}
+            for name in self._names:
+                for way in {key(name), key(_without_ending(name))}:
+                    table.setdefault(way, []).append(name)
+            self._tables[rule] = table
+        return self._tables[rule]
+
+    def find(self, written: str) -> Found | None:
+        """The file that a name means, None where there is none.
+
+        Raises:
+            ValueError: it may mean several.
+        """
+        for rule, (how, key) in enumerate(_RULES):
+            names = self._table(rule).get(key(written), [])
+            if rule >= BY_PART:
+                names = [name for name in names if not of_other_splits(written, name)]
+            if BY_PART <= rule < _NAME_ALONE:
+                names = _longest_end(written, names)
+            # a whole name counts before another file's name without its ending
+            whole = [name for name in names if key(name) == key(written)] or names
+            if len(whole) == 1:
+                return Found(whole[0], how, rule)
+            if whole:
+                listed = ", ".join(sorted(whole)[:3])
+                raise ValueError(
+                    f"{written!r} may be any of {len(whole)} files ({listed}): name its folder "
+                    "and its ending"
+                )
+        return None
+
+
+def _longest_end(written: str, names: Iterable[str]) -> list[str]:
+    """Of files with the name of a path, those that share the most folders before it, if any."""
+    folders = _decoded(written).casefold().split("/")[-2::-1]
+    shared: dict[int, list[str]] = {}
+    for name in names:
+        pairs = zip(folders, _decoded(name).casefold().split("/")[-2::-1], strict=False)
+        count = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], pairs))
+        shared.setdefault(count, []).append(name)
+    most = max(shared, default=0)
+    return shared[most] if most else []
+
+
+def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
+    """The names that find a file which another name means, by an earlier rule: they are not there.
+
+    Where no rule is earlier, and they are not one path written in two ways, none of them is sure.
+
+    Args:
+        claims: (name as written, what it finds) by any key; `Found.name` tells files apart.
+
+    Returns:
+        By key, empty, or why it is not sure.
+    """
+    times = Counter(found.name for _, found in claims.values())
+    by_file: dict[str, list[Key]] = {}
+    for key, (_, found) in claims.items():
+        if times[found.name] > 1:
+            by_file.setdefault(found.name, []).append(key)
+    wrong: dict[Key, str] = {}
+    for name, keys in by_file.items():
+        first = min(keys, key=lambda key: claims[key][1].rank)
+        rank = claims[first][1].rank
+        paths = {_decoded(claims[key][0]) for key in keys if claims[key][1].rank == rank}
+        unsure = rank > _LAST_OF_PATH and len(paths) > 1
+        for key in keys:
+            written, found = claims[key]
+            if unsure:
+                wrong[key] = f"{written!r} may be {name}, and so may another name: name its folder"
+            elif found.rank > max(rank, _LAST_OF_PATH):
+                wrong[key] = ""
+    return wrong
+
+
+def _without_ending(name: str) -> str:
+    ending = ending_of(name)
+    return name[: len(name) - len(ending)] if ending else name
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What belongs together of two sides.
+
+    `of` gives the right name of a left one, `how` counts those found by another rule than the same
+    path, `several` are left names that more than one right name fits.
+    """
+
+    of: dict[str, str]
+    how: dict[str, int]
+    several: dict[str, tuple[str, ...]]
+
+
+def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
+    """Pair names without endings, each at most once: by path first, by name alone where unique.
+
+    Args:
+        left, right: `stem_path`s, unique on either side.
+    """
+    of: dict[str, str] = {}
+    how: dict[str, int] = {}
+    several: dict[str, tuple[str, ...]] = {}
+    open_left, open_right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
+    for rule, (said, key) in enumerate(_RULES):
+        if BY_PART <= rule < _NAME_ALONE:
+            continue
+        # a name alone tells nothing where another file has it too, paired already or not
+        alone = rule == _NAME_ALONE
+        by_key: dict[str, list[str]] = {}
+        for name in right if alone else open_right:
+            by_key.setdefault(key(name), []).append(name)
+        rivals = Counter(map(key, left if alone else open_left))
+        for name in open_left:
+            found = by_key.get(key(name), [])
+            if alone and len(found) == 1 and of_other_splits(name, found[0]):
+                continue
+            if len(found) == 1 and rivals[key(name)] == 1:
+                of[name] = found[0]
+                if said:
+                    how[said] = how.get(said, 0) + 1
+            elif found:
+                several[name] = tuple(found)
+        taken = set(of.values())
+        open_left = [name for name in open_left if name not in of]
+        open_right = [name for name in open_right if name not in taken]
+    return Pairs(of, how, {name: names for name, names in several.items() if name not in of})
