@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from claims_page import write_page
 from claims_pictures import draw
 from claims_results import score_all
@@ -134,21 +135,25 @@ def do(unit: Unit, place: Path, config: RunConfig, log: Path) -> dict[str, str]:
 
 
 def about(command: Sequence[str]) -> dict[str, Any]:
-    """The machine, the date, the commit and the command."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    """The machine, the date and the command."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "machine": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "machine": f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {gpu}",
         "command": " ".join(command),
     }
+
+
+def commit() -> str:
+    """The commit of this checkout, short."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def work(
@@ -179,6 +184,7 @@ def work(
             done[unit.name] = {
                 "folders": folders,
                 "seconds": round(seconds, 1),
+                "commit": commit(),
                 "settings": more,
                 "underfitting": config.segmenter.underfitting.model_dump(),
                 "masks": config.masks.model_dump(mode="json"),

@@ -22,7 +22,8 @@ def write_page(results: Mapping[str, Any], document: Path | None) -> str:
 def page(results: Mapping[str, Any]) -> Iterator[str]:
     """The lines."""
     about = results["about"]
-    yield f"{about['date']}, commit {about['commit']}, {about['machine']}:"
+    made = {unit["commit"] for units in results["seeds"].values() for unit in units.values()}
+    yield f"{about['date']}, commit {', '.join(sorted(made))}, {about['machine']}:"
     yield ""
     yield f"    {about['command']}"
     yield ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,11 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
             metrics = folder_of(seed[claim.limited], stage, place).finished().metrics
             shares.append(metrics["underfitting_share"])
     compared = compare(pairs) if pairs else None
-    reason = "" if differ else _SAME
+    reason = one_search(notes) if differ else _SAME
     if claim.limited and pairs:
         reason = too_high(claim.limited, seeds, out)
     if "walk" in (claim.after.unit, claim.before.unit) and pairs:
-        reason = by_chance(seeds, out)
+        reason = reason or by_chance(seeds, out)
     return {
         "name": claim.name,
         "title": claim.title,
@@ -90,6 +90,12 @@ def row(claim: Claim, seeds: Mapping[str, Any], out: Path) -> dict[str, Any]:
         "limited": shares,
         **(compared or {}),
     }
+
+
+def one_search(exponents: Sequence[Sequence[float | None]]) -> str:
+    """Why two sides cannot be compared: one alone has the best of many exponents; empty: no."""
+    alone = any((after is None) != (before is None) for after, before in exponents)
+    return "only one side has the best of many exponents" if alone else ""
 
 
 def too_high(unit: str, seeds: Mapping[str, Any], out: Path) -> str:

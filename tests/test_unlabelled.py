@@ -23,11 +23,17 @@ classifier: {backbone: efficientnet_lite0, weights: none, epochs: 1, batch_size:
 cams: {scales: [1.0], flip: false}
 errors: {budget: 0}
 """
+MULTICROP = """
+base: {cams: {scales: [1.0], flip: false}}
+multicrop: {enabled: true, backbone: efficientnet_lite0, weights: none, epochs: 1, batch_size: 4,
+            validation_images: 0, crops: {size: 32, stride: 32, scales: [1.0]}}
+"""
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("recipe", [RECIPE, RECIPE + MULTICROP])
 def test_unlabelled_photographs_are_left_out_and_counted(
-    shapes: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shapes: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str], recipe: str
 ) -> None:
     """With no error allowed: a photograph that nobody labelled is no error."""
     (tmp_path / "photos/images").mkdir(parents=True)
@@ -44,7 +50,7 @@ def test_unlabelled_photographs_are_left_out_and_counted(
             lines.append(f"{image_id},{';'.join(names)},{row['split']}")
     (tmp_path / "photos/labels.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "photos/classes.txt").write_text("\n".join(shapes.label_space.names[1:]) + "\n")
-    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "r.yaml").write_text(recipe)
     settings = [f"data.root={tmp_path}/photos"]
     run_dir = tmp_path / "run"
     code = run_recipe(

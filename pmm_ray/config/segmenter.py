@@ -98,7 +98,7 @@ class SegmenterConfig(TrainingConfig):
     4000). The last iteration is scored too; if it would be the only one, nothing is scored."""
     validation_images: int | None = execution(500, ge=0)
     """Held-out images with ground truth to score; the seed chooses them. Empty: all (released
-    code); 0: none. No step finishes meanwhile: see `runtime.stall_seconds`."""
+    code); 0: none."""
     validation: Literal["one_view", "test"] = execution("one_view")
     """How they are scored: `one_view` at ratio 1 without CRF, or as `predict` makes masks
     (released code): windows, scales, mirror images and CRF, which may take longer than training."""

@@ -22,7 +22,8 @@ from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
-from pmm_ray.runtime.training.sampling import validation_rows
+from pmm_ray.runtime.training.mask_file import Told
+from pmm_ray.runtime.training.sampling import telling, validation_rows
 
 BACKGROUND_SCORES = tuple(round(0.05 * i, 2) for i in range(1, 13))
 """A px whose scores are all below one of these is background; the best of them is reported."""
@@ -64,17 +65,23 @@ class ClassifierValidation:
 
     @torch.no_grad()
     def measure(
-        self, network: CamNetwork, device: torch.device, rank: int, world: int
+        self,
+        network: CamNetwork,
+        device: torch.device,
+        rank: int,
+        world: int,
+        told: Told | None = None,
     ) -> ClassifierShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be used is left out: the stage that needs it records it.
+        An image that cannot be used is left out: the stage that needs it records it. `told` is
+        called before each image: (done, images of the share).
         """
         share, space = ClassifierShare(), self.photographs.label_space
         classes = space.num_classes
         total = np.zeros((len(BACKGROUND_SCORES), classes, classes), np.int64)
         scored = False
-        for row in self.rows()[rank::world]:
+        for row in telling(self.rows()[rank::world], told):
             try:
                 image, labels = self.photographs.image(row), self.photographs.labels(row)
                 truth = self.photographs.truth(row) if row["ground_truth_uri"] else None

@@ -23,7 +23,8 @@ from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.rows.scores import pack_scores, refine
-from pmm_ray.runtime.training.sampling import validation_rows
+from pmm_ray.runtime.training.mask_file import Told
+from pmm_ray.runtime.training.sampling import telling, validation_rows
 
 MIOU = "validation_miou"
 """Name of what is measured."""
@@ -85,17 +86,23 @@ class SegmenterValidation:
 
     @torch.no_grad()
     def measure(
-        self, network: nn.Module, device: torch.device, rank: int, world: int
+        self,
+        network: nn.Module,
+        device: torch.device,
+        rank: int,
+        world: int,
+        told: Told | None = None,
     ) -> SegmenterShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
         An image that cannot be used is left out, see `unusable`; the evaluation makes an error row
-        of it.
+        of it. `told` is called before each image: (done, images of the share).
         """
         space = self.photographs.label_space
         total, images = np.zeros((space.num_classes, space.num_classes), np.int64), 0
         masks = self._one_view if self.predict is None else self._tested
-        for truth_HW, mask_HW in masks(network, self._readable(self.rows()[rank::world]), device):
+        rows = telling(self.rows()[rank::world], told)
+        for truth_HW, mask_HW in masks(network, self._readable(rows), device):
             total += confusion_matrix(truth_HW, mask_HW, space.num_classes, space.ignore)
             images += 1
         return SegmenterShare(total, images)

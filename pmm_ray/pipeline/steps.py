@@ -72,7 +72,7 @@ def base_steps() -> list[Step]:
         from pmm_ray.stages import make_cams
 
         config, train = run.config.base.cams, [run.config.data.train_split]
-        images = run.data.split(*train)
+        images = run.data.labelled(*train)
         classifier, name = run["train_classifier"], "make_base_cams"
         return make_cams.stage(config, run.data, classifier, images, chosen_by=train, name=name)
 

@@ -111,6 +111,7 @@ def stage(
     Raises:
         CannotRunError: see `model_identity`.
     """
-    own = (config, *model_identity(config))
+    # whoever asks for this training has it enabled: a table, or the recipe
+    own = (config.model_copy(update={"enabled": True}), *model_identity(config))
     identity = (*own, *masks_identity(recipe, base_masks), CODE_VERSION)
     return Stage(name, identity, partial(run, config, masks_uri=base_masks.uri))

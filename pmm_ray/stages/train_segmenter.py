@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -101,8 +101,11 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
             return
         from pmm_ray.nets.segmenter import try_model
 
+        # two crops are no whole group of under-fitting: the plain loss serves as well
+        underfitting = self.config.underfitting.model_copy(update={"kind": "none"})
+        plain = self.config.model_copy(update={"underfitting": underfitting})
         with torch.random.fork_rng(devices=[]):
-            network = self.build().network
+            network = replace(self, config=plain).build().network
             try_model(network, self.config.crop_size, self.model.uri)
 
     @property

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 claims: Any = importlib.import_module("claims")
 claims_page: Any = importlib.import_module("claims_page")
+claims_results: Any = importlib.import_module("claims_results")
 claims_rows: Any = importlib.import_module("claims_rows")
 claims_score: Any = importlib.import_module("claims_score")
 CLASSES = 3
@@ -130,19 +131,25 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done == [("seed-0", first), ("seed-0", second), ("seed-1", first), ("seed-1", second)]
 
 
+def test_an_exponent_that_one_side_alone_could_choose_decides_nothing() -> None:
+    assert claims_results.one_search([[3.0, 5.0]]) == ""
+    assert claims_results.one_search([[None, None]]) == ""
+    assert claims_results.one_search([[3.0, 5.0], [3.0, None]]) != ""
+
+
 def test_the_page_is_the_table_of_a_file_between_words_that_stay(tmp_path: Path) -> None:
     row = {"name": "a", "title": "A over B", "source": "Tab. 1", "paper": "+1.0", "limited": []}
     compared = claims_score.compare([(photographs(0.1), photographs(0.3))])
     measured = {**row, **compared, "seeds": [0], "exponents": [[3.0, None]]}
     results = {
-        "about": {"date": "2026-01-01", "commit": "abc", "machine": "m", "command": "c"},
+        "about": {"date": "2026-01-01", "machine": "m", "command": "c"},
         "rows": [
             measured | {"verdict": "holds"},
             row | {"title": "C over D", "seeds": [], "verdict": "not run"},
         ],
         "classes": ["background", "cat", "dog"],
         "trainings": [{"seed": 0, "stage": "train_segmenter-clamp-r0", "loss": 0.4}],
-        "seeds": {"0": {"masks": {"folders": {}, "seconds": 12.0}}},
+        "seeds": {"0": {"masks": {"folders": {}, "seconds": 12.0, "commit": "abc"}}},
         "settings": ["a.b=1"],
     }
     document = tmp_path / "page.md"
@@ -150,6 +157,7 @@ def test_the_page_is_the_table_of_a_file_between_words_that_stay(tmp_path: Path)
     claims_page.write_page(json.loads(json.dumps(results)), document)
     text = document.read_text()
     assert text.startswith("before\n")
+    assert "2026-01-01, commit abc, m:" in text
     assert text.endswith("\nafter\n")
     assert "\nold\n" not in text
     table = [line for line in text.splitlines() if line.startswith("|") and " over " in line]

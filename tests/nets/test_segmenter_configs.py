@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pmm_ray.config import UnderfittingConfig
+from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
@@ -23,6 +24,8 @@ from pmm_ray.nets.segmenter import (
 from pmm_ray.nets.segmenter_config import segmenter_model
 from pmm_ray.nets.segmenter_source import read_model
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.stages.train_segmenter import SegmenterTask
 
 from .segmenter_models import CONFIG, small, step, user_file
 
@@ -217,6 +220,24 @@ def test_models_that_are_built_but_cannot_be_used_are_found_out(
     network = build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, model))
     with pytest.raises(CannotRunError, match=message):
         try_model(network, 64, "user.py")
+
+
+def test_groups_larger_than_the_trials_two_crops_are_no_fault_of_the_model(tmp_path: Path) -> None:
+    source = user_file(tmp_path, small())
+    config = CONFIG.model_copy(
+        update={"underfitting": UnderfittingConfig(kind="clamp", group=4), "crop_size": 64}
+    )
+    task = SegmenterTask(
+        config=config,
+        stage="train_segmenter-r0",
+        seed=0,
+        split="train",
+        manifest_uri="",
+        photographs=Photographs("", False, 10**6, LabelSpace.from_names(["a", "b", "c"])),
+        round=0,
+        model=source,
+    )
+    task.check()
 
 
 def test_a_model_that_can_be_used_is_as_before(tmp_path: Path) -> None:

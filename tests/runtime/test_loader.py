@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import threading
@@ -118,6 +119,18 @@ def test_an_epoch_holds_every_image_once_and_epochs_differ() -> None:
     assert not np.array_equal(epoch_order(0, 0, 10), epoch_order(0, 1, 10))
     # fewer images than a batch holds: they repeat
     assert BatchPlan(0, 3, 8, 2).batch(5)[1].shape == (8,)
+
+
+def test_an_image_that_comes_again_in_an_epoch_looks_different(shapes: Manifest) -> None:
+    """As a row of a rare class, and where a batch holds more than all images."""
+    rows = training_rows(shapes.uri, "train", labelled=True)
+    data = dataset(shapes, rows.take([0, 1, 1, 1, 2]))
+    views = [data[4, index][0] for index in (1, 2, 3)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
+    alone = dataset(shapes, rows.slice(0, 3))
+    assert torch.equal(views[0], alone[4, 1][0])
+    (batch,) = batches(alone, BatchPlan(5, 3, 9, 1), 0, first=0, last=1)
+    assert len({image.numpy().tobytes() for image in batch.images}) == 9
 
 
 def test_batches_that_cannot_be_split_are_refused() -> None:

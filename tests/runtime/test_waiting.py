@@ -27,6 +27,7 @@ from pmm_ray.runtime.mapping.workers import Pool, Producer
 from pmm_ray.runtime.training import clock
 from pmm_ray.runtime.training.losses import Losses, WorkerFailedError
 from pmm_ray.runtime.training.reporter import (
+    SCORING,
     TRAINING,
     Phase,
     Reporter,
@@ -98,6 +99,18 @@ def test_steps_have_the_stalls_clock_which_begins_with_them(watch: Watch) -> Non
     own.check()
     watch.now += 2
     with pytest.raises(CannotRunError, match=r"no step was finished .* runtime\.stall_seconds"):
+        own.check()
+
+
+def test_scoring_held_out_images_may_take_longer_than_a_stall(watch: Watch) -> None:
+    """COCO's 40,137 with views and a CRF: an hour in which no step is done."""
+    own = clock.Clock(JOB, LIMITS)
+    for done in range(5):
+        assert own.look(state(2, SCORING, done, 9)) == f"{SCORING} ({done} of 9)"
+        watch.now += 9
+        own.check()
+    watch.now += 2
+    with pytest.raises(CannotRunError, match=r"no image was scored .* runtime\.stall_seconds"):
         own.check()
 
 

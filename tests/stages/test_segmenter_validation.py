@@ -88,7 +88,9 @@ def test_a_held_out_image_that_cannot_be_scored_is_left_out_and_named(tmp_path: 
     manifest = open_manifest(str(tmp_path / "manifest.parquet"))
     this = validation(manifest)
     network = build_segmenter(section(), 4, 255).eval()
-    whole = this.measure(network, torch.device("cpu"), 0, 1)
+    told: list[tuple[int, int]] = []
+    whole = this.measure(network, torch.device("cpu"), 0, 1, lambda *done: told.append(done))
+    assert told == [(done, len(this.rows())) for done in range(len(this.rows()))]
     assert (whole.images, this.unusable()) == (len(this.rows()), {})
     paths = [Path(manifest.locate(row["ground_truth_uri"])) for row in this.rows()[:4]]
     mask_HW = decode_mask(paths[0].read_bytes())

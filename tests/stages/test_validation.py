@@ -62,7 +62,9 @@ def test_a_network_that_knows_all_scores_all(validation: ClassifierValidation) -
 def test_truth_with_another_value_is_left_out(
     validation: ClassifierValidation, tmp_path: Path
 ) -> None:
-    whole = validation.measure(Colours(), CPU, 0, 1)
+    told: list[tuple[int, int]] = []
+    whole = validation.measure(Colours(), CPU, 0, 1, lambda *done: told.append(done))
+    assert told == [(done, 10) for done in range(10)]
     assert len(whole.labels) == 9
     Image.fromarray(np.full((32, 48), 9, np.uint8)).save(tmp_path / "0-mask.png")
     share = validation.measure(Colours(), CPU, 0, 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pmm_ray.runtime.core.errors import MayPassError
 from pmm_ray.runtime.core.progress import format_seconds
-from pmm_ray.runtime.training.reporter import TRAINING
+from pmm_ray.runtime.training.reporter import SCORING, TRAINING
 
 if TYPE_CHECKING:
     from pmm_ray.config import RuntimeConfig
@@ -53,9 +53,10 @@ class Clock:
             key, limit = "nodes_seconds", limits.nodes_seconds
             what = f"only {self._position[0]} of {job.workers} workers ({job.cpus} CPUs each) came"
             advice = "`ray status` shows what is asked for; add nodes or free CPUs"
-        elif self._phase == TRAINING:
+        elif self._phase in (TRAINING, SCORING):
             key, limit = "stall_seconds", limits.stall_seconds
-            what, advice = "no step was finished", "`ray stack` on a node shows where it hangs"
+            what = "no step was finished" if self._phase == TRAINING else "no image was scored"
+            advice = "`ray stack` on a node shows where it hangs"
         else:
             key, limit = "prepare_seconds", limits.prepare_seconds
             what = f"nothing moved while a worker {self._phase}"

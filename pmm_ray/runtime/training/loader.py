@@ -111,6 +111,9 @@ def with_repeats(rows: pa.Table, below: float) -> pa.Table:
 class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
     """Samples by key (epoch, index): a pure function of the key, the rows and the seed.
 
+    An image that comes several times in an epoch looks different each time: as one of several equal
+    rows (`with_repeats`), or by an index of so many more than there are rows.
+
     Args:
         rows: from `training_rows`.
         photographs: how images are found and decoded, and which labels there are.
@@ -146,12 +149,16 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
             CannotRunError: twenty images in a row cannot be used.
         """
         epoch, index = key
+        again, index = divmod(index, len(self))
         first = self.row(index).image_id
+        while index and self.row(index - 1).image_id == first:
+            again, index = again + 1, index - 1
+        turn = f"again {again}" if again else ""
         errors: list[ErrorRow] = []
         for attempt in range(_ATTEMPTS):
             row = self.row(index)
             try:
-                image, target = self._load(row, sample_seed(self._seed, epoch, row.image_id))
+                image, target = self._load(row, sample_seed(self._seed, epoch, row.image_id, turn))
             except RowError as error:
                 errors.append(
                     ErrorRow(row.image_id, self._stage, error.kind, error.message, row.uri)

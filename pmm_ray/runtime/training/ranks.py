@@ -54,7 +54,11 @@ def synchronise_norms(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and child.training:
                 shared = nn.SyncBatchNorm.convert_sync_batchnorm(child)  # type: ignore[no-untyped-call]
-                setattr(parent, name, shared)
+                # a part whose layers the parent took over (SEAM, affinity) calls its own names
+                parts = [p for p in vars(parent).values() if isinstance(p, nn.Module)]
+                for holder in (parent, *parts):
+                    if getattr(holder, name, None) is child:
+                        setattr(holder, name, shared)
 
 
 def drifting_buffers(module: nn.Module) -> list[Tensor]:

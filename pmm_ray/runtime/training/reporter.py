@@ -16,6 +16,7 @@ BEAT_SECONDS = 0.5
 # a busy machine may be late; a worker that is silent for longer is not there
 _SILENT_SECONDS = 30.0
 TRAINING = "trains"
+SCORING = "scores held-out images"
 
 
 class State(NamedTuple):

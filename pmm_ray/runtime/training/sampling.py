@@ -7,7 +7,7 @@ very next image without replaying the earlier ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.training.mask_file import Told
 
 
 def sample_seed(seed: int, epoch: int, image_id: str, purpose: str = "") -> int:
@@ -43,6 +44,14 @@ def validation_rows(
     ]
     rows.sort(key=lambda row: sample_seed(seed, 0, row["image_id"], "validation"))
     return rows[:images]
+
+
+def telling(rows: Sequence[dict[str, Any]], told: Told | None) -> Iterator[dict[str, Any]]:
+    """The rows, one after another; tells before each how many are done, and of how many."""
+    for done, row in enumerate(rows):
+        if told is not None:
+            told(done, len(rows))
+        yield row
 
 
 @lru_cache(maxsize=2)
@@ -98,7 +107,7 @@ class BatchPlan:
 
 
 class StepSampler:
-    """A DataLoader batch sampler: the keys (epoch, index) of one worker's slice of each step.
+    """A DataLoader batch sampler: the keys of one worker's slice of each step, see `TrainingSet`.
 
     Args:
         rank: of this worker, 0..workers - 1.
@@ -117,5 +126,7 @@ class StepSampler:
         share = self._plan.batch_size // self._plan.workers
         for step in self._steps:
             epoch, indices = self._plan.batch(step)
-            mine = indices[self._rank * share : (self._rank + 1) * share]
-            yield [(epoch, int(index)) for index in mine]
+            first = self._rank * share
+            mine = enumerate(indices[first : first + share], first)
+            # beyond the last image: one of an epoch that is smaller than a batch, again
+            yield [(epoch, int(i) + n // self._plan.images * self._plan.images) for n, i in mine]

@@ -46,8 +46,15 @@ class LossModule(nn.Module, ABC):
 class Validation(Protocol):
     """Scores a network on held-out images while it is trained."""
 
-    def measure(self, network: Any, device: torch.device, rank: int, world: int) -> Any:
-        """One worker's share of the measurement; small, it is sent to the first worker."""
+    def measure(
+        self, network: Any, device: torch.device, rank: int, world: int, told: Told | None = None
+    ) -> Any:
+        """One worker's share of the measurement; small, it is sent to the first worker.
+
+        Args:
+            told: called before each image with how many of the share are done and its size: a
+                scoring may take longer than a step ever does.
+        """
 
     def metrics(self, shares: list[Any]) -> dict[str, float]:
         """The numbers by name, from every worker's share; may be empty."""

@@ -37,7 +37,7 @@ from pmm_ray.runtime.training.ranks import (
     total,
 )
 from pmm_ray.runtime.training.readings import Readings, Unread, step_if
-from pmm_ray.runtime.training.reporter import TRAINING, Phase
+from pmm_ray.runtime.training.reporter import SCORING, TRAINING, Phase
 from pmm_ray.runtime.training.sampling import BatchPlan, sample_seed
 
 # steps from one reading of the loss to the next: each makes the CPU wait for the device
@@ -299,10 +299,15 @@ class _Worker:
             # plain norms have seen other images on every worker; the first one's are kept
             dist.broadcast(buffer, src=0)
         self.module.eval()
-        share = validation.measure(self.module.network, self.device, self.rank, self.world)
+
+        def tell(done: int, total: int) -> None:
+            self.phase.set(SCORING, done, total)
+
+        share = validation.measure(self.module.network, self.device, self.rank, self.world, tell)
         self.module.train()
         shares: list[Any] = [None] * self.world
         dist.all_gather_object(shares, share)
+        self.phase.set(TRAINING)
         self.validation = validation.metrics(shares)
         score = self.validation.get(self.task.choose_by or "", -math.inf)
         if score > self.best[1]:
