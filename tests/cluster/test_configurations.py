@@ -163,6 +163,21 @@ class TestKubeRay:
         with pytest.raises(jsonschema.ValidationError, match="'16'"):
             check(wrong)
 
+    def test_the_runbook_asks_for_a_version_that_knows_the_fields(self) -> None:
+        """Definitions of an older one refuse or drop what they do not know."""
+        since = {
+            "preRunningDeadlineSeconds:": (1, 6),
+            "secretName: pmm-ray-token": (1, 6),  # of authOptions
+            "authOptions:": (1, 5),
+            "submissionMode: SidecarMode": (1, 5),
+            "labels: {pool: gpu}": (1, 5),  # of a group, not of its pods
+        }
+        text = (CLUSTER / "kuberay" / "rayjob.yaml").read_text()
+        needed = max(version for field, version in since.items() if field in text)
+        runbook = (CLUSTER / "README.md").read_text()
+        stated = re.findall(r"KubeRay (\d+)\.(\d+)\S* or newer", runbook)
+        assert [(int(major), int(minor)) for major, minor in stated] == [needed]
+
     def test_the_job_has_the_same_cluster(self) -> None:
         job, cluster = manifest("rayjob.yaml"), manifest("raycluster.yaml")
         assert job["spec"]["rayClusterSpec"] == cluster["spec"]
