@@ -163,6 +163,21 @@ class TestKubeRay:
         with pytest.raises(jsonschema.ValidationError, match="'16'"):
             check(wrong)
 
+    def test_the_runbook_asks_for_a_version_that_knows_the_fields(self) -> None:
+        """Definitions of an older one refuse or drop what they do not know."""
+        since = {
+            "preRunningDeadlineSeconds:": (1, 6),
+            "secretName: pmm-ray-token": (1, 6),  # of authOptions
+            "authOptions:": (1, 5),
+            "submissionMode: SidecarMode": (1, 5),
+            "labels: {pool: gpu}": (1, 5),  # of a group, not of its pods
+        }
+        text = (CLUSTER / "kuberay" / "rayjob.yaml").read_text()
+        needed = max(version for field, version in since.items() if field in text)
+        runbook = (CLUSTER / "README.md").read_text()
+        stated = re.findall(r"KubeRay (\d+)\.(\d+)\S* or newer", runbook)
+        assert [(int(major), int(minor)) for major, minor in stated] == [needed]
+
     def test_the_job_has_the_same_cluster(self) -> None:
         job, cluster = manifest("rayjob.yaml"), manifest("raycluster.yaml")
         assert job["spec"]["rayClusterSpec"] == cluster["spec"]
@@ -298,7 +313,7 @@ class TestImageAndScripts:
             ("scontrol", "echo lead"),
             ("srun", 'echo "$@" >> "$0.said"; [[ $* == *hostname* ]] && echo 10.0.0.1; true'),
             ("sleep", "true"),
-            ("python", "[[ $1 == -c ]] && echo token; true"),
+            ("python", "[[ $1 == jobs/* ]] && exit 3; [[ $1 == -c ]] && echo token; true"),
         ):
             (commands / name).write_text(f"#!/bin/bash\n{text}\n")
             (commands / name).chmod(0o755)
@@ -317,13 +332,15 @@ class TestImageAndScripts:
             capture_output=True,
             text=True,
         )
-        assert answer.returncode == 0, answer.stderr
+        assert answer.returncode == 3, answer.stderr  # the driver's
         lines = (commands / "srun.said").read_text().splitlines()
         [lead] = [line for line in lines if "--head" in line]
         others = [line for line in lines if "--exclude=lead" in line]
         assert f"--num-cpus={head} --num-gpus=8" in lead
         assert len(others) == (nodes > 1)
         assert all(f"--num-cpus={cpus} --num-gpus=8" in line for line in others)
+        # the last that is done, on every node
+        assert lines[-1] == f"--nodes={nodes} --ntasks={nodes} --overlap rm -rf /tmp/ray-7"
 
     def test_the_slurm_script(self) -> None:
         script = str(CLUSTER / "slurm.sbatch")

@@ -49,6 +49,21 @@ def test_they_ask_for_metrics_that_are_offered() -> None:
     }
 
 
+def test_prometheus_may_reach_on_kubernetes_what_it_is_told_to_read() -> None:
+    [port] = re.findall(r"port `metrics` (\d+)", (MONITORING / "prometheus.yml").read_text())
+    text = (ROOT / "cluster" / "kuberay" / "networkpolicy.yaml").read_text()
+    rules = yaml.safe_load(text)["spec"]["ingress"]
+    from_elsewhere = {
+        (source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], open_["port"])
+        for rule in rules
+        for source in rule["from"]
+        for open_ in rule.get("ports", [])
+    }
+    assert ("monitoring", int(port)) in from_elsewhere
+    # nothing else is open
+    assert from_elsewhere == {("monitoring", int(port)), ("ray-system", 8265)}
+
+
 def lost(given: Any, kept: Any, at: str = "") -> list[str]:
     """What a reader of Grafana's schema did not take."""
     if isinstance(given, dict) and isinstance(kept, dict):

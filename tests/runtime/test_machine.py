@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -183,6 +184,60 @@ def test_images_that_break_every_device_are_no_nodes_fault() -> None:
     assert blame.broke["image-4"] == 1
 
 
+def test_two_nodes_that_are_sick_at_once_are_both_at_fault() -> None:
+    blame = Blame()
+    blame.add(word("well", done=["a", "b"]))
+    found = []
+    for number in range(3):
+        for node in ("one", "two"):
+            blame.add(word(node, fault=f"{node}-{number}"))
+            found += [verdict.node] if (verdict := blame.verdict(anywhere)) else []
+    assert found == ["one", "two"]
+    # what other nodes did before they were avoided says nothing for the next one
+    for number in range(3):
+        assert blame.verdict(anywhere) is None
+        blame.add(word("three", fault=f"three-{number}"))
+    assert blame.verdict(anywhere) is not None
+
+
+def test_where_every_other_node_was_at_fault_it_may_be_the_images() -> None:
+    blame = Blame()
+    for number in range(3):
+        blame.add(word("one", fault=f"image-{number}"))
+    assert blame.verdict(anywhere) is not None
+    for number in range(11):
+        blame.add(word("two", fault=f"image-{number}"))
+        assert blame.verdict(anywhere) is None
+
+
+def test_nodes_that_only_take_what_gpus_made_say_nothing_of_devices() -> None:
+    blame = Blame()
+    for number in range(5):
+        cpu = {"process": 7, "producer_node": "gpu-0", "producer_host": "g", "producer_process": 3}
+        blame.add(word(f"cpu-{number}", done=[f"done-{number}"], **cpu))
+    for number in range(9):
+        blame.add(word(f"gpu-{number % 3}", fault=f"image-{number}"))
+        assert blame.verdict(anywhere) is None
+
+
+def test_what_a_report_costs_does_not_grow_with_the_nodes() -> None:
+    def calls(nodes: int) -> int:
+        blame, counted = Blame(), []
+        for number in range(nodes):
+            blame.add(word(f"node-{number}", done=[f"image-{number}"]))
+        report = word("node-0", done=["more"])
+        sys.setprofile(lambda frame, event, _: counted.append(frame) if "call" in event else None)
+        try:
+            blame.add(report)
+            assert blame.verdict(anywhere) is None
+            assert blame.faults == 0
+        finally:
+            sys.setprofile(None)
+        return len(counted)
+
+    assert calls(100) == calls(10)
+
+
 def test_a_node_alone_is_at_fault_only_if_nothing_succeeds_between() -> None:
     blame = Blame()
     for number in range(6):
@@ -210,6 +265,18 @@ def test_eight_error_rows_in_a_row_from_one_process_cast_doubt_on_its_node() -> 
     # elsewhere they succeed
     blame.add(word("well", done=ids))
     assert blame.second_opinion() is None
+
+
+def test_a_second_node_may_be_doubted_once_the_doubt_of_the_first_is_settled() -> None:
+    blame = Blame()
+    for node in ("one", "two"):
+        ids = [f"{node}-{n}" for n in range(8)]
+        blame.add(word(node, failed=ids))
+        verdict = blame.verdict(anywhere)
+        assert verdict is not None
+        assert verdict.node == node
+        blame.add(word("well", done=ids))
+        assert blame.second_opinion() is None
 
 
 def test_images_that_fail_elsewhere_too_clear_their_node() -> None:

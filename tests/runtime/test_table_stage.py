@@ -201,6 +201,7 @@ def test_an_image_that_kills_its_process_becomes_an_error_row_and_its_neighbours
     [row] = tables.read_errors(folder.errors_uri)
     assert (row.image_id, row.kind) == (ids[7], "internal")
     assert "died" in row.message
+    assert "see logs/ray.log" in row.message
     wait_for_every_cpu()
 
 

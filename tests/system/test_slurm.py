@@ -74,6 +74,7 @@ class Job:
 
     def __init__(self, environment: dict[str, str], run_dir: Path) -> None:
         self.number = environment["SLURM_JOB_ID"]
+        self.temporary = Path(f"/tmp/ray-{self.number}")
         self.log = run_dir.parent / f"{self.number}.log"
         script = str(ROOT / "cluster" / "slurm.sbatch")
         options = ["--recipe", "recipe.yaml", "--run-dir", str(run_dir), "--until", "make_masks"]
@@ -88,7 +89,7 @@ class Job:
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=20)
-        shutil.rmtree(f"/tmp/ray-{self.number}", ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def test_a_time_limit_leaves_a_run_that_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_a_time_limit_leaves_a_run_that_goes_on(slurm: dict[str, str], tmp_path:
             time.sleep(0.1)
         first.process.send_signal(signal.SIGTERM)  # what `--signal=B:TERM@300` sends
         assert first.process.wait(timeout=120) == 130, first.log.read_text()
+        assert not first.temporary.exists(), first.log.read_text()
     finally:
         first.end()
     kept = {part: part.stat().st_mtime_ns for part in run_dir.glob("make_masks-*/part-*")}
@@ -110,6 +112,7 @@ def test_a_time_limit_leaves_a_run_that_goes_on(slurm: dict[str, str], tmp_path:
     second = Job(slurm | {"SLURM_JOB_ID": f"{first.number}1"}, run_dir)
     try:
         assert second.process.wait(timeout=400) == 0, second.log.read_text()
+        assert not second.temporary.exists(), second.log.read_text()
     finally:
         second.end()
     assert "2 of 2 nodes are there" in second.log.read_text()

@@ -9,11 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import median_low
 from typing import Any
 
 # images at which devices of one node failed: more than an image that breaks any device
 _FAULTS = 3
-# of one node, over those of any other: else the code or the images break every device
+# of one node, over the median of the others: else the code or the images break every device
 _TIMES = 4
 # error rows in a row from one process: within the default error budget of 10
 _IN_A_ROW = 8
@@ -52,6 +54,10 @@ class _Tally:
     """What came from one node."""
 
     host: str = ""
+    devices: bool = False
+    """Whether it works in the pool whose devices may fail, the first of two."""
+    judged: bool = False
+    """Whether it was found at fault, and is avoided."""
     images: int = 0
     errors: int = 0
     in_a_row: dict[int, int] = field(default_factory=dict)
@@ -72,7 +78,10 @@ class Blame:
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Tally] = {}
-        self._judged: set[str] = set()
+        self._suspects: list[str] = []
+        """Nodes that the last report speaks of, if it brought an error or a fault."""
+        self.faults = 0
+        """Failures of devices so far."""
         self._doubted: set[str] = set()  # withdrawn, without a second opinion so far
         self._confirmed = self._refuted = 0
         self._doubts_rows: str | None = None
@@ -81,11 +90,6 @@ class Blame:
         """How often a device failed at an image."""
         self.texts: dict[str, str] = {}
         """The last such failure of an image."""
-
-    @property
-    def faults(self) -> int:
-        """Failures of devices so far."""
-        return sum(len(tally.faults) for tally in self._nodes.values())
 
     def add(self, counts: Mapping[str, Any]) -> None:
         """Note what a task reported (see `tasks.run_chunk`)."""
@@ -97,8 +101,15 @@ class Blame:
             node = counts[f"{prefix}node"]
             if node:
                 self._rows(node, prefix, counts, len(done), [i for i in of_pool if i], part)
+        nodes = [node for node in (counts["producer_node"], counts["node"]) if node]
+        if nodes:
+            self._nodes[nodes[0]].devices = True
         if counts["fault"]:
-            self._fault(json.loads(counts["fault"]))
+            fault = json.loads(counts["fault"])
+            self._fault(fault)
+            nodes.append(fault["node"])
+        # only a node that something failed on can be at fault
+        self._suspects = nodes if failed or counts["fault"] else []
 
     def _opinions(self, done: Sequence[str], failed: Sequence[str]) -> list[str]:
         """The failed images; '' for one that failed elsewhere, too: no node's fault."""
@@ -133,7 +144,9 @@ class Blame:
     def _fault(self, fault: Mapping[str, Any]) -> None:
         tally = self._nodes.setdefault(fault["node"], _Tally())
         tally.host = fault["host"]
+        tally.devices = True
         tally.faults.append(fault["text"])
+        self.faults += 1
         image = fault["image"] or f"start {len(tally.faults)}"
         tally.broke_at.add(image)
         tally.since_success.add(image)
@@ -149,19 +162,21 @@ class Blame:
         if 2 * self._confirmed < asked:
             return None
         self._trusts_rows = True
+        self._nodes[node].judged = False
         return node
 
     def verdict(self, elsewhere: Callable[[str], bool]) -> Verdict | None:
-        """The node at fault, if there is one; each is told once.
+        """The node at fault, if the last report was of one; each is told once.
 
         Args:
             elsewhere: whether the work of a node can be done by another.
         """
-        for node, tally in self._nodes.items():
-            if node in self._judged:
+        for node in self._suspects:
+            tally = self._nodes[node]
+            if tally.judged:
                 continue
             others = [other for name, other in self._nodes.items() if name != node]
-            if why := self._device_at_fault(node, others, elsewhere):
+            if why := _device_at_fault(tally, others, partial(elsewhere, node)):
                 return self._judge(node, why, rows=False)
             doubtful = not self._trusts_rows and self._doubts_rows is None
             if doubtful and (why := _rows_at_fault(tally, others)) and elsewhere(node):
@@ -169,28 +184,33 @@ class Blame:
                 return self._judge(node, why, rows=True)
         return None
 
-    def _device_at_fault(
-        self, node: str, others: Sequence[_Tally], elsewhere: Callable[[str], bool]
-    ) -> str | None:
-        tally = self._nodes[node]
-        most = max((len(other.faults) for other in others), default=0)
-        if len(tally.broke_at) < _FAULTS or len(tally.faults) < _TIMES * most:
-            return None
-        # asked last: it looks at the cluster
-        if len(tally.since_success) < _FAULTS and not elsewhere(node):
-            return None
-        return f"its device failed at {len(tally.broke_at)} images, last: {tally.faults[-1]}"
-
     def _judge(self, node: str, why: str, rows: bool) -> Verdict:
-        self._judged.add(node)
         tally = self._nodes[node]
+        tally.judged = True
         images = [i for failed in tally.parts.values() for i in failed]
         parts, tally.parts = list(tally.parts), {}
         self._doubted.update(images)
         return Verdict(node, tally.host, why, parts, images, rows)
 
 
+def _device_at_fault(
+    tally: _Tally, others: Sequence[_Tally], elsewhere: Callable[[], bool]
+) -> str | None:
+    peers = [other for other in others if other.devices]
+    # where every other node was at fault, too, it may be the images
+    working = [peer for peer in peers if not peer.judged] or peers
+    # not their maximum: several nodes may be sick at once
+    usual = median_low([len(peer.faults) for peer in working] or [0])
+    if len(tally.broke_at) < _FAULTS or len(tally.faults) < _TIMES * usual:
+        return None
+    # asked last: it looks at the cluster
+    if len(tally.since_success) < _FAULTS and not elsewhere():
+        return None
+    return f"its device failed at {len(tally.broke_at)} images, last: {tally.faults[-1]}"
+
+
 def _rows_at_fault(tally: _Tally, others: Sequence[_Tally]) -> str | None:
+    others = [other for other in others if not other.judged]
     if tally.longest >= _IN_A_ROW and all(other.longest < _IN_A_ROW for other in others):
         return f"{tally.longest} images failed there in a row, in one process"
     images = sum(other.images for other in others)

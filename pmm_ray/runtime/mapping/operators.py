@@ -30,6 +30,7 @@ from pmm_ray.runtime.mapping.tasks import (
     consume_chunk,
     failed_chunk,
     fault_of,
+    is_here,
     produce_chunk,
     reason,
     run_chunk,
@@ -48,8 +49,8 @@ Row = dict[str, Any]
 class _Mapper:
     """Maps rows of a block with a worker that it makes at its first one.
 
-    A worker that cannot be made (no weights, no memory) is a failure of the chunk, so that its
-    reason reaches the driver instead of ending in Ray's retries.
+    An exception (no weights, no memory, a GPU that does not answer) is a failure of the chunk:
+    Ray Data would drop the chunk and its reason, see `max_errored_blocks` below.
 
     Args:
         gpus: of the process; of a part of one it takes no more memory than that.
@@ -67,8 +68,8 @@ class _Mapper:
         self._failed = failed
         self._gpus = gpus
         self._worker: Worker | None = None
-        self._cannot: tuple[str, str] | None = None
-        """Why no worker could be made, and the fault of the machine, if it is one."""
+        self._cannot: Exception | None = None
+        """Why no worker could be made."""
         self._making = threading.Lock()  # an actor is called by several threads, see `Pool.overlap`
         self._seconds = _Seconds()
 
@@ -76,19 +77,26 @@ class _Mapper:
         if _ending.is_set():
             _wait_for_the_end()
         rows = batch.to_pylist()
+        try:
+            worker = self._made()
+            results = [self._timed(row, worker) for row in rows]
+        except Exception as error:  # travels to the driver, which stops the stage or blames
+            results = [self._failed(row, *_whose(error)) | _no_time() for row in rows]
+        return _ended(results)
+
+    def _made(self) -> Worker:
+        """The worker, made once; raises each time what it could not be made for."""
         with self._making:
-            if self._worker is None and self._cannot is None:
-                inference_process(self._gpus)
+            if self._cannot is not None:
+                raise self._cannot
+            if self._worker is None:
                 try:
+                    inference_process(self._gpus)
                     self._worker = self._factory()
                 except Exception as error:
-                    fault = machine_fault(error)
-                    broken = fault is not None and fault_of(MachineError(fault))
-                    self._cannot = ("", broken) if broken else (reason(error), "")
-            if self._worker is None:
-                assert self._cannot is not None
-                return _ended([self._failed(row, *self._cannot) | _no_time() for row in rows])
-        return _ended([self._timed(row, self._worker) for row in rows])
+                    self._cannot = error
+                    raise
+            return self._worker
 
     def _timed(self, row: Row, worker: Worker) -> Row:
         """What the function makes of a row, with the seconds that its process worked on it."""
@@ -98,6 +106,12 @@ class _Mapper:
         counted: Row = getattr(worker, "counted", dict)()  # see `overlap.Together`
         seconds = {"cpu_seconds": cpu, "pool_seconds": clock}
         return result | PASSES | counted | seconds | Place.here().__dict__
+
+
+def _whose(error: Exception) -> tuple[str, str]:
+    """Why a chunk failed: a failure of the stage, or a fault of this machine."""
+    fault = machine_fault(error)
+    return (reason(error), "") if fault is None else ("", fault_of(MachineError(fault)))
 
 
 class _Seconds:
@@ -130,7 +144,8 @@ def _wait_for_the_end() -> None:
 
 def _ended(rows: Sequence[Row]) -> pa.Table:
     """The block of the rows; the last of this process if its device failed."""
-    if any(row["fault"] for row in rows):
+    # the second of two pools passes on what failed in the first
+    if any(row["fault"] and is_here(row["fault"]) for row in rows):
         # one failure is told once, whatever else was under way
         if not _last_word.acquire(blocking=False):
             _wait_for_the_end()

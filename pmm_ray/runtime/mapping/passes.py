@@ -11,7 +11,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
 from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
@@ -217,11 +217,14 @@ class Passes:
         if not image_ids:
             return
         places = self.inputs["manifest"].select(image_ids).locations()
+        log = "logs/ray.log"
+        if storage.is_remote(self.context.run_dir):
+            log = "logs/ray-data/ of Ray's session on the driver's node"
         rows = []
         for image_id in image_ids:
             uri, row = places[image_id]
             image = tables.read_rows(uri, [row])[0]
-            message = "the worker process died each time it took this image"
+            message = f"the worker process died each time it took this image, or failed: see {log}"
             if image_id in blame.texts:
                 message = f"its process's device failed each time: {blame.texts[image_id]}"
             stage = self.folder.stage

@@ -78,6 +78,12 @@ def fault_of(error: MachineError, image_id: str = "") -> str:
     return json.dumps({"text": str(error), "image": image_id, **Place.here().__dict__})
 
 
+def is_here(fault: str) -> bool:
+    """Whether a fault, from `fault_of`, is one of this process."""
+    here = Place.here().__dict__
+    return {name: json.loads(fault)[name] for name in here} == here
+
+
 def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
     """Map one chunk in the first pool; returns a row of `PRODUCED`."""
     sink = pa.BufferOutputStream()
