@@ -26,6 +26,7 @@ from pmm_ray.runtime.mapping.stall import Limits, watchdog
 from pmm_ray.runtime.mapping.tasks import (
     PASSES,
     PRODUCED,
+    SOUND,
     Output,
     consume_chunk,
     failed_chunk,
@@ -67,8 +68,8 @@ class _Mapper:
         self._failed = failed
         self._gpus = gpus
         self._worker: Worker | None = None
-        self._cannot: tuple[str, str] | None = None
-        """Why no worker could be made, and the fault of the machine, if it is one."""
+        self._cannot: Row | None = None
+        """Why no worker could be made: `tasks.reason`, or the `fault` of the machine."""
         self._making = threading.Lock()  # an actor is called by several threads, see `Pool.overlap`
         self._seconds = _Seconds()
 
@@ -83,11 +84,11 @@ class _Mapper:
                     self._worker = self._factory()
                 except Exception as error:
                     fault = machine_fault(error)
-                    broken = fault is not None and fault_of(MachineError(fault))
-                    self._cannot = ("", broken) if broken else (reason(error), "")
+                    broken = {"fault": fault_of(MachineError(fault))} if fault else None
+                    self._cannot = broken or reason(error)
             if self._worker is None:
                 assert self._cannot is not None
-                return _ended([self._failed(row, *self._cannot) | _no_time() for row in rows])
+                return _ended([self._failed(row, self._cannot) | _no_time() for row in rows])
         return _ended([self._timed(row, self._worker) for row in rows])
 
     def _timed(self, row: Row, worker: Worker) -> Row:
@@ -261,12 +262,12 @@ def _counts(
         assert producer is not None
         return consume_chunk(row, producer.table, worker, output) | _before(row)
 
-    def not_produced(row: Row, failure: str, fault: str) -> Row:
+    def not_produced(row: Row, why: Row) -> Row:
         nothing = {"chunk": row["chunk"], "rows": b"", "errors": "[]", "in_a_row": 0}
-        return nothing | {"failure": failure, "fault": fault}
+        return nothing | SOUND | why
 
-    def not_run(row: Row, failure: str, fault: str) -> Row:
-        return failed_chunk(failure, fault) | _before(_NO_TIME)
+    def not_run(row: Row, why: Row) -> Row:
+        return failed_chunk(why) | _before(_NO_TIME)
 
     if producer is not None:
         arguments = (producer.factory, produce, not_produced)
@@ -279,7 +280,8 @@ def _counts(
         ):
             for counts in batch.to_pylist():
                 if counts["failure"]:
-                    raise cannot_run(f"{output.stage}: {counts['failure']}")
+                    text = f"{output.stage}: {counts['failure']}"
+                    raise cannot_run(text, counts["may_pass"])
                 yield counts
     except ray.exceptions.RayError as error:
         raise MayPassError(f"{output.stage}: {_first_line(error)}") from error
