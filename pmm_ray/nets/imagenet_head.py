@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import unreadable
 
 _CLASSES = 1000
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -128,7 +129,7 @@ def _user_table(uri: str) -> dict[str, list[int]]:
     try:
         content = yaml.safe_load(storage.read_bytes(uri).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CannotRunError(f"{where} cannot be read: {error}") from error
+        raise unreadable(f"{where} cannot be read", error) from error
     if not isinstance(content, dict):
         raise CannotRunError(f"{where} is no table of names: write `hound: [beagle, 160-170]`")
     return {_key(str(name)): _numbers(group, where, str(name)) for name, group in content.items()}

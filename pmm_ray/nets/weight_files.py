@@ -10,6 +10,7 @@ from pmm_ray.config import AnyClassifierConfig, ConfigError
 from pmm_ray.config.backbones import BACKBONES, backbone_row, imported
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import unreadable
 
 FOLDER_VARIABLE = "PMM_WEIGHTS"
 _DEFAULT_FOLDER = "~/.cache/pmm-ray/weights"
@@ -86,7 +87,7 @@ def read_weights_file(uri: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except OSError as error:
-        raise CannotRunError(f"cannot read the weights {uri}: {error}") from error
+        raise unreadable(f"cannot read the weights {uri}", error) from error
 
 
 def weights_identity(weights: str, backbone: str) -> str:

@@ -15,16 +15,16 @@ from pmm_ray.runtime.core.errors import (
     CannotRunError,
     MayPassError,
     cannot_run,
-    full_disk,
 )
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.core.store_faults import store_failure
 from pmm_ray.runtime.mapping.tasks import reason
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "part-1")
+BROKEN = OSError(errno.EIO, "Input/output error", "part-1")
 THROTTLED = OSError("AWS Error SLOW_DOWN during GetObject")
+DENIED = OSError("AWS Error ACCESS_DENIED during HeadObject")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ THROTTLED = OSError("AWS Error SLOW_DOWN during GetObject")
         (BudgetExceededError("make_masks", 11, 10, []), 3),
         (MayPassError("no node came"), 75),
         (FULL, 75),
+        (BROKEN, 75),
         (THROTTLED, 75),
+        (DENIED, 75),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -47,11 +49,29 @@ def test_each_end_has_its_code(error: BaseException, code: int) -> None:
     assert guarded(body) == code
 
 
-def test_a_reason_that_comes_from_a_task_keeps_its_kind() -> None:
-    assert isinstance(cannot_run(f"make_masks: {full_disk(FULL)}"), MayPassError)
-    assert isinstance(cannot_run(f"make_masks: {store_failure(THROTTLED)}"), MayPassError)
-    assert isinstance(cannot_run(f"make_masks: {reason(FULL)}"), MayPassError)
-    assert not isinstance(cannot_run(f"make_cams: {reason(ValueError('weights'))}"), MayPassError)
+def told(error: Exception) -> CannotRunError:
+    """What the driver raises of an error of a task."""
+    why = reason(error)
+    return cannot_run(why["failure"], why["may_pass"])
+
+
+@pytest.mark.parametrize("error", [FULL, BROKEN, THROTTLED, DENIED, MayPassError("no node came")])
+def test_what_may_pass_in_a_task_may_pass_in_the_driver(error: Exception) -> None:
+    assert isinstance(told(error), MayPassError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("weights"),
+        PermissionError(errno.EACCES, "Permission denied", "part-1"),
+        CannotRunError("another run took over"),
+        CannotRunError("a class is called 'the store fails'"),
+    ],
+)
+def test_what_another_attempt_would_not_mend_stays_so(error: Exception) -> None:
+    assert not isinstance(told(error), MayPassError)
+    assert str(error) in str(told(error))
 
 
 def test_a_bucket_that_no_task_can_reach_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +86,7 @@ def test_a_bucket_that_no_task_can_reach_may_come_back(monkeypatch: pytest.Monke
     storage._filesystem.cache_clear()
     with pytest.raises(MayPassError, match="cannot reach s3://photos") as unreachable:
         storage.read_bytes("s3://photos/a.jpg")
-    assert isinstance(cannot_run(f"make_masks: {unreachable.value}"), MayPassError)
+    assert isinstance(told(unreachable.value), MayPassError)
 
 
 def test_a_dead_jobs_hold_passes_and_a_cluster_that_is_too_small_does_not(tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.labels import VOC12
@@ -20,7 +25,7 @@ from pmm_ray.runtime.cluster.preflight import (
     judge,
 )
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_mask_size
@@ -89,6 +94,93 @@ def test_every_node_of_a_cluster_is_asked(
         str(run_dir), RuntimeConfig(), inputs=["/nowhere"], scratch_bytes=10**18
     )
     assert {f.what for f in report.findings} >= {"input", "scratch", "torch", "pmm-ray"}
+
+
+def nobody_answers(refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+    return [], refs
+
+
+def lost(error: Exception) -> Callable[[Any], Any]:
+    def get(ref: Any) -> Any:
+        raise error
+
+    return get
+
+
+SILENT = [
+    ("wait", nobody_answers, "no answer in 60 s"),
+    ("get", lost(ray.exceptions.NodeDiedError("the node died")), "the node died"),
+    ("get", lost(ray.exceptions.TaskUnschedulableError("no node")), "not schedulable: no node"),
+    ("get", lost(ray.exceptions.WorkerCrashedError()), "The worker died unexpectedly"),
+]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("name", "does", "found"), SILENT)
+def test_a_node_that_is_silent_may_be_back_and_one_that_is_gone_is_no_finding(
+    name: str, does: Any, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, name, does)
+    report = inspect_cluster(None, RuntimeConfig())
+    [finding] = report.findings
+    assert found in finding.found
+    assert "pmm-ray" not in finding.advice
+    with pytest.raises(MayPassError, match="not every node"):
+        report.require_healthy()
+    # with a fault that stays, another attempt would end in the same way
+    report.findings += judge("b", dataclasses.replace(SOUND, gpus_seen=0), VERSIONS, 4, 0)
+    with pytest.raises(CannotRunError) as error:
+        report.require_healthy()
+    assert not isinstance(error.value, MayPassError)
+
+    before = ray.nodes()
+    after = [node | {"Alive": False} for node in before]
+    answers = iter([before, after])
+    monkeypatch.setattr(ray, "nodes", lambda: next(answers))
+    inspect_cluster(None, RuntimeConfig()).require_healthy()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_code_that_is_not_there_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get", lost(ray.exceptions.RaySystemError("No module pmm_ray")))
+    [finding] = inspect_cluster(None, RuntimeConfig()).findings
+    assert "install the same pmm-ray" in finding.advice
+    assert not finding.may_pass
+
+
+@pytest.mark.parametrize("asked", ["run folder", "input"])
+def test_a_node_that_does_not_reach_the_store_says_so(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(name, "us-east-1")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
+        storage._filesystem.cache_clear()
+        run_dir, inputs = ("s3://bucket/run", ()) if asked == "run folder" else (None, ("s3://b",))
+        facts = answer(Question(run_dir, "marker", inputs, RuntimeConfig()), "n1")
+        storage._filesystem.cache_clear()
+    assert "the store fails for s3://b" in facts.store_failure
+    assert (facts.storage_error, facts.missing) == ("", ())
+    [finding] = judge("a", dataclasses.replace(facts, scratch_free=GIB), facts.versions, 0, 0)
+    assert finding.what == "storage"
+    with pytest.raises(MayPassError, match="the store fails"):
+        Report(findings=[finding]).require_healthy()
+
+
+def test_a_disk_that_fails_while_a_node_writes_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(uri: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", uri)
+
+    storage.write_bytes(str(tmp_path / "marker" / "driver"), b"marker")
+    monkeypatch.setattr(storage, "write_bytes", full)
+    facts = answer(Question(str(tmp_path), "marker", (), RuntimeConfig()), "n1")
+    assert "the disk is full" in facts.store_failure
 
 
 def test_what_training_needs_in_scratch_bounds_the_masks_themselves(shapes: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ from ray.job_submission import JobStatus
 
 from pmm_ray.runtime.cluster import submit as submitting
 from pmm_ray.runtime.cluster.submit import follow, stop_own_job, submit
-from pmm_ray.runtime.core.errors import EXIT_TRY_AGAIN, CannotRunError
+from pmm_ray.runtime.core.errors import EXIT_DONE, EXIT_TRY_AGAIN, CannotRunError
 
 BUSY = "No available agent to submit job, please try again later."
 
@@ -157,3 +158,55 @@ def test_a_lost_head_or_a_killed_job_is_to_be_tried_again(monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert submit(["python", "-c", kill]) == EXIT_TRY_AGAIN
+
+
+def test_a_log_that_breaks_off_after_hours_is_followed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submitting, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "HEAD_LOST_SECONDS", 0.2)
+    connections, shown, answers = [], [], iter([ConnectionError("reset"), JobStatus.SUCCEEDED])
+
+    async def logs(job: str) -> AsyncIterator[str]:
+        connections.append(job)
+        yield "line 1\n"
+        if len(connections) == 1:
+            await asyncio.sleep(0.4)
+            raise RuntimeError("WebSocket connection closed with close code 1006")
+        yield "line 2\n"
+
+    def status(job: str) -> JobStatus:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = SimpleNamespace(
+        tail_job_logs=logs,
+        get_job_status=status,
+        get_job_logs=lambda job: "line 1\nline 2\n",
+        get_job_info=lambda job: SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0),
+    )
+    assert follow(client, "a", write=shown.append) == EXIT_DONE
+    assert (len(connections), "".join(shown)) == (2, "line 1\nline 2\n")
+
+
+def test_a_job_that_says_nothing_is_followed_while_its_head_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submitting, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "HEAD_LOST_SECONDS", 0.1)
+    answers = [JobStatus.RUNNING] * 40 + [JobStatus.SUCCEEDED]
+
+    async def idle(job: str) -> AsyncIterator[str]:
+        raise RuntimeError("a proxy closed the connection")
+        yield ""
+
+    client = SimpleNamespace(
+        tail_job_logs=idle,
+        get_job_status=lambda job: answers.pop(0),
+        get_job_logs=lambda job: "",
+        get_job_info=lambda job: SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0),
+    )
+    assert follow(client, "a", write=lambda text: None) == EXIT_DONE
+    assert not answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.sources.datasets.sbd import read_sbd_mask
@@ -103,6 +104,17 @@ def test_a_damaged_mat_file_is_one_error_row(root: Path) -> None:
     assert sorted((e.image_id, e.kind) for e in report.errors) == [("c", "label"), ("d", "label")]
     with pytest.raises(ValueError, match=r"0\.\.20"):
         read_sbd_mask(str(root / "benchmark_RELEASE/dataset/cls/d.mat"))
+
+
+def test_a_disk_that_is_full_is_no_mask_s_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(uri: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", uri)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device.*c\.png"):
+        import_voc12(str(root), str(root / "out"), labels_from="masks")
 
 
 def test_lists_stand_in_for_those_the_tree_lacks(root: Path) -> None:

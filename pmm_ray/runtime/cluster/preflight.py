@@ -24,7 +24,8 @@ import pmm_ray
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run
+from pmm_ray.runtime.core.store_faults import reaching
 
 ANSWER_SECONDS = 60.0
 _PACKAGES = ("ray", "torch", "numpy", "pyarrow")
@@ -58,6 +59,8 @@ class Facts:
     host: str
     versions: Mapping[str, str]
     storage_error: str = ""
+    store_failure: str = ""
+    """Of a bucket or a disk that did not answer there; nothing more of storage is then known."""
     missing: tuple[str, ...] = ()
     """Inputs that are not there."""
     scratch: str = ""
@@ -74,6 +77,7 @@ class Finding:
     what: str
     found: str
     advice: str
+    may_pass: bool = False
 
 
 @dataclass
@@ -95,12 +99,16 @@ class Report:
         )
 
     def require_healthy(self) -> None:
-        """Raise CannotRunError with the table if anything was found."""
+        """Raise CannotRunError with the table if anything was found.
+
+        Where all of it may pass, as of a node that is being lost, it is a MayPassError.
+        """
         if self.findings:
-            raise CannotRunError(
+            raise cannot_run(
                 f"not every node can do its part:\n{self.table()}\n"
                 "Mend these nodes and run the same command again "
-                "(--set runtime.preflight=false leaves this check out)."
+                "(--set runtime.preflight=false leaves this check out).",
+                all(finding.may_pass for finding in self.findings),
             )
 
 
@@ -119,7 +127,8 @@ def inspect_cluster(
         runtime: for the scratch folder.
         inputs: files and folders that every node must see.
         scratch_bytes: space that a node needs in the scratch folder, bytes.
-        answer_seconds: a node that has not answered after this long is a finding.
+        answer_seconds: a node that has not answered after this long is a finding, unless the
+            cluster has lost it by then.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -142,23 +151,29 @@ def inspect_cluster(
         asked[ref] = (name, node_id, gpus)
     try:
         done, late = ray.wait(list(asked), num_returns=len(asked), timeout=answer_seconds)
-        for ref in late:
-            found = f"no answer in {answer_seconds:g} s"
-            advice = "is it overloaded or cut off? ray status"
-            report.findings.append(Finding(asked[ref][0], "node", found, advice))
+        silent = dict.fromkeys(late, f"no answer in {answer_seconds:g} s")
         for ref in done:
             name, node_id, gpus = asked[ref]
             try:
                 facts = ray.get(ref)
+            except _lost() as error:
+                silent[ref] = _last_line(error)
+                continue
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
                 advice = "install the same pmm-ray there, or send --working-dir"
-                report.findings.append(Finding(name, "pmm-ray", reason, advice))
+                report.findings.append(Finding(name, "pmm-ray", _last_line(error), advice))
                 continue
             report.nodes[name] = facts
             report.findings += judge(name, facts, own_versions(), gpus, scratch_bytes)
-            if run_dir is not None and not facts.storage_error:
+            if run_dir is not None and not (facts.storage_error or facts.store_failure):
                 report.findings += _read_back(name, run_dir, marker, node_id)
+        # Ray lists a node that died as alive for about a minute
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for ref, found in silent.items():
+            name, node_id, _ = asked[ref]
+            if node_id in alive:
+                advice = "is it overloaded, cut off or being taken away? ray status"
+                report.findings.append(Finding(name, "node", found, advice, may_pass=True))
     finally:
         if run_dir is not None:
             storage.delete_folder(storage.join(run_dir, marker))
@@ -182,10 +197,14 @@ def training_scratch(manifest_uri: str | None, split: str) -> int:
 
 def answer(question: Question, node_id: str) -> Facts:
     """What the node that runs this has. Faults are facts, not errors."""
-    error = ""
-    if question.run_dir is not None:
-        error = _storage_error(question.run_dir, question.marker, node_id)
-    missing = tuple(uri for uri in question.inputs if not _visible(uri))
+    error = store_failure = ""
+    missing: tuple[str, ...] = ()
+    try:
+        if question.run_dir is not None:
+            error = _storage_error(question.run_dir, question.marker, node_id)
+        missing = tuple(uri for uri in question.inputs if not _visible(uri))
+    except MayPassError as failure:
+        store_failure = str(failure)
     scratch, free = question.runtime.scratch or "", 0
     try:
         folder = scratch_folder(question.runtime)
@@ -197,6 +216,7 @@ def answer(question: Question, node_id: str) -> Facts:
         host=socket.gethostname(),
         versions=own_versions(),
         storage_error=error,
+        store_failure=store_failure,
         missing=missing,
         scratch=scratch,
         scratch_free=free,
@@ -218,6 +238,9 @@ def judge(
     if facts.storage_error:
         advice = "mount the same storage there, give the node its credentials, or use a bucket"
         findings.append(Finding(node, "run folder", facts.storage_error, advice))
+    if facts.store_failure:
+        advice = "does it reach the bucket or the server? its network, proxy and credentials"
+        findings.append(Finding(node, "storage", facts.store_failure, advice, may_pass=True))
     for uri in facts.missing:
         advice = "mount it there, or put it into a bucket"
         findings.append(Finding(node, "input", f"{uri} is not there", advice))
@@ -267,7 +290,10 @@ def _storage_error(run_dir: str, marker: str, node_id: str) -> str:
     if seen != marker.encode():
         return f"another file than the driver wrote to {run_dir}"
     try:
-        storage.write_bytes(storage.join(run_dir, marker, node_id), node_id.encode())
+        with reaching(run_dir):
+            storage.write_bytes(storage.join(run_dir, marker, node_id), node_id.encode())
+    except MayPassError:
+        raise
     except (OSError, CannotRunError) as error:
         return f"cannot write to {run_dir}: {_short(error)}"
     return ""
@@ -307,6 +333,17 @@ def _visible_gpus() -> int:
     except (subprocess.SubprocessError, OSError):
         return 0
     return int(output.split()[-1])
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What Ray raises of a task whose node, or whose process there, died."""
+    from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+
+    return NodeDiedError, TaskUnschedulableError, WorkerCrashedError
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _short(error: OSError | CannotRunError) -> str:

@@ -7,6 +7,7 @@ knows both, so this asks it. A lost connection does not end the job: this follow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -118,24 +119,23 @@ def follow(client: Any, job: str, write: Write | None = None) -> int:
 
 async def _follow(client: Any, job: str, write: Write) -> int:
     log = _Log(write)
-    answered = time.monotonic()
     while True:
-        lost = ""
-        try:
+        # a log that breaks off, perhaps after hours, says nothing of the head: its status does
+        with contextlib.suppress(*_connection_errors()):
             await log.tail(client, job)
+        try:
             status = client.get_job_status(job)
-        except _connection_errors() as error:
-            lost = str(error) or type(error).__name__
-        if lost:
-            if time.monotonic() - answered > HEAD_LOST_SECONDS:
-                _say(f"the head node does not answer: {lost}. If it is gone, so is the job: start")
-                _say("the cluster and submit the same command again, the run goes on from there")
-                return EXIT_TRY_AGAIN
-        else:
-            answered = time.monotonic()
             if status.is_terminal():
                 log.show(client.get_job_logs(job))
                 return _exit_code(client.get_job_info(job))
+            log.failing_since = None
+        except _connection_errors() as error:
+            log.failing_since = log.failing_since or time.monotonic()
+            if time.monotonic() - log.failing_since > HEAD_LOST_SECONDS:
+                lost = str(error) or type(error).__name__
+                _say(f"the head node does not answer: {lost}. If it is gone, so is the job: start")
+                _say("the cluster and submit the same command again, the run goes on from there")
+                return EXIT_TRY_AGAIN
         await asyncio.sleep(_RETRY_SECONDS)
 
 
@@ -169,6 +169,8 @@ class _Log:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._shown = 0
+        self.failing_since: float | None = None
+        """Since when the head has not answered, on `time.monotonic`; None: it answers."""
 
     async def tail(self, client: Any, job: str) -> None:
         seen = 0
@@ -182,6 +184,7 @@ class _Log:
         if fresh:
             self._write(fresh)
             self._shown = start + len(text)
+            self.failing_since = None
 
 
 def _exit_code(info: Any) -> int:

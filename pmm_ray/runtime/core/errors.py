@@ -68,13 +68,9 @@ class MayPassError(CannotRunError):
     """What stops the run may pass: a store, a machine, nodes that did not come. Exit code 75."""
 
 
-STORE_FAILS, DISK_FULL = "the store fails", "the disk is full: "
-
-
-def cannot_run(text: str) -> CannotRunError:
+def cannot_run(text: str, may_pass: bool) -> CannotRunError:
     """The error of a reason that another process gave."""
-    passes = any(mark in text for mark in (STORE_FAILS, DISK_FULL))
-    return MayPassError(text) if passes else CannotRunError(text)
+    return MayPassError(text) if may_pass else CannotRunError(text)
 
 
 class BudgetExceededError(Exception):
@@ -93,14 +89,34 @@ class BudgetExceededError(Exception):
         self.budget = budget
 
 
-def full_disk(error: BaseException) -> str | None:
-    """What to say if the error means that a disk, or a quota, is full; else None."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not isinstance(error, OSError) or error.errno not in full:
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a system says of one name, place or right: asked again, it says the same
+_OF_A_NAME = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EEXIST, errno.ENOTEMPTY, errno.EROFS),
+)
+
+
+def system_failure(error: BaseException, uri: str = "") -> str | None:
+    """What to say if a disk, or this machine, failed rather than one file; else None.
+
+    Such an error has a number: a full disk, an input/output error, a mount that does not answer,
+    too many open files.
+
+    Args:
+        uri: what was read or written, if the error does not name it.
+    """
+    if not isinstance(error, OSError) or error.errno is None or error.errno in _OF_A_NAME:
         return None
+    place = error.filename or uri
+    if error.errno in _FULL:
+        return (
+            f"the disk is full: cannot write {place}. Free some space and run the same command"
+            " again; what is finished stays."
+        )
     return (
-        f"{DISK_FULL}cannot write {error.filename}. Free some space and run the same command"
-        " again; what is finished stays."
+        f"the system fails{f' at {place}' if place else ''}: {error.strerror}. "
+        "Run the same command again when it is mended; what is finished stays."
     )
 
 

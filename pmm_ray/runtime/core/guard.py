@@ -16,10 +16,9 @@ from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
     MayPassError,
-    full_disk,
 )
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.store_faults import store_failure, store_refusal
+from pmm_ray.runtime.core.store_faults import passing
 
 
 def guarded(body: Callable[[Progress], None]) -> int:
@@ -35,12 +34,12 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
-        passing = full_disk(error) or store_failure(error) or store_refusal(error)
-        message = passing or _place_refused(error)
+        again = passing(error)
+        message = again or _place_refused(error)
         if message is None:
             raise
         progress.message(f"pmm: {message}")
-        return EXIT_TRY_AGAIN if passing else EXIT_CANNOT_RUN
+        return EXIT_TRY_AGAIN if again else EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         progress.message("pmm: interrupted; run the same command again to go on")
         return EXIT_INTERRUPTED

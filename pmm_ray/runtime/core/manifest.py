@@ -20,6 +20,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE
+from pmm_ray.runtime.core.store_faults import unreadable
 
 ExifRule = Literal["apply", "ignore"]
 
@@ -169,7 +170,7 @@ def open_manifest(uri: str) -> Manifest:
     except FileNotFoundError as error:
         raise CannotRunError(f"no manifest at {uri}: make one with `pmm data import`") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise CannotRunError(f"{uri} cannot be read as a Parquet file: {error}") from error
+        raise unreadable(f"{uri} cannot be read as a Parquet file", error) from error
     if not is_manifest:
         raise CannotRunError(
             f"{uri} is not a manifest: its columns must be\n{tables.MANIFEST}\n"

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pmm_ray.runtime.core.errors import STORE_FAILS, CannotRunError, MayPassError
-from pmm_ray.runtime.core.store_faults import reaching
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, system_failure
+from pmm_ray.runtime.core.store_faults import STORE_FAILS, reaching
 
 # A throttled or failed request is sent again after a random pause that doubles: about a minute in
 # all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
@@ -135,8 +135,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
-        CannotRunError: it is in a store that does not answer.
+        OSError: it cannot be read, and another attempt would not mend that.
+        MayPassError: its store or disk fails.
     """
     filesystem, path = resolve(uri)
     # not `open_input_stream`, which asks a bucket for 256 KB at a time
@@ -224,7 +224,7 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
             continue
         seen.add(real)
         try:
-            with os.scandir(place) as entries:
+            with reaching(place), os.scandir(place) as entries:
                 for entry in entries:
                     if _is(entry.is_dir):
                         if recursive:
@@ -242,8 +242,10 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
 def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()
-    except OSError:  # a link that leads to itself
-        return False
+    except OSError as error:
+        if system_failure(error):
+            raise
+        return False  # a link that leads to itself
 
 
 def _entry(entry: os.DirEntry[str]) -> Entry:

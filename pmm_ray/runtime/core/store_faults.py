@@ -1,11 +1,13 @@
-"""What a store that fails or refuses says, in words of ours."""
+"""What a store or a system that fails or refuses says, in words of ours."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from pmm_ray.runtime.core.errors import STORE_FAILS, MayPassError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, system_failure
+
+STORE_FAILS = "the store fails"
 
 # how the libraries of both stores begin a failure that is theirs, and those that are one object's
 _STORE_FAILED = ("AWS Error ", "google::cloud::Status(")
@@ -45,13 +47,30 @@ def store_refusal(error: OSError) -> str | None:
     )
 
 
+def passing(error: BaseException) -> str | None:
+    """What to say if an error that ends a run may pass; else None.
+
+    Not for a file of one image: what a store refuses there is that image's error.
+    """
+    if isinstance(error, MayPassError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
+    return system_failure(error) or store_failure(error) or store_refusal(error)
+
+
+def unreadable(text: str, error: Exception) -> CannotRunError:
+    """The error of a file without which nothing can go on, with the reason."""
+    return cannot_run(f"{text}: {error}", passing(error) is not None)
+
+
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn a store's failure into a `MayPassError` that names the uri."""
+    """Turn a failure of the store or the system into a `MayPassError` that names the uri."""
     try:
         yield
     except OSError as error:
-        message = store_failure(error, uri)
+        message = store_failure(error, uri) or system_failure(error, uri)
         if message is None:
             raise
         raise MayPassError(message) from error

@@ -26,6 +26,7 @@ from pmm_ray.runtime.mapping.stall import Limits, watchdog
 from pmm_ray.runtime.mapping.tasks import (
     PASSES,
     PRODUCED,
+    SOUND,
     Output,
     consume_chunk,
     failed_chunk,
@@ -81,7 +82,7 @@ class _Mapper:
             worker = self._made()
             results = [self._timed(row, worker) for row in rows]
         except Exception as error:  # travels to the driver, which stops the stage or blames
-            results = [self._failed(row, *_whose(error)) | _no_time() for row in rows]
+            results = [self._failed(row, _whose(error)) | _no_time() for row in rows]
         return _ended(results)
 
     def _made(self) -> Worker:
@@ -108,10 +109,10 @@ class _Mapper:
         return result | PASSES | counted | seconds | Place.here().__dict__
 
 
-def _whose(error: Exception) -> tuple[str, str]:
-    """Why a chunk failed: a failure of the stage, or a fault of this machine."""
+def _whose(error: Exception) -> Row:
+    """Why a chunk failed: `reason` of a failure of the stage, or the `fault` of this machine."""
     fault = machine_fault(error)
-    return (reason(error), "") if fault is None else ("", fault_of(MachineError(fault)))
+    return reason(error) if fault is None else {"fault": fault_of(MachineError(fault))}
 
 
 class _Seconds:
@@ -276,12 +277,12 @@ def _counts(
         assert producer is not None
         return consume_chunk(row, producer.table, worker, output) | _before(row)
 
-    def not_produced(row: Row, failure: str, fault: str) -> Row:
+    def not_produced(row: Row, why: Row) -> Row:
         nothing = {"chunk": row["chunk"], "rows": b"", "errors": "[]", "in_a_row": 0}
-        return nothing | {"failure": failure, "fault": fault}
+        return nothing | SOUND | why
 
-    def not_run(row: Row, failure: str, fault: str) -> Row:
-        return failed_chunk(failure, fault) | _before(_NO_TIME)
+    def not_run(row: Row, why: Row) -> Row:
+        return failed_chunk(why) | _before(_NO_TIME)
 
     if producer is not None:
         arguments = (producer.factory, produce, not_produced)
@@ -294,7 +295,8 @@ def _counts(
         ):
             for counts in batch.to_pylist():
                 if counts["failure"]:
-                    raise cannot_run(f"{output.stage}: {counts['failure']}")
+                    text = f"{output.stage}: {counts['failure']}"
+                    raise cannot_run(text, counts["may_pass"])
                 yield counts
     except ray.exceptions.RayError as error:
         raise MayPassError(f"{output.stage}: {_first_line(error)}") from error

@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease, storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, full_disk
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.index import part_uri
 from pmm_ray.runtime.core.machine import MachineError, Place
+from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
 from pmm_ray.runtime.mapping.chunks import read_chunk
 from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
@@ -87,7 +88,7 @@ def is_here(fault: str) -> bool:
 def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
     """Map one chunk in the first pool; returns a row of `PRODUCED`."""
     sink = pa.BufferOutputStream()
-    results, failure = _Results(), ""
+    results, failure = _Results(), SOUND
     try:
         chunk = json.loads(payload)
         results.take(worker, read_chunk(chunk), chunk["ids"])
@@ -99,11 +100,14 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
         "chunk": payload,
         "rows": sink.getvalue().to_pybytes(),
         "errors": json.dumps([row.as_dict() for row in results.errors]),
-        "failure": failure,
-        "fault": results.fault,
         "in_a_row": results.in_a_row,
+        **failure,
+        "fault": results.fault,
     }
 
+
+SOUND = {"failure": "", "may_pass": False, "fault": ""}
+"""What a chunk says that could be done, see `reason` and `fault_of`."""
 
 PASSES = {"passes": 0, "views": 0, "pixels": 0, "room": 0}
 """What a process tells of its network since its last chunk: the passes, their views and px, and the
@@ -114,6 +118,7 @@ PRODUCED = columns(
     rows=BYTES,
     errors=TEXT,
     failure=TEXT,
+    may_pass=pa.bool_(),
     fault=TEXT,
     in_a_row=INT64,
     cpu_seconds=DOUBLE,
@@ -130,7 +135,7 @@ def consume_chunk(
 ) -> dict[str, Any]:
     """Map what the first pool made of a chunk, and commit it with the error rows of both."""
     if produced["failure"] or produced["fault"]:
-        return _result(failure=produced["failure"], fault=produced["fault"])
+        return failed_chunk({name: produced[name] for name in SOUND})
     with pa.ipc.open_stream(produced["rows"]) as reader:
         made = {row["image_id"]: row for row in reader.read_all().to_pylist()}
     errors = [ErrorRow(**row) for row in json.loads(produced["errors"])]
@@ -175,7 +180,7 @@ def run_chunk(
         if done:
             size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
     except Exception as error:  # reported to the driver, which stops the stage with this text
-        return _result(failure=reason(error))
+        return failed_chunk(reason(error))
     return _result(
         part=name,
         done=done,
@@ -190,16 +195,16 @@ def run_chunk(
     )
 
 
-def failed_chunk(failure: str = "", fault: str = "") -> dict[str, Any]:
-    """The counts of a chunk whose worker could not be made."""
-    return _result(failure=failure, fault=fault)
+def failed_chunk(why: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of a chunk that could not be done: `reason`, or a `fault` of the machine."""
+    return {**_result(), **why}
 
 
-def reason(error: Exception) -> str:
-    """Why a chunk could not be done, for the driver to print."""
-    if isinstance(error, CannotRunError):
-        return str(error)
-    return full_disk(error) or f"{type(error).__name__}: {error}"
+def reason(error: Exception) -> dict[str, Any]:
+    """Why a chunk could not be done: `failure`, for the driver to print, and if it `may_pass`."""
+    again = passing(error)
+    kind = "" if isinstance(error, CannotRunError) else f"{type(error).__name__}: "
+    return {"failure": again or f"{kind}{error}", "may_pass": again is not None}
 
 
 def _result(
@@ -211,7 +216,6 @@ def _result(
     size: int = 0,
     error_size: int = 0,
     seconds: float = 0.0,
-    failure: str = "",
     fault: str = "",
     kinds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -227,7 +231,7 @@ def _result(
         "error_bytes": error_size,
         "sent": 0,  # from the first pool to the second
         "seconds": seconds,
-        "failure": failure,
+        **SOUND,
         "fault": fault,
         "kinds": json.dumps(kinds or {}),  # error rows by kind and host
     }

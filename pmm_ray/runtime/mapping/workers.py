@@ -13,7 +13,7 @@ from pmm_ray.runtime.core.errors import (
     ErrorKind,
     ErrorRow,
     RowError,
-    full_disk,
+    system_failure,
 )
 from pmm_ray.runtime.core.machine import MachineError, machine_fault, out_of_memory
 
@@ -75,7 +75,7 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
     """Turn a function of one image into a worker whose failures are error rows.
 
     `RowError` keeps its kind; any other exception becomes `internal`, with its type and text,
-    except what is no image's fault: a full disk, a store that does not answer, a device that fails.
+    except what is no image's fault: a disk, a store or a device that fails.
     """
 
     def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
@@ -96,12 +96,12 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
 
 
 def not_an_images(error: Exception) -> None:
-    """Raise anew what is no image's fault: a store, a full disk, a device.
+    """Raise anew what is no image's fault: a store, a disk, a device.
 
     Raises:
         MachineError: a device or a driver failed.
     """
-    if isinstance(error, CannotRunError) or full_disk(error):
+    if isinstance(error, CannotRunError) or system_failure(error):
         raise error
     if fault := machine_fault(error):
         raise MachineError(fault) from error

@@ -25,7 +25,7 @@ class Feed:
         self._reporter = reporter
         self._batches: Iterator[Batch] = iter(())
         self._bad: set[str] = set()
-        self.problem: str | None = None
+        self.problem: CannotRunError | None = None
         """Why no more batches come."""
         self.waited = 0.0
         """Seconds spent waiting for them."""
@@ -41,7 +41,7 @@ class Feed:
         try:
             batch = next(self._batches)
         except CannotRunError as error:
-            self.problem = str(error)
+            self.problem = error
             return None
         finally:
             self.waited += time.monotonic() - asked
@@ -58,4 +58,4 @@ class Feed:
         count = len(storage.list_files(folder, ".parquet"))
         self._reporter.failed.remote(count)
         if count > self._job.error_budget:
-            self.problem = f"{self._job.stage}: {count} images cannot be used"
+            self.problem = CannotRunError(f"{self._job.stage}: {count} images cannot be used")

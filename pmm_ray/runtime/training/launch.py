@@ -89,7 +89,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     if len(errors) > job.error_budget:
         raise BudgetExceededError(job.stage, len(errors), job.error_budget, errors)
     if "stopped" in values:
-        raise cannot_run(values["stopped"])
+        raise cannot_run(values["stopped"], values["may_pass"])
     storage.delete_folder(job.checkpoints_uri)
 
 

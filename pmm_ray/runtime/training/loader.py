@@ -21,7 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pmm_ray.runtime.cluster.connect import one_thread
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
+from pmm_ray.runtime.core.errors import (
+    CannotRunError,
+    ErrorRow,
+    MayPassError,
+    RowError,
+    system_failure,
+)
 from pmm_ray.runtime.rows.images import read_image
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.sampling import BatchPlan, StepSampler, sample_seed
@@ -146,7 +152,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
         """(input, target, errors): its seed chooses another image in place of a bad one.
 
         Raises:
-            CannotRunError: twenty images in a row cannot be used.
+            CannotRunError: twenty images in a row cannot be used, or a store or a disk fails.
         """
         epoch, index = key
         again, index = divmod(index, len(self))
@@ -182,10 +188,12 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
             uri = storage.anchor(row.uri, source.root)
             image_HW3 = read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)
             return self._sample(row, image_HW3, seed)
-        except RowError:
+        except (RowError, CannotRunError):
             raise
         # one image never ends a training: the error budget does, with the reasons
         except Exception as error:
+            if text := system_failure(error):
+                raise MayPassError(text) from error
             raise RowError("internal", f"{type(error).__name__}: {error}", row.uri) from error
 
 
@@ -233,4 +241,5 @@ def batches(
         yield from loader
     except CannotRunError as error:
         # from a decoding process it comes wrapped into that process's traceback
-        raise CannotRunError(str(error).rsplit("CannotRunError: ", 1)[-1].strip()) from error
+        kind = type(error)
+        raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.training.job import TrainingJob
 
 
@@ -20,11 +21,13 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def first_problem(problem: str | None, world: int, device: torch.device) -> str | None:
+def first_problem(
+    problem: CannotRunError | None, world: int, device: torch.device
+) -> CannotRunError | None:
     """The first worker's problem, known to all of them; None if nobody has one."""
     if not float(total(torch.tensor(float(problem is not None)).to(device))):
         return None
-    problems: list[str | None] = [None] * world
+    problems: list[CannotRunError | None] = [None] * world
     dist.all_gather_object(problems, problem)
     return next(problem for problem in problems if problem is not None)
 

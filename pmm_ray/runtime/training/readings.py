@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.training.log import log_every
 
 # a training whose loss is not finite so many times in a row will not recover
@@ -79,7 +80,7 @@ class Readings:
         every, point = self.every, log_every(self._steps)
         return done == self._steps or not done % every or not done % point
 
-    def read(self, names: Iterable[str]) -> str | None:
+    def read(self, names: Iterable[str]) -> CannotRunError | None:
         """Wait for the device and note the losses since the last time.
 
         Args:
@@ -100,7 +101,7 @@ class Readings:
             else:
                 self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
             if self._in_a_row >= _MAX_NOT_FINITE:
-                return (
+                return CannotRunError(
                     f"{self._stage}: the loss was not finite for {self._in_a_row} steps up to "
                     f"step {each.step}: lower the learning rate"
                 )

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pmm_ray.runtime.cluster.connect import one_thread
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.training.checkpoint import (
     CheckpointWriter,
     forget_local,
@@ -57,8 +57,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `steps`, `loss`, `images_per_second`, `seconds`, `loader_wait` (share of the steps' time
-        that the worker waited for images), `skipped`, means of what is watched; or `stopped` with
-        a reason that trying again would not mend.
+        that the worker waited for images), `skipped`, means of what is watched; or `stopped`: a
+        reason that beginning again would not mend, and whether the run's next attempt `may_pass`.
     """
     import ray.train
     import ray.train.torch
@@ -117,7 +117,7 @@ class _Worker:
         try:
             self._prepare()
         except CannotRunError as error:
-            self.feed.problem = str(error)
+            self.feed.problem = error
         reason = self._shared_problem()
         if reason is None:
             try:
@@ -127,7 +127,9 @@ class _Worker:
                     self.writer.close(_END_SECONDS)
                 if self.log is not None:
                     self.log.close()
-        return {"stopped": reason} if reason is not None else result
+        if reason is None:
+            return result
+        return {"stopped": str(reason), "may_pass": isinstance(reason, MayPassError)}
 
     def _prepare(self) -> None:
         self.phase.set("prepares its data")
@@ -147,7 +149,7 @@ class _Worker:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self.task.optimizer(self.module.network)
 
-    def _train(self) -> tuple[dict[str, Any], str | None]:
+    def _train(self) -> tuple[dict[str, Any], CannotRunError | None]:
         first = self._resume()
         ranks = distributed(self.module, self.job, self.world, self.device)
         if self.rank == 0:
@@ -240,7 +242,7 @@ class _Worker:
         every = self.plan.steps_per_epoch
         return self.task.validation is not None and self.task.validates(done, self.job.steps, every)
 
-    def _read(self) -> str | None:
+    def _read(self) -> CannotRunError | None:
         """Read the losses; returns why it ends, perhaps that a worker took part without images."""
         if self.readings.every > 1 and (reason := self._shared_problem()):
             return reason
@@ -320,10 +322,10 @@ class _Worker:
             self.log.validation(step, epoch, self.validation, seconds)
         return seconds
 
-    def _shared_problem(self) -> str | None:
+    def _shared_problem(self) -> CannotRunError | None:
         return first_problem(self.feed.problem, self.world, self.device)
 
-    def _agreed(self) -> tuple[str | None, bool]:
+    def _agreed(self) -> tuple[CannotRunError | None, bool]:
         """The first worker's problem, and whether all save now: the driver asked one of them."""
         asked = self.phase.asked
         flags = torch.tensor([float(self.feed.problem is not None), float(asked > self.answered)])

@@ -25,7 +25,7 @@ import numpy as np
 
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.errors import CannotRunError, RowError, system_failure
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_mask, encode_mask
 from pmm_ray.sources.datasets.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
 from pmm_ray.sources.datasets.voc_masks import find_masks
@@ -153,6 +153,8 @@ def import_voc12(
             try:
                 truth = _as_png(masks.get(image_id), out, image_id)
             except (ValueError, OSError) as error:
+                if system_failure(error):
+                    raise
                 importer.fail(image_id, "label", str(error))
                 continue
             if truth is not None:

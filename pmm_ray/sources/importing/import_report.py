@@ -11,9 +11,9 @@ from typing import ParamSpec
 import pyarrow as pa
 
 from pmm_ray.runtime.core.accounting import Accounting
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, full_disk
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.manifest import Manifest
-from pmm_ray.runtime.core.store_faults import store_failure
+from pmm_ray.runtime.core.store_faults import passing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def reads_source(
         except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
             raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
         except OSError as error:
-            if full_disk(error) or store_failure(error):
+            if passing(error):
                 raise  # not the data's fault, and said by the command
             place = error.filename or (args[0] if args else "data")
             raise CannotRunError(f"{place} cannot be read: {error}") from error

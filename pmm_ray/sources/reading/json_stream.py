@@ -10,6 +10,7 @@ from typing import Any
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import unreadable
 from pmm_ray.sources.reading.text import encoding_of
 
 _BUFFER_BYTES = 1 << 20
@@ -114,7 +115,7 @@ def read_items(uri: str, prefix: str) -> Iterator[Any]:
     except (ijson.JSONError, ValueError) as error:
         raise CannotRunError(f"{uri}: {_json_fault(uri, error)}") from error
     except OSError as error:
-        raise CannotRunError(f"{uri} cannot be read: {_one_line(error)}") from error
+        raise unreadable(f"{uri} cannot be read", error) from error
 
 
 def _parsed(uri: str, prefix: str, any_number: bool, huge: bool) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import unreadable
 
 # the marks of UTF-32 begin like those of UTF-16
 _MARKS = (
@@ -53,7 +54,7 @@ def read_text(uri: str, what: str = "file") -> str:
     except FileNotFoundError as error:
         raise CannotRunError(f"no {what} at {uri}") from error
     except OSError as error:
-        raise CannotRunError(f"the {what} {uri} cannot be read: {error}") from error
+        raise unreadable(f"the {what} {uri} cannot be read", error) from error
     if len(data) > MOST_BYTES:
         raise CannotRunError(f"the {what} {uri} has more than {MOST_BYTES >> 20} MB: is it text?")
     if stand_in := storage.stand_in(data):
