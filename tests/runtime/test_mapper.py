@@ -12,6 +12,7 @@ import pytest
 from pmm_ray.runtime.core.machine import Place
 from pmm_ray.runtime.mapping import operators
 from pmm_ray.runtime.mapping.operators import Row, _Mapper
+from pmm_ray.runtime.mapping.tasks import SOUND
 
 BUSY = "CUDA error: all CUDA-capable devices are busy or unavailable"
 CHUNK = pa.table({"chunk": ["x"]})
@@ -27,8 +28,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ended
 
 
-def failed(row: Row, failure: str, fault: str) -> Row:
-    return {"failure": failure, "fault": fault}
+def failed(row: Row, why: Row) -> Row:
+    return SOUND | why
 
 
 def mapped(function: Any = None, worker: Any = lambda rows: rows) -> Row:
