@@ -112,7 +112,6 @@ def test_names_that_lead_nowhere_are_one_image_s_error(tmp_path: Path) -> None:
         assert error.value.kind == "missing"
 
 
-@pytest.mark.skipif(not UNREADABLE.exists(), reason="no Linux")
 def test_a_real_input_output_error_ends_an_import(tmp_path: Path, shapes: Manifest) -> None:
     (tmp_path / "images").mkdir()
     rows = tables.read_table(shapes.uri).to_pylist()
