@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from hypothesis import HealthCheck, settings
@@ -48,6 +50,16 @@ fuzz = settings(
 
 commands = settings(fuzz, max_examples=int(_examples or 8), deadline=None)
 """Of tests that run whole commands."""
+
+
+@contextmanager
+def alone(name: str, data: bytes) -> Iterator[Path]:
+    """A file in a folder of its own, which is deleted in the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        yield path
 
 
 @contextmanager

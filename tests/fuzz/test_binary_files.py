@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from pmm_ray.sources.datasets.parquet import import_parquet
 from pmm_ray.sources.datasets.sbd import read_sbd_mask
 from pmm_ray.sources.masks.mask_files import find_masks
 
-from .mutations import damaged, fuzz, ours
+from .mutations import alone, damaged, fuzz, ours
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -95,9 +93,9 @@ def test_cams(kind: str) -> None:
     @fuzz
     @given(damaged(CAMS[kind]))
     def read(data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, f"a.{kind}").write_bytes(data)
-            found = find_cams(folder, f"{folder}/listing.parquet", trust_pickle=True)
+        with alone(f"a.{kind}", data) as path:
+            listing = f"{path.parent}/listing.parquet"
+            found = find_cams(str(path.parent), listing, trust_pickle=True)
             [(uri, row)] = found.index.locations().values()
             manifest = {"height": 12, "width": 16, "labels": []}
             joined = {"manifest": manifest, "cams": tables.read_rows(uri, [row])[0]}
@@ -110,24 +108,20 @@ def test_cams(kind: str) -> None:
 @fuzz
 @given(damaged([parquet()]))
 def test_parquet_files(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "train.parquet").write_bytes(data)
-        report = ours(lambda: import_parquet(folder, f"{folder}/out"))
+    with alone("train.parquet", data) as path:
+        report = ours(lambda: import_parquet(str(path.parent), f"{path.parent}/out"))
         assert report is None or report.accounting.found == 2
 
 
 @fuzz
 @given(damaged([parquet()]))
 def test_mask_tables(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "masks.parquet").write_bytes(data)
-        ours(lambda: find_masks(f"{folder}/masks.parquet", f"{folder}/listing.parquet"))
+    with alone("masks.parquet", data) as path:
+        ours(lambda: find_masks(str(path), f"{path.parent}/listing.parquet"))
 
 
 @fuzz
 @given(damaged([b"MATLAB 5.0 MAT-file" + bytes(200)]))
 def test_masks_of_sbd(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "a.mat")
-        path.write_bytes(data)
+    with alone("a.mat", data) as path:
         assert ours(lambda: read_sbd_mask(str(path)), ValueError) is None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from pmm_ray.sources.labels.label_files import read_label_space
 from pmm_ray.sources.labels.lists import read_label_list, read_words
 
 from ..sources.coco_tree import OFFICIAL, annotation, box, entry, photo
-from .mutations import damaged, fuzz, ours
+from .mutations import alone, damaged, fuzz, ours
 
 CSVS = [
     b"image_id,labels,split\na,dog;cat,train\nb.jpg,cat,val\n,,\n",
@@ -67,9 +65,7 @@ def test_class_lists(name: str) -> None:
     @fuzz
     @given(damaged(LISTS[name]))
     def read(data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            path.write_bytes(data)
+        with alone(name, data) as path:
             ours(lambda: read_label_space(str(path)))
 
     read()
@@ -78,9 +74,7 @@ def test_class_lists(name: str) -> None:
 @fuzz
 @given(damaged([b"2007_000032 0 14\n2007_000033 19\n", b"/JPEGImages/a.jpg /Masks/a.png\n"]))
 def test_lists_of_labels_and_ids(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "train_cls.txt")
-        path.write_bytes(data)
+    with alone("train_cls.txt", data) as path:
         ours(lambda: read_label_list(str(path), VOC12))
         ours(lambda: list(read_words(str(path))))
 
@@ -88,28 +82,25 @@ def test_lists_of_labels_and_ids(data: bytes) -> None:
 @fuzz
 @given(damaged(CSVS))
 def test_labels_of_a_folder(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with alone("labels.csv", data) as path:
+        folder = path.parent
         for name in ("a.jpg", "b.jpg", "sub/möwe.jpg"):
-            photo(Path(folder, "images", name))
-        Path(folder, "labels.csv").write_bytes(data)
-        ours(lambda: import_folder(folder, f"{folder}/out"))
+            photo(folder / "images" / name)
+        ours(lambda: import_folder(str(folder), f"{folder}/out"))
 
 
 @fuzz
 @given(damaged(COCO))
 def test_coco_style_annotations(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with alone("set.json", data) as path:
         for name in ("a.jpg", "images/b c.jpg"):
-            photo(Path(folder, name))
-        path = Path(folder, "set.json")
-        path.write_bytes(data)
-        ours(lambda: import_coco(str(path), f"{folder}/out"))
+            photo(path.parent / name)
+        ours(lambda: import_coco(str(path), f"{path.parent}/out"))
 
 
 @fuzz
 @given(damaged([coco(OFFICIAL)]))
 def test_official_annotations(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "annotations").mkdir()
-        Path(folder, "annotations/instances_train2014.json").write_bytes(data)
-        ours(lambda: import_coco14(folder, f"{folder}/out"))
+    with alone("annotations/instances_train2014.json", data) as path:
+        folder = path.parent.parent
+        ours(lambda: import_coco14(str(folder), f"{folder}/out"))
