@@ -99,7 +99,7 @@ class Backbone(nn.Module, ABC):
 
 
 class FourLayers(Backbone):
-    """What our ResNets share: a stem of stride 4, four layers which are the taps, maybe a head."""
+    """What our ResNets share: a stem of stride 4, and four layers which are the taps."""
 
     first_layers = ("conv1", "bn1", "layer1")
     heads = ("fc",)
@@ -108,19 +108,17 @@ class FourLayers(Backbone):
     bn1: nn.Module
     maxpool: nn.Module
 
-    def finish(self, layers: Sequence[tuple[nn.Module, int, int]], num_classes: int | None) -> None:
+    def finish(self, layers: Sequence[tuple[nn.Module, int, int]]) -> None:
         """Add the layers to the stem, and give all convolutions their first values.
 
         Args:
             layers: module, channels and stride of each.
-            num_classes: also build the linear classifier of the pretrained network.
         """
         stride, features = 4, []
         for number, (layer, channels, step) in enumerate(layers, 1):
             stride *= step
             self.add_module(f"layer{number}", layer)
             features.append(FeatureInfo(f"layer{number}", channels, stride))
-        self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
         self.features = tuple(features)
         initialise(self)
 
@@ -131,11 +129,6 @@ class FourLayers(Backbone):
             x = self.get_submodule(info.name)(x)
             taps.append(x)
         return taps
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The last tap [B, C, h, w]; with `num_classes`, logits [B, num_classes]."""
-        last = super().forward(images_B3HW)
-        return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
 
 
 def build_backbone(name: str, shape: Shape | None = None) -> Backbone:

@@ -152,7 +152,6 @@ class ScaleNet(FourLayers):
         allocation: channels of every block's branches, `SCALENET101` or from `read_allocation`.
         strides: of the four stages. ImageNet: 1, 2, 2, 2; CAMs and segmentation: 1, 2, 1, 1.
         dilations: of the four stages. CAMs: all 1; segmentation: 1, 1, 2, 4.
-        num_classes: also build the linear classifier of the pretrained network.
 
     Input of any size. Taps `layer1` to `layer4`.
     """
@@ -163,7 +162,6 @@ class ScaleNet(FourLayers):
         *,
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[int] = (1, 1, 1, 1),
-        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
@@ -179,7 +177,7 @@ class ScaleNet(FourLayers):
                 blocks.append(ScaleBlock(channels, planes, row, first, dilation, side))
                 channels = planes * EXPANSION
             layers.append((nn.Sequential(*blocks), channels, stride))
-        self.finish(layers, num_classes)
+        self.finish(layers)
 
 
 def scalenet101(shape: Shape) -> Backbone:
