@@ -25,7 +25,6 @@ from pmm_ray.nets.weights import Loaded
 
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
-_NO_DILATION = (1, 1, 1, 1)
 
 Row = tuple[int, int, int, int]
 """Channels of the four branches of a ScaleNet's block; 0: no branch."""
@@ -57,7 +56,7 @@ class Shape:
     @property
     def dilations(self) -> Row:
         """Of the four stages of a ResNet: 1, 1, 2, 4 at output stride 8 where it is dilated."""
-        return _DILATIONS[self.output_stride] if self.dilate else _NO_DILATION
+        return _DILATIONS[self.output_stride if self.dilate else 32]
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,11 @@ class SameConv2d(nn.Conv2d):
             pads += [total // 2, total - total // 2]
         if pads[0] == pads[1] and pads[2] == pads[3]:
             padding = (pads[2], pads[0])
-            return F.conv2d(
-                input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-            )
-        padded = F.pad(input, pads)
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        else:
+            input, padding = F.pad(input, pads), (0, 0)
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -71,12 +71,9 @@ def read_allocation(state: Mapping[str, Tensor], depth: int) -> Allocation:
         ValueError: the state dict is not one of a ScaleNet of this depth.
     """
 
-    def channels(stage: int, block: int, branch: int) -> int:
-        weight = state.get(f"layer{stage}.{block}.bn2.{branch}.weight")
-        return 0 if weight is None else len(weight)
-
     def row(stage: int, block: int) -> Row:
-        first, second, third, fourth = (channels(stage, block, branch) for branch in range(4))
+        names = [f"layer{stage}.{block}.bn2.{branch}.weight" for branch in range(4)]
+        first, second, third, fourth = (len(state[n]) if n in state else 0 for n in names)
         if not first + second + third + fourth:
             raise ValueError(
                 f"not a ScaleNet-{depth}: layer{stage}.{block}.bn2.*.weight are missing"
