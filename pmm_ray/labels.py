@@ -167,8 +167,7 @@ class LabelSpace:
         Raises:
             ValueError: other values occur; they are named.
         """
-        wide = max(*self.dataset_ids, self.ignore) > 255
-        dtype = np.dtype(np.uint16 if wide else np.uint8)
+        dtype = np.min_scalar_type(max(*self.dataset_ids, self.ignore))
         return _look_up(mask, self._dataset_table, dtype, f"0..{self.num_foreground}", self.ignore)
 
     def to_contiguous(self, mask: NDArray[Any]) -> NDArray[Any]:

@@ -27,13 +27,12 @@ def confident_labels(
     alpha_low: float = 4.0,
     alpha_high: float = 24.0,
     ignore: int = 255,
-    cell: int = CELL,
     crf: CrfParameters | None = None,
     backend: Backend = "lattice",
 ) -> Mask:
     """Hard labels of cells whose class does not depend on how strong the background is.
 
-    Both posteriors are averaged over the cells of a feature px. With a low exponent the background
+    Both posteriors are averaged over cells of `CELL` px. With a low exponent the background
     score is high: what is a class all the same is confident foreground. With a high one it is low:
     what is background all the same is confident background, whatever the low one says. The rest is
     ignored.
@@ -45,7 +44,6 @@ def confident_labels(
         alpha_low: the low exponent of the background score, > 0 (released SEAM code: 4).
         alpha_high: the high one, above it (released SEAM code: 24).
         ignore: value of pixels that are neither.
-        cell: side of the squares that are averaged, from the upper left corner, px, at least 1.
         crf: kernels and iterations of both joint CRFs; `CrfParameters.seam()` when None.
         backend: CRF backend, see `DenseCrf`.
 
@@ -62,22 +60,22 @@ def confident_labels(
     check_number("alpha_low", alpha_low, 0.0, low_open=True)
     check_number("alpha_high", alpha_high, alpha_low, low_open=True)
     image, cam, label_ids = check_cams(image_HW3, cam_KHW, labels)
-    dtype = np.uint16 if max(ignore, *label_ids.tolist(), 0) > 255 else np.uint8
+    dtype = np.min_scalar_type(max([ignore, *labels]))
     if len(cam) == 0:
         return np.full(image.shape[:2], ignore, dtype)
     solver = DenseCrf(image, crf if crf is not None else CrfParameters.seam(), backend)
     low_hw, high_hw = (
-        _cell_sums(solver.joint(with_background(cam, label_ids, alpha)), cell).argmax(axis=0)
+        _cell_sums(solver.joint(with_background(cam, label_ids, alpha))).argmax(axis=0)
         for alpha in (alpha_low, alpha_high)
     )
     labels_hw = np.concatenate([[ignore], np.sort(label_ids)]).astype(dtype)[low_hw]
     labels_hw[high_hw == 0] = 0
-    whole = labels_hw.repeat(cell, axis=0).repeat(cell, axis=1)
+    whole = labels_hw.repeat(CELL, axis=0).repeat(CELL, axis=1)
     return whole[: image.shape[0], : image.shape[1]]
 
 
-def _cell_sums(planes_MHW: FloatArray, cell: int) -> FloatArray:
-    """Sums over squares; the last ones of a row or column may be narrower."""
+def _cell_sums(planes_MHW: FloatArray) -> FloatArray:
+    """Sums over cells from the upper left corner; the last of an axis may be narrower."""
     height, width = planes_MHW.shape[1:]
-    rows = np.add.reduceat(planes_MHW, np.arange(0, height, cell), axis=1)
-    return np.add.reduceat(rows, np.arange(0, width, cell), axis=2)
+    rows = np.add.reduceat(planes_MHW, np.arange(0, height, CELL), axis=1)
+    return np.add.reduceat(rows, np.arange(0, width, CELL), axis=2)

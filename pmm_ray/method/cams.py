@@ -104,7 +104,7 @@ def smooth(
     Raises:
         ValueError: Wrong shape, dtype or parameter, non-finite values, or scores outside 0..1.
     """
-    cam = check_cam("cam_KHW", cam_KHW)
+    cam = check_cam(cam_KHW)
     check_number("smoothing", smoothing, 0.0)
     variation_K = coefficient_of_variation(cam, threshold)
     power_K = np.maximum(1.0 - smoothing * variation_K, 0.0).astype(np.float32)
@@ -140,9 +140,7 @@ def upsample_cam(cam_Khw: FloatArray, height: int, width: int) -> Float32Array:
     return np.clip(cam_KHW, 0.0, 1.0, out=cam_KHW)
 
 
-def check_cam(
-    name: str, cam_KHW: object, height: int | None = None, width: int | None = None
-) -> Float32Array:
+def check_cam(cam_KHW: object, height: int | None = None, width: int | None = None) -> Float32Array:
     """Return a normalized CAM as float32 with negative scores set to 0.
 
     The released code stores slightly negative scores at a map's minimum; they mean "nothing".
@@ -151,9 +149,8 @@ def check_cam(
     Raises:
         ValueError: Wrong shape or dtype, non-finite values, or scores above 1.
     """
-    cam = check_array(name, cam_KHW, "KHW", (None, height, width)).astype(np.float32, copy=False)
-    if cam.size and float(cam.max()) > 1.0 + 1e-3:
-        raise ValueError(
-            f"{name} has scores up to {float(cam.max()):g}: normalize it to 0..1 first"
-        )
+    cam = np.asarray(check_array("cam_KHW", cam_KHW, "KHW", (None, height, width)), np.float32)
+    highest = float(cam.max(initial=0.0))
+    if highest > 1.0 + 1e-3:
+        raise ValueError(f"cam_KHW has scores up to {highest:g}: normalize it to 0..1 first")
     return np.clip(cam, 0.0, 1.0)

@@ -153,13 +153,11 @@ def iou(confusion: Confusion) -> npt.NDArray[np.float64]:
         float64 [C], 0..1; NaN for a class without ground-truth pixels.
     """
     _check_confusion(confusion)
-    intersection_C = np.diag(confusion).astype(np.float64)
+    intersection_C = np.diag(confusion)
     truth_C = confusion.sum(axis=1)
-    union_C = truth_C + confusion.sum(axis=0) - np.diag(confusion)
-    present_C = truth_C > 0
-    iou_C = np.full(len(confusion), np.nan)
-    iou_C[present_C] = intersection_C[present_C] / union_C[present_C]
-    return iou_C
+    union_C = truth_C + confusion.sum(axis=0) - intersection_C
+    unknown_C = np.full(len(confusion), np.nan)
+    return np.divide(intersection_C, union_C, out=unknown_C, where=truth_C > 0)
 
 
 def mean_iou(confusion: Confusion) -> tuple[float, list[int]]:
@@ -175,7 +173,7 @@ def mean_iou(confusion: Confusion) -> tuple[float, list[int]]:
     iou_C = iou(confusion)
     absent_C = np.isnan(iou_C)
     mean = float(iou_C[~absent_C].mean()) if not absent_C.all() else float("nan")
-    return mean, [int(c) for c in np.flatnonzero(absent_C)]
+    return mean, np.flatnonzero(absent_C).tolist()
 
 
 def _check_confusion(confusion: object) -> None:

@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from latticecrf.checks import FloatArray, check_image
 
-Float64Array = npt.NDArray[np.float64]
-
 BLUR = 0.1
 """Standard deviation of the blur that hides, as a share of the image's long side. Grey or black
 in its place has edges, and a classifier sees shapes in them."""
@@ -65,7 +63,7 @@ def lift(
     object_NS: FloatArray,
     rest_NS: FloatArray,
     area_NS: FloatArray,
-) -> Float64Array:
+) -> npt.NDArray[np.float64]:
     """How much more of the classes' evidence masks hold than of the area.
 
     Of a pair (image, class) with probability w of the whole image and h < w of the hidden one, a
@@ -103,5 +101,4 @@ def lift(
     kept_NS = ((object_NS - hidden_N1) / weight_N1).clip(0.0, 1.0)
     removed_NS = ((whole_N1 - rest_NS) / weight_N1).clip(0.0, 1.0)
     beyond_NS = (kept_NS + removed_NS) / 2.0 - area_NS
-    found: Float64Array = (weight_N1 * beyond_NS).sum(axis=0) / weight_N1.sum()
-    return found
+    return (weight_N1 * beyond_NS).sum(axis=0) / weight_N1.sum()

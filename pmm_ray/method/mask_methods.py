@@ -5,7 +5,7 @@ A row names its function, which is imported when it is used: the configuration r
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,9 +57,7 @@ class MaskMethod:
     function: str
 
     def load(self) -> MakeMasks:
-        module, _, name = self.function.partition(":")
-        make: MakeMasks = getattr(importlib.import_module(module), name)
-        return make
+        return pkgutil.resolve_name(self.function)
 
 
 _HERE = "pmm_ray.method.masks"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def background_score(cam_KHW: FloatArray, alpha: float) -> Float32Array:
     Raises:
         ValueError: Wrong shape, dtype, alpha, or values.
     """
-    cam = check_cam("cam_KHW", cam_KHW)
+    cam = check_cam(cam_KHW)
     check_number("alpha", alpha, 0.0, low_open=True)
     strongest_HW = cam.max(axis=0, initial=0.0)
     return np.asarray((1.0 - strongest_HW) ** np.float32(alpha), dtype=np.float32)
@@ -148,8 +148,7 @@ def _inside(
     crf: DenseCrf, cam_KHW: Float32Array, combinations: Sequence[MaskParameters]
 ) -> npt.NDArray[np.bool_]:
     """Where each combination segments each class (Eq. 7), bool [S, K, H, W]."""
-    smoothings = {_smoothing(p): p for p in combinations}
-    smooth_KHW = {key: _smooth(cam_KHW, p) for key, p in smoothings.items()}
+    smooth_SKHW = _smoothed(cam_KHW, combinations)
     problems = [(s, k) for s in range(len(combinations)) for k in range(len(cam_KHW))]
     inside_SKHW = np.empty((len(combinations), *cam_KHW.shape), np.bool_)
     # In groups: the memory does not grow with the number of combinations.
@@ -158,9 +157,8 @@ def _inside(
         foreground = np.empty((len(group), *cam_KHW.shape[1:]), np.float32)
         background = np.empty_like(foreground)
         for i, (s, k) in enumerate(group):
-            p = combinations[s]
-            foreground[i] = smooth_KHW[_smoothing(p)][k]
-            background[i] = (1.0 - foreground[i]) ** np.float32(p.alpha)
+            foreground[i] = smooth_SKHW[s][k]
+            background[i] = (1.0 - foreground[i]) ** np.float32(combinations[s].alpha)
         for (s, k), posterior_HW in zip(group, crf.binary(foreground, background), strict=True):
             np.greater(posterior_HW, combinations[s].foreground_threshold, out=inside_SKHW[s, k])
     return inside_SKHW
@@ -219,11 +217,8 @@ def argmax_masks(
     solver = DenseCrf(image, crf, backend) if use_crf and len(cam) else None
     ids_M = np.concatenate([[0], np.sort(label_ids)]).astype(_mask_dtype(label_ids))
     masks = []
-    smoothings = {_smoothing(p): p for p in combinations}
-    smooth_KHW = {key: _smooth(cam, p) for key, p in smoothings.items()}
-    for parameters in combinations:
-        foreground_KHW = smooth_KHW[_smoothing(parameters)]
-        scores_MHW = with_background(foreground_KHW, label_ids, parameters.alpha)
+    for parameters, smooth_KHW in zip(combinations, _smoothed(cam, combinations), strict=True):
+        scores_MHW = with_background(smooth_KHW, label_ids, parameters.alpha)
         posterior_MHW = scores_MHW if solver is None else solver.joint(scores_MHW)
         masks.append(np.asarray(ids_M[posterior_MHW.argmax(axis=0)]))
     return masks
@@ -304,7 +299,7 @@ def check_cams(
         ValueError: A shape, dtype, label or value does not fit.
     """
     image = check_image(image_HW3)
-    cam = check_cam("cam_KHW", cam_KHW, *image.shape[:2])
+    cam = check_cam(cam_KHW, *image.shape[:2])
     label_ids = np.asarray(labels)
     if label_ids.size == 0:
         label_ids = label_ids.astype(np.int64)
@@ -322,14 +317,10 @@ def _shared_crf(combinations: Sequence[MaskParameters]) -> CrfParameters:
     return combinations[0].crf
 
 
-def _smooth(cam_KHW: Float32Array, parameters: MaskParameters) -> Float32Array:
-    p = parameters
-    return smooth(cam_KHW, p.smoothing, p.threshold, p.zero_below_threshold)
-
-
-def _smoothing(parameters: MaskParameters) -> tuple[float, float, bool]:
-    """What a smoothed map depends on."""
-    return parameters.smoothing, parameters.threshold, parameters.zero_below_threshold
+def _smoothed(cam_KHW: Float32Array, combinations: Sequence[MaskParameters]) -> list[Float32Array]:
+    """The smoothed map of each combination; those that smooth alike share one."""
+    once = cache(partial(smooth, cam_KHW))
+    return [once(p.smoothing, p.threshold, p.zero_below_threshold) for p in combinations]
 
 
 def with_background(

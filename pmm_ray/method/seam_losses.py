@@ -121,7 +121,7 @@ def adaptive_min_pooling(refined_BCHW: Tensor, labels_BC: Tensor, share: float =
     _check_labels(refined_BCHW, labels_BC)
     gated = refined_BCHW * labels_BC[:, :, None, None].to(refined_BCHW.dtype)
     strongest_BN = gated[:, 1:].amax(dim=1).flatten(1)
-    count = _count("share", share, strongest_BN.shape[1])
+    count = _count(share, strongest_BN.shape[1])
     return F.relu(strongest_BN.topk(count, dim=1, largest=False).values).mean()
 
 
@@ -174,7 +174,7 @@ def equivariant_cross_regularization(
     loss = first_BChw.new_zeros(())
     for aim, refined in ((second_BChw, refined_first_BChw), (first_BChw, refined_second_BChw)):
         distance_BN = (winner_takes_all(aim.detach()) - refined).abs().flatten(1)
-        count = _count("share", share, distance_BN.shape[1])
+        count = _count(share, distance_BN.shape[1])
         loss = loss + distance_BN.topk(count, dim=1).values.mean()
     return loss
 
@@ -242,21 +242,20 @@ def seam_losses(
     )
 
 
-def small_view(images_B3HW: Tensor, scale: float = SIAMESE_SCALE) -> Tensor:
+def small_view(images_B3HW: Tensor) -> Tensor:
     """The second branch's images: bilinear, corners aligned, sides rounded down (448 -> 134).
 
     Args:
         images_B3HW: normalised images, floating [B, 3, H, W].
-        scale: of the sides, 0..1.
     """
-    size = [max(1, int(side * scale)) for side in images_B3HW.shape[2:]]
+    size = [max(1, int(side * SIAMESE_SCALE)) for side in images_B3HW.shape[2:]]
     return F.interpolate(images_B3HW, size, mode="bilinear", align_corners=True)
 
 
-def _count(name: str, share: float, entries: int) -> int:
+def _count(share: float, entries: int) -> int:
     count = int(entries * share)
     if not 0 < share <= 1 or count < 1:
-        raise ValueError(f"{name} = {share} of {entries} entries leaves none (0 < {name} <= 1)")
+        raise ValueError(f"share = {share} of {entries} entries leaves none (0 < share <= 1)")
     return count
 
 

@@ -5,7 +5,7 @@ Legend: B = batch, F = feature channels, H, W = input px, h, w = feature px.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig
 from pmm_ray.config.backbones import backbone_row
-from pmm_ray.nets.backbone import Backbone, Shape, build_backbone, freeze, norms
+from pmm_ray.nets.backbone import Backbone, OnBackbone, Shape, build_backbone
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.weight_files import find_weights
-from pmm_ray.nets.weights import Loaded, load_pretrained, load_strict, read_state
+from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
 KIND = "affinity"
 
 
-class AffinityNetwork(nn.Module):
+class AffinityNetwork(OnBackbone):
     """Three taps of a backbone, projected, joined and mixed: 192 features, or ResNet38's 448.
 
     As in SEAM's network the backbone's layers are this network's own: the state dict has the
@@ -32,8 +32,7 @@ class AffinityNetwork(nn.Module):
         backbone: any of the registry, its taps at one stride.
         taps: names of the first two taps; the third is the backbone's last feature.
         channels: that the taps are projected to.
-        freeze_norm: keep BatchNorm in evaluation mode and its parameters fixed while training.
-        freeze_first: keep the backbone's `first_layers` fixed while training.
+        frozen: see `OnBackbone`.
 
     Raises:
         CannotRunError: the taps have different strides.
@@ -42,9 +41,6 @@ class AffinityNetwork(nn.Module):
     """
 
     head_layers = ("f8_3", "f8_4", "f8_5", "f9")
-    backbone: Backbone
-    loaded: Loaded | None = None
-    """What the weights file gave, if there was one."""
 
     def __init__(
         self,
@@ -52,12 +48,9 @@ class AffinityNetwork(nn.Module):
         *,
         taps: tuple[str, str],
         channels: tuple[int, int, int],
-        freeze_norm: bool = True,
-        freeze_first: bool = True,
+        **frozen: bool,
     ) -> None:
-        super().__init__()
-        self.input_mean = backbone.input_mean
-        self.input_std = backbone.input_std
+        super().__init__(backbone, **frozen)
         names = [info.name for info in backbone.features]
         self._taps = (*(names.index(name) for name in taps), len(names) - 1)
         chosen = [backbone.features[tap] for tap in self._taps]
@@ -65,14 +58,7 @@ class AffinityNetwork(nn.Module):
             raise CannotRunError(
                 f"affinity.backbone: the taps have different strides: {chosen}: choose another"
             )
-        if freeze_first:
-            freeze(backbone, backbone.first_layers)
-        self._frozen_norms = tuple(norms(backbone)) if freeze_norm else ()
-        for norm in self._frozen_norms:
-            norm.requires_grad_(False)
-        self.__dict__["backbone"] = backbone  # a function here; its layers are our own
-        for name, layer in backbone.named_children():
-            self.add_module(name, layer)
+        self.adopt("backbone", backbone)
         projections = zip(chosen, channels, strict=True)
         self.f8_3, self.f8_4, self.f8_5 = (
             nn.Conv2d(info.channels, width, 1, bias=False) for info, width in projections
@@ -91,12 +77,6 @@ class AffinityNetwork(nn.Module):
         features = self.backbone.forward_features(images_B3HW)
         heads = zip((self.f8_3, self.f8_4, self.f8_5), self._taps, strict=True)
         return F.elu(self.f9(torch.cat([F.elu(head(features[tap])) for head, tap in heads], dim=1)))
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
-        return self
 
 
 def build_affinity(config: AffinityConfig) -> AffinityNetwork:

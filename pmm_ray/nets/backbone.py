@@ -6,9 +6,9 @@ Which there are: `config.backbones`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from pmm_ray.config.backbones import (
     imported,
 )
 from pmm_ray.config.base import ConfigError
+from pmm_ray.nets.weights import Loaded
 
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
-_NO_DILATION = (1, 1, 1, 1)
 
 Row = tuple[int, int, int, int]
 """Channels of the four branches of a ScaleNet's block; 0: no branch."""
@@ -56,7 +56,7 @@ class Shape:
     @property
     def dilations(self) -> Row:
         """Of the four stages of a ResNet: 1, 1, 2, 4 at output stride 8 where it is dilated."""
-        return _DILATIONS[self.output_stride] if self.dilate else _NO_DILATION
+        return _DILATIONS[self.output_stride if self.dilate else 32]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Backbone(nn.Module, ABC):
 
 
 class FourLayers(Backbone):
-    """What our ResNets share: a stem of stride 4, four layers which are the taps, maybe a head."""
+    """What our ResNets share: a stem of stride 4, and four layers which are the taps."""
 
     first_layers = ("conv1", "bn1", "layer1")
     heads = ("fc",)
@@ -108,19 +108,17 @@ class FourLayers(Backbone):
     bn1: nn.Module
     maxpool: nn.Module
 
-    def finish(self, layers: Sequence[tuple[nn.Module, int, int]], num_classes: int | None) -> None:
+    def finish(self, layers: Sequence[tuple[nn.Module, int, int]]) -> None:
         """Add the layers to the stem, and give all convolutions their first values.
 
         Args:
             layers: module, channels and stride of each.
-            num_classes: also build the linear classifier of the pretrained network.
         """
         stride, features = 4, []
         for number, (layer, channels, step) in enumerate(layers, 1):
             stride *= step
             self.add_module(f"layer{number}", layer)
             features.append(FeatureInfo(f"layer{number}", channels, stride))
-        self.fc = nn.Linear(channels, num_classes) if num_classes is not None else None
         self.features = tuple(features)
         initialise(self)
 
@@ -132,10 +130,50 @@ class FourLayers(Backbone):
             taps.append(x)
         return taps
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The last tap [B, C, h, w]; with `num_classes`, logits [B, num_classes]."""
-        last = super().forward(images_B3HW)
-        return last if self.fc is None else self.fc(last.mean(dim=(2, 3)))
+
+class OnBackbone(nn.Module):
+    """A network on a backbone, some of whose values it may keep while training.
+
+    Args:
+        backbone: gives the features; decides the normalisation of the input.
+        freeze_norm: keep BatchNorm in evaluation mode and its parameters fixed while training.
+        freeze_first: keep the backbone's `first_layers` fixed while training.
+        freeze_backbone: keep all of it fixed.
+    """
+
+    backbone: Backbone
+    loaded: Loaded | None = None
+    """What the weights file gave, if there was one."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        freeze_norm: bool = True,
+        freeze_first: bool = True,
+        freeze_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_mean, self.input_std = backbone.input_mean, backbone.input_std
+        if freeze_backbone:
+            backbone.requires_grad_(False)
+        for layer in backbone.first_layers if freeze_first else ():
+            backbone.get_submodule(layer).requires_grad_(False)
+        self._frozen_norms = tuple(norms(backbone)) if freeze_norm else ()
+        for norm in self._frozen_norms:
+            norm.requires_grad_(False)
+
+    def adopt(self, name: str, part: nn.Module) -> None:
+        """Make a part's layers our own, under their own names, and keep the part as a function."""
+        self.__dict__[name] = part
+        for layer, module in part.named_children():
+            self.add_module(layer, module)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
 
 
 def build_backbone(name: str, shape: Shape | None = None) -> Backbone:
@@ -170,12 +208,6 @@ def build_backbone(name: str, shape: Shape | None = None) -> Backbone:
 def norms(module: nn.Module) -> Iterator[nn.BatchNorm2d]:
     """Every BatchNorm of a network."""
     return (child for child in module.modules() if isinstance(child, nn.BatchNorm2d))
-
-
-def freeze(module: nn.Module, layers: Iterable[str]) -> None:
-    """Keep the parameters of the named layers as they are while training."""
-    for name in layers:
-        module.get_submodule(name).requires_grad_(False)
 
 
 def initialise(module: nn.Module) -> None:

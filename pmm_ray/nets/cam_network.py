@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, freeze, norms
+from pmm_ray.nets.backbone import Backbone, OnBackbone
 from pmm_ray.nets.imagenet_head import ImagenetHead
-from pmm_ray.nets.weights import Loaded
 
 
-class CamNetwork(nn.Module, ABC):
+class CamNetwork(OnBackbone, ABC):
     """A classifier whose score maps become CAMs.
 
     Args:
-        backbone: gives the features; decides the normalisation of the input.
         num_foreground: C.
-        freeze_norm: keep BatchNorm in evaluation mode and its parameters fixed while training.
-        freeze_first: keep the backbone's `first_layers` fixed while training.
-        freeze_backbone: keep all of it fixed.
+        frozen: see `OnBackbone`.
     """
 
     head_layers: tuple[str, ...]
@@ -29,30 +25,10 @@ class CamNetwork(nn.Module, ABC):
     foreground's, and what else starts from random values."""
     align_corners: bool
     """How `cam_scores` are brought to the input's size (bilinear)."""
-    backbone: Backbone
-    loaded: Loaded | None = None
-    """What the weights file gave, if there was one."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_foreground: int,
-        *,
-        freeze_norm: bool = True,
-        freeze_first: bool = False,
-        freeze_backbone: bool = False,
-    ) -> None:
-        super().__init__()
+    def __init__(self, backbone: Backbone, num_foreground: int, **frozen: bool) -> None:
+        super().__init__(backbone, **frozen)
         self.num_foreground = num_foreground
-        self.input_mean = backbone.input_mean
-        self.input_std = backbone.input_std
-        if freeze_first:
-            freeze(backbone, backbone.first_layers)
-        if freeze_backbone:
-            backbone.requires_grad_(False)
-        self._frozen_norms = tuple(norms(backbone)) if freeze_norm else ()
-        for norm in self._frozen_norms:
-            norm.requires_grad_(False)
 
     @abstractmethod
     def cam_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
@@ -78,9 +54,3 @@ class CamNetwork(nn.Module, ABC):
             head.weight[-len(known) :][known] = start.weight[known][:, :, None, None]
             if head.bias is not None:
                 head.bias[known] = start.bias[known]
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
-        return self

@@ -41,9 +41,8 @@ def load_model(uri: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, 
         CannotRunError: unreadable, of another kind or version.
     """
     content = load_torch(uri)
-    if not isinstance(content, dict) or not {"kind", "version", "meta", "state_dict"} <= set(
-        content
-    ):
+    wanted = {"kind", "version", "meta", "state_dict"}
+    if not isinstance(content, dict) or not wanted <= content.keys():
         raise CannotRunError(f"{uri} is not a trained {kind} of this project")
     if content["kind"] != kind or content["version"] != FORMAT_VERSION:
         raise CannotRunError(
@@ -60,8 +59,7 @@ def stored_section(section: type[_Section], meta: dict[str, Any], uri: str) -> _
         CannotRunError: this version of the project does not know such a configuration.
     """
     try:
-        values = {**meta["config"], "weights": "none"}
-        return section.model_validate(values)
+        return section.model_validate({**meta["config"], "weights": "none"})
     except (KeyError, TypeError, ValidationError) as error:
         raise CannotRunError(
             f"{uri} was trained with a configuration that this version does not know: {error}"

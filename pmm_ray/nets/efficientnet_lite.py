@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,11 +51,11 @@ class SameConv2d(nn.Conv2d):
             pads += [total // 2, total - total // 2]
         if pads[0] == pads[1] and pads[2] == pads[3]:
             padding = (pads[2], pads[0])
-            return F.conv2d(
-                input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-            )
-        padded = F.pad(input, pads)
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        else:
+            input, padding = F.pad(input, pads), (0, 0)
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -106,10 +105,6 @@ class EfficientNetLite(Backbone):
         size: 0, 1 or 2. Stem, head, and the repeats of the first and last stage are lite0's.
         output_stride: 8, 16 or 32, input px per px of the last feature.
         with_head: also build the last 1x1 convolution (to 1280 channels).
-        num_classes: also build the linear classifier of the pretrained network; needs the head.
-
-    Raises:
-        ValueError: another output stride, or classes without the head.
 
     Input of any size.
     """
@@ -118,20 +113,9 @@ class EfficientNetLite(Backbone):
     # stem and the blocks before output stride 8: edges and textures
     first_layers = ("conv_stem", "bn0", "blocks.0", "blocks.1", "blocks.2")
 
-    def __init__(
-        self,
-        size: int = 0,
-        output_stride: int = 32,
-        *,
-        with_head: bool = True,
-        num_classes: int | None = None,
-    ) -> None:
+    def __init__(self, size: int, output_stride: int, *, with_head: bool = True) -> None:
         super().__init__()
         width, depth = _SCALES[size]
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
-        if num_classes is not None and not with_head:
-            raise ValueError("num_classes needs with_head=True")
         self.conv_stem = SameConv2d(3, _STEM, 3, 2, bias=False)
         self.bn0 = _norm(_STEM)
         blocks: list[nn.Module] = []
@@ -160,7 +144,6 @@ class EfficientNetLite(Backbone):
             self.conv_head = SameConv2d(channels, _HEAD, 1, bias=False)
             self.bn1 = _norm(_HEAD)
             features.append(FeatureInfo("head", _HEAD, stride))
-        self.fc = nn.Linear(_HEAD, num_classes) if num_classes is not None else None
         self.features = tuple(features)
 
     def forward_features(self, images_B3HW: Tensor) -> list[Tensor]:
@@ -174,11 +157,6 @@ class EfficientNetLite(Backbone):
         if self.conv_head is not None:
             taps.append(F.relu6(self.bn1(self.conv_head(x))))
         return taps
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """The last feature [B, C, h, w]; with `num_classes`, logits [B, num_classes]."""
-        last = self.forward_features(images_B3HW)[-1]
-        return last if self.fc is None else self.fc(torch.mean(last, dim=(2, 3)))
 
 
 def efficientnet_lite0(shape: Shape, size: int = 0) -> Backbone:

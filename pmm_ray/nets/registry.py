@@ -34,7 +34,7 @@ class CamClassifier(CamNetwork):
         backbone: gives `forward(images) -> [B, channels, h, w]`.
         num_foreground: C.
         bias: give the convolution one; released code: no.
-        frozen: see `CamNetwork`.
+        frozen: see `OnBackbone`.
     """
 
     head_layers = ("head",)

@@ -76,7 +76,6 @@ class Res2Net101(FourLayers):
     Args:
         strides: of the four stages. ImageNet: 1, 2, 2, 2; CAMs and segmentation: 1, 2, 1, 1.
         dilations: of the four stages. Segmentation: 1, 1, 2, 4.
-        num_classes: also build the linear classifier of the pretrained network.
 
     Input of any size. Taps `layer1` to `layer4`.
     """
@@ -86,7 +85,6 @@ class Res2Net101(FourLayers):
         *,
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[int] = (1, 1, 1, 1),
-        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
@@ -109,7 +107,7 @@ class Res2Net101(FourLayers):
                 blocks.append(HierarchyBlock(channels, planes, step, dilation, first=first))
                 channels = planes * EXPANSION
             layers.append((nn.Sequential(*blocks), channels, stride))
-        self.finish(layers, num_classes)
+        self.finish(layers)
 
 
 def res2net101(shape: Shape) -> Backbone:

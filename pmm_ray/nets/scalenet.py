@@ -71,12 +71,9 @@ def read_allocation(state: Mapping[str, Tensor], depth: int) -> Allocation:
         ValueError: the state dict is not one of a ScaleNet of this depth.
     """
 
-    def channels(stage: int, block: int, branch: int) -> int:
-        weight = state.get(f"layer{stage}.{block}.bn2.{branch}.weight")
-        return 0 if weight is None else len(weight)
-
     def row(stage: int, block: int) -> Row:
-        first, second, third, fourth = (channels(stage, block, branch) for branch in range(4))
+        names = [f"layer{stage}.{block}.bn2.{branch}.weight" for branch in range(4)]
+        first, second, third, fourth = (len(state[n]) if n in state else 0 for n in names)
         if not first + second + third + fourth:
             raise ValueError(
                 f"not a ScaleNet-{depth}: layer{stage}.{block}.bn2.*.weight are missing"
@@ -152,7 +149,6 @@ class ScaleNet(FourLayers):
         allocation: channels of every block's branches, `SCALENET101` or from `read_allocation`.
         strides: of the four stages. ImageNet: 1, 2, 2, 2; CAMs and segmentation: 1, 2, 1, 1.
         dilations: of the four stages. CAMs: all 1; segmentation: 1, 1, 2, 4.
-        num_classes: also build the linear classifier of the pretrained network.
 
     Input of any size. Taps `layer1` to `layer4`.
     """
@@ -163,7 +159,6 @@ class ScaleNet(FourLayers):
         *,
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[int] = (1, 1, 1, 1),
-        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
@@ -179,7 +174,7 @@ class ScaleNet(FourLayers):
                 blocks.append(ScaleBlock(channels, planes, row, first, dilation, side))
                 channels = planes * EXPANSION
             layers.append((nn.Sequential(*blocks), channels, stride))
-        self.finish(layers, num_classes)
+        self.finish(layers)
 
 
 def scalenet101(shape: Shape) -> Backbone:

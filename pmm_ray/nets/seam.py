@@ -26,7 +26,7 @@ class SeamNetwork(CamNetwork):
         taps: names of the two features that the module correlates, the earlier first.
         dropout: of whole channels before the class head (released code: 0.5 for ResNet38, else 0).
         gate_labels: only the image's classes compete inside the module (released code: all do).
-        freeze_first, frozen: see `CamNetwork`; released code: the first layers are kept.
+        frozen: see `OnBackbone`; released code: the first layers are kept.
 
     Source: released SEAM code; the paper's classifier is the same with another backbone.
     """
@@ -43,20 +43,19 @@ class SeamNetwork(CamNetwork):
         taps: tuple[str, str],
         dropout: float = 0.0,
         gate_labels: bool = False,
-        freeze_first: bool = True,
         **frozen: bool,
     ) -> None:
-        super().__init__(backbone, num_foreground, freeze_first=freeze_first, **frozen)
+        super().__init__(backbone, num_foreground, **frozen)
         self.gate_labels = gate_labels
         names = [info.name for info in backbone.features]
         self._low, self._high = (names.index(name) for name in taps)
         channels = [info.channels for info in backbone.features]
         correlation = PixelCorrelation(channels[self._low], channels[self._high])
         self._dropout = nn.Dropout2d(dropout)
-        self._adopt("backbone", backbone)
+        self.adopt("backbone", backbone)
         self.fc8 = nn.Conv2d(channels[-1], 1 + num_foreground, 1, bias=False)
         nn.init.xavier_uniform_(self.fc8.weight)
-        self._adopt("correlation", correlation)
+        self.adopt("correlation", correlation)
 
     def forward(
         self, images_B3HW: Tensor, labels_BC: Tensor | None = None
@@ -108,9 +107,3 @@ class SeamNetwork(CamNetwork):
     def image_scores(self, images_B3HW: Tensor, labels_BC: Tensor | None = None) -> Tensor:
         """Of the maps that are not refined: the ones that learn from image-level labels."""
         return self.maps(images_B3HW, labels_BC)[0][:, 1:].mean(dim=(2, 3)).float()
-
-    def _adopt(self, name: str, part: nn.Module) -> None:
-        """Make a part's layers our own, under their own names, and keep the part as a function."""
-        self.__dict__[name] = part
-        for layer, module in part.named_children():
-            self.add_module(layer, module)

@@ -34,28 +34,12 @@ from pmm_ray.nets.segmenter_source import (
     our_backbone,
     quiet,
 )
-from pmm_ray.nets.segmenter_transform import Transform, training_transform
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
 with quiet():
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
-
-__all__ = [
-    "Description",
-    "PretendedUnderfittingLoss",
-    "SegmentationBackbone",
-    "Transform",
-    "build_segmenter",
-    "describe",
-    "forward_loss",
-    "load_segmenter",
-    "predict_logits",
-    "training_transform",
-    "try_model",
-    "underfitting_share",
-]
 
 
 @dataclass(frozen=True)

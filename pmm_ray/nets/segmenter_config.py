@@ -51,15 +51,7 @@ def segmenter_model(
         CannotRunError: the source's losses or options cannot be used.
     """
     pus = underfitting or config.underfitting
-    loss = {
-        "type": LOSS,
-        "kind": pus.kind,
-        "beta": pus.beta,
-        "kappa": pus.kappa,
-        "scope": pus.scope,
-        "group": pus.group,
-        "unused": list(unused),
-    }
+    loss = {"type": LOSS, **pus.model_dump(), "unused": list(unused)}
     model = _pspnet(config) if source is None else copy.deepcopy(source.model)
     where = "PSPNet" if source is None else source.uri
     limited = _fit(model, num_classes, ignore_index, loss, where)
@@ -68,7 +60,7 @@ def segmenter_model(
             f"{where}: no head has a CrossEntropyLoss, so that under-fitting cannot be pretended: "
             "set segmenter.underfitting.kind: none"
         )
-    mean, std = input_statistics(model, where)
+    mean, std = normalisation(config.backbone, source)
     model["data_preprocessor"] = {
         "type": "SegDataPreProcessor",
         "mean": [255 * value for value in mean],
@@ -81,7 +73,7 @@ def segmenter_model(
     return model
 
 
-def input_statistics(model: Mapping[str, Any], where: str = "the model") -> tuple[Triple, Triple]:
+def input_statistics(model: Mapping[str, Any], where: str) -> tuple[Triple, Triple]:
     """(mean, standard deviation) of the network's input, RGB in 0..1; ImageNet's by default.
 
     Raises:
@@ -123,7 +115,6 @@ def _pspnet(config: SegmenterConfig) -> dict[str, Any]:
             f"segmenter.output_stride {config.output_stride}: {name} has {row.strides_text}"
         )
     channels = tuple(row.features.values())
-    mean, std = normalisation(name, None)
 
     def head(kind: str, index: int, width: int, weight: float, **extra: Any) -> dict[str, Any]:
         return {
@@ -140,11 +131,6 @@ def _pspnet(config: SegmenterConfig) -> dict[str, Any]:
 
     model = {
         "type": "EncoderDecoder",
-        "data_preprocessor": {
-            "mean": [255 * value for value in mean],
-            "std": [255 * value for value in std],
-            "bgr_to_rgb": True,
-        },
         "backbone": {
             "type": row.mmseg_type,
             "output_stride": config.output_stride,

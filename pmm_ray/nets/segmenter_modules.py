@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,11 +141,10 @@ class PretendedUnderfittingLoss(nn.Module):
         loss_name: str = "loss_pus",
     ) -> None:
         super().__init__()
-        self._kind: UnderfittingKind = kind
-        self._beta = beta
-        self._kappa = kappa
-        self._scope: UnderfittingScope = scope
-        self._group = group
+        self._limit = partial(
+            pretended_underfitting, kind=kind, beta=beta, kappa=kappa, scope=scope, group=group
+        )
+        self._limits = kind != "none"
         self._weight = loss_weight
         self.limited = None
         self.loss_name = loss_name
@@ -185,16 +185,8 @@ class PretendedUnderfittingLoss(nn.Module):
             loss_BHW = loss_BHW * weight
         if reduction_override == "none":
             return self._weight * loss_BHW
-        loss, limited = pretended_underfitting(
-            loss_BHW,
-            self._kind,
-            beta=self._beta,
-            kappa=self._kappa,
-            scope=self._scope,
-            group=self._group,
-            labelled=labels_BHW != ignore_index,
-        )
-        self.limited = None if self._kind == "none" else limited
+        loss, limited = self._limit(loss_BHW, labelled=labels_BHW != ignore_index)
+        self.limited = limited if self._limits else None
         return self._weight * loss
 
 

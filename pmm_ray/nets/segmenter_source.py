@@ -127,10 +127,11 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
             the file is missing.
     """
     ours = our_backbone(source.model)
+    option = f"{source.key.partition('.')[0]}.weights"
     if ours is None and weights in PUBLIC_NAMES - {"imagenet"}:
         raise CannotRunError(
             f"{source.where}: no weights called {weights!r} are published for its backbone: set "
-            f"{source.key.partition('.')[0]}.weights to a path, to imagenet or to none"
+            f"{option} to a path, to imagenet or to none"
         )
     name = ours or "efficientnet_lite0"
     if weights != "imagenet":
@@ -138,13 +139,12 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
     named = source.pretrained
     if named is None and source.key != SEGMENTER_KEY:
         raise CannotRunError(
-            f"{source.where} names no weights of its backbone: set "
-            f"{source.key.partition('.')[0]}.weights to its checkpoint, or to none"
+            f"{source.where} names no weights of its backbone: set {option} to its checkpoint, or "
+            "to none"
         )
     if named is None:
         return None
     if "://" in named and not named.startswith(("s3://", "gs://", "file://")):
-        option = f"{source.key.partition('.')[0]}.weights"
         raise CannotRunError(
             f"{source.uri} starts from {named}, which is not fetched from the net: download it and "
             f"set {option} to the file, or set {option}: none"

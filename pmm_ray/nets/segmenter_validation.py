@@ -165,8 +165,7 @@ class SegmenterValidation:
         about = describe(network)
         logits = predict_logits(network, normalise_views(pixels, about.input_mean, about.input_std))
         logits = nn.functional.interpolate(logits, (height, width), mode="bilinear")
-        predicted: NDArray[np.int64] = logits[0].argmax(0).cpu().numpy()
-        return predicted
+        return logits[0].argmax(0).cpu().numpy()
 
     def _tested(
         self, network: nn.Module, images: Iterable[_HeldOut], device: torch.device

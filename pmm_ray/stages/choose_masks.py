@@ -7,14 +7,15 @@ This uses their pixel labels.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.confusion import from_sparse, mean_iou
+from pmm_ray.method.confusion import mean_iou
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.stages.evaluate import total_confusion
 
 CODE_VERSION = 1
 
@@ -38,12 +39,12 @@ def run(
         Its metrics are both mIoU, 0..1; `details["update"]` says whether the segmenter's is higher.
     """
     space = context.manifest.label_space
-    rows = [
-        {row["image_id"]: row for row in read_all(place.uri).to_pylist()}
-        for place in (segmenter, supervision)
+    tables = [read_all(place.uri) for place in (segmenter, supervision)]
+    first, second = (table["image_id"] for table in tables)
+    common = first.filter(pc.is_in(first, second))
+    scores = [
+        _mean_iou(table.filter(pc.is_in(table["image_id"], common)), space) for table in tables
     ]
-    common = sorted(rows[0].keys() & rows[1].keys())
-    scores = [_mean_iou([of[i] for i in common], space) for of in rows]
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
@@ -59,10 +60,9 @@ def run(
     )
 
 
-def _mean_iou(rows: list[dict[str, Any]], space: LabelSpace) -> float:
-    cells = np.array([cell for row in rows for cell in row["cells"]], np.int32)
-    counts = np.array([count for row in rows for count in row["counts"]], np.int64)
-    return mean_iou(from_sparse(cells, counts, space.num_classes))[0] if len(cells) else 0.0
+def _mean_iou(table: pa.Table, space: LabelSpace) -> float:
+    total = total_confusion(table, space)
+    return mean_iou(total)[0] if total.any() else 0.0
 
 
 def stage(segmenter: StageFolder, supervision: StageFolder, split: str, name: str) -> Stage:

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.confusion import confusion_matrix, from_sparse, mean_iou, to_sparse
+from pmm_ray.method.confusion import mean_iou
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
@@ -22,6 +23,7 @@ from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.stages.evaluate import confusion_row, total_confusion
 
 CODE_VERSION = 1
 
@@ -34,23 +36,16 @@ def compare_worker(space: LabelSpace, stage: str) -> Worker:
         later = decode_mask(row["later"]["mask_png"])
         if earlier.shape != later.shape:
             raise RowError("label", f"masks of {earlier.shape} and {later.shape} px (h, w)")
-        matrix = confusion_matrix(earlier, later, space.num_classes, space.ignore)
-        cells, counts = to_sparse(matrix)
-        return {
-            "image_id": row["manifest"]["image_id"],
-            "split": row["manifest"]["split"],
-            "cells": cells.tolist(),
-            "counts": counts.tolist(),
-        }
+        return confusion_row(row["manifest"], earlier, later, space)
 
     return row_by_row(stage, compare)
 
 
-def churn(rows: list[dict[str, Any]], space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
+def churn(table: pa.Table, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
     """(metrics, details) of the rows of a comparison.
 
     Args:
-        rows: with `cells` and `counts`, one for each image.
+        table: with `cells` and `counts` of each image.
         space: names of the classes.
 
     Returns:
@@ -61,13 +56,10 @@ def churn(rows: list[dict[str, Any]], space: LabelSpace) -> tuple[dict[str, floa
         share of its pixels that were another class; `images_lost` and `images_gained`, how many
         images it left and came into. Classes without a pixel in either are left out.
     """
-    classes = space.num_classes
-    cells = np.array([cell for row in rows for cell in row["cells"]], np.int32)
-    counts = np.array([count for row in rows for count in row["counts"]], np.int64)
-    total = from_sparse(cells, counts, classes)
+    total = total_confusion(table, space)
     before_C, after_C, kept_C = total.sum(1), total.sum(0), np.diag(total)
     pixels = int(total.sum())
-    left_C, came_C = _images_changed(rows, classes)
+    left_C, came_C = _images_changed(table, space.num_classes)
     by_class = {
         name: {
             "before": _share(before_C[c], pixels),
@@ -89,13 +81,11 @@ def churn(rows: list[dict[str, Any]], space: LabelSpace) -> tuple[dict[str, floa
     return metrics, {"churn": by_class}
 
 
-def _images_changed(
-    rows: list[dict[str, Any]], classes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _images_changed(table: pa.Table, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """In how many images each class stood before and no longer does, and the other way round."""
     left_C, came_C = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    for row in rows:
-        cells = np.array(row["cells"], np.int64)
+    for row in table["cells"].to_pylist():
+        cells = np.array(row, np.int64)
         before, after = np.unique(cells // classes), np.unique(cells % classes)
         left_C[np.setdiff1d(before, after)] += 1
         came_C[np.setdiff1d(after, before)] += 1
@@ -128,8 +118,7 @@ def run(
         factory=partial(compare_worker, context.manifest.label_space, folder.stage),
         schema=tables.EVALUATION,
     )
-    table = read_all(folder.uri).select(["cells", "counts"])
-    metrics, details = churn(table.to_pylist(), context.manifest.label_space)
+    metrics, details = churn(read_all(folder.uri), context.manifest.label_space)
     about = {"earlier": stages[0], "later": stages[1]}
     return summary.extended(about | details, metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.confusion import confusion_matrix, from_sparse, iou, mean_iou, to_sparse
+from pmm_ray.method.confusion import (
+    Confusion,
+    confusion_matrix,
+    from_sparse,
+    iou,
+    mean_iou,
+    to_sparse,
+)
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all
@@ -36,25 +44,35 @@ def evaluation_worker(photographs: Photographs, stage: str) -> Worker:
         mask = decode_mask(masks["mask_png"])
         if truth.shape != mask.shape:
             raise RowError("label", f"the mask is {mask.shape} px, its ground truth {truth.shape}")
-        cells, counts = to_sparse(confusion_matrix(truth, mask, space.num_classes, space.ignore))
-        return {
-            "image_id": manifest["image_id"],
-            "split": manifest["split"],
-            "cells": cells.tolist(),
-            "counts": counts.tolist(),
-        }
+        return confusion_row(manifest, truth, mask, space)
 
     return row_by_row(stage, score)
 
 
-def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
-    """(metrics, details) of summed confusion cells: mIoU over the classes that have truth.
+def confusion_row(
+    manifest: Mapping[str, Any], truth: NDArray[Any], mask: NDArray[Any], space: LabelSpace
+) -> dict[str, Any]:
+    """A row of `tables.EVALUATION` from masks of one size."""
+    cells, counts = to_sparse(confusion_matrix(truth, mask, space.num_classes, space.ignore))
+    return {
+        "image_id": manifest["image_id"],
+        "split": manifest["split"],
+        "cells": cells.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+def total_confusion(table: pa.Table, space: LabelSpace) -> Confusion:
+    """The sum of the matrices of rows of `tables.EVALUATION`, int64 [C, C]."""
+    cells, counts = (pc.list_flatten(table[name]).to_numpy() for name in ("cells", "counts"))
+    return from_sparse(cells, counts, space.num_classes)
+
+
+def scores(total: Confusion, space: LabelSpace) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics, details) of a confusion matrix: mIoU over the classes that have truth.
 
     Where no class but the background has truth there is no score, and `not_scored` says why.
     """
-    total = from_sparse(
-        np.asarray(cells, np.int32), np.asarray(counts, np.int64), space.num_classes
-    )
     if not total[1:].any():
         reason = "the truth holds no class, only background or the ignore value"
         return {}, {"not_scored": reason, "class_iou": {}, "excluded": list(space.names)}
@@ -66,11 +84,6 @@ def scores(cells: Any, counts: Any, space: LabelSpace) -> tuple[dict[str, float]
     }
     metrics = {"mean_iou": round(mean, 6), "pixel_accuracy": round(accuracy, 6)}
     return metrics, {"class_iou": per_class, "excluded": [space.names[c] for c in excluded]}
-
-
-def _flat(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """The numbers of a list column, one after another."""
-    return np.asarray(pc.list_flatten(column).to_numpy(), np.int64)
 
 
 def run(
@@ -99,9 +112,8 @@ def run(
         schema=tables.EVALUATION,
     )
     table = read_all(folder.uri)
-    metrics, details = scores(
-        _flat(table.column("cells")), _flat(table.column("counts")), context.manifest.label_space
-    )
+    space = context.manifest.label_space
+    metrics, details = scores(total_confusion(table, space), space)
     if not table.num_rows:
         details["not_scored"] = NONE_SCORED
     if "not_scored" in details:

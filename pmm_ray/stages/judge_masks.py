@@ -31,7 +31,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.core.tables import BYTES, FLOAT, TEXT, columns
-from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.table_stage import actor_pool, run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -39,7 +39,6 @@ from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
 from pmm_ray.stages import make_masks
-from pmm_ray.stages.make_cams import cam_pool
 from pmm_ray.stages.sweep_masks import (
     SAMPLE_IMAGES,
     Combination,
@@ -57,11 +56,11 @@ LONG_SIDE = 224
 SHEET_IMAGES = 10
 """Images that keep their masks."""
 
-_numbers = pa.list_(FLOAT)
 # one row per image: `Evidence`, its K rows one after another; masks, small, of the sheet's images
+_EVIDENCE = ("whole", "hidden", "object", "rest", "area")
 JUDGED = columns(
     image_id=TEXT,
-    **dict.fromkeys(("whole", "hidden", "object", "rest", "area"), _numbers),
+    **dict.fromkeys(_EVIDENCE, pa.list_(FLOAT)),
     masks=pa.list_(BYTES),
 )
 
@@ -133,7 +132,7 @@ def run(
         A summary whose `lift` is that of the best combination, `details["chosen"]`. If the
         classifier sees no class in any image, it has neither.
     """
-    pool = cam_pool(context.config.cams, context)
+    pool = actor_pool(context, context.config.cams)
     memory = grid_memory(context, cams, len(combinations))
     summary = run_table_stage(
         context,
@@ -183,9 +182,8 @@ def judged(folder: StageFolder, count: int) -> tuple[NDArray[np.float64], NDArra
     table = read_all(folder.uri)
     if not table.num_rows:
         raise CannotRunError(f"{folder.stage}: not one image could be judged, see errors/")
-    names = ("whole", "hidden", "object", "rest", "area")
     whole, hidden, inside, rest, area = (
-        table.column(name).combine_chunks().flatten().to_numpy() for name in names
+        table.column(name).combine_chunks().flatten().to_numpy() for name in _EVIDENCE
     )
     inside_NS, rest_NS, area_NS = (values.reshape(-1, count) for values in (inside, rest, area))
     return lift(whole, hidden, inside_NS, rest_NS, area_NS), area_NS.mean(axis=0, dtype=np.float64)

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from pmm_ray.config import AffinityConfig
 from pmm_ray.method.affinity_labels import confident_labels
-from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_at
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import crf_parameters, mask_row
-from pmm_ray.runtime.rows.photographs import Photographs, large_image
+from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.stages.make_masks import mask_pool
 
 STAGE = "make_affinity_labels"
 CODE_VERSION = 2
@@ -50,14 +50,13 @@ def run(
     config: AffinityConfig, context: RunContext, folder: StageFolder, *, cams: TableIndex
 ) -> Summary:
     """Labels of every image of `cams`, an index of a cams table: a masks table with ignored px."""
-    memory = mask_memory(large_image(context.manifest.uri), context.cluster.node_memory)
     return run_table_stage(
         context,
         folder,
         inputs={"cams": cams},
         factory=partial(label_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
-        pool=cpu_pool(context, memory=memory),
+        pool=mask_pool(context),
     )
 
 

@@ -51,7 +51,7 @@ def run(
         inputs={"cams": cams},
         factory=partial(base_worker, config, Photographs.of(context)),
         schema=tables.MASKS,
-        pool=mask_pool(config, context),
+        pool=mask_pool(context, config.tasks),
         batch_size=None if config.batch_size == "auto" else config.batch_size,
     )
 

@@ -22,7 +22,7 @@ from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.overlap import Overlapped
 from pmm_ray.runtime.mapping.table_stage import actor_pool, network_batch, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side
@@ -123,7 +123,7 @@ def run(
         inputs={"manifest": images},
         factory=cam_factory(config, context, checkpoint_uri, folder.stage),
         schema=tables.CAMS,
-        pool=cam_pool(config, context),
+        pool=actor_pool(context, config),
         batch_size=cam_batch(config, context, len(images)),
     )
 
@@ -132,12 +132,7 @@ def cam_batch(config: CamsConfig, context: RunContext, images: int) -> int:
     """Images per task: on a CPU the windows of a single image may take minutes."""
     if config.batch_size != "auto":
         return config.batch_size
-    return network_batch(images, cam_pool(config, context), *_IMAGE_SECONDS[config.kind])
-
-
-def cam_pool(config: CamsConfig, context: RunContext) -> Pool:
-    """Actors that hold the classifier, see `actor_pool`."""
-    return actor_pool(context, config)
+    return network_batch(images, actor_pool(context, config), *_IMAGE_SECONDS[config.kind])
 
 
 def cam_factory(

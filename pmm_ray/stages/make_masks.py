@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pmm_ray.config import BaseConfig, MasksConfig
+from pmm_ray.config import MasksConfig
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import actor_pool, auto_batch, cpu_pool, run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Pool, Producer, Worker
 from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
 from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
@@ -74,7 +74,7 @@ def run(
     shape: dict[str, Any] = {
         "factory": mask_factory(config, context, folder.stage, method, cams.read, png_folder),
         "schema": tables.MASKS,
-        "pool": (pool := mask_pool(config, context)),
+        "pool": (pool := mask_pool(context, config.tasks)),
     }
     batch = config.batch_size
     if cams.streamed_from is None:
@@ -94,15 +94,20 @@ def run(
         folder,
         inputs={"manifest": cams.index},
         batch_size=batch,
-        producer=Producer("cams", maker, tables.CAMS, make_cams.cam_pool(maps, context)),
+        producer=Producer("cams", maker, tables.CAMS, actor_pool(context, maps)),
         **shape,
     )
 
 
-def mask_pool(config: MasksConfig | BaseConfig, context: RunContext) -> Pool:
-    """Tasks on every CPU where stages without a GPU run, with memory for a large image."""
-    memory = mask_memory(large_image(context.manifest.uri), context.cluster.node_memory)
-    return cpu_pool(context, config.tasks, memory)
+def mask_pool(context: RunContext, tasks: int | str = "auto", more_per_pixel: float = 0.0) -> Pool:
+    """Tasks on every CPU where stages without a GPU run, with memory for a large image.
+
+    Args:
+        tasks: so many of them instead.
+        more_per_pixel: bytes that a task needs beside those of a CRF.
+    """
+    pixels, node = large_image(context.manifest.uri), context.cluster.node_memory
+    return cpu_pool(context, tasks, mask_memory(pixels, node, more_per_pixel))
 
 
 def mask_factory(

@@ -20,22 +20,23 @@ from latticecrf.presets import Setting
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import count_pairs
-from pmm_ray.method.readings import SIDES, Counts, add_up, choose_readings, describe
+from pmm_ray.method.readings import SIDES, add_up, choose_readings, describe
 from pmm_ray.method.refinement import before_crf, refine
-from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
-from pmm_ray.runtime.mapping.table_stage import auto_batch, cpu_pool, run_table_stage
+from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import ReadCam
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.runtime.rows.masks import MaskOutput
-from pmm_ray.runtime.rows.photographs import Photographs, large_image
+from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.sources.masks.truth import check_voc_palette
 from pmm_ray.sources.masks.truth_pairs import Truth
+from pmm_ray.stages.make_masks import mask_pool
+from pmm_ray.stages.score_masks import counts_of
 
 STAGE = "refine_scores"
 CODE_VERSION = 2
@@ -94,13 +95,12 @@ def refining_worker(
         if setting.background != "given":
             planes = upsample_cam(planes, *image_HW3.shape[:2])
         truth, fault = _truth(row.get("truth"), image_HW3.shape[:2], photographs.label_space)
-        before = {}
+        mask = refine(setting, image_HW3, labels, planes, ignore, backend)
+        refined = output(manifest, mask) | {"truth_fault": fault}
         if truth is not None:
             plain = before_crf(setting, labels, planes, ignore)
-            before = _counted("before", truth, plain)
-        mask = refine(setting, image_HW3, labels, planes, ignore, backend)
-        after = _counted("after", truth, mask) if truth is not None else {}
-        return {**output(manifest, mask), "truth_fault": fault, **before, **after}
+            refined |= _counted("before", truth, plain) | _counted("after", truth, mask)
+        return refined
 
     return photographs.row_by_row(stage, make)
 
@@ -142,12 +142,7 @@ def run(
     png_folder: str | None,
 ) -> Summary:
     """Refine every image, and count its pixels where there is truth."""
-    memory = mask_memory(
-        large_image(context.manifest.uri),
-        context.cluster.node_memory,
-        _BYTES_PER_PLANE * seeds.planes,
-    )
-    pool = cpu_pool(context, memory=memory)
+    pool = mask_pool(context, more_per_pixel=_BYTES_PER_PLANE * seeds.planes)
     inputs = {"scores": seeds.index}
     summary = run_table_stage(
         context,
@@ -192,7 +187,7 @@ def scores(
     wrong = {image_id: text for image_id, text in faults.items() if text} | {
         i: truth.unsure[i] for i in ids if i in truth.unsure
     }
-    counts = {when: _counts(table, when) for when in MOMENTS}
+    counts = {when: counts_of(table, [f"{when}_{n}" for n in _COUNTS]) for when in MOMENTS}
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     scored = len(np.unique(counts["after"].image))
@@ -215,14 +210,6 @@ def scores(
     rows = [ErrorRow(i, STAGE, "label", text) for i, text in sorted(wrong.items())]
     tables.write_errors(storage.join(run_dir, "errors"), "truth", rows)
     return metrics, details | {"scored": scored, "truth_errors": len(rows)}
-
-
-def _counts(table: pa.Table, when: str) -> Counts:
-    """The counts before or after the CRF; images are numbered by their rows."""
-    columns = [table.column(f"{when}_{name}").combine_chunks().fill_null([]) for name in _COUNTS]
-    lengths = columns[0].value_lengths().to_numpy(zero_copy_only=False)
-    flat = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
-    return Counts(np.repeat(np.arange(table.num_rows), lengths.astype(np.int64)), *flat)
 
 
 def stage(

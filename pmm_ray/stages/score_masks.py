@@ -79,12 +79,12 @@ def _read(row: Mapping[str, Any], what: str, space: LabelSpace) -> NDArray[Any]:
         raise RowError("label", str(error), uri) from error
 
 
-def counts_of(table: pa.Table) -> Counts:
-    """The counts of a `COUNTED` table; images are numbered by their rows."""
-    columns = [table.column(name).combine_chunks() for name in COUNTED.names[1:]]
-    lengths = columns[-1].value_lengths().to_numpy(zero_copy_only=False)
+def counts_of(table: pa.Table, names: Sequence[str] = COUNTED.names[1:]) -> Counts:
+    """The counts of a table with these columns; images are numbered by their rows."""
+    columns = [table.column(name).combine_chunks().fill_null([]) for name in names]
+    lengths = columns[0].value_lengths().to_numpy(zero_copy_only=False)
     flat = [column.flatten().to_numpy(zero_copy_only=False).astype(np.int64) for column in columns]
-    return Counts(np.repeat(np.arange(table.num_rows), lengths), *flat)
+    return Counts(np.repeat(np.arange(table.num_rows), lengths.astype(np.int64)), *flat)
 
 
 def run(

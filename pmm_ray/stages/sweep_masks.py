@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, RunConfig
-from pmm_ray.method.confusion import confusion_matrices, to_sparse
+from pmm_ray.method.confusion import confusion_matrices, from_sparse, to_sparse
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters, exponent_of
 from pmm_ray.runtime.cluster.placement import mask_memory
@@ -212,7 +212,11 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
                 for cell, number in zip(cells, counts, strict=True):
                     total[cell] = total.get(cell, 0) + number
     space = context.manifest.label_space
-    found = [scores(list(t), list(t.values()), space) for t in totals]
+    matrices = (
+        from_sparse(np.fromiter(t, np.int64), np.fromiter(t.values(), np.int64), space.num_classes)
+        for t in totals
+    )
+    found = [scores(matrix, space) for matrix in matrices]
     for _, details in found:
         if "not_scored" in details:
             raise CannotRunError(

@@ -113,8 +113,7 @@ class AffinityTask(TrainingTask[AffinityConfig]):
         save_model(uri, KIND, network, meta)
 
     def trained(self, uri: str) -> dict[str, float]:
-        training: dict[str, float] = load_model(uri, KIND)[1]["training"]
-        return training
+        return load_model(uri, KIND)[1]["training"]
 
 
 def run(

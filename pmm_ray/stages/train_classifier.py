@@ -177,8 +177,7 @@ class AnyClassifierTask(TrainingTask[Classifier]):
         save_model(uri, "classifier", network, meta)
 
     def trained(self, uri: str) -> dict[str, float]:
-        training: dict[str, float] = load_model(uri, "classifier")[1]["training"]
-        return training
+        return load_model(uri, "classifier")[1]["training"]
 
 
 @dataclass(kw_only=True)

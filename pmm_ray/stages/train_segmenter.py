@@ -50,8 +50,7 @@ class SegmenterSample:
         if self.config.layout == "dataset":
             mask_HW = self.space.to_dataset(mask_HW)
         transform = _transform(self.config, self.space.ignore, self.statistics)
-        inputs, target = transform(image_HW3, mask_HW, seed % 2**32)
-        return inputs, target
+        return transform(image_HW3, mask_HW, seed % 2**32)
 
 
 @cache
@@ -72,10 +71,7 @@ class SegmenterLoss(LossModule):
         from pmm_ray.nets.segmenter import forward_loss
 
         losses = forward_loss(self.network, inputs, targets)
-        total: Tensor = sum(
-            (value for name, value in losses.items() if "loss" in name), inputs.new_zeros(())
-        )
-        return total
+        return sum((v for name, v in losses.items() if "loss" in name), inputs.new_zeros(()))
 
     def watched(self) -> dict[str, Tensor]:
         """Where under-fitting is pretended, the share of the images whose loss was limited."""
@@ -139,12 +135,9 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
 
     def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """Backbone x 1, heads x `head_multiplier`; weight decay on all (released code)."""
-        backbone: list[nn.Parameter] = []
-        heads: list[nn.Parameter] = []
-        for name, parameter in network.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            (backbone if name.startswith("backbone.") else heads).append(parameter)
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        backbone = [p for name, p in trained.items() if name.startswith("backbone.")]
+        heads = [p for name, p in trained.items() if not name.startswith("backbone.")]
         decay = self.config.weight_decay
         return [
             {"params": backbone, "rate": 1.0, "weight_decay": decay},
@@ -179,8 +172,7 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
         save_model(uri, "segmenter", network, meta)
 
     def trained(self, uri: str) -> dict[str, float]:
-        training: dict[str, float] = load_model(uri, "segmenter")[1]["training"]
-        return training
+        return load_model(uri, "segmenter")[1]["training"]
 
 
 def chooses(config: SegmenterConfig) -> bool:

@@ -152,11 +152,8 @@ def test_a_cell_is_what_its_mean_posterior_says() -> None:
     still = replace(CrfParameters.seam(), iterations=0)
     cam = np.zeros((1, 8, 8), np.float32)
     cam[0, :, :3] = 0.9  # a posterior of nearly 1 on 3 / 8 of the cell
-    labels = confident_labels(np.zeros((8, 8, 3), np.uint8), cam, [3], cell=8, crf=still)
+    labels = confident_labels(np.zeros((8, 8, 3), np.uint8), cam, [3], crf=still)
     assert (labels == 0).all()
-    labels = confident_labels(np.zeros((8, 8, 3), np.uint8), cam, [3], cell=1, crf=still)
-    assert (labels[:, :3] == 3).all()
-    assert (labels[:, 3:] == 0).all()
 
 
 def test_labels_need_the_exponents_in_order(scene: tuple[np.ndarray, np.ndarray]) -> None:

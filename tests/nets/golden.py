@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pmm_ray.nets.backbone import Backbone
+
 TOLERANCE = 1e-4
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -67,6 +69,18 @@ class Golden:
     def values(self, file: str) -> dict[str, NDArray[Any]]:
         with np.load(self.folder / f"forward_{file}.npz", allow_pickle=False) as stored:
             return dict(stored)
+
+
+def with_classifier(network: Backbone) -> Backbone:
+    """With the linear classifier that public files hold beside the features."""
+    network.fc = nn.Linear(network.features[-1].channels, 1000)
+    return network
+
+
+def logits(network: Backbone, images: Tensor) -> Tensor:
+    """What that classifier makes of images, [B, 1000]."""
+    found: Tensor = network.get_submodule("fc")(network(images).mean(dim=(2, 3)))
+    return found
 
 
 def unfilled(make: Callable[[], Network]) -> Network:

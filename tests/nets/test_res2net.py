@@ -6,17 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from pmm_ray.nets.backbone import Backbone
 from pmm_ray.nets.res2net import Res2Net101
 
-from .golden import Golden, check_taps, filled, recorded, shapes, taps, unfilled
+from .golden import (
+    Golden,
+    check_taps,
+    filled,
+    logits,
+    recorded,
+    shapes,
+    taps,
+    unfilled,
+    with_classifier,
+)
 
 GAIN = 0.6
 STEM = {"conv1_stem_raw": "conv1", "stem_maxpool": "maxpool"}
 
 
-def make(case: str) -> Res2Net101:
+def make(case: str) -> Backbone:
     if case == "imagenet":
-        return Res2Net101(strides=(1, 2, 2, 2), num_classes=1000)
+        return with_classifier(Res2Net101(strides=(1, 2, 2, 2)))
     return Res2Net101(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 
 
@@ -50,10 +61,9 @@ def test_every_block_gives_the_public_network_s_values(
     layers = STEM | {tap: tap for tap in stored if tap.startswith("layer")}
     images = golden.input(image)
     with torch.no_grad(), recorded(net, layers) as found:
-        output = net(images)
-    found["fc"] = output
-    if case != "imagenet":
-        with torch.no_grad():
+        if case == "imagenet":
+            found["fc"] = logits(net, images)
+        else:
             found |= {f"out{i}": tap for i, tap in enumerate(net.forward_features(images))}
     check_taps(values, prefix, found, stored)
 

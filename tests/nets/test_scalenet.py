@@ -18,7 +18,7 @@ from pmm_ray.nets.scalenet import (
     read_allocation,
 )
 
-from .golden import Golden, check_taps, filled, recorded, shapes, taps, unfilled
+from .golden import Golden, check_taps, filled, recorded, shapes, taps, unfilled, with_classifier
 
 TINY = [[(3, 2, 1, 1)]] * 4
 STEM = {"conv1": "conv1", "bn1_pre_relu": "bn1", "stem_maxpool": "maxpool"}
@@ -32,7 +32,7 @@ def state(golden: Golden) -> dict[str, Tensor]:
 def test_names_and_shapes_are_the_public_ones(golden: Golden) -> None:
     net = unfilled(ScaleNet)
     assert shapes(net) == golden.keys("scalenet101_pmm")
-    with_classes = unfilled(lambda: ScaleNet(num_classes=1000))
+    with_classes = unfilled(lambda: with_classifier(ScaleNet()))
     assert shapes(with_classes) == golden.keys("scalenet101_imagenet")
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 3) == 52.743
 

@@ -18,8 +18,8 @@ from pmm_ray.nets.segmenter import (
     forward_loss,
     load_segmenter,
     predict_logits,
-    training_transform,
 )
+from pmm_ray.nets.segmenter_transform import training_transform
 
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CONFIG = SegmenterConfig(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pmm_ray.config import ClassifierConfig
+from pmm_ray.nets.backbone import Backbone
 from pmm_ray.nets.cam_network import CamNetwork
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.efficientnet_lite import EfficientNetLite
@@ -19,11 +20,13 @@ from pmm_ray.nets.weight_files import find_weights, weights_identity
 from pmm_ray.nets.weights import load_pretrained, load_torch, read_state
 from pmm_ray.runtime.core.errors import CannotRunError
 
+from .golden import with_classifier
+
 LITE = "efficientnet_lite0"
 PUBLIC = str(find_weights("imagenet", LITE))
 
 
-def load(net: EfficientNetLite, file: str) -> None:
+def load(net: Backbone, file: str) -> None:
     load_pretrained(net, read_state(file), file, heads=net.heads)
 
 
@@ -56,7 +59,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
 
 def test_the_public_weights_fit_whole(tmp_path: Path) -> None:
     public = torch.load(PUBLIC, weights_only=True)
-    net = EfficientNetLite(0, 32, num_classes=1000)
+    net = with_classifier(EfficientNetLite(0, 32))
     load(net, PUBLIC)
     loaded = net.state_dict()
     renamed = {".".join(p.lstrip("_") for p in name.split(".")): t for name, t in public.items()}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -31,6 +32,10 @@ def cells(image_id: str, earlier: list[list[int]], later: list[list[int]]) -> di
     return ids | {"cells": found.tolist(), "counts": counts.tolist()}
 
 
+def churn(rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, Any]]:
+    return compare_masks.churn(pa.Table.from_pylist(rows, tables.EVALUATION), SPACE)
+
+
 def test_churn_of_two_images_worked_by_hand() -> None:
     rows = [
         # 255 is left out; one cat pixel of two becomes background
@@ -38,7 +43,7 @@ def test_churn_of_two_images_worked_by_hand() -> None:
         # the only dog goes, and a cat comes in its place
         cells("b", [[0, 0, 0, 2]], [[0, 0, 1, 1]]),
     ]
-    metrics, details = compare_masks.churn(rows, SPACE)
+    metrics, details = churn(rows)
     assert metrics == {
         "agreement": 0.625,  # 5 of 8
         "mean_iou": pytest.approx((4 / 6 + 1 / 4 + 0) / 3, abs=1e-6),
@@ -56,11 +61,11 @@ def test_churn_of_two_images_worked_by_hand() -> None:
     dog = details["churn"]["dog"]
     assert (dog["lost"], dog["gained"]) == (1.0, 0.0)
     assert (dog["images_lost"], dog["images_gained"]) == (1, 0)
-    assert list(compare_masks.churn(rows[:1], SPACE)[1]["churn"]) == ["background", "cat"]
+    assert list(churn(rows[:1])[1]["churn"]) == ["background", "cat"]
 
 
 def test_nothing_in_common_is_no_agreement() -> None:
-    metrics, details = compare_masks.churn([], SPACE)
+    metrics, details = churn([])
     assert metrics["agreement"] == 0
     assert details == {"churn": {}}
 

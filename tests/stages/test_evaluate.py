@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from pmm_ray.method.confusion import from_sparse
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import Manifest
@@ -58,7 +59,9 @@ def test_scores_agree_with_torchmetrics_and_name_what_has_no_truth(
 
 def test_classes_without_truth_are_left_out_of_the_mean(shapes: Manifest) -> None:
     # two pixels of class 1, one of them called background; class 2 and 3 appear nowhere
-    metrics, details = evaluate.scores(np.array([5, 4]), np.array([1, 1]), shapes.label_space)
+    space = shapes.label_space
+    total = from_sparse(np.array([5, 4]), np.array([1, 1]), space.num_classes)
+    metrics, details = evaluate.scores(total, space)
     names = shapes.label_space.names
     assert metrics["mean_iou"] == 0.5
     assert details["excluded"] == [names[0], *names[2:]]
