@@ -32,11 +32,6 @@ THREAD_ENVIRONMENT = {
 _MAX_DEFAULT_STORE = 2 * 1024**3
 
 
-def wants_cluster(address: str) -> bool:
-    """Whether `--address auto` finds a cluster named in the environment."""
-    return address == "auto" and bool(os.environ.get("RAY_ADDRESS"))
-
-
 @contextlib.contextmanager
 def connect(
     address: str, config: RuntimeConfig, run_dir: str | None = None
@@ -58,7 +53,7 @@ def connect(
     if ray.is_initialized():
         yield _resources(config, local=False)
         return
-    local = address == "local" or (address == "auto" and not wants_cluster(address))
+    local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
     check_start(local, address)
     options: dict[str, Any] = {
         "log_to_driver": False,

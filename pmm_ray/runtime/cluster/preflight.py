@@ -11,7 +11,6 @@ import hashlib
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -56,7 +55,6 @@ class Question:
 class Facts:
     """What a node has."""
 
-    host: str
     versions: Mapping[str, str]
     storage_error: str = ""
     store_failure: str = ""
@@ -118,17 +116,17 @@ def inspect_cluster(
     *,
     inputs: Sequence[str] = (),
     scratch_bytes: int = 0,
-    answer_seconds: float = ANSWER_SECONDS,
 ) -> Report:
     """Ask every alive node of the connected cluster.
+
+    One that has not answered after `ANSWER_SECONDS` is a finding, unless the cluster has lost it by
+    then.
 
     Args:
         run_dir: folder or uri of the run; None: storage is not checked.
         runtime: for the scratch folder.
         inputs: files and folders that every node must see.
         scratch_bytes: space that a node needs in the scratch folder, bytes.
-        answer_seconds: a node that has not answered after this long is a finding, unless the
-            cluster has lost it by then.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -150,8 +148,8 @@ def inspect_cluster(
         ref = task.remote(dataclasses.replace(question, gpus=gpus), node_id)
         asked[ref] = (name, node_id, gpus)
     try:
-        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=answer_seconds)
-        silent = dict.fromkeys(late, f"no answer in {answer_seconds:g} s")
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        silent = dict.fromkeys(late, f"no answer in {ANSWER_SECONDS:g} s")
         for ref in done:
             name, node_id, gpus = asked[ref]
             try:
@@ -213,7 +211,6 @@ def answer(question: Question, node_id: str) -> Facts:
     except OSError:
         pass  # no room at all is what the zero says
     return Facts(
-        host=socket.gethostname(),
         versions=own_versions(),
         storage_error=error,
         store_failure=store_failure,

@@ -45,7 +45,6 @@ def submit(
     submission_id: str | None = None,
     env: Mapping[str, str] | None = None,
     wait: bool = True,
-    write: Write | None = None,
 ) -> int:
     """Run a command on the cluster of the environment, or here if there is none.
 
@@ -57,7 +56,6 @@ def submit(
             that job is followed.
         env: environment variables of the job's processes on every node.
         wait: follow the job to its end.
-        write: takes the log's text; default: standard output.
 
     Returns:
         The command's own exit code; 130 if the job was stopped or following it was interrupted;
@@ -76,7 +74,7 @@ def submit(
         runtime_env = {"working_dir": working_dir, "env_vars": _STOP | dict(env or {})}
         _submit(client, job, shlex.join(command), runtime_env)
     _say(f"{'following' if known else 'submitted'} {job}; stop it with `ray job stop {job}`")
-    return follow(client, job, write) if wait else EXIT_DONE
+    return follow(client, job) if wait else EXIT_DONE
 
 
 # Ray gives a job that is stopped three seconds; a training wants to save a checkpoint
@@ -108,10 +106,14 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
         return
 
 
-def follow(client: Any, job: str, write: Write | None = None) -> int:
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def follow(client: Any, job: str, write: Write = _print) -> int:
     """Show a job's log until the job ends; returns its exit code, see `submit`."""
     try:
-        return asyncio.run(_follow(client, job, write or _print))
+        return asyncio.run(_follow(client, job, write))
     except KeyboardInterrupt:
         _say(f"the job goes on; follow it again with --submission-id {job}")
         return EXIT_INTERRUPTED
@@ -248,10 +250,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
         RuntimeError,
         ValueError,
     )
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def _say(text: str) -> None:

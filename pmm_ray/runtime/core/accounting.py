@@ -52,11 +52,6 @@ class Accounting:
     def passed_over(self) -> int:
         return sum(group.count for group in self.left_out.values())
 
-    @property
-    def nothing_made(self) -> bool:
-        """Whether the command did nothing of what it was asked for: exit code 1."""
-        return self.made == 0
-
     def after(
         self, errors: Sequence[ErrorRow], left_out: Mapping[str, Sequence[str]] | None = None
     ) -> Accounting:
@@ -136,7 +131,7 @@ def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> Non
     """
     for line in accounting.lines(where):
         say(line)
-    if accounting.nothing_made:
+    if not accounting.made:
         groups = (*accounting.errors.values(), *accounting.left_out.values())
         reason = next((text for group in groups for text in group.first), "nothing was found")
         raise CannotRunError(

@@ -85,8 +85,6 @@ class BudgetExceededError(Exception):
             f"{reasons}\nFix the images or raise errors.budget, then run the same command again "
             "(pmm run: with --retry-errors if images were fixed)."
         )
-        self.failed = failed
-        self.budget = budget
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

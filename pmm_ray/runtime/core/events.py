@@ -80,7 +80,7 @@ class EventLog:
 
     def _flush_later(self) -> None:
         try:
-            self._write_object()
+            self.flush()
         # the store may answer the next time
         except (OSError, CannotRunError):
             with self._lock:
@@ -89,9 +89,6 @@ class EventLog:
 
     def flush(self) -> None:
         """Write what is not yet in a bucket."""
-        self._write_object()
-
-    def _write_object(self) -> None:
         with self._writing:
             with self._lock:
                 if self._timer is not None:

@@ -61,10 +61,6 @@ class StageProgress:
         self.note = note
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    @property
     def rate(self) -> float:
         """Units per second since the first ones finished, so that start-up does not count."""
         with self._lock:
