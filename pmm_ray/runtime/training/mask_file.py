@@ -142,9 +142,8 @@ def _key(masks_uri: str, index: TableIndex, label_space: LabelSpace) -> str:
     # a stage writes its index last
     own = storage.join(masks_uri, "index.parquet")
     for uri in [own] if storage.exists(own) else index.parts:
-        filesystem, path = storage.resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"\x00{uri}\x00{info.size}\x00{info.mtime_ns}".encode())
+        size, changed = storage.version(uri)
+        digest.update(f"\x00{uri}\x00{size}\x00{changed}".encode())
     return digest.hexdigest()[:24]
 
 
