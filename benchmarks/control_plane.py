@@ -51,12 +51,12 @@ from pmm_ray.runtime.core.manifest import (
     open_manifest,
 )
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources, Pool
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 
 SINCE_JOURNAL = 900
 """Parts that a killed run has committed since it wrote its journal: half a minute's."""

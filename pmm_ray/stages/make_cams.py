@@ -19,10 +19,11 @@ from pmm_ray.nets.scale_cams import ScaleCams, ScaledImage, stored_size
 from pmm_ray.nets.transfer import OnTheWay
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.overlap import Overlapped
 from pmm_ray.runtime.mapping.table_stage import actor_pool, network_batch, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.runtime.rows.cams import cam_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.photographs import Photographs, with_long_side

@@ -23,7 +23,7 @@ import pmm_ray
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, last_line
 from pmm_ray.runtime.core.store_faults import reaching
 
 ANSWER_SECONDS = 60.0
@@ -155,11 +155,11 @@ def inspect_cluster(
             try:
                 facts = ray.get(ref)
             except _lost() as error:
-                silent[ref] = _last_line(error)
+                silent[ref] = last_line(error)
                 continue
             except ray.exceptions.RayError as error:
                 advice = "install the same pmm-ray there, or send --working-dir"
-                report.findings.append(Finding(name, "pmm-ray", _last_line(error), advice))
+                report.findings.append(Finding(name, "pmm-ray", last_line(error), advice))
                 continue
             report.nodes[name] = facts
             report.findings += judge(name, facts, own_versions(), gpus, scratch_bytes)
@@ -337,10 +337,6 @@ def _lost() -> tuple[type[Exception], ...]:
     from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
     return NodeDiedError, TaskUnschedulableError, WorkerCrashedError
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _short(error: OSError | CannotRunError) -> str:

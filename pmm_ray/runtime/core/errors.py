@@ -118,6 +118,17 @@ def system_failure(error: BaseException, uri: str = "") -> str | None:
     )
 
 
+def named(error: BaseException) -> str:
+    """The error's type and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says; where that is nothing, its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
 def error_budget(configured: int | None, images: int) -> int:
     """How many images of a stage may fail: `configured`, else the larger of 10 and 1 %."""
     return configured if configured is not None else max(10, math.floor(images * 0.01))

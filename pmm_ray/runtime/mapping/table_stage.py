@@ -12,12 +12,13 @@ import pyarrow as pa
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, without, write_index
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.overlap import OVERLAP
 from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 from pmm_ray.runtime.mapping.tasks import Output
-from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker, side_by_side
+from pmm_ray.runtime.mapping.workers import Producer, Worker, side_by_side
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
 # that sake, or the longest chunk, which bound what a dying process can lose. `auto_batch` says when

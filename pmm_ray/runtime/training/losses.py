@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, last_line, named
 from pmm_ray.runtime.core.machine import Place, machine_fault, network_fault, out_of_memory
 from pmm_ray.runtime.core.resources import Node
 
@@ -44,8 +44,7 @@ class WorkerFailedError(Exception):
             kind = "network"
         elif machine_fault(error):
             kind = "device"
-        lines = str(error).strip().splitlines() or [""]
-        return cls(f"{type(error).__name__}: {lines[0]}", kind, Place.here())
+        return cls(named(error), kind, Place.here())
 
 
 class Losses:
@@ -145,7 +144,5 @@ def _reason(error: BaseException, said: list[WorkerFailedError]) -> str:
     """One line: a device's fault before a partner's, who only saw the other leave."""
     order = ("device", "memory", "other", "network")
     if said:
-        first = min(said, key=lambda failure: order.index(failure.kind))
-        return str(first)
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else repr(error)
+        return str(min(said, key=lambda failure: order.index(failure.kind)))
+    return last_line(error)
