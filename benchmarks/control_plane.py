@@ -43,7 +43,7 @@ from pmm_ray.labels import VOC12
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease, tables
 from pmm_ray.runtime.core.events import EventLog, read_events
-from pmm_ray.runtime.core.index import index_file, part_uri
+from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import (
     EXIF_KEY,
     LABEL_SPACE_KEY,
@@ -109,7 +109,7 @@ def commit(ledger: Ledger, folder: StageFolder, ids: list[str]) -> None:
     """What a task does with a chunk, and what it says to the driver."""
     name = tables.chunk_name(ids)
     rows = [{"image_id": image_id, "seconds": 0.06} for image_id in ids]
-    size = tables.write_rows(part_uri(folder.uri, name), rows, ROW)
+    size = tables.write_rows(tables.part_uri(folder.uri, name), rows, ROW)
     ledger.add({"part": name, "done": json.dumps(ids), "failed": "[]", "bytes": size})
 
 

@@ -245,24 +245,22 @@ def check_start() -> list[Check]:
     """What would keep Ray from starting here, or from reaching the cluster of `RAY_ADDRESS`."""
     from pmm_ray.runtime.cluster import startup
 
-    folder = startup.temporary_folder()
-    findings = (
-        (
-            "Ray's cluster",
-            os.environ.get("RAY_ADDRESS", "none named"),
-            startup.address_fault("auto"),
-        ),
+    cluster, home = os.environ.get("RAY_ADDRESS", "none named"), os.environ.get("HOME", "")
+    folder, sent = startup.temporary_folder(), startup.working_dir_fault(str(Path.cwd()))
+    # what a run would fail on, then what it would not
+    fatal = (
+        ("Ray's cluster", cluster, startup.address_fault("auto")),
         ("Ray's temporary folder", folder, startup.temporary_folder_fault()),
         ("Ray's ports", "free ones on 127.0.0.1", startup.ports_fault()),
     )
-    checks = [_finding(*finding, fatal=True) for finding in findings]
-    home = os.environ.get("HOME", "")
-    sent = "small enough to be sent"
-    checks.append(_finding("home folder", home, startup.home_fault(), fatal=False))
-    checks.append(
-        _finding("working folder", sent, startup.working_dir_fault(str(Path.cwd())), fatal=False)
+    others = (
+        ("home folder", home, startup.home_fault()),
+        ("working folder", "small enough to be sent", sent),
     )
-    return checks
+    return [
+        *(_finding(*found, fatal=True) for found in fatal),
+        *(_finding(*found, fatal=False) for found in others),
+    ]
 
 
 def _finding(name: str, value: str, fault: str, *, fatal: bool) -> Check:

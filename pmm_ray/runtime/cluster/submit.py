@@ -69,7 +69,7 @@ def submit(
         return _run_here(command, env or {})
     client = _client()
     job = submission_id or f"pmm-{uuid.uuid4().hex[:12]}"
-    known = submission_id is not None and _knows(client, job)
+    known = bool(submission_id) and job in [own.submission_id for own in client.list_jobs()]
     if not known:
         runtime_env = {"working_dir": working_dir, "env_vars": _STOP | dict(env or {})}
         _submit(client, job, shlex.join(command), runtime_env)
@@ -90,20 +90,21 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
             client.submit_job(
                 entrypoint=entrypoint, submission_id=job, runtime_env=dict(runtime_env)
             )
+            return
         except _connection_errors() as error:
             patient = time.monotonic() - started < HEAD_LOST_SECONDS
-            if patient and "again later" in str(error):
-                if not told:
-                    told = True
-                    _say(
-                        "the head takes no jobs yet: waiting. If that lasts, another Ray on its"
-                        " machine holds its port; see `ray start --dashboard-agent-listen-port`"
-                    )
-                time.sleep(_RETRY_SECONDS)
-                continue
-            large = working_dir_fault(str(runtime_env["working_dir"]))
-            raise CannotRunError(f"the cluster did not take the job: {large or error}") from error
-        return
+            if not patient or "again later" not in str(error):
+                large = working_dir_fault(str(runtime_env["working_dir"]))
+                raise CannotRunError(
+                    f"the cluster did not take the job: {large or error}"
+                ) from error
+        if not told:
+            told = True
+            _say(
+                "the head takes no jobs yet: waiting. If that lasts, another Ray on its"
+                " machine holds its port; see `ray start --dashboard-agent-listen-port`"
+            )
+        time.sleep(_RETRY_SECONDS)
 
 
 def _print(text: str) -> None:
@@ -229,10 +230,6 @@ def _client() -> Any:
             "dashboard's address, such as http://127.0.0.1:8265; a cluster with tokens also needs "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         ) from error
-
-
-def _knows(client: Any, job: str) -> bool:
-    return any(job == known.submission_id for known in client.list_jobs())
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:

@@ -41,10 +41,8 @@ def read_lease(run_dir: str) -> dict[str, Any] | None:
     """Who holds the run folder, or None."""
     try:
         lease: dict[str, Any] = json.loads(storage.read_bytes(_uri(run_dir)))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return None  # torn by a crash on a store without atomic writes: nobody holds it
+    except (FileNotFoundError, ValueError):
+        return None  # or torn by a crash on a store without atomic writes: nobody holds it
     return lease
 
 

@@ -93,10 +93,14 @@ def write_rows(uri: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -
     return len(data)
 
 
+def part_uri(folder: str, name: str) -> str:
+    """Where the part of this name (see `chunk_name`) is in a table folder."""
+    return storage.join(folder, f"part-{name}.parquet")
+
+
 def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> int:
-    """Write error rows as `folder/part-<name>.parquet`, atomically; returns its bytes."""
-    uri = storage.join(folder, f"part-{name}.parquet")
-    return write_rows(uri, [error.as_dict() for error in errors], ERRORS)
+    """Write error rows as a part of this name, atomically; returns its bytes."""
+    return write_rows(part_uri(folder, name), [error.as_dict() for error in errors], ERRORS)
 
 
 def read_errors(folder: str) -> list[ErrorRow]:

@@ -92,7 +92,7 @@ class Blame:
     def add(self, counts: Mapping[str, Any]) -> None:
         """Note what a task reported (see `tasks.run_chunk`)."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
-        failed = [*self._opinions(done, failed)]
+        failed = self._opinions(done, failed)
         first = counts["earlier"]
         part = counts["part"]
         for prefix, of_pool in (("producer_", failed[:first]), ("", failed[first:])):

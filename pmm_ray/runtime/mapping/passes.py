@@ -215,14 +215,13 @@ class Passes:
         log = "logs/ray.log"
         if storage.is_remote(self.context.run_dir):
             log = "logs/ray-data/ of Ray's session on the driver's node"
-        rows = []
+        stage, rows = self.folder.stage, []
         for image_id in image_ids:
             uri, row = places[image_id]
             image = tables.read_rows(uri, [row])[0]
             message = f"the worker process died each time it took this image, or failed: see {log}"
             if image_id in blame.texts:
                 message = f"its process's device failed each time: {blame.texts[image_id]}"
-            stage = self.folder.stage
             rows.append(ErrorRow(image_id, stage, "internal", message, image.get("uri") or ""))
         self.ledger.fail(rows)
         self.progress.advance(len(rows), len(rows))

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.index import part_uri
 from pmm_ray.runtime.core.machine import MachineError, Place
 from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
@@ -177,7 +176,9 @@ def run_chunk(
             errors_folder = storage.join(output.folder, "errors")
             error_size = tables.write_errors(errors_folder, name, results.errors)
         if done:
-            size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
+            size = tables.write_rows(
+                tables.part_uri(output.folder, name), results.done, output.schema
+            )
     except Exception as error:  # reported to the driver, which stops the stage with this text
         return failed_chunk(reason(error))
     return _NOTHING | {

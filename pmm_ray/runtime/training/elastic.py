@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pmm_ray.runtime.core.resources import away_from
-from pmm_ray.runtime.core.selection import base_name
+from pmm_ray.runtime.core.selection import section_name
 from pmm_ray.runtime.training.workers import Workers, elastic_workers
 
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ def fitted(job: TrainingJob, context: RunContext) -> TrainingJob:
     Args:
         job: of the last attempt.
     """
-    section = base_name(job.stage).removeprefix("train_")
     ends = time.monotonic() + context.config.runtime.nodes_seconds
     while time.monotonic() < ends:
-        workers = elastic_workers(section, job.config, context.cluster.now())
+        workers = elastic_workers(section_name(job.stage), job.config, context.cluster.now())
         if workers is None:  # it waits for nodes, as any training
             return job
         if not _placed(workers, list(context.cluster.avoided)):

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, cannot_run
+from pmm_ray.runtime.core.errors import cannot_run, require_budget
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
 from pmm_ray.runtime.training.elastic import fitted
@@ -86,8 +86,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     finally:
         ray.kill(reporter)
     errors = tables.read_errors(job.errors_uri)
-    if len(errors) > job.error_budget:
-        raise BudgetExceededError(job.stage, len(errors), job.error_budget, errors)
+    require_budget(job.stage, errors, job.error_budget, job.images)
     if "stopped" in values:
         raise cannot_run(values["stopped"], values["may_pass"])
     storage.delete_folder(job.checkpoints_uri)

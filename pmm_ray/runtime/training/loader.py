@@ -180,10 +180,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
 
     def _load(self, row: TrainingRow, seed: int) -> tuple[Tensor, Tensor]:
         source = self._photographs
-        last = source.label_space.num_foreground
-        outside = [i for i in row.labels if not 1 <= i <= last]
-        if outside:
-            raise RowError("label", f"labels {outside} are outside 1..{last}")
+        source.check_labels(row.labels)
         try:
             uri = storage.anchor(row.uri, source.root)
             image_HW3 = read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, last_line, named
 from pmm_ray.runtime.core.machine import Place, machine_fault, network_fault, out_of_memory
 from pmm_ray.runtime.core.resources import Node
+from pmm_ray.runtime.core.selection import section_name
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.stage import RunContext
@@ -87,8 +88,8 @@ class Losses:
                 raise CannotRunError(
                     f"{job.stage}: {failure.place} has not enough memory on its GPU for "
                     f"{job.config.batch_size // job.workers // job.passes} images in a "
-                    f"pass: raise {job.stage.partition('-')[0].removeprefix('train_')}.accumulate, "
-                    f"or lower its crop size ({failure.text})"
+                    f"pass: raise {section_name(job.stage)}.accumulate, or lower its crop size "
+                    f"({failure.text})"
                 )
         self._count += 1
         for failure in said:
