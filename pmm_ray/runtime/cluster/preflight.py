@@ -6,7 +6,6 @@ before the run computes anything.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import platform
@@ -132,7 +131,6 @@ def inspect_cluster(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     marker = f"preflight-{uuid.uuid4().hex[:8]}"
-    question = Question(run_dir, marker, tuple(inputs), runtime)
     if run_dir is not None:
         storage.write_bytes(storage.join(run_dir, marker, "driver"), marker.encode())
     report = Report()
@@ -145,7 +143,7 @@ def inspect_cluster(
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(answer)
         node_id, address = node["NodeID"], node["NodeManagerAddress"]
         name = f"{node['NodeManagerHostname']} ({address}, {node_id[:6]})"
-        ref = task.remote(dataclasses.replace(question, gpus=gpus), node_id)
+        ref = task.remote(Question(run_dir, marker, tuple(inputs), runtime, gpus), node_id)
         asked[ref] = (name, node_id, gpus)
     try:
         done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)

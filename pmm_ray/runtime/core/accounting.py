@@ -58,7 +58,6 @@ class Accounting:
         """The sum after one more stage, which failed on some of what was made so far.
 
         Args:
-            errors: what it failed on.
             left_out: names of what it passed over on purpose, by reason.
         """
         passed = _by_reason(left_out or {})
@@ -87,9 +86,6 @@ class Accounting:
         """The three closing lines of a command: how many were made, what was not and why, where.
 
         The second is `nothing failed or was left out` where that is so.
-
-        Args:
-            where: the place of the results.
         """
         done = f"{self.made} of {self.found} {self.what}"
         parts = [
@@ -111,13 +107,10 @@ def account(
     errors: Sequence[ErrorRow] = (),
     left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> Accounting:
-    """The sum of a command or an import.
+    """The sum of a command or an import, see `Accounting`.
 
     Args:
-        what: what was found, in the plural.
         found: everything that was met, counted where it was listed.
-        made: what became a result.
-        errors: what failed.
         left_out: names of what was passed over, by reason.
     """
     return Accounting(what, found, made, _by_kind(errors), _by_reason(left_out or {}))

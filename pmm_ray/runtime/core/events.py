@@ -31,7 +31,6 @@ class EventLog:
     numbered objects; the last one is written anew `FLUSH_SECONDS` after an event that it lacks.
 
     Args:
-        run_dir: uri of the run folder.
         writer: unique name of this process's stream, for example `driver` or `train-r0-rank0`.
     """
 
@@ -133,7 +132,6 @@ class Board:
     For a bucket they are written to this machine's disk, and copied every `FLUSH_SECONDS`.
 
     Args:
-        run_dir: uri of the run folder.
         stage: whose curves.
         first: the step that this attempt begins at: later points of earlier ones are dropped.
     """

@@ -210,18 +210,16 @@ class ClusterResources:
         room = self.room(pool.cpus, pool.gpus, pool.memory, pool.labels)
         return replace(pool, labels=labels, size=max(1, min(pool.size, room)))
 
-    def elsewhere(self, pool: Pool, node_id: str) -> bool:
-        """Whether another node than this one, there or to be added, can take a pool's worker."""
+    def elsewhere(self, pool: Pool, node_id: str) -> int:
+        """How many of a pool's workers other nodes than this one hold, there or to be added."""
         import ray
 
         there = [Node.of(row) for row in ray.nodes() if row["Alive"]]
         may_come = [node for node in self.offered if not node.node_id]
-        return any(
-            node.node_id != node_id
-            and node.node_id not in self.avoided
-            and node.accepts(pool.labels)
-            and node.room(pool.cpus, pool.gpus, pool.memory)
+        return sum(
+            node.room(pool.cpus, pool.gpus, pool.memory)
             for node in [*there, *may_come]
+            if node.node_id not in (node_id, *self.avoided) and node.accepts(pool.labels)
         )
 
     def avoid(self, node_id: str, why: str) -> None:

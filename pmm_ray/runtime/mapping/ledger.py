@@ -40,7 +40,6 @@ class Ledger:
     """The images of a stage's folder that have a row, and those that have an error row.
 
     Args:
-        folder: the stage's.
         schema: of its table; a part with another one is damaged.
     """
 

@@ -34,7 +34,6 @@ class Meters:
     """The metrics of one pass of a stage.
 
     Args:
-        stage: its name.
         cluster: a Ray of this process has no agent, and nobody who asks it.
         pool: the first one, whose workers hold the GPUs.
         two: whether there is a second one.

@@ -140,7 +140,9 @@ class Passes:
                         self._say_fault(counts["fault"])
                     if released := blame.second_opinion():
                         cluster.trust(released)
-                    verdict = blame.verdict(lambda node: cluster.elsewhere(self._pools[0], node))
+                    verdict = blame.verdict(
+                        lambda node: cluster.elsewhere(self._pools[0], node) > 0
+                    )
                     if verdict is not None:
                         return verdict
                     check_budget(self.folder, len(self.ledger.failed), self.budget)

@@ -58,7 +58,6 @@ def watchdog(limits: Limits, pools: Sequence[Pool]) -> type[Any]:
     while nodes are missing.
 
     Args:
-        limits: see there.
         pools: each needs a node for one worker.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback

@@ -63,7 +63,6 @@ class MaskOutput:
     """Turns class ids into a row of the masks table.
 
     Attributes:
-        label_space: of the data set.
         round_number: the cyclic round.
         png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
     """

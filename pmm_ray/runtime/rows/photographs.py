@@ -60,7 +60,6 @@ class Photographs:
         root: folder that relative uris of the manifest start from.
         apply_exif: whether images are turned as their EXIF orientation says.
         max_pixels: larger images are refused before decoding.
-        label_space: names and ids of the data set.
     """
 
     root: str

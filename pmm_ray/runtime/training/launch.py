@@ -16,10 +16,10 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import cannot_run, require_budget
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
-from pmm_ray.runtime.training.elastic import fitted
 from pmm_ray.runtime.training.interruptions import Drains, save_at_once
 from pmm_ray.runtime.training.losses import Losses
 from pmm_ray.runtime.training.reporter import make_reporter
+from pmm_ray.runtime.training.workers import fitted
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.progress import StageProgress
@@ -45,9 +45,6 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
 
     It trains nothing if the network exists already. After a lost worker or node it begins again at
     the newest checkpoint, at most `max_failures` times; a node whose device fails twice is avoided.
-
-    Args:
-        job: what is trained, with how many workers.
 
     The trained network is then at `job.model_uri` and the checkpoints are deleted.
 

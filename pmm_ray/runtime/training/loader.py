@@ -78,8 +78,6 @@ def training_rows(
     """The rows to train on, ordered by id: the manifest's own order carries no meaning.
 
     Args:
-        manifest_uri: the Parquet file.
-        split: rows of this split only.
         labelled: leave out images without labels.
         among: rows with these ids only.
 

@@ -111,7 +111,6 @@ class Phase:
 
     Args:
         reporter: handle of the driver's `Reporter`.
-        rank: of this worker.
     """
 
     def __init__(self, reporter: Any, rank: int) -> None:

@@ -31,7 +31,6 @@ def validation_rows(
     """The rows of a manifest that a training scores: the same on every worker, every time.
 
     Args:
-        manifest_uri: the Parquet file.
         split: the held-out one.
         wanted: the column in which a row must hold something.
         images: at most so many, which the seed chooses; None: all.
