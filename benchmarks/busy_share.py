@@ -38,9 +38,10 @@ from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.tasks import Output, produce_chunk, run_chunk
-from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
+from pmm_ray.runtime.mapping.workers import Producer, Worker
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.sources.datasets.shapes import make_shapes
 

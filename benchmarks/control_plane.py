@@ -43,7 +43,7 @@ from pmm_ray.labels import VOC12
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core import lease, tables
 from pmm_ray.runtime.core.events import EventLog, read_events
-from pmm_ray.runtime.core.index import index_file, part_uri
+from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import (
     EXIF_KEY,
     LABEL_SPACE_KEY,
@@ -51,12 +51,12 @@ from pmm_ray.runtime.core.manifest import (
     open_manifest,
 )
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources, Pool
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.table_stage import auto_batch, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 
 SINCE_JOURNAL = 900
 """Parts that a killed run has committed since it wrote its journal: half a minute's."""
@@ -109,7 +109,7 @@ def commit(ledger: Ledger, folder: StageFolder, ids: list[str]) -> None:
     """What a task does with a chunk, and what it says to the driver."""
     name = tables.chunk_name(ids)
     rows = [{"image_id": image_id, "seconds": 0.06} for image_id in ids]
-    size = tables.write_rows(part_uri(folder.uri, name), rows, ROW)
+    size = tables.write_rows(tables.part_uri(folder.uri, name), rows, ROW)
     ledger.add({"part": name, "done": json.dumps(ids), "failed": "[]", "bytes": size})
 
 

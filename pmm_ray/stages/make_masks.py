@@ -14,9 +14,10 @@ from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.table_stage import actor_pool, auto_batch, cpu_pool, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Producer, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
 from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
 from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image

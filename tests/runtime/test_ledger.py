@@ -13,7 +13,7 @@ import pytest
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
-from pmm_ray.runtime.core.index import part_files, part_uri, read_parts
+from pmm_ray.runtime.core.index import part_files, read_parts
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.ledger import Ledger
 
@@ -38,7 +38,9 @@ def commit(folder: StageFolder, ids: list[str], failed: tuple[str, ...] = ()) ->
     name = tables.chunk_name([*ids, *failed])
     size = error_size = 0
     if ids:
-        size = tables.write_rows(part_uri(folder.uri, name), [row(i) for i in ids], tables.MASKS)
+        size = tables.write_rows(
+            tables.part_uri(folder.uri, name), [row(i) for i in ids], tables.MASKS
+        )
     if failed:
         errors = [ErrorRow(i, folder.stage, "decode", "cut") for i in failed]
         error_size = tables.write_errors(folder.errors_uri, name, errors)
@@ -137,12 +139,12 @@ def test_a_part_that_changed_after_the_journal_is_read(
     folder: StageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = killed(folder, monkeypatch)
-    changed, gone = (Path(part_uri(folder.uri, one["part"])) for one in said[:2])
+    changed, gone = (Path(tables.part_uri(folder.uri, one["part"])) for one in said[:2])
     data = bytearray(changed.read_bytes())
     data[len(data) // 3] ^= 4
     changed.write_bytes(data)
     gone.unlink()
-    Path(part_uri(folder.errors_uri, said[0]["part"])).unlink()  # as --retry-errors does
+    Path(tables.part_uri(folder.errors_uri, said[0]["part"])).unlink()  # as --retry-errors does
     ledger = Ledger(folder, tables.MASKS)
     assert ledger.scan() == [str(changed)]
     assert ledger.failed == set()
@@ -191,7 +193,7 @@ def test_a_part_that_is_gone_can_be_withdrawn(folder: StageFolder) -> None:
     counts = [commit(folder, [], failed=(image_id,)) for image_id in ("i1", "i2")]
     for said in counts:
         ledger.add(said)
-    Path(part_uri(folder.errors_uri, counts[0]["part"])).unlink()
+    Path(tables.part_uri(folder.errors_uri, counts[0]["part"])).unlink()
     assert ledger.withdraw([said["part"] for said in counts], ["i1", "i2"]) == 2
     assert part_files(folder.errors_uri) == []
 

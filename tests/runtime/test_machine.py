@@ -26,10 +26,11 @@ from pmm_ray.runtime.core.machine import (
     out_of_memory,
 )
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.blame import Blame
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 
 from .test_table_stage import SCHEMA
 

@@ -14,9 +14,10 @@ import pytest
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.runtime.mapping.overlap import Overlapped, one_by_one
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 
 from .test_table_stage import run
 

@@ -25,17 +25,16 @@ from pmm_ray.config import (
 )
 from pmm_ray.pipeline.data import TRAININGS
 from pmm_ray.runtime.cluster.connect import inference_process
-from pmm_ray.runtime.cluster.placement import largest_memory, mask_memory, place
+from pmm_ray.runtime.cluster.placement import mask_memory, place
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
+from pmm_ray.runtime.core.resources import ClusterResources, Node, Pool, away_from
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.follow import Sizes
 from pmm_ray.runtime.mapping.table_stage import actor_pool, cpu_pool
-from pmm_ray.runtime.mapping.workers import Pool
 from pmm_ray.runtime.training.workers import plan_workers
 
 from ..cluster.shapes import RECIPES, SHAPES
@@ -69,11 +68,10 @@ def test_labels_choose_the_nodes() -> None:
     assert placement.cpu_stage_cpus == 16
     assert placement.cpu_stage_labels == {"pool": "cpu"}
     nowhere = place(nodes, RuntimeConfig(cpu_labels={"pool": "spot"}))
-    cluster = ClusterResources(24, 0, 3, False, offered=nowhere.nodes)
     with pytest.raises(
         CannotRunError, match=r"1 CPUs on nodes with pool=spot.*none of these nodes"
     ):
-        cluster.require("make_masks", cpus=1, labels=nowhere.cpu_stage_labels)
+        nowhere.require("make_masks", cpus=1, labels=nowhere.cpu_stage_labels)
 
 
 def test_what_an_autoscaler_may_add_counts_as_there() -> None:
@@ -86,13 +84,12 @@ def test_what_an_autoscaler_may_add_counts_as_there() -> None:
     placement = place([HEAD, node("g", CPU=8, GPU=4)], config)
     assert (placement.cpus, placement.gpus, placement.cpu_stage_cpus) == (272, 8, 256)
     assert placement.cpu_stage_labels == {"ray.io/node-id": "!in(g)"}
-    assert [n.node_id for n in placement.nodes if n.node_id] == ["head", "g"]
+    assert [n.node_id for n in placement.offered if n.node_id] == ["head", "g"]
     assert place([HEAD], config).cpu_stage_labels == {}
 
 
 def test_a_reservation_never_exceeds_the_largest_node() -> None:
-    nodes = [Node.of(HEAD), Node(1, memory=2e9)]
-    assert largest_memory(nodes) == 8e9
+    assert place([HEAD, node("a", CPU=1, memory=2e9)], RuntimeConfig()).node_memory == 8e9
     small, large = mask_memory(320 * 240, 8e9), mask_memory(4000 * 3000, 8e9)
     assert 300e6 < small < 400e6 < large < 8e9
     assert mask_memory(1e9, 8e9) == 8e9
@@ -182,11 +179,7 @@ def test_work_on_cpus_stays_on_all_nodes_when_a_small_one_joins() -> None:
     with_gpus = [node("g0", CPU=64, GPU=8), node("g1", CPU=64, GPU=8)]
 
     def seen(nodes: list[dict[str, Any]]) -> ClusterResources:
-        found = place(nodes, RuntimeConfig())
-        labels, cpus = found.cpu_stage_labels, found.cpu_stage_cpus
-        return ClusterResources(
-            found.cpus, found.gpus, len(nodes), False, cpus, labels, offered=found.nodes
-        )
+        return place(nodes, RuntimeConfig())
 
     joined = [*with_gpus, node("small", CPU=4)]
     cluster = replace(seen(with_gpus), look=lambda: seen(joined))

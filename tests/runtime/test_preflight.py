@@ -32,7 +32,7 @@ from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_mask_size
 
 GIB = 1024**3
 VERSIONS = {"python": "3.11", "pmm-ray": "0.1.0 (code 12345678)", "torch": "2.13.0"}
-SOUND = Facts("host", VERSIONS, scratch="/tmp/pmm-ray", scratch_free=50 * GIB, gpus_seen=4)
+SOUND = Facts(VERSIONS, scratch="/tmp/pmm-ray", scratch_free=50 * GIB, gpus_seen=4)
 
 
 def test_a_sound_node_is_no_finding() -> None:

@@ -13,12 +13,11 @@ import pytest
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, open_manifest, write_manifest
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.resources import ClusterResources, Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping import passes
 from pmm_ray.runtime.mapping.chunks import sizes_together
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.runtime.mapping.workers import Pool
 
 SIZES = [(375, 500), (500, 375), (333, 500), (375, 500), (500, 375), (375, 500), (200, 100)]
 SCHEMA = pa.schema([("image_id", pa.string())])

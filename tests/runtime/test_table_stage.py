@@ -28,9 +28,10 @@ from pmm_ray.runtime.core.errors import (
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.table_stage import auto_batch, network_batch, run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Producer, Worker, row_by_row
+from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker, row_by_row
 
 MakeContext = Callable[..., RunContext]
 

@@ -17,13 +17,13 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.machine import Place
 from pmm_ray.runtime.core.manifest import Manifest
-from pmm_ray.runtime.core.resources import ClusterResources, Node
+from pmm_ray.runtime.core.resources import ClusterResources, Node, Pool
 from pmm_ray.runtime.core.stage import RunContext
 from pmm_ray.runtime.mapping.chunks import make_chunks
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError, missing_nodes
 from pmm_ray.runtime.mapping.tasks import Output
-from pmm_ray.runtime.mapping.workers import Pool, Producer
+from pmm_ray.runtime.mapping.workers import Producer
 from pmm_ray.runtime.training import clock
 from pmm_ray.runtime.training.losses import Losses, WorkerFailedError
 from pmm_ray.runtime.training.reporter import (

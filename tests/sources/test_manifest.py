@@ -47,12 +47,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert manifest == written
     assert manifest.label_space == VOC12
     assert manifest.apply_exif
-    assert manifest.source == "test"
     assert manifest.num_rows == 5
     assert manifest.splits == {"train": 2, "val": 3}
     assert manifest.ground_truth == {"val": 3}
     table = tables.read_table(manifest.uri)
     assert table.schema.equals(tables.MANIFEST)
+    assert tables.metadata_of(table.schema)["pmm.source"] == "test"
     assert table.column("image_id").to_pylist() == [f"img-{i}" for i in range(5)]
     assert table.column("labels").to_pylist()[:2] == [[], [1, 3]]
 

@@ -18,9 +18,10 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.index import TableIndex, read_all, scan_parts
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
-from pmm_ray.runtime.mapping.workers import InputRow, Pool, Worker
+from pmm_ray.runtime.mapping.workers import InputRow, Worker
 from pmm_ray.stages.make_masks import mask_factory
 
 MakeContext = Callable[..., RunContext]

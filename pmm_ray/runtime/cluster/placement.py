@@ -6,59 +6,47 @@ own cores feed the GPU. Nothing runs on a head that was started with `--num-cpus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.config.sections import NodeType
-from pmm_ray.runtime.core.resources import Node, away_from
+from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
 
 # Measured by benchmarks/crf_memory.py on 2026-11-25: the peak of a process that makes masks.
 _PROCESS_BYTES = 330_000_000
 _BYTES_PER_PIXEL = 300
 
 
-@dataclass(frozen=True)
-class Placement:
-    """What a cluster can give to stages with and without a GPU."""
-
-    nodes: tuple[Node, ...]
-    """Those that are there, and those that an autoscaler may add."""
-    cpus: float
-    gpus: float
-    cpu_stage_cpus: float
-    """CPUs of the nodes where stages without a GPU run."""
-    cpu_stage_labels: Mapping[str, str]
-    """Ray's label selector for these nodes; empty: any node."""
-
-
-def place(rows: Sequence[Mapping[str, Any]], config: RuntimeConfig) -> Placement:
+def place(
+    rows: Sequence[Mapping[str, Any]], config: RuntimeConfig, *, local: bool = False
+) -> ClusterResources:
     """Decide where stages run.
 
     Args:
         rows: alive nodes as `ray.nodes()` lists them.
         config: `cpu_labels`, and what an autoscaler may add. Without labels, stages without a GPU
             run on the nodes without one; on all nodes if each has one.
+        local: whether this process started the Ray it uses.
     """
     there = [Node.of(row) for row in rows]
     nodes = [*there, *_may_come(there, config.autoscaled_nodes)]
     labels = dict(config.cpu_labels)
     if labels:
         chosen = [node for node in nodes if node.accepts(labels)]
+    elif chosen := [node for node in nodes if node.cpus and not node.gpus]:
+        labels = away_from({}, [node.node_id for node in there if node.gpus])
     else:
-        chosen = [node for node in nodes if node.cpus and not node.gpus]
-        with_gpu = [node.node_id for node in there if node.gpus]
-        if not chosen:
-            chosen = nodes
-        else:
-            labels = away_from({}, with_gpu)
-    return Placement(
-        nodes=tuple(nodes),
+        chosen = nodes
+    return ClusterResources(
         cpus=sum(node.cpus for node in nodes),
         gpus=sum(node.gpus for node in nodes),
+        nodes=len(there),
+        local=local,
         cpu_stage_cpus=sum(node.cpus for node in chosen),
         cpu_stage_labels=labels,
+        node_memory=max((node.memory for node in nodes), default=0.0),
+        offered=tuple(nodes),
     )
 
 
@@ -86,8 +74,3 @@ def mask_memory(pixels: float, largest_node: float, more_per_pixel: float = 0) -
     """
     wanted = _PROCESS_BYTES + (_BYTES_PER_PIXEL + more_per_pixel) * pixels
     return int(min(wanted, largest_node) if largest_node > 0 else wanted)
-
-
-def largest_memory(nodes: Iterable[Node]) -> float:
-    """Memory that the largest node offers to tasks, bytes; 0 if no node says."""
-    return max((node.memory for node in nodes), default=0.0)

@@ -6,12 +6,10 @@ before the run computes anything.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -24,7 +22,7 @@ import pmm_ray
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, last_line
 from pmm_ray.runtime.core.store_faults import reaching
 
 ANSWER_SECONDS = 60.0
@@ -56,7 +54,6 @@ class Question:
 class Facts:
     """What a node has."""
 
-    host: str
     versions: Mapping[str, str]
     storage_error: str = ""
     store_failure: str = ""
@@ -118,23 +115,22 @@ def inspect_cluster(
     *,
     inputs: Sequence[str] = (),
     scratch_bytes: int = 0,
-    answer_seconds: float = ANSWER_SECONDS,
 ) -> Report:
     """Ask every alive node of the connected cluster.
+
+    One that has not answered after `ANSWER_SECONDS` is a finding, unless the cluster has lost it by
+    then.
 
     Args:
         run_dir: folder or uri of the run; None: storage is not checked.
         runtime: for the scratch folder.
         inputs: files and folders that every node must see.
         scratch_bytes: space that a node needs in the scratch folder, bytes.
-        answer_seconds: a node that has not answered after this long is a finding, unless the
-            cluster has lost it by then.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     marker = f"preflight-{uuid.uuid4().hex[:8]}"
-    question = Question(run_dir, marker, tuple(inputs), runtime)
     if run_dir is not None:
         storage.write_bytes(storage.join(run_dir, marker, "driver"), marker.encode())
     report = Report()
@@ -147,21 +143,21 @@ def inspect_cluster(
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(answer)
         node_id, address = node["NodeID"], node["NodeManagerAddress"]
         name = f"{node['NodeManagerHostname']} ({address}, {node_id[:6]})"
-        ref = task.remote(dataclasses.replace(question, gpus=gpus), node_id)
+        ref = task.remote(Question(run_dir, marker, tuple(inputs), runtime, gpus), node_id)
         asked[ref] = (name, node_id, gpus)
     try:
-        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=answer_seconds)
-        silent = dict.fromkeys(late, f"no answer in {answer_seconds:g} s")
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        silent = dict.fromkeys(late, f"no answer in {ANSWER_SECONDS:g} s")
         for ref in done:
             name, node_id, gpus = asked[ref]
             try:
                 facts = ray.get(ref)
             except _lost() as error:
-                silent[ref] = _last_line(error)
+                silent[ref] = last_line(error)
                 continue
             except ray.exceptions.RayError as error:
                 advice = "install the same pmm-ray there, or send --working-dir"
-                report.findings.append(Finding(name, "pmm-ray", _last_line(error), advice))
+                report.findings.append(Finding(name, "pmm-ray", last_line(error), advice))
                 continue
             report.nodes[name] = facts
             report.findings += judge(name, facts, own_versions(), gpus, scratch_bytes)
@@ -213,7 +209,6 @@ def answer(question: Question, node_id: str) -> Facts:
     except OSError:
         pass  # no room at all is what the zero says
     return Facts(
-        host=socket.gethostname(),
         versions=own_versions(),
         storage_error=error,
         store_failure=store_failure,
@@ -340,10 +335,6 @@ def _lost() -> tuple[type[Exception], ...]:
     from ray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 
     return NodeDiedError, TaskUnschedulableError, WorkerCrashedError
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _short(error: OSError | CannotRunError) -> str:

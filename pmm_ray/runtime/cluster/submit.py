@@ -45,7 +45,6 @@ def submit(
     submission_id: str | None = None,
     env: Mapping[str, str] | None = None,
     wait: bool = True,
-    write: Write | None = None,
 ) -> int:
     """Run a command on the cluster of the environment, or here if there is none.
 
@@ -57,7 +56,6 @@ def submit(
             that job is followed.
         env: environment variables of the job's processes on every node.
         wait: follow the job to its end.
-        write: takes the log's text; default: standard output.
 
     Returns:
         The command's own exit code; 130 if the job was stopped or following it was interrupted;
@@ -71,12 +69,12 @@ def submit(
         return _run_here(command, env or {})
     client = _client()
     job = submission_id or f"pmm-{uuid.uuid4().hex[:12]}"
-    known = submission_id is not None and _knows(client, job)
+    known = bool(submission_id) and job in [own.submission_id for own in client.list_jobs()]
     if not known:
         runtime_env = {"working_dir": working_dir, "env_vars": _STOP | dict(env or {})}
         _submit(client, job, shlex.join(command), runtime_env)
     _say(f"{'following' if known else 'submitted'} {job}; stop it with `ray job stop {job}`")
-    return follow(client, job, write) if wait else EXIT_DONE
+    return follow(client, job) if wait else EXIT_DONE
 
 
 # Ray gives a job that is stopped three seconds; a training wants to save a checkpoint
@@ -92,26 +90,31 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
             client.submit_job(
                 entrypoint=entrypoint, submission_id=job, runtime_env=dict(runtime_env)
             )
+            return
         except _connection_errors() as error:
             patient = time.monotonic() - started < HEAD_LOST_SECONDS
-            if patient and "again later" in str(error):
-                if not told:
-                    told = True
-                    _say(
-                        "the head takes no jobs yet: waiting. If that lasts, another Ray on its"
-                        " machine holds its port; see `ray start --dashboard-agent-listen-port`"
-                    )
-                time.sleep(_RETRY_SECONDS)
-                continue
-            large = working_dir_fault(str(runtime_env["working_dir"]))
-            raise CannotRunError(f"the cluster did not take the job: {large or error}") from error
-        return
+            if not patient or "again later" not in str(error):
+                large = working_dir_fault(str(runtime_env["working_dir"]))
+                raise CannotRunError(
+                    f"the cluster did not take the job: {large or error}"
+                ) from error
+        if not told:
+            told = True
+            _say(
+                "the head takes no jobs yet: waiting. If that lasts, another Ray on its"
+                " machine holds its port; see `ray start --dashboard-agent-listen-port`"
+            )
+        time.sleep(_RETRY_SECONDS)
 
 
-def follow(client: Any, job: str, write: Write | None = None) -> int:
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def follow(client: Any, job: str, write: Write = _print) -> int:
     """Show a job's log until the job ends; returns its exit code, see `submit`."""
     try:
-        return asyncio.run(_follow(client, job, write or _print))
+        return asyncio.run(_follow(client, job, write))
     except KeyboardInterrupt:
         _say(f"the job goes on; follow it again with --submission-id {job}")
         return EXIT_INTERRUPTED
@@ -229,10 +232,6 @@ def _client() -> Any:
         ) from error
 
 
-def _knows(client: Any, job: str) -> bool:
-    return any(job == known.submission_id for known in client.list_jobs())
-
-
 def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
@@ -248,10 +247,6 @@ def _connection_errors() -> tuple[type[Exception], ...]:
         RuntimeError,
         ValueError,
     )
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def _say(text: str) -> None:

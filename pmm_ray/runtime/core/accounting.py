@@ -52,18 +52,12 @@ class Accounting:
     def passed_over(self) -> int:
         return sum(group.count for group in self.left_out.values())
 
-    @property
-    def nothing_made(self) -> bool:
-        """Whether the command did nothing of what it was asked for: exit code 1."""
-        return self.made == 0
-
     def after(
         self, errors: Sequence[ErrorRow], left_out: Mapping[str, Sequence[str]] | None = None
     ) -> Accounting:
         """The sum after one more stage, which failed on some of what was made so far.
 
         Args:
-            errors: what it failed on.
             left_out: names of what it passed over on purpose, by reason.
         """
         passed = _by_reason(left_out or {})
@@ -92,9 +86,6 @@ class Accounting:
         """The three closing lines of a command: how many were made, what was not and why, where.
 
         The second is `nothing failed or was left out` where that is so.
-
-        Args:
-            where: the place of the results.
         """
         done = f"{self.made} of {self.found} {self.what}"
         parts = [
@@ -116,13 +107,10 @@ def account(
     errors: Sequence[ErrorRow] = (),
     left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> Accounting:
-    """The sum of a command or an import.
+    """The sum of a command or an import, see `Accounting`.
 
     Args:
-        what: what was found, in the plural.
         found: everything that was met, counted where it was listed.
-        made: what became a result.
-        errors: what failed.
         left_out: names of what was passed over, by reason.
     """
     return Accounting(what, found, made, _by_kind(errors), _by_reason(left_out or {}))
@@ -136,7 +124,7 @@ def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> Non
     """
     for line in accounting.lines(where):
         say(line)
-    if accounting.nothing_made:
+    if not accounting.made:
         groups = (*accounting.errors.values(), *accounting.left_out.values())
         reason = next((text for group in groups for text in group.first), "nothing was found")
         raise CannotRunError(

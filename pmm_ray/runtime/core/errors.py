@@ -85,8 +85,6 @@ class BudgetExceededError(Exception):
             f"{reasons}\nFix the images or raise errors.budget, then run the same command again "
             "(pmm run: with --retry-errors if images were fixed)."
         )
-        self.failed = failed
-        self.budget = budget
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -118,6 +116,17 @@ def system_failure(error: BaseException, uri: str = "") -> str | None:
         f"the system fails{f' at {place}' if place else ''}: {error.strerror}. "
         "Run the same command again when it is mended; what is finished stays."
     )
+
+
+def named(error: BaseException) -> str:
+    """The error's type and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says; where that is nothing, its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def error_budget(configured: int | None, images: int) -> int:

@@ -31,7 +31,6 @@ class EventLog:
     numbered objects; the last one is written anew `FLUSH_SECONDS` after an event that it lacks.
 
     Args:
-        run_dir: uri of the run folder.
         writer: unique name of this process's stream, for example `driver` or `train-r0-rank0`.
     """
 
@@ -80,7 +79,7 @@ class EventLog:
 
     def _flush_later(self) -> None:
         try:
-            self._write_object()
+            self.flush()
         # the store may answer the next time
         except (OSError, CannotRunError):
             with self._lock:
@@ -89,9 +88,6 @@ class EventLog:
 
     def flush(self) -> None:
         """Write what is not yet in a bucket."""
-        self._write_object()
-
-    def _write_object(self) -> None:
         with self._writing:
             with self._lock:
                 if self._timer is not None:
@@ -136,7 +132,6 @@ class Board:
     For a bucket they are written to this machine's disk, and copied every `FLUSH_SECONDS`.
 
     Args:
-        run_dir: uri of the run folder.
         stage: whose curves.
         first: the step that this attempt begins at: later points of earlier ones are dropped.
     """

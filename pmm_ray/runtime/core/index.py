@@ -118,15 +118,14 @@ def index_file(
     return TableIndex((uri,), index)
 
 
-def part_uri(folder: str, name: str) -> str:
-    """Where the part of this name (see `tables.chunk_name`) is in a table folder."""
-    return storage.join(folder, f"part-{name}.parquet")
-
-
 def part_files(folder: str) -> list[str]:
     """Sorted uris of a table folder's parts."""
-    files = storage.list_files(folder, ".parquet")
-    return [uri for uri in files if uri.rsplit("/", 1)[-1].startswith("part-")]
+    return [uri for uri in storage.list_files(folder, ".parquet") if is_part(uri)]
+
+
+def is_part(uri: str) -> bool:
+    """Whether a file is a part of a table, by its name."""
+    return uri.rsplit("/", 1)[-1].startswith("part-")
 
 
 def table_of(image_ids: Ids, parts: NDArray[np.int32], rows: NDArray[np.int32]) -> pa.Table:
@@ -233,11 +232,10 @@ def read_all(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     A table without rows has its columns all the same.
     """
     index, schema = _read_index(folder)
-    parts = [tables.read_table(uri, columns) for uri in index.parts]
     wanted: list[pa.Table] = []
-    for number, part in enumerate(parts):
+    for number, uri in enumerate(index.parts):
         rows = index.table.filter(pc.equal(index.table.column("part"), number)).column("row")
-        wanted.append(part.take(rows))
+        wanted.append(tables.read_table(uri, columns).take(rows))
     if wanted:
         return pa.concat_tables(wanted)
     empty = (schema or pa.schema([("image_id", pa.string())])).empty_table()

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from filelock import FileLock
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
+from pmm_ray.runtime.core.repeat import repeated
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -41,10 +41,8 @@ def read_lease(run_dir: str) -> dict[str, Any] | None:
     """Who holds the run folder, or None."""
     try:
         lease: dict[str, Any] = json.loads(storage.read_bytes(_uri(run_dir)))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return None  # torn by a crash on a store without atomic writes: nobody holds it
+    except (FileNotFoundError, ValueError):
+        return None  # or torn by a crash on a store without atomic writes: nobody holds it
     return lease
 
 
@@ -148,23 +146,19 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
                 f"(since {holder['started']}). Wait for it, stop it, or use another --run-dir."
             )
         beat()
-    stop = threading.Event()
 
-    def keep() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            # a full disk or a store that fails must not end the heartbeat
-            with contextlib.suppress(OSError, CannotRunError):
-                if not holds(run_dir, attempt):
-                    return  # a process that slept too long was taken over
-                beat()
+    def keep() -> bool:
+        # a full disk or a store that fails must not end the heartbeat
+        with contextlib.suppress(OSError, CannotRunError):
+            if not holds(run_dir, attempt):
+                return False  # a process that slept too long was taken over
+            beat()
+        return True
 
-    thread = threading.Thread(target=keep, name="lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated("lease", HEARTBEAT_SECONDS, keep):
+            yield
     finally:
-        stop.set()
-        thread.join()
         # a store that fails right now must not hide why the run ends; the lease grows old
         with contextlib.suppress(OSError, CannotRunError):
             if holds(run_dir, attempt):

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pmm_ray.runtime.core.errors import named
+
 END_SECONDS = 3.0
 """How long a process whose device failed has to send its last word."""
 _EXIT_CODE = 70
@@ -95,8 +97,7 @@ def machine_fault(error: BaseException) -> str | None:
             return str(e)
         device = _is(e, _DEVICE_TYPES, _DEVICE_WORDS)
         if device or _is(e, _NETWORK_TYPES, _NETWORK_WORDS):
-            lines = str(e).strip().splitlines()
-            return f"{type(e).__name__}: {lines[0] if lines else ''}"
+            return named(e)
     return None
 
 

@@ -58,7 +58,6 @@ class Manifest:
     label_space: LabelSpace
     apply_exif: bool
     """Whether photographs are turned as their EXIF orientation says."""
-    source: str
     num_rows: int
     splits: dict[str, int]
     """Images of each split, by name."""
@@ -190,7 +189,6 @@ def open_manifest(uri: str) -> Manifest:
         uri=uri,
         label_space=label_space,
         apply_exif=apply_exif,
-        source=metadata.get(SOURCE_KEY, ""),
         num_rows=table.num_rows,
         splits=_counted(splits),
         ground_truth=_counted(splits.filter(pc.is_valid(table.column("ground_truth_uri")))),

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from pmm_ray.runtime.core.repeat import repeated
 
 
 def format_seconds(seconds: float) -> str:
@@ -59,10 +61,6 @@ class StageProgress:
     def set_note(self, note: str) -> None:
         """Say what is waited for; empty: nothing."""
         self.note = note
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
 
     @property
     def rate(self) -> float:
@@ -114,27 +112,19 @@ class Progress:
     ) -> Iterator[StageProgress]:
         """Show a stage while it runs."""
         progress = StageProgress(name, total, already_done, unit)
-        stop = threading.Event()
         live = (
             Live(console=self._console, transient=True, auto_refresh=False) if self._live else None
         )
 
         def beat() -> None:
-            while not stop.wait(0.25 if live else self.heartbeat_seconds):
-                if live:
-                    live.update(Text(progress.line()), refresh=True)
-                else:
-                    self.message(progress.line())
-
-        thread = threading.Thread(target=beat, name="progress", daemon=True)
-        if live:
-            live.start()
-        thread.start()
-        try:
-            yield progress
-        finally:
-            stop.set()
-            thread.join()
             if live:
-                live.stop()
+                live.update(Text(progress.line()), refresh=True)
+            else:
+                self.message(progress.line())
+
+        seconds = 0.25 if live else self.heartbeat_seconds
+        try:
+            with live or nullcontext(), repeated("progress", seconds, beat):
+                yield progress
+        finally:
             self.message(progress.line())

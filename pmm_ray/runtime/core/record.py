@@ -22,7 +22,6 @@ class RunRecord:
     """The record of a run folder, as one attempt writes it.
 
     Args:
-        name: of the recipe.
         adds: stages of an ablation. They join the record of the run that is in the folder; None:
             the record is the attempt's own.
         kept: those of `adds` of which several are kept side by side, under other hashes.

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 from pmm_ray.runtime.core.errors import CannotRunError
 
@@ -19,20 +19,23 @@ _NOT_IN = re.compile(r"!in\((.*)\)")
 _EPSILON = 1e-6
 
 
-class Demand(Protocol):
-    """What one worker asks of its node; a `Pool` is one."""
+@dataclass(frozen=True)
+class Pool:
+    """How many workers, and what each asks of the cluster."""
 
-    @property
-    def cpus(self) -> float: ...
-    @property
-    def gpus(self) -> float: ...
-    @property
-    def memory(self) -> int: ...
-    @property
-    def labels(self) -> Mapping[str, str]: ...
-
-
-SomePool = TypeVar("SomePool", bound=Any)
+    size: int
+    actors: bool = False
+    """Actors keep a model between chunks."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+    """Bytes that a worker reserves; 0: none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray's label selector for the nodes it may run on; empty: any."""
+    overlap: int = 1
+    """Chunks that an actor works on at once, each in a thread, see `mapping.overlap`."""
+    follows: bool = False
+    """Whether the size follows the cluster, see `ClusterResources.placed`."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class ClusterResources:
 
         return max(on(self.places), on(self.began_with))
 
-    def placed(self, pool: SomePool) -> SomePool:
+    def placed(self, pool: Pool) -> Pool:
         """A pool for the nodes that are there now.
 
         One that follows the cluster has a worker for each CPU, or as many as share the GPUs. It is
@@ -207,18 +210,16 @@ class ClusterResources:
         room = self.room(pool.cpus, pool.gpus, pool.memory, pool.labels)
         return replace(pool, labels=labels, size=max(1, min(pool.size, room)))
 
-    def elsewhere(self, demand: Demand, node_id: str) -> bool:
-        """Whether another node than this one, there or to be added, can take such a worker."""
+    def elsewhere(self, pool: Pool, node_id: str) -> int:
+        """How many of a pool's workers other nodes than this one hold, there or to be added."""
         import ray
 
         there = [Node.of(row) for row in ray.nodes() if row["Alive"]]
         may_come = [node for node in self.offered if not node.node_id]
-        return any(
-            node.node_id != node_id
-            and node.node_id not in self.avoided
-            and node.accepts(demand.labels)
-            and node.room(demand.cpus, demand.gpus, demand.memory)
+        return sum(
+            node.room(pool.cpus, pool.gpus, pool.memory)
             for node in [*there, *may_come]
+            if node.node_id not in (node_id, *self.avoided) and node.accepts(pool.labels)
         )
 
     def avoid(self, node_id: str, why: str) -> None:

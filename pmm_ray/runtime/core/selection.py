@@ -81,3 +81,8 @@ class Selection:
 def base_name(stage: str) -> str:
     """`predict_masks-r1-val` -> `predict_masks`."""
     return stage.split("-", 1)[0]
+
+
+def section_name(training: str) -> str:
+    """`train_segmenter-r1` -> `segmenter`: a training's section of the recipe."""
+    return base_name(training).removeprefix("train_")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
 from pmm_ray.config import RunConfig
@@ -16,6 +15,7 @@ from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.record import RunRecord
+from pmm_ray.runtime.core.repeat import repeated
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
@@ -155,30 +155,19 @@ class Session:
 _NOTE_NODES_SECONDS = 30.0
 
 
-@contextlib.contextmanager
-def _nodes_noted(events: EventLog) -> Iterator[None]:
+def _nodes_noted(events: EventLog) -> AbstractContextManager[None]:
     """Write how many CPUs and GPUs are there, every half minute: what is paid for."""
     import ray
 
-    ended = threading.Event()
+    def note() -> bool:
+        if not ray.is_initialized():
+            return False
+        # a cluster that is gone ends the run by other means
+        with contextlib.suppress(Exception):
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            cpus, gpus = (sum(node.get(name, 0) for node in alive) for name in ("CPU", "GPU"))
+            events.write("nodes", nodes=len(alive), cpus=cpus, gpus=gpus)
+        return True
 
-    def note() -> None:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = (sum(node.get(name, 0) for node in alive) for name in ("CPU", "GPU"))
-        events.write("nodes", nodes=len(alive), cpus=cpus, gpus=gpus)
-
-    def notes() -> None:
-        while ray.is_initialized():
-            # a cluster that is gone ends the run by other means
-            with contextlib.suppress(Exception):
-                note()
-            if ended.wait(_NOTE_NODES_SECONDS):
-                return
-
-    thread = threading.Thread(target=notes, name="nodes", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(5)
+    note()
+    return repeated("nodes", _NOTE_NODES_SECONDS, note, patience=5)

@@ -212,7 +212,10 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     Links are followed, each folder is visited once: a link to a folder above does no harm.
     """
     if is_remote(folder):
-        return [Entry(uri) for uri in _list_store(folder, recursive)]
+        scheme = folder.split("://", 1)[0]
+        infos = _listed(folder, recursive)
+        paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
+        return [Entry(f"{scheme}://{path}") for path in paths]
     found: list[Entry] = []
     folders, links = [absolute(folder)], list[str]()
     seen: set[str] = set()
@@ -273,12 +276,9 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
 
     In order of names; hidden files are left out. One request for a thousand objects of a bucket.
     """
-    filesystem, path = resolve(folder)
-    with reaching(folder):
-        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     files = sorted(
         (info.base_name, info.size, info.mtime_ns or 0)
-        for info in found
+        for info in _listed(folder)
         if info.type == pafs.FileType.File
         and info.base_name.endswith(suffix)
         and not info.base_name.startswith(".")
@@ -289,10 +289,7 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files and folders in a folder; empty if there is none."""
     if is_remote(folder):
-        filesystem, path = resolve(folder)
-        with reaching(folder):
-            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in _listed(folder))
     try:
         return sorted(entry.name for entry in Path(absolute(folder)).iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -301,19 +298,23 @@ def list_names(folder: str) -> list[str]:
 
 def list_folders(folder: str) -> list[str]:
     """Sorted names of the folders in a folder; empty if there is no folder."""
-    filesystem, path = resolve(folder)
-    with reaching(folder):
-        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    found = _listed(folder)
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
-def _list_store(folder: str, recursive: bool) -> list[str]:
+def _listed(folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+    """What pyarrow finds in a folder; nothing if there is none."""
     filesystem, path = resolve(folder)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     with reaching(folder):
-        found = filesystem.get_file_info(selector)
-    scheme = folder.split("://", 1)[0]
-    return sorted(f"{scheme}://{info.path}" for info in found if info.type == pafs.FileType.File)
+        return list(filesystem.get_file_info(selector))
+
+
+def version(uri: str) -> tuple[int | None, int | None]:
+    """Size in bytes and time of the last change in ns: others once a file is written again."""
+    filesystem, path = resolve(uri)
+    info = filesystem.get_file_info(path)
+    return info.size, info.mtime_ns
 
 
 def fingerprint(names: Mapping[str, str]) -> str:
@@ -324,9 +325,8 @@ def fingerprint(names: Mapping[str, str]) -> str:
     """
     digest = hashlib.sha256()
     for uri, name in names.items():
-        filesystem, path = resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"{name}\x00{info.size}\x00{info.mtime_ns}\x00".encode())
+        size, changed = version(uri)
+        digest.update(f"{name}\x00{size}\x00{changed}\x00".encode())
     return digest.hexdigest()
 
 

@@ -93,10 +93,14 @@ def write_rows(uri: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -
     return len(data)
 
 
+def part_uri(folder: str, name: str) -> str:
+    """Where the part of this name (see `chunk_name`) is in a table folder."""
+    return storage.join(folder, f"part-{name}.parquet")
+
+
 def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> int:
-    """Write error rows as `folder/part-<name>.parquet`, atomically; returns its bytes."""
-    uri = storage.join(folder, f"part-{name}.parquet")
-    return write_rows(uri, [error.as_dict() for error in errors], ERRORS)
+    """Write error rows as a part of this name, atomically; returns its bytes."""
+    return write_rows(part_uri(folder, name), [error.as_dict() for error in errors], ERRORS)
 
 
 def read_errors(folder: str) -> list[ErrorRow]:
@@ -139,15 +143,8 @@ def chunk_name(image_ids: Iterable[str]) -> str:
     return digest[:20]
 
 
-def _version(uri: str) -> tuple[int, int]:
-    """(modification time, size): a file that was written again is another file."""
-    filesystem, path = storage.resolve(uri)
-    info = filesystem.get_file_info(path)
-    return info.mtime_ns or 0, info.size or 0
-
-
 @lru_cache(maxsize=8)
-def _row_group_bounds(uri: str, version: tuple[int, int]) -> tuple[int, ...]:
+def _row_group_bounds(uri: str, version: tuple[int | None, ...]) -> tuple[int, ...]:
     filesystem, path = storage.resolve(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -155,7 +152,7 @@ def _row_group_bounds(uri: str, version: tuple[int, int]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=2)
-def _row_group(uri: str, version: tuple[int, int], group: int) -> pa.Table:
+def _row_group(uri: str, version: tuple[int | None, ...], group: int) -> pa.Table:
     filesystem, path = storage.resolve(uri)
     with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
         return file.read_row_group(group)
@@ -172,7 +169,7 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     try:
         with reaching(uri):
-            version = _version(uri)
+            version = storage.version(uri)
             bounds = _row_group_bounds(uri, version)
             for row in rows:
                 group = bisect_right(bounds, row) - 1

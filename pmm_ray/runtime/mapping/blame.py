@@ -38,7 +38,6 @@ class Verdict:
         why: what happened there.
         error_parts: names of the parts of error rows to withdraw.
         image_ids: their images.
-        rows: whether error rows are the reason; else failures of a device.
     """
 
     node: str
@@ -46,7 +45,6 @@ class Verdict:
     why: str
     error_parts: Sequence[str]
     image_ids: Sequence[str]
-    rows: bool
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Blame:
     def add(self, counts: Mapping[str, Any]) -> None:
         """Note what a task reported (see `tasks.run_chunk`)."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
-        failed = [*self._opinions(done, failed)]
+        failed = self._opinions(done, failed)
         first = counts["earlier"]
         part = counts["part"]
         for prefix, of_pool in (("producer_", failed[:first]), ("", failed[first:])):
@@ -177,20 +175,20 @@ class Blame:
                 continue
             others = [other for name, other in self._nodes.items() if name != node]
             if why := _device_at_fault(tally, others, partial(elsewhere, node)):
-                return self._judge(node, why, rows=False)
+                return self._judge(node, why)
             doubtful = not self._trusts_rows and self._doubts_rows is None
             if doubtful and (why := _rows_at_fault(tally, others)) and elsewhere(node):
                 self._doubts_rows = node
-                return self._judge(node, why, rows=True)
+                return self._judge(node, why)
         return None
 
-    def _judge(self, node: str, why: str, rows: bool) -> Verdict:
+    def _judge(self, node: str, why: str) -> Verdict:
         tally = self._nodes[node]
         tally.judged = True
         images = [i for failed in tally.parts.values() for i in failed]
         parts, tally.parts = list(tally.parts), {}
         self._doubted.update(images)
-        return Verdict(node, tally.host, why, parts, images, rows)
+        return Verdict(node, tally.host, why, parts, images)
 
 
 def _device_at_fault(

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.mapping.workers import Pool
+from pmm_ray.runtime.core.resources import ClusterResources, Pool
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor

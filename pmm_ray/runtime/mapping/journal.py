@@ -32,11 +32,7 @@ class Entry:
 
 
 class Journal:
-    """The journal of a stage's folder.
-
-    Args:
-        folder: of the stage.
-    """
+    """The journal of a stage's folder."""
 
     def __init__(self, folder: str) -> None:
         self._root = folder

@@ -24,8 +24,8 @@ from pmm_ray.runtime.core.index import (
     TableIndex,
     id_column,
     index_of,
+    is_part,
     part_files,
-    part_uri,
     read_parts,
     without,
 )
@@ -40,7 +40,6 @@ class Ledger:
     """The images of a stage's folder that have a row, and those that have an error row.
 
     Args:
-        folder: the stage's.
         schema: of its table; a part with another one is damaged.
     """
 
@@ -65,8 +64,11 @@ class Ledger:
             CannotRunError: the store or the disk does not let us read; this deletes nothing then.
         """
         folders = (self._folder.uri, self._folder.errors_uri)
-        tables_there, errors_there = (storage.list_versions(place, ".parquet") for place in folders)
-        versions = {u: v for u, v in (tables_there | errors_there).items() if "/part-" in u}
+        tables_there, errors_there = (
+            {uri: v for uri, v in storage.list_versions(place, ".parquet").items() if is_part(uri)}
+            for place in folders
+        )
+        versions = tables_there | errors_there
         known = self.journal.known(versions)
         parts, broken = self._read(tables_there, known, self._schema)
         errors, broken_errors = self._read(
@@ -90,16 +92,15 @@ class Ledger:
     def _read(
         there: Iterable[str], known: Mapping[str, pa.ChunkedArray], *schemas: pa.Schema
     ) -> tuple[Parts, list[str]]:
-        uris = [uri for uri in there if uri.rsplit("/", 1)[-1].startswith("part-")]
-        read, broken = read_parts([uri for uri in uris if uri not in known], *schemas)
+        read, broken = read_parts([uri for uri in there if uri not in known], *schemas)
         ids = {**known, **dict(read)}
-        return [(uri, ids[uri]) for uri in uris if uri in ids], broken
+        return [(uri, ids[uri]) for uri in there if uri in ids], broken
 
     def add(self, counts: Mapping[str, Any]) -> None:
         """Note what a task committed (see `tasks.run_chunk`), and now and then write it down."""
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         if done:
-            uri = part_uri(self._folder.uri, counts["part"])
+            uri = tables.part_uri(self._folder.uri, counts["part"])
             self._parts.append((uri, id_column(done)))
             self._unwritten.append(Entry(uri, self._parts[-1][1], counts["bytes"]))
         if failed:
@@ -108,7 +109,7 @@ class Ledger:
             self._write_journal()
 
     def _add_errors(self, name: str, image_ids: Sequence[str], size: int) -> None:
-        uri = part_uri(self._folder.errors_uri, name)
+        uri = tables.part_uri(self._folder.errors_uri, name)
         self._error_parts.add(uri)
         self.failed.update(image_ids)
         self._unwritten.append(Entry(uri, id_column(image_ids), size))
@@ -143,7 +144,7 @@ class Ledger:
         before = len(self.failed)
         self.failed.difference_update(image_ids)
         for name in names:
-            uri = part_uri(self._folder.errors_uri, name)
+            uri = tables.part_uri(self._folder.errors_uri, name)
             self._error_parts.discard(uri)
             if not storage.exists(uri):  # damaged, and deleted by a scan
                 continue

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from pmm_ray.runtime.core.resources import ClusterResources
-from pmm_ray.runtime.mapping.workers import Pool, Producer
+from pmm_ray.runtime.core.resources import ClusterResources, Pool
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
@@ -35,19 +34,16 @@ class Meters:
     """The metrics of one pass of a stage.
 
     Args:
-        stage: its name.
         cluster: a Ray of this process has no agent, and nobody who asks it.
-        pool: of the workers.
-        producer: of the first of two pools; its workers are those that hold GPUs.
+        pool: the first one, whose workers hold the GPUs.
+        two: whether there is a second one.
     """
 
-    def __init__(
-        self, stage: str, cluster: ClusterResources, pool: Pool, producer: Producer | None
-    ) -> None:
+    def __init__(self, stage: str, cluster: ClusterResources, pool: Pool, two: bool) -> None:
         self._stage = stage
         self._on = not cluster.local
-        self._prefix = "" if producer is None else "producer_"
-        self._size = pool.size if producer is None else producer.pool.size
+        self._prefix = "producer_" if two else ""
+        self._size = pool.size
         self._since = time.monotonic()
         self._offered = 0.0  # worker seconds before the size changed
         self._busy = 0.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pmm_ray.runtime.cluster.connect import inference_process
-from pmm_ray.runtime.core.errors import MayPassError, cannot_run
+from pmm_ray.runtime.core.errors import MayPassError, cannot_run, last_line
 from pmm_ray.runtime.core.machine import (
     END_SECONDS,
     MachineError,
@@ -22,6 +22,7 @@ from pmm_ray.runtime.core.machine import (
     end_process_soon,
     machine_fault,
 )
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.mapping.stall import Limits, watchdog
 from pmm_ray.runtime.mapping.tasks import (
     PASSES,
@@ -36,7 +37,7 @@ from pmm_ray.runtime.mapping.tasks import (
     reason,
     run_chunk,
 )
-from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
+from pmm_ray.runtime.mapping.workers import Producer, Worker
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -82,7 +83,9 @@ class _Mapper:
             worker = self._made()
             results = [self._timed(row, worker) for row in rows]
         except Exception as error:  # travels to the driver, which stops the stage or blames
-            results = [self._failed(row, _whose(error)) | _no_time() for row in rows]
+            why = _whose(error)
+            untimed = _NO_TIME | Place.here().__dict__
+            results = [self._failed(row, why) | untimed for row in rows]
         return _ended(results)
 
     def _made(self) -> Worker:
@@ -152,20 +155,12 @@ def _ended(rows: Sequence[Row]) -> pa.Table:
             _wait_for_the_end()
         _ending.set()
         end_process_soon()
-    return _block(rows)
+    schema = PRODUCED if "rows" in rows[0] else None
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 _NO_PLACE: Row = {"node": "", "host": "", "process": 0}
 _NO_TIME: Row = {"cpu_seconds": 0.0, "pool_seconds": 0.0} | PASSES | _NO_PLACE
-
-
-def _no_time() -> Row:
-    return _NO_TIME | Place.here().__dict__
-
-
-def _block(rows: Sequence[Row]) -> pa.Table:
-    schema = PRODUCED if "rows" in rows[0] else None
-    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def _task(*arguments: Any) -> Callable[[pa.Table], pa.Table]:
@@ -266,29 +261,18 @@ def _counts(
     items = [{"chunk": chunk} for chunk in chunks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
 
+    if producer is not None:
+        dataset = _produced(dataset, producer, len(items))
+
     def run(row: Row, worker: Worker) -> Row:
-        return run_chunk(row["chunk"], worker, output) | _before(_NO_TIME)
-
-    def produce(row: Row, worker: Worker) -> Row:
-        assert producer is not None
-        return produce_chunk(row["chunk"], worker, producer)
-
-    def consume(row: Row, worker: Worker) -> Row:
-        assert producer is not None
+        if producer is None:
+            return run_chunk(row["chunk"], worker, output) | _before(_NO_TIME)
         return consume_chunk(row, producer.table, worker, output) | _before(row)
-
-    def not_produced(row: Row, why: Row) -> Row:
-        nothing = {"chunk": row["chunk"], "rows": b"", "errors": "[]", "in_a_row": 0}
-        return nothing | SOUND | why
 
     def not_run(row: Row, why: Row) -> Row:
         return failed_chunk(why) | _before(_NO_TIME)
 
-    if producer is not None:
-        arguments = (producer.factory, produce, not_produced)
-        dataset = _mapped(dataset, producer.pool, len(items), *arguments)
-    last = run if producer is None else consume
-    dataset = _mapped(dataset, pool, len(items), factory, last, not_run)
+    dataset = _mapped(dataset, pool, len(items), factory, run, not_run)
     try:
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
@@ -299,7 +283,20 @@ def _counts(
                     raise cannot_run(text, counts["may_pass"])
                 yield counts
     except ray.exceptions.RayError as error:
-        raise MayPassError(f"{output.stage}: {_first_line(error)}") from error
+        raise MayPassError(f"{output.stage}: {last_line(error)}") from error
+
+
+def _produced(dataset: Dataset, producer: Producer, blocks: int) -> Dataset:
+    """The dataset through the first of two pools."""
+
+    def produce(row: Row, worker: Worker) -> Row:
+        return produce_chunk(row["chunk"], worker, producer)
+
+    def not_produced(row: Row, why: Row) -> Row:
+        nothing = {"chunk": row["chunk"], "rows": b"", "errors": "[]", "in_a_row": 0}
+        return nothing | SOUND | why
+
+    return _mapped(dataset, producer.pool, blocks, producer.factory, produce, not_produced)
 
 
 def _before(produced: Row) -> Row:
@@ -307,8 +304,3 @@ def _before(produced: Row) -> Row:
     return {f"producer_{name}": produced[name] for name in _NO_TIME} | {
         "producer_in_a_row": produced.get("in_a_row", 0)
     }
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -15,6 +15,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
 from pmm_ray.runtime.core.index import TableIndex, id_column, without
 from pmm_ray.runtime.core.progress import StageProgress
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.mapping.blame import MOST_FAULTS, TRIES, Blame, Verdict
 from pmm_ray.runtime.mapping.chunks import make_chunks, sizes_together
@@ -24,7 +25,7 @@ from pmm_ray.runtime.mapping.meters import Meters
 from pmm_ray.runtime.mapping.operators import stream
 from pmm_ray.runtime.mapping.stall import Limits, StalledError
 from pmm_ray.runtime.mapping.tasks import PASSES, Output
-from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker
+from pmm_ray.runtime.mapping.workers import Producer, Worker
 
 # of what a task says: what the log of events keeps
 _IN_EVENTS = (
@@ -68,7 +69,7 @@ class Passes:
         """
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
-        overlaps = self._gpu_pool.overlap > 1
+        overlaps = self._pools[0].overlap > 1
         while len(todo):
             # a process that dies takes along whatever it works on
             isolated = size == 1 and not overlaps
@@ -103,31 +104,25 @@ class Passes:
         """Send the images once; returns the node that was found at fault, which ends the pass."""
         cluster, stage = self.context.cluster.now(), self.folder.stage
         runtime = self.context.config.runtime
-        pool, producer = self.pool, self.producer
-        asked = [producer.pool, pool] if producer is not None else [pool]
-        pool = cluster.placed(pool)
-        if producer is not None:
-            producer = replace(producer, pool=cluster.placed(producer.pool))
+        pools = [cluster.placed(pool) for pool in self._pools]
         if not overlaps:
-            pool = replace(pool, overlap=1)
-            if producer is not None:
-                producer = replace(producer, pool=replace(producer.pool, overlap=1))
-        pools = [producer.pool, pool] if producer is not None else [pool]
+            pools = [replace(pool, overlap=1) for pool in pools]
         for one in pools:
             cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
+        producer = None if self.producer is None else replace(self.producer, pool=pools[0])
         # rows of the manifest alone can be read in any order
         if pools[0].gpus and [*self.inputs] == ["manifest"]:
             todo = sizes_together(todo, self.inputs["manifest"])
         chunks = make_chunks(todo, self.inputs, size)
-        meters = Meters(stage, cluster, pool, producer)
+        meters = Meters(stage, cluster, pools[0], producer is not None)
         limits = Limits(
             runtime.stall_seconds,
             runtime.nodes_seconds,
             self.progress.set_note,
-            Sizes(cluster, asked, len(chunks), partial(self._resized, meters)),
+            Sizes(cluster, self._pools, len(chunks), partial(self._resized, meters)),
         )
         try:
-            results = stream(chunks, self.factory, self.output, pool, limits, producer)
+            results = stream(chunks, self.factory, self.output, pools[-1], limits, producer)
             with contextlib.closing(results):  # frees the pools' CPUs, whatever happens
                 for counts in results:
                     self.ledger.add(counts)
@@ -145,7 +140,9 @@ class Passes:
                         self._say_fault(counts["fault"])
                     if released := blame.second_opinion():
                         cluster.trust(released)
-                    verdict = blame.verdict(lambda node: cluster.elsewhere(self._gpu_pool, node))
+                    verdict = blame.verdict(
+                        lambda node: cluster.elsewhere(self._pools[0], node) > 0
+                    )
                     if verdict is not None:
                         return verdict
                     check_budget(self.folder, len(self.ledger.failed), self.budget)
@@ -161,9 +158,9 @@ class Passes:
         return None
 
     @property
-    def _gpu_pool(self) -> Pool:
-        """The pool whose devices may fail: the first of two, which holds the network."""
-        return self.producer.pool if self.producer is not None else self.pool
+    def _pools(self) -> list[Pool]:
+        """As they were asked for. Devices may fail in the first of two, which holds the network."""
+        return [self.pool] if self.producer is None else [self.producer.pool, self.pool]
 
     @property
     def batches(self) -> dict[str, float]:
@@ -192,7 +189,7 @@ class Passes:
         """Keep away from a node; its error rows are withdrawn."""
         stage, cluster = self.folder.stage, self.context.cluster
         named = f"{verdict.host} (node {verdict.node[:6]})"
-        if not cluster.elsewhere(self._gpu_pool, verdict.node):
+        if not cluster.elsewhere(self._pools[0], verdict.node):
             raise MayPassError(
                 f"{stage}: the machine {named} is at fault: {verdict.why}. No other node can do "
                 "its work. Mend it or add a node, then run the same command again; what is "
@@ -220,14 +217,13 @@ class Passes:
         log = "logs/ray.log"
         if storage.is_remote(self.context.run_dir):
             log = "logs/ray-data/ of Ray's session on the driver's node"
-        rows = []
+        stage, rows = self.folder.stage, []
         for image_id in image_ids:
             uri, row = places[image_id]
             image = tables.read_rows(uri, [row])[0]
             message = f"the worker process died each time it took this image, or failed: see {log}"
             if image_id in blame.texts:
                 message = f"its process's device failed each time: {blame.texts[image_id]}"
-            stage = self.folder.stage
             rows.append(ErrorRow(image_id, stage, "internal", message, image.get("uri") or ""))
         self.ledger.fail(rows)
         self.progress.advance(len(rows), len(rows))

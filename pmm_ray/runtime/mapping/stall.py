@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core.progress import format_seconds
-from pmm_ray.runtime.core.resources import Demand, Node
+from pmm_ray.runtime.core.resources import Node, Pool
 from pmm_ray.runtime.mapping.follow import resize
 
 if TYPE_CHECKING:
@@ -51,15 +51,14 @@ def _nobody(note: str) -> None:
     """Hears no note."""
 
 
-def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
+def watchdog(limits: Limits, pools: Sequence[Pool]) -> type[Any]:
     """A callback class for Ray Data's executor that ends an execution in which nothing finishes.
 
     `StalledError` is raised where the output is awaited. The clock of `stall_seconds` stands still
     while nodes are missing.
 
     Args:
-        limits: see there.
-        demands: of the pools, each for one worker.
+        pools: each needs a node for one worker.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -94,7 +93,7 @@ def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
 
         def _quiet(self, executor: StreamingExecutor, now: float, passed: float) -> None:
             """Nothing has finished for some seconds."""
-            missing = missing_nodes(demands)
+            missing = missing_nodes(pools)
             if missing:
                 self._alone = self._alone or now
                 self._waited += passed
@@ -111,12 +110,12 @@ def watchdog(limits: Limits, demands: Sequence[Demand]) -> type[Any]:
     return Watchdog
 
 
-def missing_nodes(demands: Sequence[Demand]) -> str:
+def missing_nodes(pools: Sequence[Pool]) -> str:
     """What no alive node can hold; empty where each pool could have a worker."""
     import ray
 
     nodes = [Node.of(row) for row in ray.nodes() if row["Alive"]]
-    for one in demands:
+    for one in pools:
         if not any(n.accepts(one.labels) and n.room(one.cpus, one.gpus) for n in nodes):
             asks = f"{one.gpus:g} GPUs" if one.gpus else f"{one.cpus:g} CPUs"
             labels = "".join(f" {key}={value}" for key, value in one.labels.items())

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, without, write_index
+from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.overlap import OVERLAP
 from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 from pmm_ray.runtime.mapping.tasks import Output
-from pmm_ray.runtime.mapping.workers import Pool, Producer, Worker, side_by_side
+from pmm_ray.runtime.mapping.workers import Producer, Worker, side_by_side
 
 # Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
 # that sake, or the longest chunk, which bound what a dying process can lose. `auto_batch` says when
@@ -139,8 +140,7 @@ def run_table_stage(
     batch_size = batch_size or auto_batch(len(expected), pool.size)
     ledger = Ledger(folder, schema)
     scan(context, folder, ledger)
-    todo = ledger.uncommitted(expected)
-    earlier = len(expected) - len(todo)
+    earlier = len(expected) - len(ledger.uncommitted(expected))
     budget = error_budget(context.config.errors.budget, len(expected))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
     context.events.write(
@@ -170,25 +170,13 @@ def run_table_stage(
         passes.run(batch_size)
         rate = progress.rate
     check_budget(folder, len(ledger.failed_of(expected)), budget)
-    seconds = time.monotonic() - started
-    summary = _finalize(context, folder, expected, ledger, schema, seconds, rate, passes.batches)
-    if not passes.sent or not passes.mapped:
-        return summary
-    sent = round(passes.sent / passes.mapped)
-    return summary.extended({"sent_bytes_per_image": sent})
+    return _finalize(passes, time.monotonic() - started, rate)
 
 
-def _finalize(
-    context: RunContext,
-    folder: StageFolder,
-    expected: pa.ChunkedArray,
-    ledger: Ledger,
-    schema: pa.Schema,
-    seconds: float,
-    rate: float,
-    batches: Mapping[str, float],
-) -> Summary:
+def _finalize(passes: Passes, seconds: float, rate: float) -> Summary:
     """Check rows in = rows out + error rows, index the table, describe it."""
+    context, folder = passes.context, passes.folder
+    ledger, expected = passes.ledger, passes.expected
     if not lease.holds(context.run_dir, context.attempt):
         raise CannotRunError(f"{context.run_dir} was taken over by another run")
     ledger.settle()
@@ -198,18 +186,26 @@ def _finalize(
     missing = without(without(expected, index.ids), bad)
     assert not len(missing), f"{folder.stage}: rows are missing"
     assert len(without(bad, index.ids)) == len(bad), f"{folder.stage}: a row and an error row"
-    write_index(folder.uri, index, schema)
+    write_index(folder.uri, index, passes.output.schema)
     ledger.journal.delete()
     if len(bad):
         context.progress.message(f"{folder.stage}: {len(bad)} images skipped, see errors/")
     context.events.write(
-        "stage_end", stage=folder.stage, images=got, errors=len(bad), seconds=seconds, **batches
+        "stage_end",
+        stage=folder.stage,
+        images=got,
+        errors=len(bad),
+        seconds=seconds,
+        **passes.batches,
     )
+    details: dict[str, Any] = {"took": ids_hash(expected)}
+    if passes.sent and passes.mapped:
+        details["sent_bytes_per_image"] = round(passes.sent / passes.mapped)
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
         images=got,
         errors=len(bad),
         images_per_second=round(rate, 3),
-        details={"took": ids_hash(expected)},
+        details=details,
     )

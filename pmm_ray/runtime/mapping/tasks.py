@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.index import part_uri
 from pmm_ray.runtime.core.machine import MachineError, Place
 from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
@@ -81,8 +80,7 @@ def fault_of(error: MachineError, image_id: str = "") -> str:
 
 def is_here(fault: str) -> bool:
     """Whether a fault, from `fault_of`, is one of this process."""
-    here = Place.here().__dict__
-    return {name: json.loads(fault)[name] for name in here} == here
+    return Place.here().__dict__.items() <= json.loads(fault).items()
 
 
 def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str, Any]:
@@ -178,26 +176,48 @@ def run_chunk(
             errors_folder = storage.join(output.folder, "errors")
             error_size = tables.write_errors(errors_folder, name, results.errors)
         if done:
-            size = tables.write_rows(part_uri(output.folder, name), results.done, output.schema)
+            size = tables.write_rows(
+                tables.part_uri(output.folder, name), results.done, output.schema
+            )
     except Exception as error:  # reported to the driver, which stops the stage with this text
         return failed_chunk(reason(error))
-    return _result(
-        part=name,
-        done=done,
-        failed=failed,
-        earlier=len(earlier),
-        in_a_row=results.in_a_row,
-        fault=results.fault,
-        kinds=Counter(f"{row.kind}@{row.host}" for row in results.errors),
-        size=size,
-        error_size=error_size,
-        seconds=time.monotonic() - started,
-    )
+    return _NOTHING | {
+        "images": len(done) + len(failed),
+        "errors": len(failed),
+        "part": name,
+        "done": json.dumps(done),
+        "failed": json.dumps(failed),
+        "earlier": len(earlier),
+        "in_a_row": results.in_a_row,
+        "bytes": size,
+        "error_bytes": error_size,
+        "seconds": time.monotonic() - started,
+        "fault": results.fault,
+        "kinds": json.dumps(Counter(f"{row.kind}@{row.host}" for row in results.errors)),
+    }
+
+
+_NOTHING: dict[str, Any] = {
+    "images": 0,
+    "errors": 0,
+    "part": "",
+    "done": "[]",
+    "failed": "[]",
+    "earlier": 0,  # of the failed: those of the first pool, which stand first
+    "in_a_row": 0,
+    "bytes": 0,
+    "error_bytes": 0,
+    "sent": 0,  # from the first pool to the second
+    "seconds": 0.0,
+    **SOUND,
+    "kinds": "{}",  # error rows by kind and host
+}
+"""The counts of a task that did nothing."""
 
 
 def failed_chunk(why: Mapping[str, Any]) -> dict[str, Any]:
     """The counts of a chunk that could not be done: `reason`, or a `fault` of the machine."""
-    return {**_result(), **why}
+    return {**_NOTHING, **why}
 
 
 def reason(error: Exception) -> dict[str, Any]:
@@ -205,33 +225,3 @@ def reason(error: Exception) -> dict[str, Any]:
     again = passing(error)
     kind = "" if isinstance(error, CannotRunError) else f"{type(error).__name__}: "
     return {"failure": again or f"{kind}{error}", "may_pass": again is not None}
-
-
-def _result(
-    part: str = "",
-    done: Sequence[str] = (),
-    failed: Sequence[str] = (),
-    earlier: int = 0,
-    in_a_row: int = 0,
-    size: int = 0,
-    error_size: int = 0,
-    seconds: float = 0.0,
-    fault: str = "",
-    kinds: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    return {
-        "images": len(done) + len(failed),
-        "errors": len(failed),
-        "part": part,
-        "done": json.dumps(done),
-        "failed": json.dumps(failed),
-        "earlier": earlier,  # of the failed: those of the first pool, which stand first
-        "in_a_row": in_a_row,
-        "bytes": size,
-        "error_bytes": error_size,
-        "sent": 0,  # from the first pool to the second
-        "seconds": seconds,
-        **SOUND,
-        "fault": fault,
-        "kinds": json.dumps(kinds or {}),  # error rows by kind and host
-    }

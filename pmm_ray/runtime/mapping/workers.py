@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,28 +16,10 @@ from pmm_ray.runtime.core.errors import (
     system_failure,
 )
 from pmm_ray.runtime.core.machine import MachineError, machine_fault, out_of_memory
+from pmm_ray.runtime.core.resources import Pool
 
 InputRow = dict[str, dict[str, Any]]  # table name -> row of that table
 Worker = Callable[[Sequence[InputRow]], Iterator[dict[str, Any] | ErrorRow]]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """How many workers, and what each asks of the cluster."""
-
-    size: int
-    actors: bool = False
-    """Actors keep a model between chunks."""
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: int = 0
-    """Bytes that a worker reserves; 0: none."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Ray's label selector for the nodes it may run on; empty: any."""
-    overlap: int = 1
-    """Chunks that an actor works on at once, each in a thread, see `overlap.OVERLAP`."""
-    follows: bool = False
-    """Whether the size follows the cluster, see `ClusterResources.placed`."""
 
 
 @dataclass(frozen=True)

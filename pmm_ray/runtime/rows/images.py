@@ -68,7 +68,8 @@ _MOST_OF_12_BITS = 4095
 _ORIENTATION = ExifTags.Base.Orientation
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
-_PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_HEADER_BYTES = 16, 24, 33
+_PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PNG_HEADER_BYTES = 16, 24, 25, 33
+_COLOUR_TYPES = {2: "RGB", 4: "grey with alpha", 6: "RGBA"}
 
 
 def decode_rgb(
@@ -158,9 +159,7 @@ def is_turned(data: bytes, *, uri: str = "") -> bool:
 
 def encode_rgb(rgb_HW3: NDArray[np.uint8]) -> bytes:
     """A photograph, uint8 [H, W, 3] RGB, as the bytes of a PNG."""
-    out = io.BytesIO()
-    Image.fromarray(rgb_HW3).save(out, "PNG")
-    return out.getvalue()
+    return _png(Image.fromarray(rgb_HW3))
 
 
 def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
@@ -188,6 +187,10 @@ def encode_mask(mask_HW: NDArray[Any], label_space: LabelSpace) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(mask_HW, label_space.mask_dtype))
     if label_space.ignore != IGNORE_16BIT:
         image.putpalette(label_space.palette.tobytes())
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
@@ -254,7 +257,7 @@ def read_mask_size(uri: str) -> tuple[int, int]:
 def is_colour(uri: str) -> bool:
     """Whether a file is a PNG of colours, by its header. Raises RowError of kind `missing`."""
     header = read_file(uri, _PNG_HEADER_BYTES)
-    kind = header[_PNG_BIT_DEPTH_AT + 1 : _PNG_BIT_DEPTH_AT + 2]
+    kind = header[_PNG_COLOUR_TYPE_AT : _PNG_COLOUR_TYPE_AT + 1]
     return header.startswith(_PNG_SIGNATURE) and kind in (b"\x02", b"\x06")
 
 
@@ -266,9 +269,7 @@ def _check_mask_format(data: bytes, uri: str) -> None:
         raise ValueError(f"the mask{name} is not a PNG: masks are indexed or grey PNG files")
     if len(data) < _PNG_HEADER_BYTES:
         raise RowError("decode", "the file ends within its header", uri)
-    colour_type = data[_PNG_BIT_DEPTH_AT + 1 : _PNG_BIT_DEPTH_AT + 2]
-    if colour_type in (b"\x02", b"\x04", b"\x06"):
-        kind = {b"\x02": "RGB", b"\x04": "grey with alpha", b"\x06": "RGBA"}[colour_type]
+    if kind := _COLOUR_TYPES.get(data[_PNG_COLOUR_TYPE_AT]):
         raise ValueError(
             f"the mask{name} is {kind}: colours cannot be read as class ids; "
             "save it as an indexed (palette) or 8-bit grey PNG whose values are the ids"

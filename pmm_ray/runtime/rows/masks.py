@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,12 @@ def mask_parameters(config: MasksConfig) -> MaskParameters:
     if config.alpha == "auto":
         raise CannotRunError("masks.alpha: auto is resolved by `pmm run` only: give a number here")
     variant = MaskParameters.paper() if config.semantics == "paper" else MaskParameters()
-    return MaskParameters(
+    return replace(
+        variant,
         alpha=config.alpha,
         smoothing=config.smoothing,
         threshold=config.threshold,
         crf=crf_parameters(config.crf),
-        zero_below_threshold=variant.zero_below_threshold,
-        foreground_threshold=variant.foreground_threshold,
-        proportion_offset=variant.proportion_offset,
     )
 
 
@@ -65,7 +63,6 @@ class MaskOutput:
     """Turns class ids into a row of the masks table.
 
     Attributes:
-        label_space: of the data set.
         round_number: the cyclic round.
         png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
     """

@@ -23,24 +23,28 @@ from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, read_file
 # Photographs that are read at once, before they are asked for.
 _AHEAD = 4
 T = TypeVar("T")
+Content = TypeVar("Content")
 
 
-def prefetch(read: Callable[[T], bytes], files: Iterable[T]) -> Generator[Future[bytes]]:
+def prefetch(
+    read: Callable[[T], Content], files: Iterable[T], threads: int = _AHEAD, ahead: int = _AHEAD
+) -> Generator[Future[Content]]:
     """Files in their order, of which the next few are always being read by threads.
 
     Args:
-        read: the bytes of one.
+        read: the content of one.
         files: whatever names them.
+        ahead: how many are read before they are asked for, or wait for a thread.
 
     Yields:
-        What holds the bytes of the next file, or what `read` raised.
+        What holds the content of the next file, or what `read` raised.
     """
-    pool = ThreadPoolExecutor(_AHEAD, "prefetch")
-    under_way: deque[Future[bytes]] = deque()
+    pool = ThreadPoolExecutor(threads, "prefetch")
+    under_way: deque[Future[Content]] = deque()
     try:
         for file in files:
             under_way.append(pool.submit(read, file))
-            if len(under_way) > _AHEAD:
+            if len(under_way) > ahead:
                 yield under_way.popleft()
         while under_way:
             yield under_way.popleft()
@@ -56,7 +60,6 @@ class Photographs:
         root: folder that relative uris of the manifest start from.
         apply_exif: whether images are turned as their EXIF orientation says.
         max_pixels: larger images are refused before decoding.
-        label_space: names and ids of the data set.
     """
 
     root: str
@@ -126,12 +129,14 @@ class Photographs:
         labels = [int(label) for label in row["labels"] or ()]
         if not labels:
             raise RowError("label", "no image-level label: nothing to map for this image")
-        wrong = [x for x in labels if not 1 <= x <= self.label_space.num_foreground]
-        if wrong:
-            raise RowError(
-                "label", f"labels {wrong} are outside 1..{self.label_space.num_foreground}"
-            )
+        self.check_labels(labels)
         return labels
+
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """Raises RowError of kind `label` where one is outside the label space."""
+        last = self.label_space.num_foreground
+        if outside := [label for label in labels if not 1 <= label <= last]:
+            raise RowError("label", f"labels {outside} are outside 1..{last}")
 
     def truth(self, row: Mapping[str, Any]) -> NDArray[Any]:
         """Ground-truth mask of contiguous ids, [H, W].

@@ -28,23 +28,25 @@ _NAME = re.compile(r"step-(\d{9})\.pt")
 
 def save_checkpoint(folder: str, step: int, content: dict[str, Any]) -> None:
     """Write the state after `step` steps, then delete all but the last two."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    storage.write_bytes(storage.join(folder, f"step-{step:09d}.pt"), buffer.getvalue())
+    _save(storage.join(folder, f"step-{step:09d}.pt"), content)
     for _, uri in checkpoints(folder)[:-_KEPT]:
         storage.delete_file(uri)
 
 
 def save_best(folder: str, step: int, network: dict[str, torch.Tensor]) -> None:
     """Write the network that scored best after `step` steps, beside those that did before."""
+    _save(storage.join(folder, _best(step)), network)
+
+
+def _save(uri: str, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
-    torch.save(network, buffer)
-    storage.write_bytes(_best(folder, step), buffer.getvalue())
+    torch.save(content, buffer)
+    storage.write_bytes(uri, buffer.getvalue())
 
 
 def load_best(folder: str, step: int) -> dict[str, Any]:
     """The network that `save_best` wrote at a step."""
-    return load_checkpoint(_best(folder, step))
+    return load_checkpoint(storage.join(folder, _best(step)))
 
 
 def forget_before(folder: str, step: int) -> None:
@@ -54,7 +56,7 @@ def forget_before(folder: str, step: int) -> None:
     """
     for uri in storage.list_files(folder, ".pt"):
         name = uri.rsplit("/", 1)[-1]
-        if name.startswith("best-") and name < _best("", step):
+        if name.startswith("best-") and name < _best(step):
             storage.delete_file(uri)
 
 
@@ -75,9 +77,8 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
     return content
 
 
-def _best(folder: str, step: int) -> str:
-    name = f"best-{step:09d}.pt"
-    return storage.join(folder, name) if folder else name
+def _best(step: int) -> str:
+    return f"best-{step:09d}.pt"
 
 
 def on_cpu(value: Any) -> Any:
@@ -174,15 +175,12 @@ class CheckpointWriter:
         """Write no more, but for what is under way after so many seconds."""
         self.wait(seconds)
         with self._changed:
-            self._end()
+            self._ended, self._best, self._state = True, None, None
+            self._changed.notify_all()
         self._thread.join(seconds or _AGAIN_SECONDS)
 
     def _idle(self) -> bool:
         return self._best is None and self._state is None and not self._working
-
-    def _end(self) -> None:
-        self._ended, self._best, self._state = True, None, None
-        self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -252,7 +250,7 @@ def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
         step, local = kept[-1]
         content = load_checkpoint(local)
         best = content["best"][0]
-        there = not best or storage.exists(_best(folder, best))
+        there = not best or storage.exists(storage.join(folder, _best(best)))
         if content["fingerprint"] == fingerprint and there:
             save_checkpoint(folder, step, content)
             uri = checkpoints(folder)[-1][1]

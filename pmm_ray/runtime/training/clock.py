@@ -21,7 +21,6 @@ class Clock:
     """Runs while nothing changes; begins anew with every change of what is waited for.
 
     Args:
-        job: the training.
         limits: `nodes_seconds`, `prepare_seconds`, `stall_seconds`.
     """
 

@@ -16,7 +16,6 @@ class Feed:
     """One batch after another, until there is a problem.
 
     Args:
-        job: the training.
         reporter: hears how many images cannot be used.
     """
 

@@ -46,7 +46,6 @@ def save_at_once(reporter: Any, steps: int, progress: Progress) -> None:
     Args:
         reporter: handle of the training's `Reporter`.
         steps: of the whole training.
-        progress: where it is said.
     """
     import ray
 

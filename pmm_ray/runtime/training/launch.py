@@ -13,13 +13,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import BudgetExceededError, cannot_run
+from pmm_ray.runtime.core.errors import cannot_run, require_budget
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
-from pmm_ray.runtime.training.elastic import fitted
 from pmm_ray.runtime.training.interruptions import Drains, save_at_once
 from pmm_ray.runtime.training.losses import Losses
 from pmm_ray.runtime.training.reporter import make_reporter
+from pmm_ray.runtime.training.workers import fitted
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.progress import StageProgress
@@ -45,9 +45,6 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
 
     It trains nothing if the network exists already. After a lost worker or node it begins again at
     the newest checkpoint, at most `max_failures` times; a node whose device fails twice is avoided.
-
-    Args:
-        job: what is trained, with how many workers.
 
     The trained network is then at `job.model_uri` and the checkpoints are deleted.
 
@@ -86,8 +83,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     finally:
         ray.kill(reporter)
     errors = tables.read_errors(job.errors_uri)
-    if len(errors) > job.error_budget:
-        raise BudgetExceededError(job.stage, len(errors), job.error_budget, errors)
+    require_budget(job.stage, errors, job.error_budget, job.images)
     if "stopped" in values:
         raise cannot_run(values["stopped"], values["may_pass"])
     storage.delete_folder(job.checkpoints_uri)

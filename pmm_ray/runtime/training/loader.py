@@ -78,8 +78,6 @@ def training_rows(
     """The rows to train on, ordered by id: the manifest's own order carries no meaning.
 
     Args:
-        manifest_uri: the Parquet file.
-        split: rows of this split only.
         labelled: leave out images without labels.
         among: rows with these ids only.
 
@@ -180,10 +178,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor, list[ErrorRow]]]):
 
     def _load(self, row: TrainingRow, seed: int) -> tuple[Tensor, Tensor]:
         source = self._photographs
-        last = source.label_space.num_foreground
-        outside = [i for i in row.labels if not 1 <= i <= last]
-        if outside:
-            raise RowError("label", f"labels {outside} are outside 1..{last}")
+        source.check_labels(row.labels)
         try:
             uri = storage.anchor(row.uri, source.root)
             image_HW3 = read_image(uri, apply_exif=source.apply_exif, max_pixels=source.max_pixels)

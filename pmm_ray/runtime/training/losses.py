@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, last_line, named
 from pmm_ray.runtime.core.machine import Place, machine_fault, network_fault, out_of_memory
-from pmm_ray.runtime.core.resources import Node
+from pmm_ray.runtime.core.resources import Pool
+from pmm_ray.runtime.core.selection import section_name
 
 if TYPE_CHECKING:
     from pmm_ray.runtime.core.stage import RunContext
@@ -37,24 +38,14 @@ class WorkerFailedError(Exception):
 
     @classmethod
     def of(cls, error: Exception) -> WorkerFailedError:
-        kind = "other"
-        if out_of_memory(error):
-            kind = "memory"
-        elif network_fault(error):
-            kind = "network"
-        elif machine_fault(error):
-            kind = "device"
-        lines = str(error).strip().splitlines() or [""]
-        return cls(f"{type(error).__name__}: {lines[0]}", kind, Place.here())
+        # in this order: a lost link looks like a fault of the machine, too
+        tells = {"memory": out_of_memory, "network": network_fault, "device": machine_fault}
+        kind = next((kind for kind, tell in tells.items() if tell(error)), "other")
+        return cls(named(error), kind, Place.here())
 
 
 class Losses:
-    """The judge of one training's losses.
-
-    Args:
-        job: the training.
-        context: of the run.
-    """
+    """The judge of one training's losses."""
 
     def __init__(self, job: TrainingJob, context: RunContext) -> None:
         self._job = job
@@ -88,8 +79,8 @@ class Losses:
                 raise CannotRunError(
                     f"{job.stage}: {failure.place} has not enough memory on its GPU for "
                     f"{job.config.batch_size // job.workers // job.passes} images in a "
-                    f"pass: raise {job.stage.partition('-')[0].removeprefix('train_')}.accumulate, "
-                    f"or lower its crop size ({failure.text})"
+                    f"pass: raise {section_name(job.stage)}.accumulate, or lower its crop size "
+                    f"({failure.text})"
                 )
         self._count += 1
         for failure in said:
@@ -106,8 +97,6 @@ class Losses:
 
     def _device(self, failure: WorkerFailedError) -> None:
         """Note a failed device; a node's second one lets us avoid it, if others can do the work."""
-        import ray
-
         job, cluster, node = self._job, self._context.cluster, failure.place.node
         self._faults[node] += 1
         self._context.events.write(
@@ -115,10 +104,8 @@ class Losses:
         )
         if self._faults[node] < _FAULTS or node in cluster.avoided:
             return
-        others = [Node.of(row) for row in ray.nodes() if row["Alive"] and row["NodeID"] != node]
-        others += [n for n in cluster.offered if not n.node_id]
-        gpus = int(cluster.gpus >= 1)
-        room = sum(n.room(job.cpus, gpus) for n in others if n.node_id not in cluster.avoided)
+        worker = Pool(1, cpus=job.cpus, gpus=int(cluster.gpus >= 1))
+        room = cluster.elsewhere(worker, node)
         if room < (1 if job.config.elastic else job.workers):
             raise MayPassError(
                 f"{job.stage}: the machine {failure.place} is at fault: {failure.text}. The other "
@@ -145,7 +132,5 @@ def _reason(error: BaseException, said: list[WorkerFailedError]) -> str:
     """One line: a device's fault before a partner's, who only saw the other leave."""
     order = ("device", "memory", "other", "network")
     if said:
-        first = min(said, key=lambda failure: order.index(failure.kind))
-        return str(first)
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else repr(error)
+        return str(min(said, key=lambda failure: order.index(failure.kind)))
+    return last_line(error)

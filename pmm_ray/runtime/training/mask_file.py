@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
 from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.photographs import prefetch
 
 Told = Callable[[int, int], None]
 """Takes what is done and how much there is."""
@@ -142,9 +141,8 @@ def _key(masks_uri: str, index: TableIndex, label_space: LabelSpace) -> str:
     # a stage writes its index last
     own = storage.join(masks_uri, "index.parquet")
     for uri in [own] if storage.exists(own) else index.parts:
-        filesystem, path = storage.resolve(uri)
-        info = filesystem.get_file_info(path)
-        digest.update(f"\x00{uri}\x00{info.size}\x00{info.mtime_ns}".encode())
+        size, changed = storage.version(uri)
+        digest.update(f"\x00{uri}\x00{size}\x00{changed}".encode())
     return digest.hexdigest()[:24]
 
 
@@ -167,31 +165,14 @@ def _write(index: TableIndex, label_space: LabelSpace, target: Path, told: Told)
             _check(image_id, png, allowed, label_space, part)
         return table
 
-    with open(target, "wb") as file, ThreadPoolExecutor(_READERS) as readers:
-        parts = _ahead(readers, read, len(index.parts))
-        with pa.ipc.new_file(file, _SCHEMA) as writer, closing(parts):
-            for done, table in enumerate(parts, 1):
-                writer.write_table(table)
+    parts = prefetch(read, range(len(index.parts)), threads=_READERS, ahead=2 * _READERS)
+    with open(target, "wb") as file, closing(parts):
+        with pa.ipc.new_file(file, _SCHEMA) as writer:
+            for done, part in enumerate(parts, 1):
+                writer.write_table(part.result())
                 told(done, len(index.parts))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _ahead(
-    readers: ThreadPoolExecutor, read: Callable[[int], pa.Table], count: int
-) -> Generator[pa.Table, None, None]:
-    """The parts in their order, a few of them read ahead."""
-    under_way: deque[Future[pa.Table]] = deque()
-    try:
-        for number in range(count):
-            under_way.append(readers.submit(read, number))
-            if len(under_way) > 2 * _READERS:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        for part in under_way:
-            part.cancel()
 
 
 def _check(

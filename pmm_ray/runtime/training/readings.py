@@ -46,8 +46,6 @@ class Readings:
     """What is known of the losses.
 
     Args:
-        stage: its name.
-        steps: of the training.
         world: how many workers the sums are over.
         every: steps from one reading to the next: each makes the CPU wait for the device.
         told: hears of each step that was read, with its loss and what is watched.

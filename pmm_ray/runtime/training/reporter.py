@@ -6,11 +6,12 @@ It is on the driver's node, so that no other node's loss is its own, and restart
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+
+from pmm_ray.runtime.core.repeat import repeated
 
 BEAT_SECONDS = 0.5
 # a busy machine may be late; a worker that is silent for longer is not there
@@ -110,7 +111,6 @@ class Phase:
 
     Args:
         reporter: handle of the driver's `Reporter`.
-        rank: of this worker.
     """
 
     def __init__(self, reporter: Any, rank: int) -> None:
@@ -127,22 +127,16 @@ class Phase:
     @contextmanager
     def told(self) -> Iterator[Phase]:
         """Tell it for the length of a `with` block."""
-        ended = threading.Event()
+        import ray
 
         def tell() -> None:
-            import ray
-
-            while not ended.wait(BEAT_SECONDS):
-                with suppress(ray.exceptions.RayError):  # it restarts, and does not know the number
-                    beat = self._reporter.beat.remote(self._rank, *self._now)
-                    self.asked = max(self.asked, ray.get(beat, timeout=10 * BEAT_SECONDS))
+            with suppress(ray.exceptions.RayError):  # it restarts, and does not know the number
+                beat = self._reporter.beat.remote(self._rank, *self._now)
+                self.asked = max(self.asked, ray.get(beat, timeout=10 * BEAT_SECONDS))
 
         self._reporter.beat.remote(self._rank, *self._now)
-        thread = threading.Thread(target=tell, name="phase", daemon=True)
-        thread.start()
         try:
-            yield self
+            with repeated("phase", BEAT_SECONDS, tell):
+                yield self
         finally:
-            ended.set()
-            thread.join()
             self._reporter.leave.remote(self._rank)

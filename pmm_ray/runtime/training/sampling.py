@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.training.mask_file import Told
 
 
@@ -32,7 +31,6 @@ def validation_rows(
     """The rows of a manifest that a training scores: the same on every worker, every time.
 
     Args:
-        manifest_uri: the Parquet file.
         split: the held-out one.
         wanted: the column in which a row must hold something.
         images: at most so many, which the seed chooses; None: all.
@@ -74,24 +72,12 @@ class BatchPlan:
         images: number of training images, > 0.
         batch_size: images per step over all workers.
         workers: each takes an equal slice of every batch.
-
-    Raises:
-        CannotRunError: no images, or the batch cannot be split evenly.
     """
 
     seed: int
     images: int
     batch_size: int
     workers: int
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise CannotRunError("there is no image to train on")
-        if self.batch_size % self.workers:
-            raise CannotRunError(
-                f"a batch of {self.batch_size} images cannot be split evenly over {self.workers} "
-                "workers: change batch_size or workers"
-            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -91,7 +91,6 @@ class TrainingTask(ABC, Generic[Config]):
         """The task of a stage.
 
         Args:
-            config: the stage's section.
             masks_uri: folder of the masks that are learnt from, if any.
             own: the other fields.
         """
@@ -224,7 +223,6 @@ def head_groups(
     Args:
         network: only what requires a gradient is trained.
         heads: names of the layers that start from random values.
-        weight_decay: L2 penalty.
         multiplier: the heads' learning rate over the backbone's.
 
     Source: released code (its two further groups, for biases, are empty).

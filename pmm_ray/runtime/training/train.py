@@ -8,7 +8,7 @@ from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import read_index
-from pmm_ray.runtime.core.selection import base_name
+from pmm_ray.runtime.core.selection import section_name
 from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.launch import run_training
@@ -95,7 +95,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
             f"mask to learn from; the data set has {there or 'no images'}. Labels of a folder of "
             "photographs are in its labels.csv"
         )
-    section = base_name(folder.stage).removeprefix("train_")
+    section = section_name(folder.stage)
     workers = plan_workers(section, config, context.cluster)
     asked = count_workers(section, config, context.cluster)
     plan = BatchPlan(task.seed, images, config.batch_size, asked)

@@ -1,17 +1,26 @@
-"""How many workers a training has, and what each asks of its node."""
+"""How many workers a training has, and what each asks of its node.
+
+An elastic training begins each attempt with as many workers as the nodes hold then.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.resources import ClusterResources, away_from
+from pmm_ray.runtime.core.selection import section_name
 
 if TYPE_CHECKING:
     from pmm_ray.config import TrainingConfig
-    from pmm_ray.runtime.core.resources import ClusterResources
+    from pmm_ray.runtime.core.stage import RunContext
+    from pmm_ray.runtime.training.job import TrainingJob
 
 _MOST_LOADER_PROCESSES = 8
+# Ray may take so long to notice that a node is gone
+_PLACED_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,6 @@ def plan_workers(section: str, config: TrainingConfig, cluster: ClusterResources
 
     Args:
         section: name of its section, for messages.
-        config: the section.
-        cluster: what there is.
 
     Raises:
         CannotRunError: the batch cannot be split so, or the nodes cannot hold the workers.
@@ -157,3 +164,47 @@ def _batch_fault(section: str, config: TrainingConfig, workers: int) -> str | No
             f"{section}.workers or {section}.accumulate"
         )
     return None
+
+
+def fitted(job: TrainingJob, context: RunContext) -> TrainingJob:
+    """The job with as many workers as find a place now; as it is where none does.
+
+    Args:
+        job: of the last attempt.
+    """
+    ends = time.monotonic() + context.config.runtime.nodes_seconds
+    while time.monotonic() < ends:
+        workers = elastic_workers(section_name(job.stage), job.config, context.cluster.now())
+        if workers is None:  # it waits for nodes, as any training
+            return job
+        if not _placed(workers, list(context.cluster.avoided)):
+            continue
+        if workers.count != job.workers:
+            context.events.write("training_resized", stage=job.stage, workers=workers.count)
+            context.progress.message(
+                f"{job.stage}: {workers.count} workers in {workers.passes} passes in place of "
+                f"{job.workers} in {job.passes}"
+            )
+        return replace(
+            job,
+            workers=workers.count,
+            loader_processes=workers.loader_processes,
+            passes=workers.passes,
+        )
+    return job
+
+
+def _placed(workers: Workers, avoided: list[str]) -> bool:
+    """Whether Ray finds a place for all of them soon."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    bundle = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    labels = away_from({}, avoided)
+    group = placement_group(
+        [bundle] * workers.count,
+        bundle_label_selector=[labels] * workers.count if labels else None,
+    )
+    try:
+        return bool(group.wait(_PLACED_SECONDS))
+    finally:
+        remove_placement_group(group)
