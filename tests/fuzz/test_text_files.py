@@ -15,7 +15,7 @@ from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.sources.datasets.coco14 import import_coco14
 from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.sources.labels.label_files import read_label_space
-from pmm_ray.sources.labels.lists import read_label_list, read_words
+from pmm_ray.sources.labels.lists import read_label_list, read_members
 
 from ..sources.coco_tree import OFFICIAL, annotation, box, entry, photo
 from .mutations import damaged, fuzz, ours
@@ -82,7 +82,7 @@ def test_lists_of_labels_and_ids(data: bytes) -> None:
         path = Path(folder, "train_cls.txt")
         path.write_bytes(data)
         ours(lambda: read_label_list(str(path), VOC12))
-        ours(lambda: list(read_words(str(path))))
+        ours(lambda: read_members(str(path)))
 
 
 @fuzz

@@ -223,9 +223,7 @@ def test_a_spreadsheets_byte_order_mark_and_line_ends(folder: Folder) -> None:
     assert rows(folder.import_())["a"]["labels"] == [1]
 
 
-def test_no_photographs_and_no_labels_file(tmp_path: Path, folder: Folder) -> None:
-    with pytest.raises(CannotRunError, match="no labels file at"):
-        folder.import_(labels_csv=str(tmp_path / "none.csv"))
+def test_no_photographs(tmp_path: Path, folder: Folder) -> None:
     for path in (tmp_path / "images").iterdir():
         path.unlink()
     with pytest.raises(CannotRunError, match="no photographs"):

@@ -41,7 +41,7 @@ from pmm_ray.sources.importing.photographs import Photographs, find_photographs
 from pmm_ray.sources.labels.joined_lines import JoinedLines, join_lines
 from pmm_ray.sources.labels.label_files import has_id_names, read_class_pairs
 from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of, unlisted_fault
-from pmm_ray.sources.reading.names import NameIndex, pair, stem_path
+from pmm_ray.sources.reading.names import NameIndex, grouped, pair, stem_path
 from pmm_ray.sources.reading.text import read_table_text
 
 WITHOUT_CAM = "photographs without a CAM"
@@ -146,14 +146,9 @@ def _match(
 ) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]], Mapping[str, int]]:
     """The photographs of each CAM, of its id, else paired by their paths; those that may be meant
     where more than one fits; and how often which weaker rule found one."""
-    by_id: dict[str, list[str]] = {}
-    for name in photographs.files:
-        by_id.setdefault(photographs.image_id(name), []).append(name)
+    by_id = grouped(photographs.files, photographs.image_id)
     matched = {i: by_id.pop(i) for i in cams.index.image_ids if i in by_id}
-    stems: dict[str, list[str]] = {}
-    for names in by_id.values():
-        for name in names:
-            stems.setdefault(stem_path(name), []).append(name)
+    stems = grouped((name for names in by_id.values() for name in names), stem_path)
     open_cams = {name: image_id for image_id, name in cams.names.items() if image_id not in matched}
     pairs = pair(list(open_cams), list(stems))
     unsure = {open_cams[name]: found for name, found in pairs.several.items() if len(found) > 1}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.sources.reading.names import has_ending
 from pmm_ray.sources.reading.pickled import load_pickled_dict, read_npy_header
 
@@ -39,6 +40,7 @@ _NPY_HEAD_BYTES = 1 << 12
 _PNG_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PALETTE = 24, 25, 3
 
 
+@dataclass(frozen=True)
 class Content:
     """What a file holds, by name; of numbered planes by their numbers as text.
 
@@ -47,9 +49,8 @@ class Content:
         arrays: by name. An archive's are read when they are asked for.
     """
 
-    def __init__(self, kind: Kind, arrays: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.arrays = arrays
+    kind: Kind
+    arrays: Mapping[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -246,12 +247,7 @@ def _bare(data: bytes, uri: str, most_values: int) -> NDArray[Any]:
 
 
 def _bytes(uri: str) -> bytes:
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise RowError("missing", "the file does not exist", uri) from error
-    except OSError as error:
-        raise RowError("missing", f"the file cannot be read: {error}", uri) from error
+    data = read_file(uri)
     if stand_in := storage.stand_in(data):
         raise RowError("decode", stand_in, uri)
     return data

@@ -17,6 +17,7 @@ one whose size differs from the stated one is an error row.
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ from pmm_ray.sources.importing.places import Places, Wanted, find_wanted
 from pmm_ray.sources.labels.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.reading.names import (
     clean_path,
-    file_name,
+    grouped,
     has_ending,
+    path_below,
     safe_image_id,
     stem_path,
 )
@@ -110,7 +112,7 @@ def import_coco(
     unasked = _unasked(root, splits, [uri for _, uri in files])
     importer.notes += unasked.values()
     for uri in unasked:
-        importer.leave_out(UNASKED, uri.removeprefix(f"{root}/"))
+        importer.leave_out(UNASKED, path_below(uri, root))
     objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
     storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
     counts: dict[str, int] = {"annotations": 0}
@@ -121,7 +123,7 @@ def import_coco(
         for number, (split, uri) in enumerate(files)
         for position, image in enumerate(read_images(uri))
     ]
-    sources = [uri.removeprefix(f"{base}/") for _, uri in files]
+    sources = [path_below(uri, base) for _, uri in files]
     wanted = {
         entry: Wanted(entry.image.file_name, sources[entry.file], places[entry.file], entry.split)
         for entry in listed
@@ -224,7 +226,7 @@ def _may_be_annotations(uri: str, *, in_root: bool = False) -> bool:
 
     In the root of a data set a JSON file may be anything.
     """
-    name = file_name(uri).casefold()
+    name = posixpath.basename(uri).casefold()
     if not name.endswith(".json") or name.startswith(_OTHER_TASKS):
         return False
     usual = {f"{split}.json" for split in USUAL_SPLITS} | {*SINGLE_FILES}
@@ -239,9 +241,7 @@ def _image_ids(
     It is the file's name without its ending, with its folders where it names some; and with its
     split where several splits have a file of that name each.
     """
-    by_name: dict[str, list[_Listed]] = {}
-    for entry in listed:
-        by_name.setdefault(stem_path(clean_path(entry.image.file_name)), []).append(entry)
+    by_name = grouped(listed, lambda entry: stem_path(clean_path(entry.image.file_name)))
     ids: dict[_Listed, str] = {}
     numbered: list[str] = []
     for name, entries in by_name.items():

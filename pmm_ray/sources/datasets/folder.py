@@ -40,6 +40,7 @@ from pmm_ray.sources.importing.photographs import (
     places_in,
 )
 from pmm_ray.sources.labels.joined_lines import join_lines
+from pmm_ray.sources.labels.label_columns import UNNAMED_CLASS
 from pmm_ray.sources.labels.label_files import ClassList, class_list, read_class_list
 from pmm_ray.sources.labels.label_lines import (
     DEFAULT_SPLIT,
@@ -56,12 +57,10 @@ from pmm_ray.sources.reading.names import (
     has_ending,
     is_hidden,
     pair,
+    path_below,
     stem_path,
 )
 from pmm_ray.sources.reading.split_names import same_split, splits_of_folders
-
-# the class of a label space that nothing names: unlabelled photographs without class names
-UNNAMED_CLASS = "object"
 
 
 @reads_source
@@ -69,7 +68,6 @@ def import_folder(
     root: str,
     out: str,
     *,
-    labels_csv: str | None = None,
     class_names: Sequence[str] | None = None,
     labels_from: Literal["auto", "folders", "none"] = "auto",
     label_column: str = "",
@@ -86,14 +84,12 @@ def import_folder(
     Args:
         root: holds `images/`, or the photographs themselves.
         out: folder that gets `manifest.parquet` and `errors/`.
-        labels_csv: UTF-8, default `ROOT/labels.csv` if there is one. Columns `image_id` (a file
-            name with or without its ending), `labels` (or `label`), and optionally `split`;
-            without it a photograph is in the split that its folder is called by, where all are
-            in two or more such folders, else in `train`.
         class_names: the classes in the order of their ids; default: `ROOT/classes.txt` (or
             LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
         labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
-            aside: all photographs are unlabelled.
+            aside: all photographs are unlabelled. Without a column `split` a photograph is in the
+            split that its folder is called by, where all are in two or more such folders, else in
+            `train`.
         label_column: of the CSV, see `read_labels_csv`.
         ground_truth: whether masks count.
         max_pixels: a photograph that declares more becomes an error row.
@@ -104,7 +100,7 @@ def import_folder(
     """
     root = storage.absolute(root)
     photographs = find_photographs(root, out)
-    tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
+    tables = _label_files(root, photographs)
     csv_uri = ", ".join(tables)
     lines: list[LabelLine] = []
     if labels_from == "folders":
@@ -204,7 +200,7 @@ def import_folder(
         if row.labels and row.ground_truth_uri
     }
     looked = look_into([*labelled])
-    images.notes += filter(None, [check_truth_values(looked, space)])
+    images.notes += check_truth_values(looked, space)
     images.notes += compare_with_labels(looked, labelled, files, space)
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
@@ -334,7 +330,7 @@ def _masks(
     uris: dict[str, list[str]] = {}
     others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
-        name = entry.uri.removeprefix(f"{place}/")
+        name = path_below(entry.uri, place)
         if is_hidden(name):
             continue
         if entry.folder:

@@ -21,14 +21,13 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
@@ -57,10 +56,12 @@ def import_parquet(
     out: str,
     *,
     label_column: str = "",
-    class_names: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of Parquet files and their photographs as files.
+
+    The classes are those of the metadata, else the labels found: strings sorted, integers as `0`,
+    `1`, ...
 
     Args:
         root: a `.parquet` file, or a folder of them; a file's split is its name without the
@@ -69,8 +70,6 @@ def import_parquet(
         label_column: default: `labels`, `label`, `classes` or `class`, the only one that is there;
             without it all photographs are unlabelled, and the other columns are named. It may be
             a field of a column of structures, or of lists of them: `objects.category`.
-        class_names: the classes in the order of their ids; default: the metadata's, else the
-            labels found, strings sorted and integers as `0`, `1`, ...
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -105,8 +104,6 @@ def import_parquet(
             "or `test`, or give it a column split"
         )
     read = _read_labels(files)
-    if class_names is not None:
-        read = replace(read, names=tuple(map(normalize_name, class_names)))
     classes = class_list(read.names, "parquet")
     importer = Importer(out, classes.space, source="parquet", exif="apply", max_pixels=max_pixels)
     columns = sorted({file.label for file in files if file.label is not None})

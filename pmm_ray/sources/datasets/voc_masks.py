@@ -9,7 +9,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.importing.photographs import places_in
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
-from pmm_ray.sources.reading.names import has_ending, is_hidden, stem_path
+from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, stem_path
 
 # the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has
 # an official one, as more than half of val do where mmsegmentation's converter wrote the folder
@@ -58,7 +58,7 @@ def _in_folder(place: str, image_ids: Collection[str]) -> tuple[dict[str, str], 
     others: list[str] = []
     lone: list[str] = []
     for uri in storage.list_files(place, recursive=True):
-        name = uri.removeprefix(f"{place}/")
+        name = path_below(uri, place)
         if is_hidden(name) or not has_ending(name, IMAGE_SUFFIXES):
             continue
         if not has_ending(name, ".png"):

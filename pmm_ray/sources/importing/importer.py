@@ -106,14 +106,14 @@ class Importer:
         self._settle(_AHEAD)
 
     def add_known(
-        self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str = ""
+        self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str
     ) -> bool:
         """One photograph of which all is known without opening it; whether it became a row.
 
         Args:
             row: as it will stand, its `labels` left empty.
             labels: as for `add`.
-            missing: why the file cannot be there, if it cannot.
+            missing: why the file cannot be there, else empty.
         """
         try:
             tables.check_image_id(row.image_id)

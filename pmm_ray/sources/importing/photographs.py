@@ -13,7 +13,14 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
-from pmm_ray.sources.reading.names import ending_of, has_ending, is_hidden, safe_image_id, stem_path
+from pmm_ray.sources.reading.names import (
+    ending_of,
+    has_ending,
+    is_hidden,
+    path_below,
+    safe_image_id,
+    stem_path,
+)
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Where photographs are looked for below a root; else they are in the root itself."""
@@ -87,7 +94,7 @@ class Photographs:
                 importer.leave_out(reason, name)
 
 
-def find_photographs(root: str, out: str = "") -> Photographs:
+def find_photographs(root: str, out: str) -> Photographs:
     """All photographs below a folder, sub-folders too.
 
     Args:
@@ -107,12 +114,12 @@ def find_photographs(root: str, out: str = "") -> Photographs:
     broken: list[Broken] = []
     left_out: dict[str, list[str]] = {}
     for entry in entries:
-        name = entry.uri.removeprefix(folder.rstrip("/") + "/")
+        name = path_below(entry.uri, folder)
         reason = _left_out(entry.uri, root, folder, results)
         if entry.folder and reason == LEFT_OUT["other"]:
             reason = ""
         if reason:
-            left_out.setdefault(reason, []).append(entry.uri.removeprefix(root.rstrip("/") + "/"))
+            left_out.setdefault(reason, []).append(path_below(entry.uri, root))
         elif entry.fault:
             broken.append(Broken(name, entry.uri, "missing", entry.fault))
         elif has_ending(name, UNREAD):
@@ -135,7 +142,7 @@ def find_photographs(root: str, out: str = "") -> Photographs:
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     """Why a file is passed over; empty for a photograph."""
-    path = uri.removeprefix(root.rstrip("/") + "/")
+    path = path_below(uri, root)
     parts = path.split("/")
     if is_hidden(path):
         return LEFT_OUT["hidden"]
@@ -152,12 +159,10 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
 
 
-def result_folders(uris: Iterable[str], out: str = "") -> set[str]:
+def result_folders(uris: Iterable[str], out: str) -> set[str]:
     """The folders among whose files is one that only a result of ours has, and `out`."""
-    results = {
-        storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri)
-    }
-    return results | ({storage.absolute(out)} if out else set())
+    ours = (uri for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri))
+    return {storage.absolute(out), *map(storage.parent, ours)}
 
 
 def _ours(uri: str) -> bool:
