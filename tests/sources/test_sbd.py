@@ -137,6 +137,20 @@ def test_lists_stand_in_for_those_the_tree_lacks(root: Path) -> None:
     assert rows(used)["c"]["labels"] == [3, 19]
 
 
+def test_a_list_has_labels_for_an_image_without_any(root: Path) -> None:
+    lists = root / "lists"
+    lists.mkdir()
+    (lists / "test.txt").write_text("d\n")
+    (lists / "test_cls.txt").write_text("d 1\n")
+    (root / "benchmark_RELEASE/dataset/cls/d.mat").unlink()
+    report = import_voc12(
+        str(root), str(root / "out"), splits=["test"], labels_from="masks", lists=str(lists)
+    )
+    assert report.counts["unlabelled"] == report.counts["labels differ from the list"] == 1
+    text = (root / "out/differences.csv").read_text().splitlines()
+    assert text[1] == "d,labels differ,,bicycle"
+
+
 def test_no_list_and_no_sbd_says_what_to_do(root: Path) -> None:
     (root / "benchmark_RELEASE/dataset/cls").rename(root / "gone")
     with pytest.raises(CannotRunError, match="--lists"):
