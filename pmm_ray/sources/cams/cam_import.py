@@ -180,7 +180,7 @@ def _read_csv(uri: str) -> tuple[list[str] | None, list[LabelLine] | None]:
     if not has_id_names(table.columns):
         return None, label_lines(uri, table)
     try:
-        named = dict(read_class_pairs(uri))
+        named = read_class_pairs(uri)
     except ValueError as error:
         raise CannotRunError(f"{uri}: {error}") from error
     last = max(named, default=0)

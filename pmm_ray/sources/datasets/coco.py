@@ -25,14 +25,13 @@ from dataclasses import dataclass
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.datasets.coco_classes import read_classes
 from pmm_ray.sources.datasets.coco_files import (
     OBJECTS_FOLDER,
     OBJECTS_KEY,
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.datasets.coco_json import CocoImage, read_images
+from pmm_ray.sources.datasets.coco_json import CocoImage, read_classes, read_images
 from pmm_ray.sources.datasets.coco_objects import index_objects
 from pmm_ray.sources.datasets.foreign import foreign_export
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
@@ -113,9 +112,9 @@ def import_coco(
     importer.notes += unasked.values()
     for uri in unasked:
         importer.leave_out(UNASKED, path_below(uri, root))
-    objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
-    storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
-    counts: dict[str, int] = {"annotations": 0}
+    objects = storage.join(out, OBJECTS_FOLDER)
+    storage.delete_folder(objects)
+    counts = {"annotations": 0}
     base = storage.parent(root) if has_ending(root, _ENDINGS) else root
     places = [Places(_places(uri, split, base), out) for split, uri in files]
     listed = [
@@ -137,24 +136,26 @@ def import_coco(
         entries = [entry for entry in listed if entry.file == number]
         images = [entry.image for entry in entries]
         own_ids = [ids[entry] for entry in entries]
-        found = read_annotated(uri, images, own_ids, classes.label_of, objects, f"{number:02d}")
+        found = read_annotated(
+            uri,
+            images,
+            own_ids,
+            classes.label_of,
+            objects if truth_splits else None,
+            f"{number:02d}",
+        )
         found.add_counts(counts)
         importer.notes += found.notes()
         for entry, image_id in zip(entries, own_ids, strict=True):
             image, split = entry.image, entry.split or DEFAULT_SPLIT
             drawn = split in truth_splits and entry.position not in found.without_truth
             drawn = drawn and bool(found.labels[entry.position])
-            try:
-                if image.fault:
-                    raise RowError("label", image.fault, uri)
-                photograph = photographs[entry]
-                if isinstance(photograph, RowError):
-                    raise photograph
-                if times[image_id] > 1:
-                    other = "has the name of another file, but for its ending: call one otherwise"
-                    raise RowError("label", f"{image.file_name} {other}", uri)
-            except RowError as error:
-                importer.fail(image_id, error.kind, error.message, error.uri)
+            photograph = photographs.get(entry) or RowError("label", image.fault, uri)
+            if isinstance(photograph, str) and times[image_id] > 1:
+                other = "has the name of another file, but for its ending: call one otherwise"
+                photograph = RowError("label", f"{image.file_name} {other}", uri)
+            if isinstance(photograph, RowError):
+                importer.fail(image_id, photograph.kind, photograph.message, photograph.uri)
                 continue
             importer.add(
                 image_id,
@@ -165,9 +166,7 @@ def import_coco(
                 stated_size=image.size,
             )
         importer.notes += places[number].notes()
-    metadata = {}
-    if objects and storage.exists(objects):
-        metadata = {OBJECTS_KEY: index_objects(objects)}
+    metadata = {OBJECTS_KEY: index_objects(objects)} if storage.exists(objects) else {}
     return importer.finish(counts, metadata, found=len(listed) + len(unasked))
 
 
