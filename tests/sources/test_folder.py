@@ -15,6 +15,8 @@ from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.reading.names import safe_image_id
 
+from .faulty import rows
+
 HEIGHT, WIDTH = 12, 16
 ANY_SPACE = LabelSpace.from_names(["a", "b"])
 
@@ -46,11 +48,6 @@ def folder(tmp_path: Path) -> Folder:
     for name in ("a.jpg", "b.PNG", "c.webp"):
         folder.photo(name)
     return folder
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, object]]:
-    table = tables.read_table(report.manifest.uri)
-    return {row["image_id"]: row for row in table.to_pylist()}
 
 
 def kinds(report: ImportReport) -> list[tuple[str, str]]:

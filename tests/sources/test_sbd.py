@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,15 @@ from PIL import Image
 from scipy.io import savemat
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.sources.datasets.sbd import read_sbd_mask
 from pmm_ray.sources.datasets.voc12 import import_voc12
-from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.labels.lists import read_label_list
 from pmm_ray.sources.reading.pickled import load_pickled_dict
+
+from .faulty import rows
 
 HEIGHT, WIDTH = 12, 16
 
@@ -61,10 +61,6 @@ def root(tmp_path: Path) -> Path:
     (sbd / "train.txt").write_text("a\nd\n")
     (sbd / "val.txt").write_text("b\nc\n")
     return tmp_path
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
 
 
 def test_train_aug_is_made_of_voc_and_sbd(root: Path) -> None:

@@ -85,9 +85,8 @@ def import_photographs(
     names, lines = _read_csv(labels_csv) if labels_csv else (None, None)
     known, exif = _known_classes(cams, photographs.root, names)
     space = space or known or (COCO14 if reading.class_ids == "coco90" else None)
-    joined = None
-    if lines is not None:
-        joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
+    index = NameIndex(photographs.files)
+    joined = None if lines is None else join_lines(lines, index, lambda name: (name,))
     matched, unsure, how = _match(photographs, cams)
     named_by_csv = space is None and lines is not None
     if space is None:

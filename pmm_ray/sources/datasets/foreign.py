@@ -61,7 +61,7 @@ def foreign_export(root: str, names: Iterable[str] | None = None, *, coco: bool 
         coco: whether COCO's own JSON counts, which another source reads.
     """
     if ending_of(root) in _WORDS:
-        return _sentence(_format_of(root), root, coco)
+        return _sentence(root, coco)
     if names is None:
         entries = storage.list_entries(root, recursive=True)
         names = [path_below(entry.uri, root) for entry in entries if not entry.fault]
@@ -76,13 +76,13 @@ def foreign_export(root: str, names: Iterable[str] | None = None, *, coco: bool 
         if alike[kind] > _MOST_ALIKE or looked_into == _MOST_LOOKED_INTO:
             continue
         looked_into += 1
-        uri = storage.join(root, name)
-        if sentence := _sentence(_format_of(uri), uri, coco):
+        if sentence := _sentence(storage.join(root, name), coco):
             return sentence
     return ""
 
 
-def _sentence(name: str, uri: str, coco: bool) -> str:
+def _sentence(uri: str, coco: bool) -> str:
+    name = _format_of(uri)
     known = name and (coco or name != "COCO JSON")
     return f"{uri} is {name}, which is not read: {FOREIGN[name]}" if known else ""
 
