@@ -39,7 +39,7 @@ from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.photographs import Photographs, find_photographs
 from pmm_ray.sources.labels.joined_lines import JoinedLines, join_lines
-from pmm_ray.sources.labels.label_files import has_id_names, read_class_pairs
+from pmm_ray.sources.labels.label_files import class_pairs
 from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of, unlisted_fault
 from pmm_ray.sources.reading.names import NameIndex, grouped, pair, stem_path
 from pmm_ray.sources.reading.text import read_table_text
@@ -123,13 +123,11 @@ def import_photographs(
         )
     for entry in cams.broken:
         importer.fail(stem_path(entry.uri, cams.place), "missing", entry.fault, entry.uri)
-    for uri in cams.left_out:
-        importer.leave_out(f"no {cams.what}", uri)
+    importer.leave_out(f"no {cams.what}", *cams.left_out)
     with_cam = {name for files in matched.values() for name in files}
     lone = [name for name in photographs.files if name not in with_cam]
     without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
-    for name in lone:
-        importer.leave_out(without, name)
+    importer.leave_out(without, *lone)
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
@@ -176,12 +174,12 @@ def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list
 def _read_csv(uri: str) -> tuple[list[str] | None, list[LabelLine] | None]:
     """(class names in the order of their ids, None) or (None, a line per photograph)."""
     table = read_table_text(uri, "labels file")
-    if not has_id_names(table.columns):
-        return None, label_lines(uri, table)
     try:
-        named = read_class_pairs(uri)
+        named = class_pairs(table)
     except ValueError as error:
         raise CannotRunError(f"{uri}: {error}") from error
+    if named is None:
+        return None, label_lines(uri, table)
     last = max(named, default=0)
     if not 1 <= last <= MAX_FOREGROUND:
         raise CannotRunError(f"{uri}: ids must be in 1..{MAX_FOREGROUND}, the last is {last}")

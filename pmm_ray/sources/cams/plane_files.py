@@ -37,6 +37,8 @@ KINDS: dict[Kind, str] = {
 # Values of one file for each pixel that a photograph may have: what a file may ask memory for.
 MOST_VALUES_PER_PIXEL = 8
 _NPY_HEAD_BYTES = 1 << 12
+# how far the aspect of planes may be from the photograph's
+_STRETCH = 0.1
 _PNG_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PALETTE = 24, 25, 3
 
 
@@ -202,19 +204,6 @@ def check_aspect(
             f"the {what} have {h} x {w} px, the photograph has {height} x {width}: one would be "
             "stretched to the other; are they of this photograph, and not turned or padded?"
         )
-
-
-def are_shares(scores: NDArray[Any]) -> bool:
-    """Whether the planes, [K, h, w], add up to one at nearly every pixel."""
-    if len(scores) == 0 or scores[0].size < 2:
-        return False
-    total = scores.sum(axis=0, dtype=np.float32)
-    return bool((np.abs(total - 1) < _SHARE_TOLERANCE).mean() >= _SHARE_PIXELS)
-
-
-_SHARE_TOLERANCE, _SHARE_PIXELS = 0.01, 0.99
-# how far the aspect of planes may be from the photograph's
-_STRETCH = 0.1
 
 
 def _plane(uri: str, most_values: int) -> NDArray[Any]:

@@ -110,8 +110,7 @@ def import_coco(
     importer.notes += classes.notes
     unasked = _unasked(root, splits, [uri for _, uri in files])
     importer.notes += unasked.values()
-    for uri in unasked:
-        importer.leave_out(UNASKED, path_below(uri, root))
+    importer.leave_out(UNASKED, *(path_below(uri, root) for uri in unasked))
     objects = storage.join(out, OBJECTS_FOLDER)
     storage.delete_folder(objects)
     counts = {"annotations": 0}

@@ -118,7 +118,11 @@ def import_folder(
         )
     notes: list[str] = []
     masks, unsure_masks, unused = _masks(root, photographs, notes) if ground_truth else ({}, {}, 0)
-    classes = _classes(root, class_names)
+    classes = (
+        read_folder_classes(root, "folder")
+        if class_names is None
+        else class_list(class_names, "folder")
+    )
     listed = classes is not None
     if classes is None:
         names = names_of(lines)
@@ -279,13 +283,6 @@ def _spellings(written: str) -> tuple[str, ...]:
     ways = (written,) if below is None else (below, written)
     number = written.removesuffix(".0")
     return (*ways, number) if number != written and number.isdecimal() else ways
-
-
-def _classes(root: str, class_names: Sequence[str] | None) -> ClassList | None:
-    """The classes by the caller's names, else by the folder's list, if it has one."""
-    if class_names is not None:
-        return class_list(class_names, "folder")
-    return read_folder_classes(root, "folder")
 
 
 def read_folder_classes(root: str, name: str) -> ClassList | None:

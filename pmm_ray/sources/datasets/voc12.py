@@ -94,8 +94,8 @@ def import_voc12(
     voc = _find_voc(root)
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
     photographs = grouped(_files(f"{voc}/JPEGImages", IMAGE_SUFFIXES), file_stem)
-    found_masks = find_masks(voc, photographs)
-    masks = (sbd_masks(sbd) if sbd else {}) | found_masks.of
+    png_masks, mask_notes = find_masks(voc, photographs)
+    masks = (sbd_masks(sbd) if sbd else {}) | png_masks
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)
     listed = _read_label_lists(lists, splits)
@@ -132,7 +132,7 @@ def import_voc12(
     importer.labels_from = chosen or (
         f"none: {voc} has no Annotations/*.xml, no cls_labels.npy and no masks"
     )
-    importer.notes += found_masks.notes
+    importer.notes += mask_notes
     listed_splits = _read_lists(voc, splits, lists, sbd, importer)
     origins: dict[str, Counter[str]] = {split: Counter() for split in listed_splits}
     for split, image_ids in listed_splits.items():
@@ -228,8 +228,7 @@ def _read_lists(
                 raise CannotRunError(str(error)) from error
             importer.notes.append(f"split {split} is left out: {error}")
             continue
-        for image_id in absent:
-            importer.leave_out(ABSENT, image_id)
+        importer.leave_out(ABSENT, *absent)
     return found
 
 

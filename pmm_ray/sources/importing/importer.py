@@ -134,9 +134,10 @@ class Importer:
         self._waiting.append(partial(self._fail, image_id, kind, message, uri))
         self._settle(_AHEAD)
 
-    def leave_out(self, reason: str, name: str) -> None:
-        """One file that is no photograph, or that nobody asked for."""
-        self.left_out.setdefault(reason, []).append(name)
+    def leave_out(self, reason: str, *names: str) -> None:
+        """Files that are no photographs, or that nobody asked for."""
+        if names:
+            self.left_out.setdefault(reason, []).extend(names)
 
     def finish(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
@@ -51,29 +51,20 @@ _OUR_KEYS = {"stages", "pixel_labels_used"}
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A photograph that cannot even be opened."""
-
-    name: str
-    uri: str
-    kind: ErrorKind
-    message: str
-
-
-@dataclass(frozen=True)
 class Photographs:
     """What is in a folder.
 
     `names` are those of the files and folders of `root`, but for empty folders; `files` are the
-    uris of photographs by their paths below `folder`, with their endings; `broken` those that
-    cannot be opened; `left_out` the names of all other files by reason.
+    uris of photographs by their paths below `folder`, with their endings; `broken` is what is wrong
+    with those that cannot be opened, by the same; `left_out` the names of all other files by
+    reason.
     """
 
     root: str
     folder: str
     names: frozenset[str]
     files: dict[str, str]
-    broken: tuple[Broken, ...]
+    broken: dict[str, RowError]
     left_out: dict[str, list[str]]
 
     @property
@@ -87,11 +78,10 @@ class Photographs:
 
     def report(self, importer: Importer) -> None:
         """Hand over what is no photograph that can be used."""
-        for item in self.broken:
-            importer.fail(stem_path(item.name), item.kind, item.message, item.uri)
+        for name, error in self.broken.items():
+            importer.fail(stem_path(name), error.kind, error.message, error.uri)
         for reason, names in self.left_out.items():
-            for name in names:
-                importer.leave_out(reason, name)
+            importer.leave_out(reason, *names)
 
 
 def find_photographs(root: str, out: str) -> Photographs:
@@ -111,7 +101,7 @@ def find_photographs(root: str, out: str) -> Photographs:
     folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
     results = result_folders((entry.uri for entry in entries), out)
     files: dict[str, str] = {}
-    broken: list[Broken] = []
+    broken: dict[str, RowError] = {}
     left_out: dict[str, list[str]] = {}
     for entry in entries:
         name = path_below(entry.uri, folder)
@@ -121,10 +111,10 @@ def find_photographs(root: str, out: str) -> Photographs:
         if reason:
             left_out.setdefault(reason, []).append(path_below(entry.uri, root))
         elif entry.fault:
-            broken.append(Broken(name, entry.uri, "missing", entry.fault))
+            broken[name] = RowError("missing", entry.fault, entry.uri)
         elif has_ending(name, UNREAD):
             text = f"{ending_of(name)} is not read: {CONVERT}"
-            broken.append(Broken(name, entry.uri, "decode", text))
+            broken[name] = RowError("decode", text, entry.uri)
         else:
             files[name] = entry.uri
     if not files and not broken:
@@ -137,7 +127,7 @@ def find_photographs(root: str, out: str) -> Photographs:
             raise CannotRunError(f"{root} {what}")
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
-    return Photographs(root, folder, names, files, tuple(broken), left_out)
+    return Photographs(root, folder, names, files, broken, left_out)
 
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
