@@ -104,18 +104,12 @@ def import_folder(
     csv_uri = ", ".join(tables)
     lines: list[LabelLine] = []
     if labels_from == "folders":
-        _refuse_class_of_masks(photographs)
-        lines = contradicted(folder_lines(photographs.files), photographs.files)
+        lines = _lines_of_folders(photographs)
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder, label_column)
         except CannotRunError as error:
             raise CannotRunError(foreign_export(uri) or str(error)) from error
-    if labels_from == "folders" and not lines:
-        raise CannotRunError(
-            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
-            "of its class"
-        )
     notes: list[str] = []
     masks, unsure_masks, unused = _masks(root, photographs, notes) if ground_truth else ({}, {}, 0)
     classes = (
@@ -155,10 +149,9 @@ def import_folder(
     files: dict[str, str] = {}
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
-        # a name that may mean this photograph or another is a fault of both
-        none = LabelLine(name, (), "", unsure.get(stem_path(name), ""))
-        line = joined.of.get(name, none)
         stem = stem_path(name)
+        # a name that may mean this photograph or another is a fault of both
+        line = joined.of.get(name, LabelLine(name, (), "", unsure.get(stem, "")))
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
         if own and not same_split(split, own):
@@ -210,16 +203,26 @@ def import_folder(
     return images.finish(counts, found=photographs.found + len(lone))
 
 
-def _refuse_class_of_masks(photographs: Photographs) -> None:
-    """Refuse a folder of photographs that is passed over as one of masks."""
+def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
+    """A line for each photograph in a folder of its class.
+
+    Raises:
+        CannotRunError: there is none, or a class is called as folders of masks are.
+    """
     named = photographs.left_out.get(LEFT_OUT["masks"], ())
-    found = [name for name in named if has_ending(name, IMAGE_SUFFIXES)]
-    found = [name for name in found if not has_ending(name, ".png")]
+    found = [n for n in named if has_ending(n, IMAGE_SUFFIXES) and not has_ending(n, ".png")]
     if found:
         raise CannotRunError(
             f"{found[0]} is in a folder called as those of masks are, which are PNG files: if that "
             f"is a class, move all classes into {photographs.root}/{IMAGE_FOLDERS[0]}"
         )
+    lines = contradicted(folder_lines(photographs.files), photographs.files)
+    if not lines:
+        raise CannotRunError(
+            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
+            "of its class"
+        )
+    return lines
 
 
 def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
