@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pmm_ray.runtime.core import storage
@@ -102,7 +103,6 @@ def download(
     mirror: str | None = None,
     parallel: int = 3,
     say: Say = print,
-    archives: Sequence[Archive] | None = None,
 ) -> None:
     """Download and extract a data set below `root`; goes on where it was interrupted.
 
@@ -112,7 +112,6 @@ def download(
         mirror: url of a folder that holds the archives under their own names.
         parallel: archives loaded at once.
         say: gets one line for each thing done.
-        archives: in place of those of `DATASETS`.
 
     Raises:
         CannotRunError: too little disk, a server that gives up, a wrong size or checksum, an
@@ -121,7 +120,7 @@ def download(
     root = Path(root).expanduser().absolute()
     folder = root / ARCHIVES
     storage.make_folder(str(folder))
-    wanted = [a for a in archives or DATASETS[dataset] if not _marker(folder, a).exists()]
+    wanted = [a for a in DATASETS[dataset] if not _marker(folder, a).exists()]
     _check_disk(root, folder, wanted)
     stop = threading.Event()
     with ThreadPoolExecutor(max(1, parallel)) as pool:
@@ -280,8 +279,5 @@ def _total(content_range: str | None) -> int | None:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

@@ -13,7 +13,7 @@ from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.sources.datasets.coco14 import import_coco14
 from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.sources.labels.label_files import read_label_space
-from pmm_ray.sources.labels.lists import read_label_list, read_words
+from pmm_ray.sources.labels.lists import read_label_list, read_members
 
 from ..sources.coco_tree import OFFICIAL, annotation, box, entry, photo
 from .mutations import alone, damaged, fuzz, ours
@@ -76,7 +76,7 @@ def test_class_lists(name: str) -> None:
 def test_lists_of_labels_and_ids(data: bytes) -> None:
     with alone("train_cls.txt", data) as path:
         ours(lambda: read_label_list(str(path), VOC12))
-        ours(lambda: list(read_words(str(path))))
+        ours(lambda: read_members(str(path)))
 
 
 @fuzz

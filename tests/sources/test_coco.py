@@ -11,21 +11,16 @@ import numpy as np
 import pytest
 
 from pmm_ray.commands.check_data import source_of
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.sources.datasets.coco_objects import NO_OUTLINE, parse_object
 from pmm_ray.sources.datasets.raster import draw_objects
-from pmm_ray.sources.importing.import_report import ImportReport
 
 from .coco_tree import HEIGHT, WIDTH, annotation, box, entry, photo, write
+from .faulty import rows
 
 KINDS = [{"id": 7, "name": "кошка"}, {"id": 3, "name": "犬"}, {"id": 40, "name": "Vögel"}]
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
 
 
 def test_one_file_with_splits_folders_and_other_scripts(tmp_path: Path) -> None:

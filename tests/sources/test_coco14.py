@@ -5,25 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pmm_ray.labels import COCO14
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.datasets import coco_objects
 from pmm_ray.sources.datasets.coco14 import import_coco14
 from pmm_ray.sources.datasets.raster import draw_objects
-from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.labels.lists import read_label_list
 
 from .coco_tree import annotation, box, entry, photo, write
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
+from .faulty import rows
 
 
 def name(number: int, base: str = "train") -> str:

@@ -123,7 +123,9 @@ def archive(server: Server, name: str = "a.zip", data: bytes = CONTENT) -> Archi
 
 def run(root: Path, *archives: Archive, **options: Any) -> list[str]:
     lines: list[str] = []
-    download("test", root, archives=archives, say=lines.append, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "test", archives)
+        download("test", root, say=lines.append, **options)
     return lines
 
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.datasets.parquet import import_parquet
-from pmm_ray.sources.importing.import_report import ImportReport
+
+from .faulty import rows
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -44,10 +44,6 @@ def write(
         info = {"info": {"features": {"image": {"_type": "Image"}, column: feature}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
     pq.write_table(table, path)
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
 
 
 def test_class_labels_of_shards_and_splits(tmp_path: Path) -> None:

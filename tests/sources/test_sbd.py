@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,15 @@ from PIL import Image
 from scipy.io import savemat
 
 from pmm_ray.labels import VOC12
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.sources.datasets.sbd import read_sbd_mask
 from pmm_ray.sources.datasets.voc12 import import_voc12
-from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.labels.lists import read_label_list
 from pmm_ray.sources.reading.pickled import load_pickled_dict
+
+from .faulty import rows
 
 HEIGHT, WIDTH = 12, 16
 
@@ -61,10 +61,6 @@ def root(tmp_path: Path) -> Path:
     (sbd / "train.txt").write_text("a\nd\n")
     (sbd / "val.txt").write_text("b\nc\n")
     return tmp_path
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
-    return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
 
 
 def test_train_aug_is_made_of_voc_and_sbd(root: Path) -> None:
@@ -135,6 +131,20 @@ def test_lists_stand_in_for_those_the_tree_lacks(root: Path) -> None:
         str(root), str(root / "out"), splits=["train_aug"], lists=str(lists), labels_from="lists"
     )
     assert rows(used)["c"]["labels"] == [3, 19]
+
+
+def test_a_list_has_labels_for_an_image_without_any(root: Path) -> None:
+    lists = root / "lists"
+    lists.mkdir()
+    (lists / "test.txt").write_text("d\n")
+    (lists / "test_cls.txt").write_text("d 1\n")
+    (root / "benchmark_RELEASE/dataset/cls/d.mat").unlink()
+    report = import_voc12(
+        str(root), str(root / "out"), splits=["test"], labels_from="masks", lists=str(lists)
+    )
+    assert report.counts["unlabelled"] == report.counts["labels differ from the list"] == 1
+    text = (root / "out/differences.csv").read_text().splitlines()
+    assert text[1] == "d,labels differ,,bicycle"
 
 
 def test_no_list_and_no_sbd_says_what_to_do(root: Path) -> None:

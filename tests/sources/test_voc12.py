@@ -17,6 +17,8 @@ from pmm_ray.sources.datasets.voc12 import import_voc12
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.reading.pickled import load_pickled_dict
 
+from .faulty import rows
+
 HEIGHT, WIDTH = 12, 16
 
 
@@ -80,11 +82,6 @@ def tree(tmp_path: Path) -> Tree:
     tree.mask("2007_000002", 20)
     tree.mask("2007_000003", 8, folder="SegmentationClass")
     return tree
-
-
-def rows(report: ImportReport) -> dict[str, dict[str, object]]:
-    table = tables.read_table(report.manifest.uri)
-    return {row["image_id"]: row for row in table.to_pylist()}
 
 
 def kinds(report: ImportReport) -> dict[str, str]:

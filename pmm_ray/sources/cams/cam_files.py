@@ -7,25 +7,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.cams.plane_files import needs_trust
 from pmm_ray.sources.importing.photographs import beside_table
-from pmm_ray.sources.reading.names import has_ending, is_hidden, safe_image_id, stem_path
+from pmm_ray.sources.reading.names import (
+    has_ending,
+    is_hidden,
+    path_below,
+    safe_image_id,
+    stem_path,
+)
 from pmm_ray.sources.reading.pickled import refusal
 
 SUFFIXES = (".npz", ".npy")
-FILES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("cam_uri", pa.string()),
-        ("classes", pa.list_(pa.int32())),
-        ("class_uris", pa.list_(pa.string())),
-    ]
+FILES = tables.columns(
+    image_id=tables.TEXT,
+    cam_uri=tables.TEXT,
+    classes=pa.list_(tables.INT32),
+    class_uris=pa.list_(tables.TEXT),
 )
 """Where the CAM of an image is: one file, or a file for each class."""
 PER_CLASS = "per-class"
@@ -78,21 +81,13 @@ def find_cams(
             that nobody vouched for.
     """
     folder = storage.absolute(folder)
-    entries = storage.list_entries(folder, recursive=True)
-    files = [entry.uri for entry in entries if not entry.fault]
-    parts = [
-        uri
-        for uri in files
-        if storage.parent(uri) == folder
-        and uri.endswith(".parquet")
-        and uri.rsplit("/", 1)[-1].startswith("part-")
-    ]
-    if parts:
+    if parts := part_files(folder):
         index = _index_table(folder, parts)
         names = {i: i for i in index.image_ids}
         beside = tuple(beside_table(folder, parts))
         return CamFolder(True, index, _fingerprint(parts), names, left_out=beside, what=what)
-    files = [uri for uri in files if not _hidden_in(folder, uri)]
+    entries = storage.list_entries(folder, recursive=True)
+    files = [e.uri for e in entries if not e.fault and not _hidden_in(folder, e.uri)]
     found = [uri for uri in files if has_ending(uri, SUFFIXES)]
     per_class = layout == PER_CLASS or not found
     if per_class:
@@ -164,7 +159,7 @@ def _shown(entries: Sequence[Entry]) -> str:
 
 
 def _hidden_in(folder: str, uri: str) -> bool:
-    return is_hidden(uri.removeprefix(folder + "/"))
+    return is_hidden(path_below(uri, folder))
 
 
 def _index_table(folder: str, parts: list[str]) -> TableIndex:
@@ -174,11 +169,9 @@ def _index_table(folder: str, parts: list[str]) -> TableIndex:
             f"{broken[0]} is not a readable part of a cams table: make it again, or move it away"
         )
     for uri in parts:
-        filesystem, path = storage.resolve(uri)
-        names = set(pq.read_schema(path, filesystem=filesystem).names)
-        if not names >= set(tables.CAMS.names):
-            lacking = ", ".join(sorted(set(tables.CAMS.names) - names))
-            raise CannotRunError(f"{uri} is no part of a cams table: it lacks {lacking}")
+        lacking = sorted(set(tables.CAMS.names) - set(tables.schema_of(uri).names))
+        if lacking:
+            raise CannotRunError(f"{uri} is no part of a cams table: it lacks {', '.join(lacking)}")
     return index
 
 

@@ -39,9 +39,9 @@ from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.photographs import Photographs, find_photographs
 from pmm_ray.sources.labels.joined_lines import JoinedLines, join_lines
-from pmm_ray.sources.labels.label_files import has_id_names, read_class_pairs
+from pmm_ray.sources.labels.label_files import class_pairs
 from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of, unlisted_fault
-from pmm_ray.sources.reading.names import NameIndex, pair, stem_path
+from pmm_ray.sources.reading.names import NameIndex, grouped, pair, stem_path
 from pmm_ray.sources.reading.text import read_table_text
 
 WITHOUT_CAM = "photographs without a CAM"
@@ -85,9 +85,8 @@ def import_photographs(
     names, lines = _read_csv(labels_csv) if labels_csv else (None, None)
     known, exif = _known_classes(cams, photographs.root, names)
     space = space or known or (COCO14 if reading.class_ids == "coco90" else None)
-    joined = None
-    if lines is not None:
-        joined = join_lines(lines, NameIndex(photographs.files), lambda name: (name,))
+    index = NameIndex(photographs.files)
+    joined = None if lines is None else join_lines(lines, index, lambda name: (name,))
     matched, unsure, how = _match(photographs, cams)
     named_by_csv = space is None and lines is not None
     if space is None:
@@ -124,13 +123,11 @@ def import_photographs(
         )
     for entry in cams.broken:
         importer.fail(stem_path(entry.uri, cams.place), "missing", entry.fault, entry.uri)
-    for uri in cams.left_out:
-        importer.leave_out(f"no {cams.what}", uri)
+    importer.leave_out(f"no {cams.what}", *cams.left_out)
     with_cam = {name for files in matched.values() for name in files}
     lone = [name for name in photographs.files if name not in with_cam]
     without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
-    for name in lone:
-        importer.leave_out(without, name)
+    importer.leave_out(without, *lone)
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
@@ -146,14 +143,9 @@ def _match(
 ) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]], Mapping[str, int]]:
     """The photographs of each CAM, of its id, else paired by their paths; those that may be meant
     where more than one fits; and how often which weaker rule found one."""
-    by_id: dict[str, list[str]] = {}
-    for name in photographs.files:
-        by_id.setdefault(photographs.image_id(name), []).append(name)
+    by_id = grouped(photographs.files, photographs.image_id)
     matched = {i: by_id.pop(i) for i in cams.index.image_ids if i in by_id}
-    stems: dict[str, list[str]] = {}
-    for names in by_id.values():
-        for name in names:
-            stems.setdefault(stem_path(name), []).append(name)
+    stems = grouped((name for names in by_id.values() for name in names), stem_path)
     open_cams = {name: image_id for image_id, name in cams.names.items() if image_id not in matched}
     pairs = pair(list(open_cams), list(stems))
     unsure = {open_cams[name]: found for name, found in pairs.several.items() if len(found) > 1}
@@ -182,12 +174,12 @@ def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list
 def _read_csv(uri: str) -> tuple[list[str] | None, list[LabelLine] | None]:
     """(class names in the order of their ids, None) or (None, a line per photograph)."""
     table = read_table_text(uri, "labels file")
-    if not has_id_names(table.columns):
-        return None, label_lines(uri, table)
     try:
-        named = dict(read_class_pairs(uri))
+        named = class_pairs(table)
     except ValueError as error:
         raise CannotRunError(f"{uri}: {error}") from error
+    if named is None:
+        return None, label_lines(uri, table)
     last = max(named, default=0)
     if not 1 <= last <= MAX_FOREGROUND:
         raise CannotRunError(f"{uri}: ids must be in 1..{MAX_FOREGROUND}, the last is {last}")

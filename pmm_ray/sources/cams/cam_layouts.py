@@ -136,7 +136,8 @@ def read_planes(content: Content, reading: Reading) -> Planes:
     layout = LAYOUTS[name]
     size = None
     if layout.maps:
-        stored = numbers(content[_keys_of(content, layout)])
+        keys = next(name for name in (layout.keys, *_KEYS) if name in content)
+        stored = numbers(content[keys])
         scores = floating(content[key], "a map" if content.kind == "dictionary" else "the CAM")
         if "size" in content and name == OWN:
             size = _size(content["size"])
@@ -193,10 +194,6 @@ def _maps_in(content: Content, layout: Layout, name: str, reading: Reading) -> s
         return None if key == _SMALL and larger else key
     said = name == reading.layout or reading.key in layout.maps
     return reading.key if said and reading.key in content else None
-
-
-def _keys_of(content: Content, layout: Layout) -> str:
-    return next(name for name in (layout.keys, *_KEYS) if name in content)
 
 
 def _holds(content: Content) -> str:

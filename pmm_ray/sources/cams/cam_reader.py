@@ -19,13 +19,9 @@ from pmm_ray.labels import COCO14
 from pmm_ray.method.cams import normalize
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cams.cam_layouts import UNREAD, Planes, Reading, read_planes
-from pmm_ray.sources.cams.plane_files import (
-    MOST_VALUES_PER_PIXEL,
-    are_shares,
-    check_aspect,
-    read_content,
-)
+from pmm_ray.sources.cams.plane_files import MOST_VALUES_PER_PIXEL, check_aspect, read_content
 from pmm_ray.sources.cams.said import Normalize
+from pmm_ray.sources.cams.score_values import are_shares
 
 TABLE = "table"
 """The layout of a cams table of ours."""

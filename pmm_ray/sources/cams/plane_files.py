@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import decode_mask
+from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.sources.reading.names import has_ending
 from pmm_ray.sources.reading.pickled import load_pickled_dict, read_npy_header
 
@@ -36,9 +37,12 @@ KINDS: dict[Kind, str] = {
 # Values of one file for each pixel that a photograph may have: what a file may ask memory for.
 MOST_VALUES_PER_PIXEL = 8
 _NPY_HEAD_BYTES = 1 << 12
+# how far the aspect of planes may be from the photograph's
+_STRETCH = 0.1
 _PNG_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PALETTE = 24, 25, 3
 
 
+@dataclass(frozen=True)
 class Content:
     """What a file holds, by name; of numbered planes by their numbers as text.
 
@@ -47,9 +51,8 @@ class Content:
         arrays: by name. An archive's are read when they are asked for.
     """
 
-    def __init__(self, kind: Kind, arrays: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.arrays = arrays
+    kind: Kind
+    arrays: Mapping[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -203,19 +206,6 @@ def check_aspect(
         )
 
 
-def are_shares(scores: NDArray[Any]) -> bool:
-    """Whether the planes, [K, h, w], add up to one at nearly every pixel."""
-    if len(scores) == 0 or scores[0].size < 2:
-        return False
-    total = scores.sum(axis=0, dtype=np.float32)
-    return bool((np.abs(total - 1) < _SHARE_TOLERANCE).mean() >= _SHARE_PIXELS)
-
-
-_SHARE_TOLERANCE, _SHARE_PIXELS = 0.01, 0.99
-# how far the aspect of planes may be from the photograph's
-_STRETCH = 0.1
-
-
 def _plane(uri: str, most_values: int) -> NDArray[Any]:
     """The plane of one class, floating [h, w]; grey levels as 0..1."""
     data = _bytes(uri)
@@ -246,12 +236,7 @@ def _bare(data: bytes, uri: str, most_values: int) -> NDArray[Any]:
 
 
 def _bytes(uri: str) -> bytes:
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise RowError("missing", "the file does not exist", uri) from error
-    except OSError as error:
-        raise RowError("missing", f"the file cannot be read: {error}", uri) from error
+    data = read_file(uri)
     if stand_in := storage.stand_in(data):
         raise RowError("decode", stand_in, uri)
     return data

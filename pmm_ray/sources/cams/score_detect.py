@@ -108,7 +108,7 @@ def detect_scores(
         raise CannotRunError(f"not one file can be used: {faults[0].uri}: {faults[0].message}")
     numbered = [peek for peek in peeks if peek.planes.numbers is not None]
     _refuse_cams([p for p in numbered if p.planes.layout == "crf"], reading)
-    reading = replace(reading, first_class=_first_class(numbered, reading))
+    _refuse_unclear_first_class(numbered, reading)
     plain = [peek for peek in peeks if peek.planes.numbers is None]
     _refuse_classes_last(plain, space)
     space = space or _space_of(plain)
@@ -161,30 +161,31 @@ def _refuse_cams(peeks: Sequence[_Peek], reading: ScoreReading) -> None:
         raise CannotRunError(f"{first.image_id}: {NOT_SHARES}")
 
 
-def _first_class(peeks: Sequence[_Peek], reading: ScoreReading) -> int | None:
-    """Where class numbers begin: at 1 if files have the background as 0.
+def _refuse_unclear_first_class(peeks: Sequence[_Peek], reading: ScoreReading) -> None:
+    """Refuse files that do not tell where class numbers begin: at 1 beside the background as 0.
 
     A class 0 that only some files have may be the first class, if they do not add up to one.
     """
+    if not peeks:
+        return
     with_zero = [peek for peek in peeks if 0 in (peek.planes.numbers or ())]
     shares = [peek for peek in peeks if peek.planes.shares]
     all_shares = bool(shares) and all(0 in (peek.planes.numbers or ()) for peek in shares)
     if len(peeks) - len(with_zero) > _MAY_LACK * len(peeks) and not all_shares:
         with_zero = []
-    if reading.first_class == 0 and len(with_zero) == len(peeks) and peeks:
+    if reading.first_class == 0 and len(with_zero) == len(peeks):
         raise CannotRunError(
             f"every file that was looked into has a class 0, such as {peeks[0].image_id}: of "
             "scores it is the background, and the first class is 1"
         )
-    if peeks and not with_zero and reading.first_class is None and not reading.background_channel:
+    if not with_zero and reading.first_class is None and not reading.background_channel:
         without = [peek for peek in peeks if 0 not in (peek.planes.numbers or ())]
-        lacking, example = len(without), without[0]
+        example = without[0]
         raise CannotRunError(
-            f"{lacking} of {len(peeks)} files that were looked into have no class 0, such as "
+            f"{len(without)} of {len(peeks)} files that were looked into have no class 0, such as "
             f"{example.image_id} with classes {example.planes.numbers}: say --first-class 1 if 0 "
             "would be the background, --first-class 0 if it would be a class"
         )
-    return reading.first_class
 
 
 def _refuse_classes_last(peeks: Sequence[_Peek], space: LabelSpace | None) -> None:

@@ -240,7 +240,7 @@ class ScoreReader:
             size = manifest["height"], manifest["width"]
             check_aspect(planes.scores.shape[1:], size, "scores")
             kept = [k for k, label in enumerate(labels) if label >= 0]
-            scores = resize(planes.scores, kept, manifest["height"], manifest["width"])
+            scores = resize(planes.scores, kept, *size)
         if values == "logits":
             scores -= scores.max(axis=0)
             np.exp(scores, out=scores)

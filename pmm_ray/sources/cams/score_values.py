@@ -41,6 +41,13 @@ def whole_of(scores_Mhw: NDArray[Any]) -> float | None:
     return None
 
 
+def are_shares(scores_Mhw: NDArray[Any]) -> bool:
+    """Whether the planes, floating [M, h, w], add up to one at nearly every pixel."""
+    if len(scores_Mhw) == 0 or scores_Mhw[0].size < 2:
+        return False
+    return _nearly(scores_Mhw.sum(axis=0, dtype=np.float32), 1, MARGIN)
+
+
 def clip_shares(scores_Mhw: NDArray[Any]) -> NDArray[Any]:
     """Probabilities that a resize left beyond 0..1, brought back, [M, h, w]; others as they are."""
     if float(scores_Mhw.min()) >= -MARGIN and float(scores_Mhw.max()) <= 1 + MARGIN:

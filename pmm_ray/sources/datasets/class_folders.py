@@ -20,6 +20,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.labels.label_lines import DEFAULT_SPLIT, LabelLine, unlisted_fault
 from pmm_ray.sources.reading.cells import SEPARATOR
+from pmm_ray.sources.reading.names import grouped
 from pmm_ray.sources.reading.split_names import affixed_splits, differ_by_split, is_split
 
 # folders of other layouts, which hold photographs of all classes
@@ -67,9 +68,7 @@ def contradicted(lines: Sequence[LabelLine], files: Mapping[str, str]) -> list[L
         lines: from `folder_lines`.
         files: the uris of the photographs by their names.
     """
-    by_name: dict[str, list[LabelLine]] = {}
-    for line in lines:
-        by_name.setdefault(posixpath.basename(line.name).casefold(), []).append(line)
+    by_name = grouped(lines, lambda line: posixpath.basename(line.name).casefold())
     several = [found for found in by_name.values() if len({line.labels for line in found}) > 1]
     folders = {storage.parent(files[line.name]) for found in several for line in found}
     sizes: dict[str, tuple[int, int]] = {}
@@ -77,9 +76,7 @@ def contradicted(lines: Sequence[LabelLine], files: Mapping[str, str]) -> list[L
         sizes |= storage.list_versions(folder)
     fault_of: dict[str, str] = {}
     for found in several:
-        by_size: dict[int, list[LabelLine]] = {}
-        for line in found:
-            by_size.setdefault(sizes.get(files[line.name], (-1, 0))[0], []).append(line)
+        by_size = grouped(found, lambda line: sizes.get(files[line.name], (-1, 0))[0])
         for size, alike in by_size.items():
             if size > 0 and len({line.labels for line in alike}) > 1:
                 fault_of |= _copies(alike, files)

@@ -17,6 +17,7 @@ one whose size differs from the stated one is an error row.
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,13 @@ from dataclasses import dataclass
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
-from pmm_ray.sources.datasets.coco_classes import read_classes
 from pmm_ray.sources.datasets.coco_files import (
     OBJECTS_FOLDER,
     OBJECTS_KEY,
     mask_uri,
     read_annotated,
 )
-from pmm_ray.sources.datasets.coco_json import CocoImage, read_images
+from pmm_ray.sources.datasets.coco_json import CocoImage, read_classes, read_images
 from pmm_ray.sources.datasets.coco_objects import index_objects
 from pmm_ray.sources.datasets.foreign import foreign_export
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
@@ -40,8 +40,9 @@ from pmm_ray.sources.importing.places import Places, Wanted, find_wanted
 from pmm_ray.sources.labels.label_lines import DEFAULT_SPLIT
 from pmm_ray.sources.reading.names import (
     clean_path,
-    file_name,
+    grouped,
     has_ending,
+    path_below,
     safe_image_id,
     stem_path,
 )
@@ -109,11 +110,10 @@ def import_coco(
     importer.notes += classes.notes
     unasked = _unasked(root, splits, [uri for _, uri in files])
     importer.notes += unasked.values()
-    for uri in unasked:
-        importer.leave_out(UNASKED, uri.removeprefix(f"{root}/"))
-    objects = storage.join(out, OBJECTS_FOLDER) if truth_splits else None
-    storage.delete_folder(storage.join(out, OBJECTS_FOLDER))
-    counts: dict[str, int] = {"annotations": 0}
+    importer.leave_out(UNASKED, *(path_below(uri, root) for uri in unasked))
+    objects = storage.join(out, OBJECTS_FOLDER)
+    storage.delete_folder(objects)
+    counts = {"annotations": 0}
     base = storage.parent(root) if has_ending(root, _ENDINGS) else root
     places = [Places(_places(uri, split, base), out) for split, uri in files]
     listed = [
@@ -121,7 +121,7 @@ def import_coco(
         for number, (split, uri) in enumerate(files)
         for position, image in enumerate(read_images(uri))
     ]
-    sources = [uri.removeprefix(f"{base}/") for _, uri in files]
+    sources = [path_below(uri, base) for _, uri in files]
     wanted = {
         entry: Wanted(entry.image.file_name, sources[entry.file], places[entry.file], entry.split)
         for entry in listed
@@ -135,24 +135,26 @@ def import_coco(
         entries = [entry for entry in listed if entry.file == number]
         images = [entry.image for entry in entries]
         own_ids = [ids[entry] for entry in entries]
-        found = read_annotated(uri, images, own_ids, classes.label_of, objects, f"{number:02d}")
+        found = read_annotated(
+            uri,
+            images,
+            own_ids,
+            classes.label_of,
+            objects if truth_splits else None,
+            f"{number:02d}",
+        )
         found.add_counts(counts)
         importer.notes += found.notes()
         for entry, image_id in zip(entries, own_ids, strict=True):
             image, split = entry.image, entry.split or DEFAULT_SPLIT
             drawn = split in truth_splits and entry.position not in found.without_truth
             drawn = drawn and bool(found.labels[entry.position])
-            try:
-                if image.fault:
-                    raise RowError("label", image.fault, uri)
-                photograph = photographs[entry]
-                if isinstance(photograph, RowError):
-                    raise photograph
-                if times[image_id] > 1:
-                    other = "has the name of another file, but for its ending: call one otherwise"
-                    raise RowError("label", f"{image.file_name} {other}", uri)
-            except RowError as error:
-                importer.fail(image_id, error.kind, error.message, error.uri)
+            photograph = photographs.get(entry) or RowError("label", image.fault, uri)
+            if isinstance(photograph, str) and times[image_id] > 1:
+                other = "has the name of another file, but for its ending: call one otherwise"
+                photograph = RowError("label", f"{image.file_name} {other}", uri)
+            if isinstance(photograph, RowError):
+                importer.fail(image_id, photograph.kind, photograph.message, photograph.uri)
                 continue
             importer.add(
                 image_id,
@@ -163,9 +165,7 @@ def import_coco(
                 stated_size=image.size,
             )
         importer.notes += places[number].notes()
-    metadata = {}
-    if objects and storage.exists(objects):
-        metadata = {OBJECTS_KEY: index_objects(objects)}
+    metadata = {OBJECTS_KEY: index_objects(objects)} if storage.exists(objects) else {}
     return importer.finish(counts, metadata, found=len(listed) + len(unasked))
 
 
@@ -224,7 +224,7 @@ def _may_be_annotations(uri: str, *, in_root: bool = False) -> bool:
 
     In the root of a data set a JSON file may be anything.
     """
-    name = file_name(uri).casefold()
+    name = posixpath.basename(uri).casefold()
     if not name.endswith(".json") or name.startswith(_OTHER_TASKS):
         return False
     usual = {f"{split}.json" for split in USUAL_SPLITS} | {*SINGLE_FILES}
@@ -239,9 +239,7 @@ def _image_ids(
     It is the file's name without its ending, with its folders where it names some; and with its
     split where several splits have a file of that name each.
     """
-    by_name: dict[str, list[_Listed]] = {}
-    for entry in listed:
-        by_name.setdefault(stem_path(clean_path(entry.image.file_name)), []).append(entry)
+    by_name = grouped(listed, lambda entry: stem_path(clean_path(entry.image.file_name)))
     ids: dict[_Listed, str] = {}
     numbered: list[str] = []
     for name, entries in by_name.items():

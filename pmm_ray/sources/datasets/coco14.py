@@ -32,12 +32,9 @@ from pmm_ray.sources.datasets.coco_objects import index_objects
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.labels.lists import (
-    DIFFERENCES,
     Labels,
-    compare_labels,
-    count_differences,
+    compare_with_lists,
     read_label_list,
-    write_differences,
 )
 from pmm_ray.sources.reading.names import stem_path
 
@@ -122,10 +119,7 @@ def import_coco14(
             counts[f"split {split}: photographs not there yet"] = missing
     metadata = {OBJECTS_KEY: index_objects(objects)} if storage.exists(objects) else {}
     if lists:
-        here = {image_id: row.labels for image_id, row in importer.rows.items()}
-        differences = compare_labels(here, listed_labels)
-        write_differences(storage.join(out, DIFFERENCES), differences, COCO14)
-        counts |= count_differences(differences)
+        counts |= compare_with_lists(importer.rows, listed_labels, out, COCO14)
     used = "lists" if labels_from == "lists" else "annotations"
     importer.labels_from = used
     counts[BARE] = len(importer.left_out.get(BARE, ()))

@@ -60,7 +60,7 @@ class AnnotatedImages:
 
     def add_counts(self, counts: dict[str, int]) -> None:
         """Add what there is of annotations."""
-        counts["annotations"] = counts.get("annotations", 0) + self.annotations
+        counts["annotations"] += self.annotations
         if self.strangers:
             counts[STRANGERS] = counts.get(STRANGERS, 0) + self.strangers
 

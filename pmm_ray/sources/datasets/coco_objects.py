@@ -29,19 +29,20 @@ _SPILL_ROWS = 20_000
 # images in a part of the objects table, and the most parts: each is an open file while reading
 _PART_IMAGES, _MOST_PARTS = 512, 200
 
-_OBJECT_FIELDS = [
-    ("label", pa.int16()),
-    ("crowd", pa.bool_()),
-    ("polygons", pa.list_(pa.list_(pa.float64()))),
-    ("counts", pa.list_(pa.int64())),
-    ("rle", pa.string()),
-]
-OBJECT = pa.struct(_OBJECT_FIELDS)
+OBJECT = pa.struct(
+    {
+        "label": tables.INT16,
+        "crowd": pa.bool_(),
+        "polygons": pa.list_(pa.list_(tables.DOUBLE)),
+        "counts": pa.list_(tables.INT64),
+        "rle": tables.TEXT,
+    }
+)
 """One annotated object: polygons (x, y, x, y, ... in px), or run lengths, or COCO's packed ones.
 Of an object without an outline the polygon is its box, and the label `NO_OUTLINE`."""
 NO_OUTLINE = 0
 
-OBJECTS = pa.schema([("image_id", pa.string()), ("objects", pa.list_(OBJECT))])
+OBJECTS = tables.columns(image_id=tables.TEXT, objects=pa.list_(OBJECT))
 """One row per image: its objects in the order of the file."""
 
 

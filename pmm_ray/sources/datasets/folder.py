@@ -40,6 +40,7 @@ from pmm_ray.sources.importing.photographs import (
     places_in,
 )
 from pmm_ray.sources.labels.joined_lines import join_lines
+from pmm_ray.sources.labels.label_columns import UNNAMED_CLASS
 from pmm_ray.sources.labels.label_files import ClassList, class_list, read_class_list
 from pmm_ray.sources.labels.label_lines import (
     DEFAULT_SPLIT,
@@ -56,12 +57,10 @@ from pmm_ray.sources.reading.names import (
     has_ending,
     is_hidden,
     pair,
+    path_below,
     stem_path,
 )
 from pmm_ray.sources.reading.split_names import same_split, splits_of_folders
-
-# the class of a label space that nothing names: unlabelled photographs without class names
-UNNAMED_CLASS = "object"
 
 
 @reads_source
@@ -69,7 +68,6 @@ def import_folder(
     root: str,
     out: str,
     *,
-    labels_csv: str | None = None,
     class_names: Sequence[str] | None = None,
     labels_from: Literal["auto", "folders", "none"] = "auto",
     label_column: str = "",
@@ -86,14 +84,12 @@ def import_folder(
     Args:
         root: holds `images/`, or the photographs themselves.
         out: folder that gets `manifest.parquet` and `errors/`.
-        labels_csv: UTF-8, default `ROOT/labels.csv` if there is one. Columns `image_id` (a file
-            name with or without its ending), `labels` (or `label`), and optionally `split`;
-            without it a photograph is in the split that its folder is called by, where all are
-            in two or more such folders, else in `train`.
         class_names: the classes in the order of their ids; default: `ROOT/classes.txt` (or
             LabelMe's `class_names.txt`, CVAT's `labelmap.txt`), else the names in the CSV, sorted.
         labels_from: `auto` the CSV; `folders` the folders, see `class_folders`; `none` leaves both
-            aside: all photographs are unlabelled.
+            aside: all photographs are unlabelled. Without a column `split` a photograph is in the
+            split that its folder is called by, where all are in two or more such folders, else in
+            `train`.
         label_column: of the CSV, see `read_labels_csv`.
         ground_truth: whether masks count.
         max_pixels: a photograph that declares more becomes an error row.
@@ -104,25 +100,23 @@ def import_folder(
     """
     root = storage.absolute(root)
     photographs = find_photographs(root, out)
-    tables = {labels_csv: ""} if labels_csv else _label_files(root, photographs)
+    tables = _label_files(root, photographs)
     csv_uri = ", ".join(tables)
     lines: list[LabelLine] = []
     if labels_from == "folders":
-        _refuse_class_of_masks(photographs)
-        lines = contradicted(folder_lines(photographs.files), photographs.files)
+        lines = _lines_of_folders(photographs)
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder, label_column)
         except CannotRunError as error:
             raise CannotRunError(foreign_export(uri) or str(error)) from error
-    if labels_from == "folders" and not lines:
-        raise CannotRunError(
-            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
-            "of its class"
-        )
     notes: list[str] = []
     masks, unsure_masks, unused = _masks(root, photographs, notes) if ground_truth else ({}, {}, 0)
-    classes = _classes(root, class_names)
+    classes = (
+        read_folder_classes(root, "folder")
+        if class_names is None
+        else class_list(class_names, "folder")
+    )
     listed = classes is not None
     if classes is None:
         names = names_of(lines)
@@ -155,10 +149,9 @@ def import_folder(
     files: dict[str, str] = {}
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
-        # a name that may mean this photograph or another is a fault of both
-        none = LabelLine(name, (), "", unsure.get(stem_path(name), ""))
-        line = joined.of.get(name, none)
         stem = stem_path(name)
+        # a name that may mean this photograph or another is a fault of both
+        line = joined.of.get(name, LabelLine(name, (), "", unsure.get(stem, "")))
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
         if own and not same_split(split, own):
@@ -204,22 +197,32 @@ def import_folder(
         if row.labels and row.ground_truth_uri
     }
     looked = look_into([*labelled])
-    images.notes += filter(None, [check_truth_values(looked, space)])
+    images.notes += check_truth_values(looked, space)
     images.notes += compare_with_labels(looked, labelled, files, space)
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
 
 
-def _refuse_class_of_masks(photographs: Photographs) -> None:
-    """Refuse a folder of photographs that is passed over as one of masks."""
+def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
+    """A line for each photograph in a folder of its class.
+
+    Raises:
+        CannotRunError: there is none, or a class is called as folders of masks are.
+    """
     named = photographs.left_out.get(LEFT_OUT["masks"], ())
-    found = [name for name in named if has_ending(name, IMAGE_SUFFIXES)]
-    found = [name for name in found if not has_ending(name, ".png")]
+    found = [n for n in named if has_ending(n, IMAGE_SUFFIXES) and not has_ending(n, ".png")]
     if found:
         raise CannotRunError(
             f"{found[0]} is in a folder called as those of masks are, which are PNG files: if that "
             f"is a class, move all classes into {photographs.root}/{IMAGE_FOLDERS[0]}"
         )
+    lines = contradicted(folder_lines(photographs.files), photographs.files)
+    if not lines:
+        raise CannotRunError(
+            f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
+            "of its class"
+        )
+    return lines
 
 
 def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
@@ -285,13 +288,6 @@ def _spellings(written: str) -> tuple[str, ...]:
     return (*ways, number) if number != written and number.isdecimal() else ways
 
 
-def _classes(root: str, class_names: Sequence[str] | None) -> ClassList | None:
-    """The classes by the caller's names, else by the folder's list, if it has one."""
-    if class_names is not None:
-        return class_list(class_names, "folder")
-    return read_folder_classes(root, "folder")
-
-
 def read_folder_classes(root: str, name: str) -> ClassList | None:
     """What the list of classes in a folder says, if there is one.
 
@@ -334,7 +330,7 @@ def _masks(
     uris: dict[str, list[str]] = {}
     others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
-        name = entry.uri.removeprefix(f"{place}/")
+        name = path_below(entry.uri, place)
         if is_hidden(name):
             continue
         if entry.folder:

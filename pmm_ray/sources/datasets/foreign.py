@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.sources.reading.names import ending_of, has_ending, is_hidden
+from pmm_ray.sources.reading.names import ending_of, has_ending, is_hidden, path_below
 
 FOREIGN = {
     "YOLO text": "export COCO segmentation instead (Roboflow, CVAT and Label Studio write it)",
@@ -60,28 +61,28 @@ def foreign_export(root: str, names: Iterable[str] | None = None, *, coco: bool 
         coco: whether COCO's own JSON counts, which another source reads.
     """
     if ending_of(root) in _WORDS:
-        return _sentence(_format_of(root), root, coco)
+        return _sentence(root, coco)
     if names is None:
         entries = storage.list_entries(root, recursive=True)
-        names = [e.uri.removeprefix(f"{root.rstrip('/')}/") for e in entries if not e.fault]
-    alike: dict[tuple[str, str], int] = {}
+        names = [path_below(entry.uri, root) for entry in entries if not entry.fault]
+    alike: Counter[tuple[str, str]] = Counter()
     looked_into = 0
     for name in names:
         ending = ending_of(name)
         if ending not in (*_WORDS, ".txt") or is_hidden(name):
             continue
         kind = (posixpath.dirname(name), ending)
-        alike[kind] = alike.get(kind, 0) + 1
+        alike[kind] += 1
         if alike[kind] > _MOST_ALIKE or looked_into == _MOST_LOOKED_INTO:
             continue
         looked_into += 1
-        uri = storage.join(root, name)
-        if sentence := _sentence(_format_of(uri), uri, coco):
+        if sentence := _sentence(storage.join(root, name), coco):
             return sentence
     return ""
 
 
-def _sentence(name: str, uri: str, coco: bool) -> str:
+def _sentence(uri: str, coco: bool) -> str:
+    name = _format_of(uri)
     known = name and (coco or name != "COCO JSON")
     return f"{uri} is {name}, which is not read: {FOREIGN[name]}" if known else ""
 

@@ -21,14 +21,13 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from pmm_ray.labels import normalize_name
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import MAX_PIXELS
@@ -57,10 +56,12 @@ def import_parquet(
     out: str,
     *,
     label_column: str = "",
-    class_names: Sequence[str] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of Parquet files and their photographs as files.
+
+    The classes are those of the metadata, else the labels found: strings sorted, integers as `0`,
+    `1`, ...
 
     Args:
         root: a `.parquet` file, or a folder of them; a file's split is its name without the
@@ -69,8 +70,6 @@ def import_parquet(
         label_column: default: `labels`, `label`, `classes` or `class`, the only one that is there;
             without it all photographs are unlabelled, and the other columns are named. It may be
             a field of a column of structures, or of lists of them: `objects.category`.
-        class_names: the classes in the order of their ids; default: the metadata's, else the
-            labels found, strings sorted and integers as `0`, `1`, ...
         max_pixels: a photograph that declares more becomes an error row.
 
     Raises:
@@ -105,8 +104,6 @@ def import_parquet(
             "or `test`, or give it a column split"
         )
     read = _read_labels(files)
-    if class_names is not None:
-        read = replace(read, names=tuple(map(normalize_name, class_names)))
     classes = class_list(read.names, "parquet")
     importer = Importer(out, classes.space, source="parquet", exif="apply", max_pixels=max_pixels)
     columns = sorted({file.label for file in files if file.label is not None})
@@ -122,12 +119,13 @@ def import_parquet(
     found = len(broken)
     for uri, text in broken.items():
         importer.fail(safe_image_id(stem_path(uri, root)), "decode", text, uri)
-    rows = _Rows(importer, RowIds(files, root), read)
+    places = Places([storage.parent(root) if has_ending(root, ".parquet") else root], out)
+    rows = _Rows(importer, RowIds(files, root), read, places)
     for file in files:
         for number, row in enumerate(read_rows(file)):
             found += 1
             rows.add(file, number, row)
-    rows.finish(storage.parent(root) if has_ending(root, ".parquet") else root)
+    rows.finish()
     importer.notes += rows.ids.notes()
     return importer.finish(found=found)
 
@@ -144,17 +142,6 @@ def _read_labels(files: Sequence[Shard]) -> ColumnLabels:
     return read_column(label_values(files), named.pop() if named else None)
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A row that names a file and does not hold it."""
-
-    image_id: str
-    path: str
-    row: str
-    split: str
-    labels: Callable[[], list[int]]
-
-
 @dataclass
 class _Rows:
     """Turns rows into images; those that name files wait for one another."""
@@ -162,9 +149,11 @@ class _Rows:
     importer: Importer
     ids: RowIds
     read: ColumnLabels
+    places: Places
     _seen: set[str] = field(default_factory=set)
     _copies: set[tuple[str, str]] = field(default_factory=set)
-    _named: list[_Named] = field(default_factory=list)
+    _named: list[tuple[str, Wanted, Callable[[], list[int]]]] = field(default_factory=list)
+    """(image id, file, labels) of rows that name a file and do not hold it."""
 
     def add(self, file: Shard, number: int, row: dict[str, Any]) -> None:
         """One row of one file: its bytes as a file, and a row of the manifest."""
@@ -193,7 +182,8 @@ class _Rows:
         elif isinstance(data, bytes):
             self._add_bytes(image_id, data, split, labels, file, self.ids.shared(row))
         elif path:
-            self._named.append(_Named(image_id, str(path), place, split, labels))
+            wanted = Wanted(str(path), place, self.places, split)
+            self._named.append((image_id, wanted, labels))
         else:
             text = "the row has neither the image's bytes nor its path"
             self.importer.fail(image_id, "missing", text, file.uri)
@@ -220,22 +210,16 @@ class _Rows:
         storage.write_bytes(uri, data)
         self.importer.add(image_id, uri, split, labels)
 
-    def finish(self, folder: str) -> None:
-        """Find the files that rows name, below a folder."""
-        places = Places([folder], self.importer.out)
-        wanted = {
-            number: Wanted(named.path, named.row, places, named.split)
-            for number, named in enumerate(self._named)
-        }
-        photographs = find_wanted(wanted)
-        for number, named in enumerate(self._named):
+    def finish(self) -> None:
+        """Find the files that rows name."""
+        photographs = find_wanted(dict(enumerate(wanted for _, wanted, _ in self._named)))
+        for number, (image_id, wanted, labels) in enumerate(self._named):
             photograph = photographs[number]
             if isinstance(photograph, RowError):
-                error = photograph
-                self.importer.fail(named.image_id, error.kind, error.message, error.uri)
+                self.importer.fail(image_id, photograph.kind, photograph.message, photograph.uri)
             else:
-                self.importer.add(named.image_id, photograph, named.split, named.labels)
-        self.importer.notes += places.notes()
+                self.importer.add(image_id, photograph, wanted.split, labels)
+        self.importer.notes += self.places.notes()
 
 
 def _suffix(data: bytes) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.importing.photographs import is_result, result_folders
 from pmm_ray.sources.labels import label_lines
@@ -89,8 +89,7 @@ def _split(uri: str) -> str:
 
 def open_file(uri: str, split: str, wanted: str) -> Shard:
     """The columns of a file. Raises CannotRunError where they are not there, or not clear."""
-    filesystem, path = storage.resolve(uri)
-    schema = pq.read_schema(path, filesystem=filesystem)
+    schema = tables.schema_of(uri)
     columns = schema.names
     image = _column(columns, _IMAGE_COLUMNS)
     if image is None:

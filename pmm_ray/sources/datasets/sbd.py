@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage
 from pmm_ray.sources.labels.lists import read_members
+from pmm_ray.sources.reading.names import file_stem
 
 _PLACES = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD", "sbd")
 
@@ -32,8 +33,7 @@ def find_sbd(*roots: str) -> str | None:
 
 def sbd_masks(folder: str) -> dict[str, str]:
     """The uri of each `.mat` file by image id."""
-    uris = storage.list_files(storage.join(folder, "cls"), ".mat")
-    return {uri.rsplit("/", 1)[-1].removesuffix(".mat"): uri for uri in uris}
+    return {file_stem(uri): uri for uri in storage.list_files(storage.join(folder, "cls"), ".mat")}
 
 
 def read_sbd_mask(uri: str) -> NDArray[np.uint8]:

@@ -32,21 +32,14 @@ from pmm_ray.sources.datasets.voc_masks import find_masks
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.photographs import places_in
-from pmm_ray.sources.labels.lists import (
-    DIFFERENCES,
-    compare_labels,
-    count_differences,
-    read_label_list,
-    read_members,
-    write_differences,
-)
+from pmm_ray.sources.labels.lists import compare_with_lists, read_label_list, read_members
 from pmm_ray.sources.masks.truth import (
     PaletteError,
     check_truth_values,
     check_voc_palette,
     look_into,
 )
-from pmm_ray.sources.reading.names import file_stem, has_ending
+from pmm_ray.sources.reading.names import file_stem, grouped, has_ending
 from pmm_ray.sources.reading.pickled import load_pickled_dict, refusal
 
 LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
@@ -97,14 +90,12 @@ def import_voc12(
     Raises:
         CannotRunError: no such tree, list or label source, or a pickle that is not trusted.
     """
-    root = storage.absolute(root)
+    root, out = storage.absolute(root), storage.absolute(out)
     voc = _find_voc(root)
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
-    photographs: dict[str, list[str]] = {}
-    for uri in _files(f"{voc}/JPEGImages", IMAGE_SUFFIXES):
-        photographs.setdefault(file_stem(uri), []).append(uri)
-    found_masks = find_masks(voc, photographs)
-    masks = (sbd_masks(sbd) if sbd else {}) | found_masks.of
+    photographs = grouped(_files(f"{voc}/JPEGImages", IMAGE_SUFFIXES), file_stem)
+    png_masks, mask_notes = find_masks(voc, photographs)
+    masks = (sbd_masks(sbd) if sbd else {}) | png_masks
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)
     listed = _read_label_lists(lists, splits)
@@ -141,7 +132,7 @@ def import_voc12(
     importer.labels_from = chosen or (
         f"none: {voc} has no Annotations/*.xml, no cls_labels.npy and no masks"
     )
-    importer.notes += found_masks.notes
+    importer.notes += mask_notes
     listed_splits = _read_lists(voc, splits, lists, sbd, importer)
     origins: dict[str, Counter[str]] = {split: Counter() for split in listed_splits}
     for split, image_ids in listed_splits.items():
@@ -159,13 +150,7 @@ def import_voc12(
                 continue
             if truth is not None:
                 origins[split][_origin(masks[image_id])] += 1
-            importer.add(
-                image_id,
-                found[0],
-                split,
-                partial(labels_of, image_id),
-                truth,
-            )
+            importer.add(image_id, found[0], split, partial(labels_of, image_id), truth)
     importer.notes += [
         f"masks of {split}: " + ", ".join(f"{n} of {name}" for name, n in of.most_common())
         for split, of in origins.items()
@@ -177,15 +162,10 @@ def import_voc12(
             f"images that {chosen} does not know: {len(unknown)}, such as {min(unknown)}"
         )
     labelled = [row.ground_truth_uri for row in rows.values() if row.labels]
-    importer.notes += filter(
-        None, [check_truth_values(look_into([*filter(None, labelled)]), VOC12)]
-    )
+    importer.notes += check_truth_values(look_into([*filter(None, labelled)]), VOC12)
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
-        here = {image_id: row.labels for image_id, row in rows.items()}
-        differences = compare_labels(here, listed)
-        write_differences(storage.join(storage.absolute(out), DIFFERENCES), differences, VOC12)
-        counts |= count_differences(differences)
+        counts |= compare_with_lists(rows, listed, out, VOC12)
     total = sum(map(len, (*listed_splits.values(), *importer.left_out.values())))
     return importer.finish(counts, {"pmm.labels_from": chosen or "none"}, found=total)
 
@@ -213,7 +193,7 @@ def _as_png(uri: str | None, out: str, image_id: str) -> str | None:
     if uri is None or not has_ending(uri, ".mat"):
         return uri
     tables.check_image_id(image_id)
-    png = storage.join(storage.absolute(out), "masks", f"{image_id}.png")
+    png = storage.join(out, "masks", f"{image_id}.png")
     storage.write_bytes(png, encode_mask(read_sbd_mask(uri), VOC12))
     return png
 
@@ -221,8 +201,9 @@ def _as_png(uri: str | None, out: str, image_id: str) -> str | None:
 def _read_label_lists(lists: str | None, splits: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The labels of every `SPLIT_cls.txt` that is there."""
     found: dict[str, tuple[int, ...]] = {}
-    for split in splits if lists else ():
-        assert lists is not None
+    if not lists:
+        return found
+    for split in splits:
         for name in (split, _SPELLINGS.get(split, split)):
             uri = storage.join(storage.absolute(lists), f"{name}_cls.txt")
             if storage.exists(uri):
@@ -247,8 +228,7 @@ def _read_lists(
                 raise CannotRunError(str(error)) from error
             importer.notes.append(f"split {split} is left out: {error}")
             continue
-        for image_id in absent:
-            importer.leave_out(ABSENT, image_id)
+        importer.leave_out(ABSENT, *absent)
     return found
 
 

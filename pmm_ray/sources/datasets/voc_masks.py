@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.importing.photographs import places_in
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
-from pmm_ray.sources.reading.names import has_ending, is_hidden, stem_path
+from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, stem_path
 
 # the first wins: SegmentationClassAug may hold SBD's mask, without a border, of an image that has
 # an official one, as more than half of val do where mmsegmentation's converter wrote the folder
 _FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 
 
-@dataclass(frozen=True)
-class VocMasks:
-    """`of` gives the uri of an image's mask by its id; `notes` say what is not used, and why."""
-
-    of: dict[str, str]
-    notes: tuple[str, ...]
-
-
-def find_masks(voc: str, image_ids: Collection[str]) -> VocMasks:
+def find_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Find the masks of photographs in `SegmentationClass` and `SegmentationClassAug`.
 
     A mask is called as its photograph, perhaps with `_gt` or the like behind, and may be in a
@@ -33,6 +24,9 @@ def find_masks(voc: str, image_ids: Collection[str]) -> VocMasks:
     Args:
         voc: the folder `VOC2012`.
         image_ids: of the photographs.
+
+    Returns:
+        The uri of each image's mask by its id, and what is not used, and why.
     """
     names = storage.list_names(voc)
     found: dict[str, str] = {}
@@ -49,7 +43,7 @@ def find_masks(voc: str, image_ids: Collection[str]) -> VocMasks:
         for name in names
         if name.casefold().startswith("segmentationclass") and name not in read
     ]
-    return VocMasks(found, tuple(notes))
+    return found, notes
 
 
 def _in_folder(place: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
@@ -58,7 +52,7 @@ def _in_folder(place: str, image_ids: Collection[str]) -> tuple[dict[str, str], 
     others: list[str] = []
     lone: list[str] = []
     for uri in storage.list_files(place, recursive=True):
-        name = uri.removeprefix(f"{place}/")
+        name = path_below(uri, place)
         if is_hidden(name) or not has_ending(name, IMAGE_SUFFIXES):
             continue
         if not has_ending(name, ".png"):

@@ -20,12 +20,11 @@ from pmm_ray.runtime.core.store_faults import passing
 class ImportReport:
     """What an importer made, and what it understood.
 
-    `rows` images are in `manifest`, `errors` are those that are not, and `counts` are worth
-    printing: images of each split, unlabelled images, differences between label sources.
+    `errors` are images that are not in `manifest`, and `counts` are worth printing: images of each
+    split, unlabelled images, differences between label sources.
     """
 
     manifest: Manifest
-    rows: int
     errors: tuple[ErrorRow, ...]
     counts: dict[str, int]
     accounting: Accounting
@@ -41,6 +40,11 @@ class ImportReport:
     """The splits that stages will use."""
 
     @property
+    def rows(self) -> int:
+        """Images in the manifest."""
+        return self.manifest.num_rows
+
+    @property
     def total(self) -> int:
         """Images that came in."""
         return self.rows + len(self.errors)
@@ -49,9 +53,7 @@ class ImportReport:
 _P = ParamSpec("_P")
 
 
-def reads_source(
-    function: Callable[_P, ImportReport],
-) -> Callable[_P, ImportReport]:
+def reads_source(function: Callable[_P, ImportReport]) -> Callable[_P, ImportReport]:
     """Turns whatever a user's file makes an importer raise into a sentence, for every command.
 
     Its first argument is the place that the sentence names.
@@ -59,15 +61,15 @@ def reads_source(
 
     @functools.wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> ImportReport:
+        place = args[0]
         try:
             return function(*args, **kwargs)
         # numbers out of bounds, text that is none, JSON nested without end: all of the data's
         except (ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
-            raise CannotRunError(f"{args[0] if args else 'data'}: {error}") from error
+            raise CannotRunError(f"{place}: {error}") from error
         except OSError as error:
             if passing(error):
                 raise  # not the data's fault, and said by the command
-            place = error.filename or (args[0] if args else "data")
-            raise CannotRunError(f"{place} cannot be read: {error}") from error
+            raise CannotRunError(f"{error.filename or place} cannot be read: {error}") from error
 
     return guarded

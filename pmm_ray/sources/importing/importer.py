@@ -17,12 +17,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.files import MANIFEST_FILE
-from pmm_ray.runtime.core.manifest import (
-    ExifRule,
-    ManifestRow,
-    check_labels,
-    write_manifest,
-)
+from pmm_ray.runtime.core.manifest import ExifRule, ManifestRow, check_labels, write_manifest
 from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
 from pmm_ray.sources.importing.import_report import ImportReport
 
@@ -94,8 +89,7 @@ class Importer:
                 `label` error.
             ground_truth_uri: absolute uri of its mask, if it has one.
             stated_size: (height, width) that an annotation file says, px, (0, 0) if it states
-                none; another size is a
-                `label` error. Its mask is yet to be drawn, and not opened.
+                none; another size is a `label` error. Its mask is yet to be drawn, and not opened.
         """
         mask_uri = ground_truth_uri if stated_size is None else None
         read: Callable[[], _Read] = partial(self._read, uri, mask_uri, labels)
@@ -106,14 +100,14 @@ class Importer:
         self._settle(_AHEAD)
 
     def add_known(
-        self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str = ""
+        self, row: ManifestRow, labels: Callable[[], Iterable[int]], *, missing: str
     ) -> bool:
         """One photograph of which all is known without opening it; whether it became a row.
 
         Args:
             row: as it will stand, its `labels` left empty.
             labels: as for `add`.
-            missing: why the file cannot be there, if it cannot.
+            missing: why the file cannot be there, else empty.
         """
         try:
             tables.check_image_id(row.image_id)
@@ -140,9 +134,10 @@ class Importer:
         self._waiting.append(partial(self._fail, image_id, kind, message, uri))
         self._settle(_AHEAD)
 
-    def leave_out(self, reason: str, name: str) -> None:
-        """One file that is no photograph, or that nobody asked for."""
-        self.left_out.setdefault(reason, []).append(name)
+    def leave_out(self, reason: str, *names: str) -> None:
+        """Files that are no photographs, or that nobody asked for."""
+        if names:
+            self.left_out.setdefault(reason, []).extend(names)
 
     def finish(
         self,
@@ -188,7 +183,6 @@ class Importer:
         split_counts["unlabelled"] = sum(not row.labels for row in self.rows.values())
         return ImportReport(
             manifest,
-            len(self.rows),
             tuple(self.errors),
             {**split_counts, **(counts or {})},
             accounting,

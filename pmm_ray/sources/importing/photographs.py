@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
+from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
-from pmm_ray.sources.reading.names import ending_of, has_ending, is_hidden, safe_image_id, stem_path
+from pmm_ray.sources.reading.names import (
+    ending_of,
+    has_ending,
+    is_hidden,
+    path_below,
+    safe_image_id,
+    stem_path,
+)
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Where photographs are looked for below a root; else they are in the root itself."""
@@ -44,29 +51,20 @@ _OUR_KEYS = {"stages", "pixel_labels_used"}
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A photograph that cannot even be opened."""
-
-    name: str
-    uri: str
-    kind: ErrorKind
-    message: str
-
-
-@dataclass(frozen=True)
 class Photographs:
     """What is in a folder.
 
     `names` are those of the files and folders of `root`, but for empty folders; `files` are the
-    uris of photographs by their paths below `folder`, with their endings; `broken` those that
-    cannot be opened; `left_out` the names of all other files by reason.
+    uris of photographs by their paths below `folder`, with their endings; `broken` is what is wrong
+    with those that cannot be opened, by the same; `left_out` the names of all other files by
+    reason.
     """
 
     root: str
     folder: str
     names: frozenset[str]
     files: dict[str, str]
-    broken: tuple[Broken, ...]
+    broken: dict[str, RowError]
     left_out: dict[str, list[str]]
 
     @property
@@ -80,14 +78,13 @@ class Photographs:
 
     def report(self, importer: Importer) -> None:
         """Hand over what is no photograph that can be used."""
-        for item in self.broken:
-            importer.fail(stem_path(item.name), item.kind, item.message, item.uri)
+        for name, error in self.broken.items():
+            importer.fail(stem_path(name), error.kind, error.message, error.uri)
         for reason, names in self.left_out.items():
-            for name in names:
-                importer.leave_out(reason, name)
+            importer.leave_out(reason, *names)
 
 
-def find_photographs(root: str, out: str = "") -> Photographs:
+def find_photographs(root: str, out: str) -> Photographs:
     """All photographs below a folder, sub-folders too.
 
     Args:
@@ -104,20 +101,20 @@ def find_photographs(root: str, out: str = "") -> Photographs:
     folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
     results = result_folders((entry.uri for entry in entries), out)
     files: dict[str, str] = {}
-    broken: list[Broken] = []
+    broken: dict[str, RowError] = {}
     left_out: dict[str, list[str]] = {}
     for entry in entries:
-        name = entry.uri.removeprefix(folder.rstrip("/") + "/")
+        name = path_below(entry.uri, folder)
         reason = _left_out(entry.uri, root, folder, results)
         if entry.folder and reason == LEFT_OUT["other"]:
             reason = ""
         if reason:
-            left_out.setdefault(reason, []).append(entry.uri.removeprefix(root.rstrip("/") + "/"))
+            left_out.setdefault(reason, []).append(path_below(entry.uri, root))
         elif entry.fault:
-            broken.append(Broken(name, entry.uri, "missing", entry.fault))
+            broken[name] = RowError("missing", entry.fault, entry.uri)
         elif has_ending(name, UNREAD):
             text = f"{ending_of(name)} is not read: {CONVERT}"
-            broken.append(Broken(name, entry.uri, "decode", text))
+            broken[name] = RowError("decode", text, entry.uri)
         else:
             files[name] = entry.uri
     if not files and not broken:
@@ -130,12 +127,12 @@ def find_photographs(root: str, out: str = "") -> Photographs:
             raise CannotRunError(f"{root} {what}")
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
-    return Photographs(root, folder, names, files, tuple(broken), left_out)
+    return Photographs(root, folder, names, files, broken, left_out)
 
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     """Why a file is passed over; empty for a photograph."""
-    path = uri.removeprefix(root.rstrip("/") + "/")
+    path = path_below(uri, root)
     parts = path.split("/")
     if is_hidden(path):
         return LEFT_OUT["hidden"]
@@ -152,12 +149,10 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
 
 
-def result_folders(uris: Iterable[str], out: str = "") -> set[str]:
+def result_folders(uris: Iterable[str], out: str) -> set[str]:
     """The folders among whose files is one that only a result of ours has, and `out`."""
-    results = {
-        storage.parent(uri) for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri)
-    }
-    return results | ({storage.absolute(out)} if out else set())
+    ours = (uri for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri))
+    return {storage.absolute(out), *map(storage.parent, ours)}
 
 
 def _ours(uri: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,15 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.importing.photographs import is_result, result_folders
-from pmm_ray.sources.reading.names import BY_PART, Found, NameIndex, beaten, has_ending
+from pmm_ray.sources.reading.names import (
+    BY_PART,
+    Found,
+    NameIndex,
+    beaten,
+    grouped,
+    has_ending,
+    path_below,
+)
 from pmm_ray.sources.reading.split_names import of_other_splits, splits_in
 
 Key = TypeVar("Key", bound=Hashable)
@@ -40,7 +47,7 @@ class Places:
             uris = [e.uri for e in storage.list_entries(folder, recursive=True) if not e.fault]
             results = result_folders(uris, self._out)
             uris = [uri for uri in uris if not is_result(uri, folder, results)]
-            names = [uri.removeprefix(f"{folder}/") for uri in uris]
+            names = [path_below(uri, folder) for uri in uris]
             out.append((folder, NameIndex(n for n in names if has_ending(n, IMAGE_SUFFIXES))))
         return out
 
@@ -124,17 +131,14 @@ def find_wanted(wanted: Mapping[Key, Wanted]) -> dict[Key, str | RowError]:
         entry = wanted[key]
         out[key] = RowError("missing", why or entry.places.missing(entry.written))
     claims = {key: claim for key, claim in claims.items() if key not in wrong}
-    times = Counter(found.name for _, found in claims.values())
-    sharing: dict[str, list[Wanted]] = {}
-    for key, (_, found) in claims.items():
-        if times[found.name] > 1:
-            sharing.setdefault(found.name, []).append(wanted[key])
+    sharing = grouped(claims, lambda key: claims[key][1].name)
     for key, (written, found) in claims.items():
-        if found.name not in sharing:
+        sharers = sharing[found.name]
+        if len(sharers) == 1:
             out[key] = found.name
             wanted[key].places.note(written, found)
             continue
-        entries = [f"{entry.written!r} ({entry.source})" for entry in sharing[found.name]]
+        entries = [f"{wanted[one].written!r} ({wanted[one].source})" for one in sharers]
         more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
         text = f"{' and '.join(entries[:3])}{more} are one file: which labels are its own?"
         out[key] = RowError("label", f"{written} is listed twice: {text}", found.name)

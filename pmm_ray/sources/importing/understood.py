@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pmm_ray.runtime.core.storage import printable
 from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.reading.names import grouped
 
 _WIDTH = 100
 _JOINT = re.compile(r"[/+&]|\band\b")
@@ -73,10 +74,10 @@ def near_names(names: Sequence[str]) -> list[str]:
 
     And one for each class whose name is made of parts of others: `dog/cat` beside `cat/dog`.
     """
-    by_key: dict[str, list[str]] = {}
-    for name in names:
-        key = "".join(char for char in name.casefold() if char.isalnum()).removesuffix("s")
-        by_key.setdefault(key or name, []).append(name)
+
+    def key(name: str) -> str:
+        return "".join(filter(str.isalnum, name.casefold())).removesuffix("s") or name
+
     known = set(names)
     joined = [name for name in names if len(_parts(name)) > 1 and _parts(name) <= known]
     of_words = Counter(part for name in names for part in set(name.split()))
@@ -91,7 +92,7 @@ def near_names(names: Sequence[str]) -> list[str]:
     ]
     return several + [
         f"are these one class? {', '.join(repr(name) for name in found)}"
-        for found in by_key.values()
+        for found in grouped(names, key).values()
         if len(found) > 1
     ]
 

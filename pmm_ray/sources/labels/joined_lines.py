@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pmm_ray.sources.labels.label_lines import LabelLine
 from pmm_ray.sources.reading.cells import SEPARATOR
-from pmm_ray.sources.reading.names import Found, NameIndex, beaten
+from pmm_ray.sources.reading.names import NameIndex
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,17 @@ def join_lines(
     """
     of: dict[str, LabelLine] = {}
     missed: list[LabelLine] = []
-    how: dict[str, int] = {}
+    how: Counter[str] = Counter()
     repeated = 0
-    claims: dict[str, tuple[str, Found]] = {}
-    unsure: dict[str, str] = {}
-    for name in dict.fromkeys(line.name for line in lines):
-        try:
-            found = next(filter(None, (index.find(way) for way in spellings(name))), None)
-        except ValueError as error:
-            unsure[name] = str(error)
-            continue
-        if found is not None:
-            claims[name] = (name, found)
-    unsure |= beaten(claims)
+    found, unsure = index.find_all((line.name for line in lines), spellings)
     for line in lines:
-        if line.name in unsure or line.name not in claims:
+        file = found.get(line.name)
+        if file is None:
             missed.append(replace(line, fault=unsure.get(line.name) or line.fault))
             continue
-        found = claims[line.name][1]
-        if found.how:
-            how[found.how] = how.get(found.how, 0) + 1
-        earlier = of.setdefault(found.name, line)
+        if file.how:
+            how[file.how] += 1
+        earlier = of.setdefault(file.name, line)
         if earlier is not line:
             repeated += 1
             if (set(earlier.labels), earlier.split) != (set(line.labels), line.split):
@@ -60,7 +51,7 @@ def join_lines(
                     "the CSV names it twice, and not alike: all classes of an image belong into "
                     f"one line, separated by {SEPARATOR!r}"
                 )
-                of[found.name] = LabelLine(line.name, (), earlier.split, fault)
+                of[file.name] = LabelLine(line.name, (), earlier.split, fault)
     notes = [f"names of the CSV found {rule}: {count}" for rule, count in how.items()]
     if unread := dict.fromkeys(column for line in lines for column in line.unread):
         notes.append(f"columns of the CSV that are not read: {', '.join(unread)}")

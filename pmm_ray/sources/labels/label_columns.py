@@ -19,6 +19,7 @@ from pmm_ray.sources.reading.cells import JOINTS, SEPARATOR, is_empty
 
 Form = Literal["class numbers", "class names", "0 or 1 for each class"]
 UNNAMED_CLASS = "object"
+"""The class where nothing names one."""
 _JOINTS = (SEPARATOR, *JOINTS)
 # in no class name of the field; a comma is in some: "tench, Tinca tinca"
 _OF_LISTS = f"{SEPARATOR}{JOINTS}[]{{}}".replace(",", "")

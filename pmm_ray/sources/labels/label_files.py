@@ -15,7 +15,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.sources.reading.names import has_ending, join_key
-from pmm_ray.sources.reading.text import read_lines, read_table_text, read_text
+from pmm_ray.sources.reading.text import TextTable, read_lines, read_table_text, read_text
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
 FILES = {
@@ -96,7 +96,10 @@ def read_class_list(uri: str, name: str = "custom") -> ClassList:
         if has_ending(uri, (".yaml", ".yml")):
             return _from_yaml(read_text(uri), name)
         if has_ending(uri, ".csv"):
-            return _of(read_id_names(uri), name)
+            pairs = _id_names(read_table_text(uri, "file of class names"))
+            if pairs is None:
+                raise ValueError("the first line must name the columns id and name")
+            return _of(pairs, name)
         return _from_lines(read_lines(uri), name)
     except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise CannotRunError(f"{uri} makes no label space: {error}") from error
@@ -204,23 +207,15 @@ def _text(word: Any) -> str:
     return str(word)
 
 
-def has_id_names(columns: Iterable[str]) -> bool:
-    """Whether a CSV file with these columns lists ids and names."""
-    columns = set(columns)
-    return any(columns >= set(pair) for pair in _CSV_COLUMNS)
-
-
-def read_id_names(uri: str) -> list[tuple[int, str]]:
-    """(mask value, name) of each line of a CSV file.
+def _id_names(table: TextTable) -> list[tuple[int, str]] | None:
+    """(mask value, name) of each line of a table; None where its columns are others.
 
     Raises:
-        CannotRunError: no such file.
-        ValueError: other columns, or a line without either.
+        ValueError: a line without either.
     """
-    table = read_table_text(uri, "file of class names")
     pair = next((pair for pair in _CSV_COLUMNS if set(pair) <= set(table.columns)), None)
     if pair is None:
-        raise ValueError("the first line must name the columns id and name")
+        return None
     found = []
     for line in table.lines:
         number, text = (line.cells[column] for column in pair)
@@ -230,9 +225,14 @@ def read_id_names(uri: str) -> list[tuple[int, str]]:
     return found
 
 
-def read_class_pairs(uri: str) -> dict[int, str]:
-    """Name by mask value, without the background. Raises as `read_id_names`."""
-    return _without_background(read_id_names(uri))[0]
+def class_pairs(table: TextTable) -> dict[int, str] | None:
+    """Name by mask value, without the background, of a table of ids and names; None of another.
+
+    Raises:
+        ValueError: a line without either, or an id that has two names.
+    """
+    pairs = _id_names(table)
+    return None if pairs is None else _without_background(pairs)[0]
 
 
 def _without_background(pairs: list[tuple[int, str]]) -> tuple[dict[int, str], str]:

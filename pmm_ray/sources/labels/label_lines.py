@@ -55,7 +55,7 @@ class LabelLine:
         return (self.blank,) if self.blank in space.names else self.labels
 
 
-def read_labels_csv(uri: str, folder: str = "", label_column: str = "") -> list[LabelLine]:
+def read_labels_csv(uri: str, folder: str, label_column: str) -> list[LabelLine]:
     """The lines of a CSV file with the columns image_id and labels (or label), and maybe split.
 
     Without a column of labels each other column is a class, with 0 or 1 (or false, true, no, yes)
@@ -63,8 +63,9 @@ def read_labels_csv(uri: str, folder: str = "", label_column: str = "") -> list[
 
     Args:
         uri: of the file.
-        folder: of Roboflow's: its photographs are there, and it is the name of their split.
-        label_column: that of the labels, in place of those of `COLUMNS`.
+        folder: of Roboflow's: its photographs are there, and it is the name of their split; else
+            empty.
+        label_column: that of the labels, in place of those of `COLUMNS`; or empty.
 
     Raises:
         CannotRunError: no such file, no text, without those columns, or with two that differ.

@@ -8,37 +8,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections import Counter
+from collections.abc import Mapping
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.manifest import ManifestRow
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
 from pmm_ray.sources.reading.names import file_stem, has_ending
 from pmm_ray.sources.reading.text import read_lines
 
 Labels = tuple[int, ...]
-DIFFERENCES = "differences.csv"
 # what VOC writes behind an id: there, there but difficult, absent
 _MARKS = ("1", "0", _ABSENT := "-1")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One image that an import and a list do not agree on; labels are contiguous ids."""
-
-    image_id: str
-    kind: Literal["labels differ", "only in the list", "not in the list"]
-    here: Labels = ()
-    listed: Labels = ()
-
-
-def read_words(uri: str) -> Iterator[list[str]]:
-    """The words of each line that has some. Raises CannotRunError, see `read_text`."""
-    yield from (line.split() for line in read_lines(uri, "list"))
 
 
 def read_members(uri: str) -> tuple[list[str], list[str]]:
@@ -52,7 +36,7 @@ def read_members(uri: str) -> tuple[list[str], list[str]]:
     """
     members: list[str] = []
     absent: list[str] = []
-    for first, *others in read_words(uri):
+    for first, *others in map(str.split, read_lines(uri, "list")):
         image_id = file_stem(first) if has_ending(first, IMAGE_SUFFIXES) else first
         masks = [word for word in others if MASK_SUFFIX.sub("", file_stem(word)) == image_id]
         if len(others) > 1 or (others and not masks and others[0] not in _MARKS):
@@ -71,7 +55,7 @@ def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
         CannotRunError: no such file, a word that is no number, or a class outside the space.
     """
     found: dict[str, Labels] = {}
-    for image_id, *words in read_words(uri):
+    for image_id, *words in map(str.split, read_lines(uri, "list")):
         if len(set(words)) < len(words):
             raise CannotRunError(
                 f"{uri}: {image_id}: a class stands in it twice, {' '.join(words[:12])}: write the "
@@ -90,39 +74,44 @@ def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
     return found
 
 
-def compare_labels(here: Mapping[str, Labels], listed: Mapping[str, Labels]) -> list[Difference]:
-    """Every image on which an import and a list differ, by id."""
-    differences = []
-    for image_id in sorted(here.keys() | listed.keys()):
-        if image_id not in here:
-            differences.append(Difference(image_id, "only in the list", listed=listed[image_id]))
-        elif image_id not in listed:
-            differences.append(Difference(image_id, "not in the list", here=here[image_id]))
-        elif here[image_id] != listed[image_id]:
-            differences.append(
-                Difference(image_id, "labels differ", here[image_id], listed[image_id])
-            )
-    return differences
+def compare_with_lists(
+    rows: Mapping[str, ManifestRow], listed: Mapping[str, Labels], out: str, space: LabelSpace
+) -> dict[str, int]:
+    """Hold the labels of an import against those of lists, and write what differs.
 
+    `differences.csv` has a line for each such image, with the classes that one side lacks.
 
-def write_differences(uri: str, differences: Iterable[Difference], space: LabelSpace) -> None:
-    """Write them as CSV, one line an image, with the names of the classes that one side lacks."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    Args:
+        rows: of the import, by image id.
+        listed: contiguous ids by image id.
+        out: folder of the import.
+        space: the classes.
+
+    Returns:
+        How many images differ in which way, for an import's counts.
+    """
+    kinds: Counter[str] = Counter()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "kind", "only_here", "only_in_list"])
-    for item in differences:
-        here, listed = set(item.here), set(item.listed)
-        names = [
-            ";".join(space.names[label] for label in sorted(labels))
-            for labels in (here - listed, listed - here)
-        ]
-        writer.writerow([item.image_id, item.kind, *names])
-    storage.write_bytes(uri, out.getvalue().encode())
-
-
-def count_differences(differences: Iterable[Difference]) -> dict[str, int]:
-    """How many there are of each kind, for an import's counts."""
-    counts = {"labels differ from the list": 0, "only in the list": 0, "not in the list": 0}
-    for item in differences:
-        counts["labels differ from the list" if item.here and item.listed else item.kind] += 1
-    return counts
+    for image_id in sorted(rows.keys() | listed.keys()):
+        if image_id not in rows:
+            kind = "only in the list"
+        elif image_id not in listed:
+            kind = "not in the list"
+        elif rows[image_id].labels != listed[image_id]:
+            kind = "labels differ"
+        else:
+            continue
+        kinds[kind] += 1
+        here = set(rows[image_id].labels) if image_id in rows else set()
+        there = set(listed.get(image_id, ()))
+        lacking = (sorted(here - there), sorted(there - here))
+        names = (";".join(space.names[label] for label in labels) for labels in lacking)
+        writer.writerow([image_id, kind, *names])
+    storage.write_bytes(storage.join(out, "differences.csv"), text.getvalue().encode())
+    return {
+        "labels differ from the list": kinds["labels differ"],
+        "only in the list": kinds["only in the list"],
+        "not in the list": kinds["not in the list"],
+    }

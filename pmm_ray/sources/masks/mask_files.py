@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RECORD_FILE
-from pmm_ray.runtime.core.index import TableIndex, index_file, scan_parts
+from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.importing.photographs import beside_table
 from pmm_ray.sources.reading.names import (
     has_ending,
     is_hidden,
+    path_below,
     safe_image_id,
     stem_path,
 )
@@ -88,8 +87,7 @@ def find_masks(place: str, listing: str) -> MaskFiles:
         if len(set(index.image_ids)) < len(index):
             raise CannotRunError(f"{place} holds several masks of one image id: which one counts?")
         return MaskFiles(place, True, index, _fingerprint([place]), space=_space(place))
-    parts = [uri for uri in storage.list_files(place, ".parquet") if _base(uri).startswith("part-")]
-    if parts:
+    if parts := part_files(place):
         _check_table(parts)
         index, broken = scan_parts(place)
         if broken:
@@ -102,10 +100,6 @@ def find_masks(place: str, listing: str) -> MaskFiles:
     return _find_files(place, listing)
 
 
-def _base(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
-
-
 def _find_files(place: str, listing: str) -> MaskFiles:
     entries = storage.list_entries(place, recursive=True)
     files: dict[str, str] = {}
@@ -115,7 +109,7 @@ def _find_files(place: str, listing: str) -> MaskFiles:
     for entry in entries:
         reason = _left_out(entry, place)
         if reason:
-            left_out.setdefault(reason, []).append(entry.uri.removeprefix(place.rstrip("/") + "/"))
+            left_out.setdefault(reason, []).append(path_below(entry.uri, place))
         elif entry.fault:
             broken.append(entry)
         elif files.setdefault(stem_path(entry.uri, place), entry.uri) != entry.uri:
@@ -144,7 +138,7 @@ def _find_files(place: str, listing: str) -> MaskFiles:
 
 def _left_out(entry: Entry, place: str) -> str:
     """Why a file of a tree is passed over; empty for a mask."""
-    path = entry.uri.removeprefix(place.rstrip("/") + "/")
+    path = path_below(entry.uri, place)
     if is_hidden(path):
         return "hidden"
     return "" if has_ending(path, ".png") or entry.folder else "no PNG"
@@ -171,18 +165,16 @@ def _readable(uri: str) -> Iterator[None]:
 
 def _check_table(parts: Sequence[str]) -> None:
     for uri in parts:
-        filesystem, path = storage.resolve(uri)
         with _readable(uri):
-            names = pq.read_schema(path, filesystem=filesystem).names
+            names = tables.schema_of(uri).names
         if not {"image_id", _COLUMN} <= set(names):
             raise CannotRunError(f"{uri} holds no masks: it has the columns {', '.join(names)}")
 
 
 def _which(run_dir: str) -> str:
-    filesystem, path = storage.resolve(run_dir)
-    names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(path))]
-    tables_of = [n for n in names if n.startswith(("make_masks", "predict_masks"))]
-    choice = [name for name in names if name == "masks"] + sorted(tables_of)
+    names = storage.list_names(run_dir)
+    choice = [name for name in names if name == "masks"]
+    choice += [name for name in names if name.startswith(("make_masks", "predict_masks"))]
     return f"{run_dir} is the folder of a run: give one of the masks in it, such as " + (
         ", ".join(f"{run_dir}/{name}" for name in choice) or "(there are none yet)"
     )

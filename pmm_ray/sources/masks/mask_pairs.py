@@ -11,10 +11,8 @@ from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.masks.mask_files import MaskFiles, write_listing
 from pmm_ray.sources.reading.names import (
-    Found,
     NameIndex,
     Pairs,
-    beaten,
     has_ending,
     pair,
     safe_image_id,
@@ -147,22 +145,12 @@ def _select(
     kept: set[str] = set()
     how_of: dict[str, str] = {}
     for index in sides:
-        claims: dict[str, tuple[str, Found]] = {}
-        for line in dict.fromkeys(wanted):
-            try:
-                hits = (index.find(way) for way in _spellings(line))
-                hit = next(filter(None, hits), None)
-            except ValueError as error:
-                raise CannotRunError(f"the list: {error}") from error
-            if hit is not None:
-                claims[line] = (line, hit)
-        wrong = beaten(claims)
-        if why := next(filter(None, wrong.values()), ""):
+        found, unsure = index.find_all(wanted, _spellings)
+        if why := next(filter(None, unsure.values()), ""):
             raise CannotRunError(f"the list: {why}")
-        for line, (_, hit) in claims.items():
-            if line not in wrong:
-                kept.add(hit.name)
-                how_of[line] = how_of.get(line) or hit.how
+        for line, hit in found.items():
+            kept.add(hit.name)
+            how_of[line] = how_of.get(line) or hit.how
     how = Counter(filter(None, how_of.values()))
     return kept, [line for line in wanted if line not in how_of], dict(how)
 

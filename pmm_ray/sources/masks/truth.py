@@ -50,7 +50,7 @@ def look_into(uris: Sequence[str]) -> dict[str, set[int]]:
     return values
 
 
-def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> str:
+def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> list[str]:
     """Refuse masks that say nothing but 0 and the ignore value, of images that have labels.
 
     Args:
@@ -58,7 +58,7 @@ def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> str:
         space: its contiguous ids are the values that mean something.
 
     Returns:
-        What to say of values that mean nothing; empty where there are none.
+        What to say of values that mean nothing.
 
     Raises:
         CannotRunError: not one of them holds a class.
@@ -71,11 +71,11 @@ def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> str:
         )
     strange = sorted(values - {*range(space.num_classes), space.ignore})
     if not strange:
-        return ""
-    return (
+        return []
+    return [
         f"masks hold {strange[:10]}, which are no classes: 0..{space.num_foreground} and "
         f"{space.ignore} are; such an image is not scored"
-    )
+    ]
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class TruthMasks:
         rgb = decode_rgb(read_file(uri), apply_exif=False, uri=uri).astype(np.int32)
         codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
         found, places = np.unique(codes, return_inverse=True)
-        strange = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
-        strange = [c for c, code in zip(strange, found.tolist(), strict=True) if code not in known]
+        strange = [code for code in found.tolist() if code not in known]
         if strange:
-            raise ValueError(f"the mask {uri} has the colours {strange[:5]}, which no class has")
+            colours = [(code >> 16, code >> 8 & 255, code & 255) for code in strange[:5]]
+            raise ValueError(f"the mask {uri} has the colours {colours}, which no class has")
         values = np.array([known[code] for code in found.tolist()], np.int64)
         return values[places.reshape(codes.shape)]
 

@@ -12,8 +12,8 @@ folder of another split: `val/1.jpg` is not `train/1.jpg`.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
+import posixpath
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +27,7 @@ from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.reading.split_names import of_other_splits
 
 Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 _DRIVE = re.compile(r"^(?:[A-Za-z]:)?/+")
 # longer than Python converts are texts
@@ -38,7 +39,14 @@ _ZEROS = re.compile(r"(?:^|(?<=/))0+(?=[0-9]+(?:\.[A-Za-z0-9]+)?$)")
 _QUESTION = re.compile(r"^.*\?d=|\?[^/]*$")
 # folders that systems make: thumbnails of Synology, halves of a Mac's files in a zip, waste bins
 _SYSTEM = ("@eadir", "__macosx", "$recycle.bin", "system volume information")
-_SAME = ""
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items of each key, both in the order in which they come."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def join_key(value: Any) -> str:
@@ -88,7 +96,7 @@ def has_ending(name: str, endings: str | tuple[str, ...]) -> bool:
 
 def ending_of(name: str) -> str:
     """`.jpg` of `a/b.JPG`; empty where a name has none."""
-    found = _ENDING.search(name.rsplit("/", 1)[-1])
+    found = _ENDING.search(name)
     return found.group().lower() if found else ""
 
 
@@ -97,15 +105,15 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part.casefold() in _SYSTEM for part in path.split("/"))
 
 
-def file_name(uri: str) -> str:
-    """The last part of a uri, composed (Unicode NFC)."""
-    # a Mac stores file names decomposed, a list is mostly written composed
-    return unicodedata.normalize("NFC", uri.rsplit("/", 1)[-1])
+def path_below(uri: str, root: str) -> str:
+    """The path of a file below a folder."""
+    return uri.removeprefix(root.rstrip("/") + "/")
 
 
 def stem_path(uri: str, root: str = "") -> str:
     """The path of a file below `root` without its ending: what it is known by."""
-    path = unicodedata.normalize("NFC", uri.removeprefix(root.rstrip("/") + "/") if root else uri)
+    # a Mac stores file names decomposed, a list is mostly written composed
+    path = unicodedata.normalize("NFC", path_below(uri, root) if root else uri)
     folder, _, name = path.rpartition("/")
     stem = name.rsplit(".", 1)[0]
     return f"{folder}/{stem}" if folder else stem
@@ -144,7 +152,7 @@ def _without_picture(name: str) -> str:
 
 # what a message says of a name found by each rule, and the key by which it compares
 _RULES: tuple[tuple[str, Callable[[str], str]], ...] = (
-    (_SAME, lambda name: unicodedata.normalize("NFC", name)),
+    ("", lambda name: unicodedata.normalize("NFC", name)),
     ("written on another system", _lower_ending),
     ("written on another system", _decoded),
     ("in another case of letters", lambda name: _decoded(name).casefold()),
@@ -216,15 +224,40 @@ class NameIndex:
                 )
         return None
 
+    def find_all(
+        self, names: Iterable[str], spellings: Callable[[str], Iterable[str]]
+    ) -> tuple[dict[str, Found], dict[str, str]]:
+        """The file of each written name, and the names that are not sure.
+
+        Args:
+            names: as they are written.
+            spellings: the ways to look a name up, the best first.
+
+        Returns:
+            Both by name. Of names that are not sure: why, or empty, see `beaten`.
+        """
+        found: dict[str, Found] = {}
+        unsure: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            try:
+                hit = next(filter(None, map(self.find, spellings(name))), None)
+            except ValueError as error:
+                unsure[name] = str(error)
+                continue
+            if hit is not None:
+                found[name] = hit
+        unsure |= beaten({name: (name, hit) for name, hit in found.items()})
+        return {name: hit for name, hit in found.items() if name not in unsure}, unsure
+
 
 def _longest_end(written: str, names: Iterable[str]) -> list[str]:
     """Of files with the name of a path, those that share the most folders before it, if any."""
-    folders = _decoded(written).casefold().split("/")[-2::-1]
-    shared: dict[int, list[str]] = {}
-    for name in names:
-        pairs = zip(folders, _decoded(name).casefold().split("/")[-2::-1], strict=False)
-        count = sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], pairs))
-        shared.setdefault(count, []).append(name)
+
+    def folders(name: str) -> list[str]:
+        return _decoded(name).casefold().split("/")[-2::-1]
+
+    own = folders(written)
+    shared = grouped(names, lambda name: len(posixpath.commonprefix([own, folders(name)])))
     most = max(shared, default=0)
     return shared[most] if most else []
 
@@ -240,15 +273,11 @@ def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
     Returns:
         By key, empty, or why it is not sure.
     """
-    times = Counter(found.name for _, found in claims.values())
-    by_file: dict[str, list[Key]] = {}
-    for key, (_, found) in claims.items():
-        if times[found.name] > 1:
-            by_file.setdefault(found.name, []).append(key)
     wrong: dict[Key, str] = {}
-    for name, keys in by_file.items():
-        first = min(keys, key=lambda key: claims[key][1].rank)
-        rank = claims[first][1].rank
+    for name, keys in grouped(claims, lambda key: claims[key][1].name).items():
+        if len(keys) == 1:
+            continue
+        rank = min(claims[key][1].rank for key in keys)
         paths = {_decoded(claims[key][0]) for key in keys if claims[key][1].rank == rank}
         unsure = rank > _LAST_OF_PATH and len(paths) > 1
         for key in keys:
@@ -261,8 +290,7 @@ def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:
 
 
 def _without_ending(name: str) -> str:
-    ending = ending_of(name)
-    return name[: len(name) - len(ending)] if ending else name
+    return name[: len(name) - len(ending_of(name))]
 
 
 @dataclass(frozen=True)
@@ -285,7 +313,7 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
         left, right: `stem_path`s, unique on either side.
     """
     of: dict[str, str] = {}
-    how: dict[str, int] = {}
+    how: Counter[str] = Counter()
     several: dict[str, tuple[str, ...]] = {}
     open_left, open_right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
     for rule, (said, key) in enumerate(_RULES):
@@ -293,9 +321,7 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
             continue
         # a name alone tells nothing where another file has it too, paired already or not
         alone = rule == _NAME_ALONE
-        by_key: dict[str, list[str]] = {}
-        for name in right if alone else open_right:
-            by_key.setdefault(key(name), []).append(name)
+        by_key = grouped(right if alone else open_right, key)
         rivals = Counter(map(key, left if alone else open_left))
         for name in open_left:
             found = by_key.get(key(name), [])
@@ -304,7 +330,7 @@ def pair(left: Sequence[str], right: Sequence[str]) -> Pairs:
             if len(found) == 1 and rivals[key(name)] == 1:
                 of[name] = found[0]
                 if said:
-                    how[said] = how.get(said, 0) + 1
+                    how[said] += 1
             elif found:
                 several[name] = tuple(found)
         taken = set(of.values())

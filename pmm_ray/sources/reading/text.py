@@ -116,7 +116,7 @@ def _check_quotes(uri: str, text: str, delimiter: str) -> None:
             raise CannotRunError(f'{uri}: a quote (") begins a cell and never ends') from error
 
 
-def read_table_text(uri: str, what: str = "file") -> TextTable:
+def read_table_text(uri: str, what: str) -> TextTable:
     """A CSV file whose first line names the columns, separated by `,`, `;`, tabs or as `sep=` says.
 
     Raises:
