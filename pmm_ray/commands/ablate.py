@@ -19,8 +19,8 @@ from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, 
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
+from pmm_ray.report.console import print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
-from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress

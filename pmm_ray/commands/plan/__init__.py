@@ -51,7 +51,7 @@ def plan_recipe(
         from pmm_ray.commands.plan.measure import measure
         from pmm_ray.commands.plan.sample import usual_size
         from pmm_ray.commands.plan.table import card_table, notes, plan_table
-        from pmm_ray.report.whole import print_whole
+        from pmm_ray.report.console import print_whole
 
         started = time.monotonic()
         config = load_recipe(recipe, settings)
