@@ -35,10 +35,7 @@ class Ablation:
     """What the user asked for.
 
     Attributes:
-        recipe: YAML file.
-        run_dir: folder or uri of the run; default `runs/<name>`.
-        settings: `section.key=value`, see `load_recipe`.
-        address: `auto`, `local`, or a Ray address.
+        recipe, run_dir, settings, address: see `run_recipe`.
         images: how many images are used at most; None: the ablation's own default.
     """
 

@@ -109,10 +109,7 @@ def import_cams(
     """Import the photographs that have a CAM and decide how its classes are numbered.
 
     Args:
-        found: the CAMs.
-        detected: what they are.
         images: folder of photographs.
-        said: what the user says of the files.
         labels_csv, space: see `import_photographs`.
 
     Raises:

@@ -150,7 +150,7 @@ def filled_lines(run: RunData) -> list[str]:
     ]
     if not scores:
         return []
-    least, count = run.setting("report", "filled", 0), len(run.filled_classes) - 1
+    least, count = run.setting("report", "filled"), len(run.filled_classes) - 1
     of = f"the background and the classes with {least} or more training images ({count})"
     return [f"mIoU % over {of}: {', '.join(scores)}"]
 

@@ -76,7 +76,7 @@ def _round(
 ) -> Round:
     stage = f"predict_masks-r{number}" if number else _MASKS_OF_ROUND_0
     held_out = run.held_out_split
-    train = str(run.setting("data", "train_split", "train"))
+    train = str(run.setting("data", "train_split"))
     return Round(
         number=number,
         masks_stage=stage,
@@ -91,7 +91,7 @@ def _round(
 
 
 def _why_ended(run: RunData, done: Mapping[str, Summary], last: Round) -> str:
-    limit = run.setting("cycles", "stop_when", None)
+    limit = run.setting("cycles", "stop_when")
     if not last.trained and limit is not None and (last.agreement or 0.0) > limit:
         return (
             f"Round {last.number} was not trained: its masks agree with those before by more than "

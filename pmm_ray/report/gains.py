@@ -108,7 +108,7 @@ def _what(run: RunData, rung: Evaluation) -> str:
     """What made a rung of the masks before it."""
     first, _, rest = rung.masks_stage.partition("-")
     if first == "make_masks":
-        return _WHAT.get(rest or str(run.setting("masks", "method", "ppmg")), "")
+        return _WHAT.get(rest or str(run.setting("masks", "method")), "")
     return _FIRST_SEGMENTER if rest.startswith("r0-") else _LATER_SEGMENTER
 
 

@@ -111,7 +111,7 @@ def without(
         if record.stage != "import_data":
             for row in record.errors:
                 failed.setdefault(row.image_id, row)
-    used = (run.setting("data", "train_split", "train"), run.held_out_split)
+    used = (run.setting("data", "train_split"), run.held_out_split)
     errors: list[ErrorRow] = []
     left_out: dict[str, list[str]] = {}
     table = tables.read_table(manifest.uri, ["image_id", "split", "labels"])

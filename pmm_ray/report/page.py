@@ -22,7 +22,6 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import format_seconds
 
 _MOST_ERRORS = 100
-_DEFAULT_GALLERY = 12
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def render(run: RunData) -> str:
     gains: Gains | None = None
     gallery_note = ""
     try:
-        count = int(run.setting("report", "gallery", _DEFAULT_GALLERY))
+        count = int(run.setting("report", "gallery"))
         gains = gains_of(run) if count > 0 else None
         gallery = make_gallery(run, count)
     except CannotRunError as error:

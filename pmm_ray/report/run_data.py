@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 import yaml
 
+from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
@@ -18,6 +19,7 @@ from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 _EVALUATION = "evaluate-"
+_DEFAULTS = RunConfig()
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,15 @@ class RunData:
         loaded = yaml.safe_load(self.config_text)
         return loaded if isinstance(loaded, dict) else {}
 
-    def setting(self, section: str, key: str, default: Any) -> Any:
+    def setting(self, section: str, key: str) -> Any:
         """A value of the resolved configuration, or the default where it has none."""
         values = self.config.get(section)
+        default = getattr(getattr(_DEFAULTS, section), key)
         return values.get(key, default) if isinstance(values, dict) else default
 
     @property
     def held_out_split(self) -> str:
-        return str(self.setting("data", "held_out_split", "val"))
+        return str(self.setting("data", "held_out_split"))
 
     @property
     def manifest_uri(self) -> str | None:
@@ -97,14 +100,12 @@ class RunData:
     @cached_property
     def filled_classes(self) -> frozenset[str]:
         """The background and the classes with `report.filled` training images; empty: not asked."""
-        least, uri = int(self.setting("report", "filled", 0)), self.manifest_uri
+        least, uri = int(self.setting("report", "filled")), self.manifest_uri
         if not least or uri is None or not storage.exists(uri):
             return frozenset()
         manifest = open_manifest(uri)
         table = tables.read_table(uri, ["labels", "split"])
-        table = table.filter(
-            pc.equal(table.column("split"), self.setting("data", "train_split", ""))
-        )
+        table = table.filter(pc.equal(table.column("split"), self.setting("data", "train_split")))
         counts = pc.value_counts(pc.list_flatten(table.column("labels"))).to_pylist()
         labels = [0, *(count["values"] for count in counts if count["counts"] >= least)]
         return frozenset(manifest.label_space.names[label] for label in labels)

@@ -131,7 +131,7 @@ def portable(
     return encode_rgb(decode_rgb(data, apply_exif=apply_exif, uri=uri)), ".png"
 
 
-def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
+def open_masks(run_dir: str, stage: str | None) -> RunMasks:
     """Find the masks of a run.
 
     Args:
