@@ -41,8 +41,7 @@ def refine(
         float | None, typer.Option(help="Below this posterior a pixel becomes 255.")
     ] = None,
     strengths: Annotated[
-        str | None,
-        typer.Option(help="A or A,B: of the background; where two disagree, 255."),
+        str | None, typer.Option(help="A or A,B: of the background; where two disagree, 255.")
     ] = None,
     label_space: Annotated[
         str | None, typer.Option(help="voc12, coco14, or a file of class names.")

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, 
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
+from pmm_ray.report.console import print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
-from pmm_ray.report.whole import print_whole
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
@@ -36,10 +35,7 @@ class Ablation:
     """What the user asked for.
 
     Attributes:
-        recipe: YAML file.
-        run_dir: folder or uri of the run; default `runs/<name>`.
-        settings: `section.key=value`, see `load_recipe`.
-        address: `auto`, `local`, or a Ray address.
+        recipe, run_dir, settings, address: see `run_recipe`.
         images: how many images are used at most; None: the ablation's own default.
     """
 
@@ -113,20 +109,24 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
             raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
         combinations = sweep_masks.grid(values)
         images = request.images or sweep_masks.SAMPLE_IMAGES
-        judge = partial(judge_masks.stage, method=config.masks.method)
-        score = partial(sweep_masks.stage, method=config.masks.method, images=images)
+        method, held_out = config.masks.method, config.data.held_out_split
 
         def by_truth(run: Run) -> Stage | None:
-            if not run.data.with_truth(config.data.held_out_split):
+            if not run.data.with_truth(held_out):
                 return None
-            return score(run.config, run.data, recipe_cams(run), combinations)
+            cams = recipe_cams(run)
+            return sweep_masks.stage(
+                run.config, run.data, cams, combinations, method=method, images=images
+            )
 
         def by_classifier(run: Run) -> Stage:
             # it takes several times as long as scores by truth, which say more
-            known = run.data.with_truth(config.data.held_out_split)
+            known = run.data.with_truth(held_out)
             most = min(images, sweep_masks.SAMPLE_IMAGES) if known else images
-            place = recipe_cams(run), last_classifier(run)
-            return judge(run.config, run.data, *place, combinations, images=most)
+            cams, classifier = recipe_cams(run), last_classifier(run)
+            return judge_masks.stage(
+                run.config, run.data, cams, classifier, combinations, method=method, images=most
+            )
 
         walk = walk_steps() if config.affinity.enabled else []
         own = [Step(sweep_masks.STAGE, by_truth), Step(judge_masks.STAGE, by_classifier)]

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pmm_ray.commands.data import say, show
 from pmm_ray.config import DataConfig, load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -17,9 +18,8 @@ from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.sources.importing.import_report import ImportReport
-from pmm_ray.sources.importing.understood import console
 from pmm_ray.sources.reading.names import has_ending
+from pmm_ray.stages.import_data import import_source
 
 # what tells the layout of a folder, the surest first; else it is `folder`
 _LAYOUTS = (
@@ -57,11 +57,12 @@ def check_data(place: str, settings: Sequence[str] = ()) -> int:
             _require_training_images(open_manifest(data.root), data)
             return
         with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
-            from pmm_ray.stages.import_data import import_source
-
             report = import_source(data, scratch, config.seed)
-            _show(report)
-            close(report.accounting, "nothing is kept of this check", _print)
+            show(report)
+            for row in report.errors:
+                file = f" ({row.uri})" if row.uri else ""
+                say(f"{row.kind}: {row.image_id}: {row.message}{file}")
+            close(report.accounting, "nothing is kept of this check", say)
             require_budget("import", report.errors, config.errors.budget, report.total)
             _require_training_images(report.manifest, data)
             if not any(counts.get(data.train_split) for counts in report.classes.values()):
@@ -112,14 +113,6 @@ def _is_manifest(uri: str) -> bool:
     return LABEL_SPACE_KEY.encode() in (metadata or {})
 
 
-def _show(report: ImportReport) -> None:
-    for name, count in report.counts.items():
-        print(f"{name}: {count}")
-    print(console(report))
-    for row in report.errors:
-        _print(f"{row.kind}: {row.image_id}: {row.message}" + (f" ({row.uri})" if row.uri else ""))
-
-
 def _require_training_images(manifest: Manifest, data: DataConfig) -> None:
     if not manifest.splits.get(data.train_split):
         known = ", ".join(manifest.splits)
@@ -127,7 +120,3 @@ def _require_training_images(manifest: Manifest, data: DataConfig) -> None:
             f"no image is of the training split {data.train_split!r}, there are {known}: set "
             "data.train_split"
         )
-
-
-def _print(text: str) -> None:
-    print(storage.printable(text), flush=True)

@@ -55,16 +55,22 @@ def show_import(
 
     def body(progress: Progress) -> None:
         report = read()
-        for name, count in report.counts.items():
-            print(f"{name}: {count}")
-        print(console(report), flush=True)
+        show(report)
         more = then(progress)
-        close(report.accounting, f"{report.manifest.uri}, errors/ beside it{more}", _print)
+        close(report.accounting, f"{report.manifest.uri}, errors/ beside it{more}", say)
 
     return guarded(body)
 
 
-def _print(text: str) -> None:
+def show(report: ImportReport) -> None:
+    """Print what an import counted and understood."""
+    for name, count in report.counts.items():
+        print(f"{name}: {count}")
+    print(console(report), flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line that may quote the names of files."""
     print(storage.printable(text), flush=True)
 
 

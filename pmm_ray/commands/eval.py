@@ -128,9 +128,9 @@ def _match(
     session: Session, masks: MaskFiles, truth: MaskFiles, listed: Sequence[str] | None
 ) -> tuple[Matched, TableIndex, list[ErrorRow], dict[str, list[str]]]:
     """The images to score, as a table of ids and places; those that lack one side; the rest."""
-    listings = ("mask-pairs.parquet", "truth-pairs.parquet")
-    places = tuple(storage.join(session.run_dir, name) for name in listings)
-    found = match_masks(masks, truth, (places[0], places[1]), listed)
+    place = session.run_dir
+    pairs = storage.join(place, "mask-pairs.parquet"), storage.join(place, "truth-pairs.parquet")
+    found = match_masks(masks, truth, pairs, listed)
     stage = score_masks.STAGE
     errors = [ErrorRow(i, stage, "missing", text) for i, text in sorted(found.lacking.items())]
     errors += [ErrorRow(i, stage, "label", text) for i, text in sorted(found.unsure.items())]
@@ -148,7 +148,7 @@ def _match(
                 errors.append(ErrorRow(image_id, stage, kind, text, storage.printable(uri)))
             else:
                 left_out["not in the list"].append(uri)
-    tables.write_errors(storage.join(session.run_dir, "errors"), "matching", errors)
+    tables.write_errors(storage.join(place, "errors"), "matching", errors)
     for note in found.notes:
         session.progress.message(note)
     total = len(found.image_ids) + len(errors)
@@ -166,8 +166,8 @@ def _match(
             "of them, give a list of their ids with --list"
         )
         raise BudgetExceededError(stage, len(errors), budget, errors)
-    pairs = storage.join(session.run_dir, "pairs.parquet")
-    return found, write_listing(pairs, {i: i for i in found.image_ids}), errors, left_out
+    listing = storage.join(place, "pairs.parquet")
+    return found, write_listing(listing, {i: i for i in found.image_ids}), errors, left_out
 
 
 def _show(summary: Summary, place: str) -> None:

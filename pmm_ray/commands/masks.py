@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
+from pmm_ray.pipeline.data import take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors, read_table
 from pmm_ray.runtime.rows.cams import Cams
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
@@ -109,10 +109,7 @@ def import_cams(
     """Import the photographs that have a CAM and decide how its classes are numbered.
 
     Args:
-        found: the CAMs.
-        detected: what they are.
         images: folder of photographs.
-        said: what the user says of the files.
         labels_csv, space: see `import_photographs`.
 
     Raises:
@@ -144,20 +141,16 @@ def import_with(
         CannotRunError, BudgetExceededError: see `import_photographs`.
     """
     from pmm_ray.sources.cams.cam_import import import_photographs
-    from pmm_ray.sources.importing.understood import console
 
-    config = run.config
     report = import_photographs(
         images,
         found,
         run.session.run_dir,
         trust_pickle=said.trust_pickle,
-        max_pixels=config.data.max_pixels,
+        max_pixels=run.config.data.max_pixels,
         **options,
     )
-    require_budget("import", report.errors, config.errors.budget, report.total)
-    run.say(console(report))
-    run.data = DataSet(report.manifest)
+    take_import(run, report)
     return report
 
 

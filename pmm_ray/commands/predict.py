@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.data import pin_precision, pinned
+from pmm_ray.pipeline.data import pin_precision, pinned, take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
-from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.importing.import_report import ImportReport
 
 
@@ -48,7 +47,6 @@ def predict_folder(
         masks = storage.join(place, "masks")
         with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
             report = _import(run, model, str(images))
-            run.data = DataSet(report.manifest)
             pin_precision(run, pinned(run))
             run.follow()
             total = report.accounting.after(read_errors(run["predict_masks"].errors_uri))
@@ -79,7 +77,6 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
     from pmm_ray.labels import LabelSpace
     from pmm_ray.nets.checkpoints import load_model
     from pmm_ray.sources.datasets.folder import import_folder
-    from pmm_ray.sources.importing.understood import console
 
     config = run.config
     space = LabelSpace.from_json(load_model(model, "segmenter")[1]["label_space"])
@@ -91,8 +88,7 @@ def _import(run: Run, model: str, images: str) -> ImportReport:
         ground_truth=False,
         max_pixels=config.data.max_pixels,
     )
-    require_budget("import", report.errors, config.errors.budget, report.total)
-    run.say(console(report))
+    take_import(run, report)
     return report
 
 
@@ -102,9 +98,8 @@ def _predict(model: str, masks: str) -> Step:
         from pmm_ray.stages import predict_masks
 
         segmenter = predict_masks.Model(model, file_identity(model))
-        images = run.data.images
         return predict_masks.stage(
-            run.config.predict, run.data, segmenter, images, png_folder=masks
+            run.config.predict, run.data, segmenter, run.data.images, png_folder=masks
         )
 
     return Step("predict_masks", make)

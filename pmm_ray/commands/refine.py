@@ -153,15 +153,16 @@ def setting_of(
     """
     from latticecrf.presets import Preset, Setting
 
-    names = {one.name.lower().replace("_", "-"): one.value for one in Preset}
+    presets = {one.name.lower().replace("_", "-"): one.value for one in Preset}
     if preset is None:
         setting = Setting("predict.crf", crf_parameters(config.predict.crf))
-    elif preset.lower().replace("_", "-") not in names:
-        raise CannotRunError(f"--preset {preset}: it is one of {', '.join(names)}")
     else:
+        name = preset.lower().replace("_", "-")
+        if name not in presets:
+            raise CannotRunError(f"--preset {preset}: it is one of {', '.join(presets)}")
         if any(word.startswith("predict.crf") for word in settings):
             raise CannotRunError("--preset and --set predict.crf contradict each other")
-        setting = names[preset.lower().replace("_", "-")]
+        setting = presets[name]
     if confidence is not None:
         if not 0 <= confidence <= 1:
             raise CannotRunError(f"--confidence {confidence:g}: it is within 0..1")
@@ -171,20 +172,19 @@ def setting_of(
     if setting.background == "given":
         raise CannotRunError(
             "--strengths belong to presets that make a background of their own: "
-            + ", ".join(name for name, one in names.items() if one.background != "given")
+            + ", ".join(name for name, one in presets.items() if one.background != "given")
         )
-    try:
-        numbers = tuple(float(word) for word in strengths.split(","))
-    except ValueError as error:
-        raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B") from error
-    if not 1 <= len(numbers) <= 2:
-        raise CannotRunError(f"--strengths {strengths}: it is a number, or two: A,B")
-    _check_strengths(strengths, numbers, setting)
-    return replace(setting, strengths=numbers)
+    return replace(setting, strengths=_strengths(strengths, setting))
 
 
-def _check_strengths(said: str, numbers: Sequence[float], setting: Setting) -> None:
+def _strengths(said: str, setting: Setting) -> tuple[float, ...]:
     """Raises CannotRunError of strengths that make no background, or a foreground less sure."""
+    try:
+        numbers = tuple(float(word) for word in said.split(","))
+    except ValueError:
+        numbers = ()
+    if not 1 <= len(numbers) <= 2:
+        raise CannotRunError(f"--strengths {said}: it is a number, or two: A,B")
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise CannotRunError(f"--strengths {said}: each is a finite number above 0")
     exponents = setting.background == "exponent"
@@ -195,6 +195,7 @@ def _check_strengths(said: str, numbers: Sequence[float], setting: Setting) -> N
         raise CannotRunError(
             f"--strengths {said}: {order} comes first, for the foreground that is sure"
         )
+    return numbers
 
 
 def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> str:

@@ -3,7 +3,6 @@
 Imports no torch, ray or stage, so a mistyped key fails at once.
 """
 
-from pmm_ray.config.ablate import AblateConfig
 from pmm_ray.config.affinity import AffinityConfig, WalkConfig
 from pmm_ray.config.base import ConfigError, Section, section_hash
 from pmm_ray.config.classifier import (
@@ -19,6 +18,7 @@ from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.load import load_recipe, to_yaml
 from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
+    AblateConfig,
     ErrorsConfig,
     EvaluateConfig,
     ReportConfig,

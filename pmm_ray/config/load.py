@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +93,22 @@ def _explain(error: ValidationError, path: str | Path) -> str:
     unions: dict[str, int] = {}  # key of a value that may be of several kinds -> its line
     for item in error.errors():
         parts = [str(part) for part in item["loc"] if not isinstance(part, int)]
-        key = ".".join(parts)
-        outer = ".".join(parts[:-1])
-        if key not in known and outer in known and item["type"] != "extra_forbidden":
-            # pydantic tries each kind, and names it after the key
-            if outer in unions:
-                lines[unions[outer]] += f"; or: {item['msg']}"
-            else:
-                unions[outer] = len(lines)
-                lines.append(f"{outer} = {item.get('input')!r}: {item['msg']}")
-            continue
+        key, outer = ".".join(parts), ".".join(parts[:-1])
         if item["type"] == "extra_forbidden":
             nearest = nearest_key(key)
             hint = f"; did you mean {nearest}?" if nearest else ""
             lines.append(f"unknown key {key}{hint}")
-        else:
+        elif key in known or outer not in known:
             lines.append(f"{key or 'recipe'} = {item.get('input')!r}: {item['msg']}")
+        # pydantic tries each kind of such a value, and names it after the key
+        elif outer in unions:
+            lines[unions[outer]] += f"; or: {item['msg']}"
+        else:
+            unions[outer] = len(lines)
+            lines.append(f"{outer} = {item.get('input')!r}: {item['msg']}")
     return f"{path}: " + "; ".join(lines)
 
 
 def to_yaml(config: RunConfig) -> str:
     """The whole resolved configuration as YAML."""
-    plain: Mapping[str, Any] = config.model_dump(mode="json")
-    return yaml.safe_dump(dict(plain), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 from pmm_ray.config import InferenceConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.files import MANIFEST_FILE, SUMMARY_FILE
 from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.understood import console
 
 SomeInference = TypeVar("SomeInference", bound=InferenceConfig)
 
@@ -54,6 +56,17 @@ def prepare(run: Run, needs_truth: str = "") -> None:
     earlier = pinned(run)
     pin_workers(run, earlier)
     pin_precision(run, earlier)
+
+
+def take_import(run: Run, report: ImportReport) -> None:
+    """Go on with photographs that were imported, and say what was understood of them.
+
+    Raises:
+        BudgetExceededError: more images failed than may.
+    """
+    require_budget("import", report.errors, run.config.errors.budget, report.total)
+    run.say(console(report))
+    run.data = DataSet(report.manifest)
 
 
 def _rasterize(run: Run) -> Stage | None:

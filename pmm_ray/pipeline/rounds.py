@@ -44,7 +44,7 @@ class Variant:
 
     def title(self, what: str, number: int) -> str:
         """How a round's masks are called in the report."""
-        return ", ".join([what, *([self.name] if self.name else []), f"round {number}"])
+        return ", ".join(filter(None, (what, self.name, f"round {number}")))
 
     def count(self, config: RunConfig) -> int:
         return config.cycles.rounds if self.rounds is None else self.rounds

@@ -13,6 +13,7 @@ from pmm_ray.report.run_data import Curve
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 8, 10, 24
 _MOST_POINTS = 160
+_TICKS = 4  # of an axis, about
 
 
 def loss_chart(curve: Curve) -> Markup:
@@ -20,11 +21,11 @@ def loss_chart(curve: Curve) -> Markup:
 
     Only numbers enter the markup.
     """
-    steps, means, lows, highs = _bin(curve.steps, curve.losses, _MOST_POINTS)
+    steps, means, lows, highs = _bin(curve.steps, curve.losses)
     if not steps:
         return Markup("")
-    y_ticks = nice_ticks(0.0, max(means) or 1.0, 4)
-    x_ticks = nice_ticks(steps[0], steps[-1], 4)
+    y_ticks = nice_ticks(0.0, max(means) or 1.0)
+    x_ticks = nice_ticks(steps[0], steps[-1])
     top = y_ticks[-1]
     span = max(steps[-1] - steps[0], 1)
 
@@ -35,17 +36,18 @@ def loss_chart(curve: Curve) -> Markup:
         share = min(max(loss, 0.0) / top, 1.0)
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
+    def points(losses: Sequence[float]) -> list[str]:
+        return [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, losses, strict=True)]
+
     inside = [tick for tick in x_ticks if steps[0] <= tick <= steps[-1]]
     parts = _axes({tick: x(tick) for tick in inside}, {tick: y(tick) for tick in y_ticks})
-    upper = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, highs, strict=True)]
-    lower = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, lows, strict=True)]
-    line = [f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, means, strict=True)]
-    parts.append(f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>')
-    parts.append(f'<polyline class="line" points="{" ".join(line)}"/></svg>')
+    band = points(highs) + points(lows)[::-1]
+    parts.append(f'<polygon class="band" points="{" ".join(band)}"/>')
+    parts.append(f'<polyline class="line" points="{" ".join(points(means))}"/></svg>')
     return Markup("".join(parts))
 
 
-def sweep_chart(details: Mapping[str, Any], score: str = "mean_iou") -> Markup:
+def sweep_chart(details: Mapping[str, Any], score: str) -> Markup:
     """A score over the values of the first swept parameter, a line for each setting of the others.
 
     Args:
@@ -63,7 +65,7 @@ def sweep_chart(details: Mapping[str, Any], score: str = "mean_iou") -> Markup:
     scores = [row[score] * 100 for rows in lines.values() for row in rows]
     if not scores:
         return Markup("")
-    y_ticks = nice_ticks(min(scores), max(scores), 4)
+    y_ticks = nice_ticks(min(scores), max(scores))
     low, high = y_ticks[0], y_ticks[-1]
 
     def x(value: float) -> float:
@@ -105,9 +107,9 @@ def _axes(x_places: Mapping[float, float], y_places: Mapping[float, float]) -> l
     return parts
 
 
-def nice_ticks(low: float, high: float, about: int) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers from at most `low` to at least `high`; at least two."""
-    step = (high - low) / max(about, 1)
+    step = (high - low) / _TICKS
     if step <= 0:
         return [low, low + 1]
     power = 10.0 ** math.floor(math.log10(step))
@@ -117,11 +119,11 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _bin(
-    steps: Sequence[int], values: Sequence[float], most: int
+    steps: Sequence[int], values: Sequence[float]
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """Means, minima and maxima of runs of neighbours; values that are not finite are left out."""
     points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
-    size = max(1, math.ceil(len(points) / most))
+    size = max(1, math.ceil(len(points) / _MOST_POINTS))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return (
         [sum(s for s, _ in g) / len(g) for g in groups],

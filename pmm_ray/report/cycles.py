@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from pmm_ray.report.run_data import RunData, StageRecord
-from pmm_ray.report.whole import print_whole
+from pmm_ray.report.run_data import RunData
+from pmm_ray.runtime.core.stage import Summary
 
 _MASKS_OF_ROUND_0 = "make_masks"
 
@@ -58,30 +54,29 @@ class Cycles:
 
 def cycles_of(run: RunData) -> Cycles | None:
     """The rounds of a run; None where no masks were replaced or could have been."""
-    done = {record.stage: record for record in run.stages if record.summary is not None}
+    done = {summary.stage: summary for summary in run.summaries}
     numbers = [n for n in range(1, len(done) + 1) if f"compare_masks-r{n}" in done]
     if not numbers and "choose_masks-r1" not in done:
         return None
-    first = _metrics(done[f"compare_masks-r{numbers[0]}"]) if numbers else {}
+    first = done[f"compare_masks-r{numbers[0]}"].metrics if numbers else {}
     rounds = [_round(run, done, 0, {"foreground_after": first.get("foreground_before")}, {})]
     for number in numbers:
-        record = done[f"compare_masks-r{number}"]
-        assert record.summary is not None
-        churn = record.summary.details.get("churn", {})
-        rounds.append(_round(run, done, number, _metrics(record), churn))
+        compared = done[f"compare_masks-r{number}"]
+        churn = compared.details.get("churn", {})
+        rounds.append(_round(run, done, number, compared.metrics, churn))
     return Cycles(tuple(rounds), _why_ended(run, done, rounds[-1]))
 
 
 def _round(
     run: RunData,
-    done: Mapping[str, StageRecord],
+    done: Mapping[str, Summary],
     number: int,
     compared: Mapping[str, float | None],
     churn: Mapping[str, Mapping[str, float]],
 ) -> Round:
     stage = f"predict_masks-r{number}" if number else _MASKS_OF_ROUND_0
     held_out = run.held_out_split
-    train = str(run.setting("data", "train_split", "train"))
+    train = str(run.setting("data", "train_split"))
     return Round(
         number=number,
         masks_stage=stage,
@@ -95,55 +90,19 @@ def _round(
     )
 
 
-def _why_ended(run: RunData, done: Mapping[str, StageRecord], last: Round) -> str:
-    limit = run.setting("cycles", "stop_when", None)
+def _why_ended(run: RunData, done: Mapping[str, Summary], last: Round) -> str:
+    limit = run.setting("cycles", "stop_when")
     if not last.trained and limit is not None and (last.agreement or 0.0) > limit:
         return (
             f"Round {last.number} was not trained: its masks agree with those before by more than "
             f"cycles.stop_when {limit}."
         )
-    refused = done.get(f"choose_masks-r{last.number + 1}")
-    summary = refused.summary if refused is not None else None
-    if summary is not None and not summary.details.get("update", True):
+    choice = done.get(f"choose_masks-r{last.number + 1}")
+    if choice is not None and not choice.details.get("update", True):
         return (
-            f"The masks of round {last.number} were not replaced: on {summary.images} held-out "
+            f"The masks of round {last.number} were not replaced: on {choice.images} held-out "
             f"images the segmenter that learnt from them scores "
-            f"{summary.metrics['segmenter'] * 100:.1f} and they themselves "
-            f"{summary.metrics['supervision'] * 100:.1f} mIoU % (cycles.update: if_better)."
+            f"{choice.metrics['segmenter'] * 100:.1f} and they themselves "
+            f"{choice.metrics['supervision'] * 100:.1f} mIoU % (cycles.update: if_better)."
         )
     return ""
-
-
-def _metrics(record: StageRecord) -> dict[str, Any]:
-    return dict(record.summary.metrics) if record.summary else {}
-
-
-def print_cycles(run: RunData, console: Console) -> None:
-    """Print one line a round, and one a class with what each round took from it and gave it."""
-    cycles = cycles_of(run)
-    if cycles is None:
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("cyclic masks", "agreement %", "mIoU % between", "foreground %"):
-        table.add_column(name, justify="left" if name == "cyclic masks" else "right")
-    for r in cycles.rounds:
-        table.add_row(f"round {r.number}", *map(_percent, (r.agreement, r.between, r.foreground)))
-    print_whole(table, console)
-    if cycles.compared:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("lost / gained %")
-        for r in cycles.compared:
-            table.add_column(f"round {r.number}", justify="right")
-        for name in cycles.classes:
-            table.add_row(name, *(_change(r.churn.get(name)) for r in cycles.compared))
-        print_whole(table, console)
-    if cycles.ended:
-        console.print(cycles.ended, soft_wrap=True)
-
-
-def _change(values: Mapping[str, float] | None) -> str:
-    return "-" if values is None else f"{values['lost'] * 100:.1f} / {values['gained'] * 100:.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value * 100:.1f}"

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pmm_ray.method.mask_methods import MASK_METHODS
-from pmm_ray.report.gallery import image_scores, stored_rows
-from pmm_ray.report.pictures import (
-    LegendEntry,
-    draw_pictures,
-    legend,
-    mask_picture,
-    thumbnail_size,
-)
+from pmm_ray.report.gallery import image_scores, manifest_rows, stored_rows
+from pmm_ray.report.pictures import LegendEntry, draw_pictures, legend, mask_picture, thumbnail_size
 from pmm_ray.report.run_data import Evaluation, RunData
-from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import index_file, read_index
+from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows import images
 
@@ -115,19 +108,14 @@ def _what(run: RunData, rung: Evaluation) -> str:
     """What made a rung of the masks before it."""
     first, _, rest = rung.masks_stage.partition("-")
     if first == "make_masks":
-        return _WHAT.get(rest or str(run.setting("masks", "method", "ppmg")), "")
+        return _WHAT.get(rest or str(run.setting("masks", "method")), "")
     return _FIRST_SEGMENTER if rest.startswith("r0-") else _LATER_SEGMENTER
 
 
 def _pictures(
-    run: RunData,
-    manifest: Manifest,
-    image_id: str,
-    rungs: tuple[Evaluation, ...],
-    seen: set[int],
+    run: RunData, manifest: Manifest, image_id: str, rungs: tuple[Evaluation, ...], seen: set[int]
 ) -> tuple[str | None, ...]:
-    places = index_file(manifest.uri).select([image_id]).locations()
-    (row,) = tables.read_rows(manifest.uri, [places[image_id][1]])
+    (row,) = manifest_rows(manifest, [image_id])
     size = thumbnail_size(row["height"], row["width"])
     masks: list[str | None] = []
     for rung in rungs:

@@ -16,7 +16,7 @@ from pmm_ray.report.pictures import LegendEntry, class_name, draw_pictures, lege
 from pmm_ray.report.run_data import RunData, StageRecord
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts
-from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Card:
     """One image of the gallery; pictures are data URIs, None where the run has none."""
 
     image_id: str
-    split: str
     labels: tuple[str, ...]
     mean_iou: float | None
     """Of the shown prediction (or mask) on this image alone, 0..1."""
@@ -56,10 +55,7 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     if not len(index):
         index = index_file(manifest.uri)
     chosen = pick(scores, sorted(index.image_ids), count)
-    places = index.select(chosen).locations()
-    # the rows of the manifest, in the order chosen
-    positions = [places[image_id][1] for image_id in chosen if image_id in places]
-    rows = tables.read_rows(manifest.uri, positions)
+    rows = manifest_rows(manifest, chosen)
     if not rows:
         return None
     sources = {
@@ -76,7 +72,6 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     cards = tuple(
         Card(
             image_id=row["image_id"],
-            split=row["split"],
             labels=tuple(class_name(manifest.label_space, i) for i in row["labels"]),
             mean_iou=scores.get(row["image_id"]),
             pictures=tuple(pictures[name] for name in columns),
@@ -128,6 +123,12 @@ def image_scores(index: TableIndex, num_classes: int) -> Iterator[tuple[str, flo
             mean, _ = mean_iou(from_sparse(cells, counts, num_classes))
             if not np.isnan(mean):
                 yield row["image_id"], mean
+
+
+def manifest_rows(manifest: Manifest, image_ids: list[str]) -> list[dict[str, Any]]:
+    """The rows of some images in the manifest, in the order of the ids; unknown ones left out."""
+    places = index_file(manifest.uri).select(image_ids).locations()
+    return tables.read_rows(manifest.uri, [places[i][1] for i in image_ids if i in places])
 
 
 def stored_rows(record: StageRecord, image_ids: list[str]) -> dict[str, dict[str, Any]]:

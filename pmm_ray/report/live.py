@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pmm_ray.report.run_data import read_record
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.lease import beats, read_lease
 from pmm_ray.runtime.mapping.tasks import PASSES
 
@@ -79,10 +77,7 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
         CannotRunError: it is no run folder.
     """
     now = time.time() if now is None else now
-    try:
-        record = json.loads(storage.read_bytes(storage.join(run_dir, RECORD_FILE)))
-    except FileNotFoundError as error:
-        raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
+    record = read_record(run_dir)
     rows = list(read_events(run_dir))
     lease = read_lease(run_dir)
     found = RunNow(

@@ -15,6 +15,7 @@ from pmm_ray.runtime.core.accounting import Accounting, account
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.index import Ids, TableIndex, id_column, read_index
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
+from pmm_ray.runtime.core.selection import base_name
 
 _MAKERS = ("make_masks", "predict_masks")
 _BEFORE_MASKS = ("make_cams", "walk_cams")
@@ -42,7 +43,7 @@ class SplitMasks:
 
 def mask_stages(run: RunData) -> list[StageRecord]:
     """The finished stages that made masks of any kind."""
-    return [s for s in run.stages if s.stage.split("-", 1)[0] in _MAKERS and s.summary is not None]
+    return [s for s in run.stages if base_name(s.stage) in _MAKERS and s.summary is not None]
 
 
 def result_stages(run: RunData) -> list[StageRecord]:
@@ -72,8 +73,10 @@ def account_run(run: RunData) -> Accounting:
     Raises:
         CannotRunError: the run has imported nothing.
     """
-    manifest = _manifest(run)
-    imported = run.last_stage("import_data")
+    if run.manifest_uri is None:
+        raise CannotRunError(f"{run.run_dir} has imported no images yet")
+    manifest = open_manifest(run.manifest_uri)
+    imported = run.stage("import_data")
     if imported is None or imported.summary is None:
         total = account("images", found=manifest.num_rows, made=manifest.num_rows)
     elif known := imported.summary.details.get("accounting"):
@@ -108,7 +111,7 @@ def without(
         if record.stage != "import_data":
             for row in record.errors:
                 failed.setdefault(row.image_id, row)
-    used = (run.setting("data", "train_split", "train"), run.held_out_split)
+    used = (run.setting("data", "train_split"), run.held_out_split)
     errors: list[ErrorRow] = []
     left_out: dict[str, list[str]] = {}
     table = tables.read_table(manifest.uri, ["image_id", "split", "labels"])
@@ -122,12 +125,6 @@ def without(
         else:
             left_out.setdefault(otherwise if labels else _UNLABELLED, []).append(image_id)
     return errors, left_out
-
-
-def _manifest(run: RunData) -> Manifest:
-    if run.manifest_uri is None:
-        raise CannotRunError(f"{run.run_dir} has imported no images yet")
-    return open_manifest(run.manifest_uri)
 
 
 def _is_result(record: StageRecord, run: RunData) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.progress import format_seconds
 
 _MOST_ERRORS = 100
-_DEFAULT_GALLERY = 12
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def render(run: RunData) -> str:
     gains: Gains | None = None
     gallery_note = ""
     try:
-        count = int(run.setting("report", "gallery", _DEFAULT_GALLERY))
+        count = int(run.setting("report", "gallery"))
         gains = gains_of(run) if count > 0 else None
         gallery = make_gallery(run, count)
     except CannotRunError as error:
@@ -105,7 +104,7 @@ def render(run: RunData) -> str:
         sweeps=sweeps_of(run),
         errors=errors[:_MOST_ERRORS],
         error_count=len(errors),
-        error_groups=group_errors(errors),
+        error_groups=_group_errors(errors),
         pixel_labels=_pixel_labels(run),
         gallery=gallery,
         gains=gains,
@@ -129,14 +128,12 @@ def class_table(evaluations: Sequence[Evaluation], split: str) -> ClassTable:
 
 def _understood(run: RunData) -> list[str]:
     """What the import understood of the data set, a line each."""
-    record = run.last_stage("import_data")
-    details = record.summary.details if record is not None and record.summary is not None else {}
-    return [str(line) for line in details.get("understood", ())]
+    summary = run.summary("import_data")
+    return [str(line) for line in summary.details.get("understood", ())] if summary else []
 
 
-def group_errors(errors: Iterable[ErrorRow]) -> list[ErrorGroup]:
+def _group_errors(errors: Sequence[ErrorRow]) -> list[ErrorGroup]:
     """Errors by stage and kind, the largest group first."""
-    errors = list(errors)
     first = {(e.stage, e.kind): e for e in reversed(errors)}
     counts = Counter((e.stage, e.kind) for e in errors)
     return [ErrorGroup(*key, count, first[key]) for key, count in counts.most_common()]
@@ -150,7 +147,7 @@ def _splits(run: RunData) -> list[str]:
 
 def _tables(run: RunData) -> list[dict[str, Any]]:
     """The paper's tables that were made of this run."""
-    found = (r.summary.details.get("table") for r in run.stages if r.summary is not None)
+    found = (summary.details.get("table") for summary in run.summaries)
     return sorted((t for t in found if isinstance(t, dict)), key=lambda table: table["number"])
 
 
@@ -162,15 +159,16 @@ def _measured(run: RunData, stage: str) -> list[tuple[str, float]]:
         "validation_miou": "held-out mIoU",
         "underfitting_share": "images under limited loss, %",
     }
-    found = (record.summary for record in run.stages if record.stage == stage)
-    metrics = next((summary.metrics for summary in found if summary is not None), {})
+    summary = run.summary(stage)
+    metrics = summary.metrics if summary else {}
     return [(title, metrics[name]) for name, title in names.items() if name in metrics]
 
 
 def _workers(run: RunData, stage: str) -> str:
     """How many workers did which steps, where an elastic training changed their number."""
-    found = (r.summary.details for r in run.stages if r.stage == stage and r.summary is not None)
-    first, *later = next(found, {}).get("workers_by_step") or [[0, 0]]
+    summary = run.summary(stage)
+    details = summary.details if summary else {}
+    first, *later = details.get("workers_by_step") or [[0, 0]]
     if not later:
         return ""
     return f"{first[1]}, " + ", ".join(f"{count} from step {step + 1}" for step, count in later)
@@ -179,9 +177,9 @@ def _workers(run: RunData, stage: str) -> str:
 def _pixel_labels(run: RunData) -> list[tuple[str, str]]:
     """(stage, split) of every stage that read ground-truth masks."""
     return [
-        (record.stage, str(record.summary.details.get("split", "")))
-        for record in run.stages
-        if record.summary is not None and record.summary.pixel_labels_used
+        (summary.stage, str(summary.details.get("split", "")))
+        for summary in run.summaries
+        if summary.pixel_labels_used
     ]
 
 

@@ -25,6 +25,7 @@ THUMBNAIL = 240
 """Long side of a picture, px."""
 _JPEG_QUALITY = 82
 _CAM_OPACITY = 0.8
+_MASK_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def draw_pictures(
     )
     size = thumbnail_size(row["height"], row["width"])
     with contextlib.suppress(RowError, ValueError):  # a bad image shows as an empty cell
-        image_HW3 = images.read_image(manifest.locate(row["uri"]), apply_exif=manifest.apply_exif)
-        photo = Image.fromarray(image_HW3).resize(size, Image.Resampling.LANCZOS)
+        photo = photograph(row, manifest)
         pictures["image"] = jpeg(photo)
         cam = stored.get("CAM", {}).get(image_id)
         if cam is not None:
@@ -67,6 +67,13 @@ def draw_pictures(
     return pictures
 
 
+def photograph(row: dict[str, Any], manifest: Manifest) -> Image.Image:
+    """A small photograph, of a row of the manifest. Raises RowError."""
+    image_HW3 = images.read_image(manifest.locate(row["uri"]), apply_exif=manifest.apply_exif)
+    size = thumbnail_size(row["height"], row["width"])
+    return Image.fromarray(image_HW3).resize(size, Image.Resampling.LANCZOS)
+
+
 def overlay_cam(photo: Image.Image, row: dict[str, Any], space: LabelSpace) -> Image.Image:
     """The grey photograph, tinted with each class's palette colour where its map is high.
 
@@ -74,9 +81,9 @@ def overlay_cam(photo: Image.Image, row: dict[str, Any], space: LabelSpace) -> I
         photo: RGB, of the size to draw.
         row: a row of the cams table.
     """
-    grey_HW3 = np.asarray(photo.convert("L").convert("RGB"), np.float32)
+    grey = photo.convert("L").convert("RGB")
     if not row["labels"]:
-        return photo.convert("L").convert("RGB")
+        return grey
     stored = np.frombuffer(row["cam"], "<f2").reshape(-1, row["cam_height"], row["cam_width"])
     cam_KHW = np.stack(
         [
@@ -89,9 +96,32 @@ def overlay_cam(photo: Image.Image, row: dict[str, Any], space: LabelSpace) -> I
     colours_K3 = space.palette[[i % 256 for i in row["labels"]]].astype(np.float32)
     total_HW = cam_KHW.sum(0)
     tint_HW3 = np.tensordot(cam_KHW, colours_K3, (0, 0)) / np.maximum(total_HW, 1e-6)[..., None]
-    opacity_HW1 = _CAM_OPACITY * cam_KHW.max(0)[..., None]
-    blend_HW3 = grey_HW3 * (1 - opacity_HW1) + tint_HW3 * opacity_HW1
+    return _tinted(grey, tint_HW3, _CAM_OPACITY * cam_KHW.max(0))
+
+
+def overlay_mask(photo: Image.Image, mask_HW: NDArray[Any], space: LabelSpace) -> Image.Image:
+    """The photograph, tinted with the palette's colours where the mask has a class.
+
+    Args:
+        photo: RGB, of the size to draw.
+        mask_HW: ids, [H, W] of any size; 0 is left as it is.
+    """
+    ids_HW = _resized(mask_HW, photo.size)
+    tint_HW3 = space.palette[ids_HW % 256].astype(np.float32)
+    return _tinted(photo, tint_HW3, np.where(ids_HW > 0, _MASK_OPACITY, 0.0))
+
+
+def _tinted(photo: Image.Image, tint_HW3: NDArray[Any], opacity_HW: NDArray[Any]) -> Image.Image:
+    """The photograph under colours; opacity 0 shows none of them, 1 nothing else."""
+    opacity_HW1 = opacity_HW[..., None]
+    blend_HW3 = np.asarray(photo, np.float32) * (1 - opacity_HW1) + tint_HW3 * opacity_HW1
     return Image.fromarray(np.round(blend_HW3).astype(np.uint8))
+
+
+def _resized(mask_HW: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int32]:
+    """A mask of another (width, height)."""
+    whole = Image.fromarray(mask_HW.astype(np.int32))
+    return np.asarray(whole.resize(size, Image.Resampling.NEAREST))
 
 
 def mask_picture(
@@ -99,8 +129,7 @@ def mask_picture(
 ) -> str:
     """A small indexed PNG in the palette's colours."""
     seen.update(np.unique(mask_HW).tolist())
-    whole = Image.fromarray(mask_HW.astype(np.int32))
-    small_HW = np.asarray(whole.resize(size, Image.Resampling.NEAREST))
+    small_HW = _resized(mask_HW, size)
     colours = np.where(small_HW == space.ignore, 255, small_HW % 256).astype(np.uint8)
     image = Image.fromarray(colours)
     image.putpalette(space.palette.tobytes())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow.compute as pc
 import yaml
 
+from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
@@ -18,6 +19,7 @@ from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 _EVALUATION = "evaluate-"
+_DEFAULTS = RunConfig()
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,22 @@ class RunData:
     config_text: str
     """`resolved.yaml`; empty if it is missing."""
     stages: tuple[StageRecord, ...]
-    curves: tuple[Curve, ...] = field(default=())
+    curves: tuple[Curve, ...]
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        loaded = yaml.safe_load(self.config_text) if self.config_text else None
+        loaded = yaml.safe_load(self.config_text)
         return loaded if isinstance(loaded, dict) else {}
 
-    def setting(self, section: str, key: str, default: Any) -> Any:
+    def setting(self, section: str, key: str) -> Any:
         """A value of the resolved configuration, or the default where it has none."""
         values = self.config.get(section)
+        default = getattr(getattr(_DEFAULTS, section), key)
         return values.get(key, default) if isinstance(values, dict) else default
 
     @property
     def held_out_split(self) -> str:
-        return str(self.setting("data", "held_out_split", "val"))
+        return str(self.setting("data", "held_out_split"))
 
     @property
     def manifest_uri(self) -> str | None:
@@ -97,14 +100,12 @@ class RunData:
     @cached_property
     def filled_classes(self) -> frozenset[str]:
         """The background and the classes with `report.filled` training images; empty: not asked."""
-        least, uri = int(self.setting("report", "filled", 0)), self.manifest_uri
+        least, uri = int(self.setting("report", "filled")), self.manifest_uri
         if not least or uri is None or not storage.exists(uri):
             return frozenset()
         manifest = open_manifest(uri)
         table = tables.read_table(uri, ["labels", "split"])
-        table = table.filter(
-            pc.equal(table.column("split"), self.setting("data", "train_split", ""))
-        )
+        table = table.filter(pc.equal(table.column("split"), self.setting("data", "train_split")))
         counts = pc.value_counts(pc.list_flatten(table.column("labels"))).to_pylist()
         labels = [0, *(count["values"] for count in counts if count["counts"] >= least)]
         return frozenset(manifest.label_space.names[label] for label in labels)
@@ -154,15 +155,14 @@ class RunData:
         It is the last round's, or the one before where `cycles.update: if_better` found that
         better than it. Segmenters of tables do not count.
         """
-        by_name = {s.stage: s for s in self.stages if s.summary is not None}
-        trained = [f"train_segmenter-r{n}" for n in range(len(by_name))]
-        trained = [name for name in trained if name in by_name]
+        done = {s.stage: s for s in self.stages if s.summary is not None}
+        names = [f"train_segmenter-r{n}" for n in range(len(done))]
+        trained = [done[name] for name in names if name in done]
         if not trained:
             return None
-        judged = by_name.get(f"choose_masks-r{len(trained)}")
-        summary = None if judged is None else judged.summary
-        worse = summary is not None and not summary.details["update"]
-        return by_name[trained[-2 if worse and len(trained) > 1 else -1]]
+        judged = self.summary(f"choose_masks-r{len(trained)}")
+        worse = judged is not None and not judged.details["update"]
+        return trained[-2 if worse and len(trained) > 1 else -1]
 
     @property
     def final_round(self) -> int | None:
@@ -178,6 +178,15 @@ class RunData:
         """The stage of this name, if the run has one."""
         return next((s for s in self.stages if s.stage == name), None)
 
+    @property
+    def summaries(self) -> list[Summary]:
+        """Those of the finished stages, in pipeline order; several of a sweep that was repeated."""
+        return [s.summary for s in self.stages if s.summary is not None]
+
+    def summary(self, name: str) -> Summary | None:
+        """That of the last finished stage of this name, if there is one."""
+        return next((s for s in reversed(self.summaries) if s.stage == name), None)
+
 
 def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
     """Read a run folder.
@@ -190,18 +199,28 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
         CannotRunError: there is no readable `run.json`.
     """
     run_dir = storage.absolute(run_dir)
-    try:
-        record = json.loads(storage.read_bytes(storage.join(run_dir, RECORD_FILE)))
-    except FileNotFoundError as error:
-        raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
-    except ValueError as error:
-        raise CannotRunError(f"{run_dir}/run.json is not valid JSON: {error}") from error
+    record = read_record(run_dir)
     try:
         config_text = storage.read_bytes(storage.join(run_dir, "resolved.yaml")).decode()
     except FileNotFoundError:
         config_text = ""
     stages = tuple(_stage(run_dir, entry) for entry in record.get("stages", []))
     return RunData(run_dir, record, config_text, stages, _curves(run_dir) if with_curves else ())
+
+
+def read_record(run_dir: str) -> dict[str, Any]:
+    """`run.json` of a run folder.
+
+    Raises:
+        CannotRunError: there is none that can be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_dir, RECORD_FILE)))
+    except FileNotFoundError as error:
+        raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
+    except ValueError as error:
+        raise CannotRunError(f"{run_dir}/run.json is not valid JSON: {error}") from error
+    return record
 
 
 def _stage(run_dir: str, entry: dict[str, str]) -> StageRecord:
@@ -221,6 +240,6 @@ def _curves(run_dir: str) -> tuple[Curve, ...]:
     curves = []
     for stage, points in by_stage.items():
         steps = tuple(sorted(points))
-        losses = tuple(points[step][0] for step in steps)
-        curves.append(Curve(stage, steps, losses, tuple(points[step][1] for step in steps)))
+        losses, rates = zip(*(points[step] for step in steps), strict=True)
+        curves.append(Curve(stage, steps, losses, rates))
     return tuple(curves)

@@ -1,7 +1,5 @@
 """Sweeps over mask parameters: what was chosen and how, and their masks on a contact sheet."""
 
-# H, W: pixels.
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -10,17 +8,12 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image
 
-from pmm_ray.labels import LabelSpace
 from pmm_ray.report.charts import sweep_chart
-from pmm_ray.report.gallery import stored_rows
-from pmm_ray.report.pictures import LegendEntry, jpeg, legend, thumbnail_size
+from pmm_ray.report.gallery import manifest_rows, stored_rows
+from pmm_ray.report.pictures import LegendEntry, jpeg, legend, overlay_mask, photograph
 from pmm_ray.report.run_data import RunData, StageRecord
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.core.index import index_file
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import Summary
 from pmm_ray.runtime.rows import images
@@ -37,7 +30,6 @@ SCORES = {
 }
 """What a combination may be scored by, the first one that is there decides -> its name."""
 _MOST_COLUMNS = 12
-_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
@@ -126,21 +118,17 @@ def _sheet(run: RunData, record: StageRecord) -> Sheet | None:
     space, seen = manifest.label_space, set[int]()
     rows = []
     stored = stored_rows(record, details["sheet"])
-    places = index_file(manifest.uri).select(stored).locations()
-    for image_id, (_, position) in sorted(places.items()):
-        (row,) = tables.read_rows(manifest.uri, [position])
+    for row in manifest_rows(manifest, sorted(stored)):
         try:
-            image = images.read_image(manifest.locate(row["uri"]), apply_exif=manifest.apply_exif)
+            photo = photograph(row, manifest)
         except RowError:
             continue
-        size = thumbnail_size(*image.shape[:2])
-        photo = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-        kept = stored[image_id]["masks"]
+        kept = stored[row["image_id"]]["masks"]
         masks = [images.decode_mask(kept[n]) for n in shown]
         seen.update(*(np.unique(mask).tolist() for mask in masks))
         pictures = [photo, *(overlay_mask(photo, mask, space) for mask in masks)]
         names = tuple(space.names[label] for label in row["labels"])
-        rows.append(SheetRow(image_id, names, tuple(map(jpeg, pictures))))
+        rows.append(SheetRow(row["image_id"], names, tuple(map(jpeg, pictures))))
     columns = tuple(_setting(details["combinations"][n], details["fields"]) for n in shown)
     entries = tuple(legend(space, seen - {0}))
     return Sheet(columns, tuple(rows), entries, len(details["combinations"]))
@@ -150,24 +138,8 @@ def _setting(row: dict[str, float], fields: Sequence[str]) -> str:
     return ", ".join(f"{name} {row[name]:g}" for name in fields)
 
 
-def overlay_mask(photo: Image.Image, mask_HW: NDArray[Any], space: LabelSpace) -> Image.Image:
-    """The photograph, tinted with the palette's colours where the mask has a class.
-
-    Args:
-        photo: RGB, of the size to draw.
-        mask_HW: ids, [H, W] of any size; 0 is left as it is.
-    """
-    resized = Image.fromarray(mask_HW.astype(np.int32)).resize(photo.size, Image.Resampling.NEAREST)
-    ids_HW = np.asarray(resized)
-    pixels_HW3 = np.asarray(photo, np.float32)
-    tint_HW3 = space.palette[ids_HW % 256].astype(np.float32)
-    opacity_HW1 = np.where(ids_HW > 0, _OPACITY, 0.0)[..., None]
-    blend_HW3 = pixels_HW3 * (1 - opacity_HW1) + tint_HW3 * opacity_HW1
-    return Image.fromarray(np.round(blend_HW3).astype(np.uint8))
-
-
 def choice_lines(run: RunData) -> Iterator[str]:
     """What `masks.alpha: auto` chose and how, for the console."""
-    for record in run.stages:
-        if record.stage == AUTO and record.summary is not None:
-            yield f"masks.alpha: auto: {how_chosen(record.summary)}"
+    for summary in run.summaries:
+        if summary.stage == AUTO:
+            yield f"masks.alpha: auto: {how_chosen(summary)}"

@@ -14,7 +14,7 @@ from pmm_ray.report.run_data import Curve
     ("low", "high"), [(0.0, 1.0), (0.0, 0.0123), (3.0, 20_000.0), (0.0, 7.3), (5.0, 5.0)]
 )
 def test_ticks_are_round_and_cover_the_range(low: float, high: float) -> None:
-    ticks = nice_ticks(low, high, 4)
+    ticks = nice_ticks(low, high)
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert 2 <= len(ticks) <= 8

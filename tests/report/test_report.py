@@ -17,8 +17,8 @@ from pmm_ray.report import build_report, gains, print_stage_table
 from pmm_ray.report.console import rows_of
 from pmm_ray.report.gains import Gains, gains_of
 from pmm_ray.report.gallery import image_scores
+from pmm_ray.report.pictures import overlay_mask
 from pmm_ray.report.run_data import load_run
-from pmm_ray.report.sweeps import overlay_mask
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import EventLog

@@ -1,13 +1,14 @@
 """`pmm export`: the masks of a finished run in formats that other programs read.
 
-A format is a module of this package with a function
-`write(masks: RunMasks, out: str, progress: Progress) -> Written`, imported when it is asked for.
+A format is a module of this package, imported when it is asked for. Its function
+`write(masks: RunMasks, out: str, progress: Progress) -> Written` writes below the folder or uri
+`out`; `progress` shows the images done.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pmm_ray.report.outcome import without
 from pmm_ray.runtime.core import storage, tables
@@ -18,16 +19,14 @@ from pmm_ray.runtime.core.progress import Progress
 if TYPE_CHECKING:
     from pmm_ray.commands.export.source import RunMasks, Written
 
-Format = Literal["voc", "coco", "mmseg", "yolo", "hf"]
 
-
-def export_run(run_dir: str, out: str, name: Format, stage: str | None = None) -> int:
+def export_run(run_dir: str, out: str, name: str, stage: str | None = None) -> int:
     """Write a run's masks in another format; the same command again overwrites what it wrote.
 
     Args:
         run_dir: uri of a finished run.
         out: folder or uri to write below.
-        name: of the format.
+        name: of the format, a module of this package.
         stage: the stage whose masks are taken, for example `make_masks`; None: for each split the
             last stage that made some.
 

@@ -31,10 +31,6 @@ _COLUMNS = ["image_id", "uri", "height", "width"]
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write `instances_<split>.json` below `out` for every split.
 
-    Args:
-        out: folder or uri.
-        progress: shows the images done.
-
     Raises:
         CannotRunError: pycocotools is not installed.
     """
@@ -57,7 +53,7 @@ def _document(masks: RunMasks, split: SplitMasks, progress: Progress) -> Iterato
     """The pieces of the file, as text: about a kilobyte an image."""
     space = masks.manifest.label_space
     images = _images(masks, split)
-    numbers = {image["image_id"]: image["id"] for image in images}
+    numbers = {image_id: image["id"] for image_id, image in images.items()}
     head = {
         "info": {"description": f"{masks.name}: {split.stage}, split {split.split}"},
         "licenses": [],
@@ -65,9 +61,7 @@ def _document(masks: RunMasks, split: SplitMasks, progress: Progress) -> Iterato
             {"id": space.dataset_ids[i], "name": space.names[i], "supercategory": ""}
             for i in range(1, space.num_classes)
         ],
-        "images": [
-            {key: value for key, value in image.items() if key != "image_id"} for image in images
-        ],
+        "images": [*images.values()],
     }
     text = json.dumps(head, ensure_ascii=False)
     yield (text[:-1] + ', "annotations": [').encode()
@@ -80,8 +74,8 @@ def _document(masks: RunMasks, split: SplitMasks, progress: Progress) -> Iterato
     yield b"\n]}\n"
 
 
-def _images(masks: RunMasks, split: SplitMasks) -> list[dict[str, Any]]:
-    """COCO's image records, with our ids, in their order."""
+def _images(masks: RunMasks, split: SplitMasks) -> dict[str, dict[str, Any]]:
+    """Our id -> COCO's record of an image, in the order of ids."""
     table = tables.read_table(masks.manifest.uri, _COLUMNS)
     wanted = pa.array(split.index.image_ids, pa.string())
     rows = table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist()
@@ -91,16 +85,15 @@ def _images(masks: RunMasks, split: SplitMasks) -> list[dict[str, Any]]:
     fits = len(set(own)) == len(rows) and max(own, default=0) < 2**63
     numbers = own if fits else range(1, len(rows) + 1)
     names = file_names([row["uri"] for row in rows])
-    return [
-        {
+    return {
+        row["image_id"]: {
             "id": number,
-            "image_id": row["image_id"],
             "file_name": name,
             "height": row["height"],
             "width": row["width"],
         }
         for number, row, name in zip(numbers, rows, names, strict=True)
-    ]
+    }
 
 
 def file_names(uris: Sequence[str]) -> list[str]:

@@ -16,12 +16,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
-from pmm_ray.commands.export.source import WRITERS, RunMasks, Written, portable
+from pmm_ray.commands.export.source import RunMasks, Written, in_threads, portable
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
@@ -43,19 +42,12 @@ _SCHEMA = pa.schema(
 
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
-    """Write `data/SPLIT-*.parquet` below `out` for every split.
-
-    Args:
-        masks: of a run.
-        out: folder or uri.
-        progress: shows the images done.
-    """
+    """Write `data/SPLIT-*.parquet` below `out` for every split."""
     written = Written()
     schema = _SCHEMA.with_metadata({"huggingface": _features(masks.manifest.label_space)})
     for split in masks.splits:
-        with ThreadPoolExecutor(WRITERS) as pool:
-            sizes = pool.map(_size, (masks.photographs[i]["uri"] for i in split.image_ids))
-            files = max(1, -(-sum(sizes) // _FILE_BYTES))
+        uris = [masks.photographs[image_id]["uri"] for image_id in split.image_ids]
+        files = max(1, -(-sum(in_threads(_size, uris)) // _FILE_BYTES))
         rows = _rows(masks, split, progress, written)
         _write_split(storage.join(out, "data"), split, files, rows, schema)
         progress.message(f"{out}: {split.split} from {split.stage}")

@@ -11,14 +11,12 @@ The tree can be moved. Our network parts and losses are found through the config
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from pmm_ray.commands.export.mmseg_config import Tree, config_text
-from pmm_ray.commands.export.source import WRITERS, RunMasks, Written
+from pmm_ray.commands.export.source import RunMasks, Written, in_threads
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
@@ -28,7 +26,6 @@ from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_file
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 # mmsegmentation keeps class ids in 8 bits
 _MOST_CLASSES = 255
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,6 @@ class _Split:
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write the project below `out`.
-
-    Args:
-        out: folder or uri.
-        progress: shows the files written.
 
     Raises:
         CannotRunError: the run has no masks of its training split, or more classes than
@@ -124,12 +117,11 @@ def _write_split(
         return None
 
     def write_mask(row: dict[str, Any]) -> None:
-        if row["image_id"] not in stems:
-            return
-        storage.write_bytes(storage.join(labels, f"{stems[row['image_id']]}.png"), row["mask_png"])
+        if stem := stems.get(row["image_id"]):
+            storage.write_bytes(storage.join(labels, f"{stem}.png"), row["mask_png"])
 
     with progress.stage(f"export {name}", len(split.rows)) as shown:
-        for row, problem in zip(split.rows, _in_threads(copy, split.rows), strict=True):
+        for row, problem in zip(split.rows, in_threads(copy, split.rows), strict=True):
             if problem is not None:
                 uri = problem.uri or row["uri"]
                 written.fail(row["image_id"], problem.kind, problem.message, uri)
@@ -137,13 +129,8 @@ def _write_split(
             shown.advance(1, problem is not None)
         if not split.truth:
             for part in masks.parts(split.masks):
-                for _ in _in_threads(write_mask, part):
+                for _ in in_threads(write_mask, part):
                     pass
     listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
     storage.write_bytes(storage.join(out, "splits", f"{name}.txt"), listed.encode())
     written.image_ids |= set(stems)
-
-
-def _in_threads(work: Callable[[Any], T], items: Iterable[Any]) -> Iterable[T]:
-    with ThreadPoolExecutor(WRITERS) as pool:
-        yield from pool.map(work, items)

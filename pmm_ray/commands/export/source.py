@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,9 +20,16 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, is_turned, read_file
 
-WRITERS = 16
-"""Images that are read or written at once: what hides the latency of a disk's sync or a bucket."""
+# images that are read or written at once: what hides the latency of a disk's sync or a bucket
+_THREADS = 16
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+def in_threads(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """What `work` makes of each item, in their order; many are worked on at once."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(work, items)
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,9 @@ class RunMasks:
         Args:
             progress: shows the images done; those of which `work` returned a RowError have failed.
         """
-        with (
-            progress.stage(f"export {split.split}", len(split.index)) as shown,
-            ThreadPoolExecutor(WRITERS) as pool,
-        ):
+        with progress.stage(f"export {split.split}", len(split.index)) as shown:
             for part in self.parts(split):
-                for row, made in zip(part, pool.map(work, part), strict=True):
+                for row, made in zip(part, in_threads(work, part), strict=True):
                     shown.advance(1, isinstance(made, RowError))
                     yield row, made
 
@@ -127,7 +131,7 @@ def portable(
     return encode_rgb(decode_rgb(data, apply_exif=apply_exif, uri=uri)), ".png"
 
 
-def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
+def open_masks(run_dir: str, stage: str | None) -> RunMasks:
     """Find the masks of a run.
 
     Args:
@@ -140,13 +144,14 @@ def open_masks(run_dir: str, stage: str | None = None) -> RunMasks:
     """
     run = load_run(run_dir, with_curves=False)
     made = mask_stages(run)
+    names = [s.stage for s in made]
     if stage is None and not run.record.get("finished"):
         raise CannotRunError(
             f"{run.run_dir} is not finished: run `pmm run` to its end, or choose a stage that is "
-            f"done with --masks ({', '.join(s.stage for s in made) or 'none is'})"
+            f"done with --masks ({', '.join(names) or 'none is'})"
         )
-    if stage is not None and stage not in [s.stage for s in made]:
-        known = ", ".join(s.stage for s in made) or "none"
+    if stage is not None and stage not in names:
+        known = ", ".join(names) or "none"
         raise CannotRunError(
             f"{run.run_dir} has no finished masks called {stage!r}; it has {known}"
         )

@@ -25,10 +25,6 @@ _OTHER = "--format coco"
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     """Write the tree below `out`.
 
-    Args:
-        out: folder or uri.
-        progress: shows the files written.
-
     Raises:
         CannotRunError: a class whose name cannot stand on a line of `class_names.txt`.
     """

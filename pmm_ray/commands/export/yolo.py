@@ -33,13 +33,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def write(masks: RunMasks, out: str, progress: Progress) -> Written:
-    """Write the data set below `out`.
-
-    Args:
-        masks: of a run.
-        out: folder or uri.
-        progress: shows the images done.
-    """
+    """Write the data set below `out`."""
     manifest, written = masks.manifest, Written()
 
     def write_image(split: str, row: dict[str, Any]) -> RowError | None:

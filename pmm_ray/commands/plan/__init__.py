@@ -31,10 +31,7 @@ def plan_recipe(
     is deleted, and the numbers are kept in `RUN/plan.json`.
 
     Args:
-        recipe: YAML file.
-        run_dir: folder or uri of the run that is planned; default `runs/<name>`.
-        settings: `section.key=value`, see `load_recipe`.
-        address: `auto`, `local`, or a Ray address.
+        recipe, run_dir, settings, address: see `run_recipe`.
         sample: images to time.
         cores: also predict for a cluster with so many CPUs.
         price: of a core for an hour, in any currency.
@@ -51,7 +48,7 @@ def plan_recipe(
         from pmm_ray.commands.plan.measure import measure
         from pmm_ray.commands.plan.sample import usual_size
         from pmm_ray.commands.plan.table import card_table, notes, plan_table
-        from pmm_ray.report.whole import print_whole
+        from pmm_ray.report.console import print_whole
 
         started = time.monotonic()
         config = load_recipe(recipe, settings)
@@ -67,10 +64,10 @@ def plan_recipe(
         gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
         costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
         computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
-        table = plan_table(costs, here, gpus, cores, price)
-        print_whole(table, Console(highlight=False))
+        console = Console(highlight=False)
+        print_whole(plan_table(costs, here, gpus, cores, price), console)
         if computed:
-            print_whole(card_table(computed), Console(highlight=False))
+            print_whole(card_table(computed), console)
         timed = len(measured.sample.group_of)
         for line in notes(costs, cores, gpus):
             print(line)
@@ -83,9 +80,7 @@ def plan_recipe(
             for cost in costs
         ]
         content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
-        content["gpu_hours_computed"] = computed
-        storage.write_bytes(
-            storage.join(place, "plan.json"), json.dumps(content, indent=1).encode()
-        )
+        text = json.dumps(content | {"gpu_hours_computed": computed}, indent=1)
+        storage.write_bytes(storage.join(place, "plan.json"), text.encode())
 
     return guarded(body)

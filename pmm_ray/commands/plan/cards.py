@@ -41,8 +41,8 @@ def seconds_on(card: Card, operations: Iterable[tuple[float, float]], *, bfloat1
         operations: (floating point operations, values read and written) of each.
         bfloat16: compute in it where the card has it.
     """
-    half = bfloat16 and card.bfloat16 is not None
-    peak = card.bfloat16 if half and card.bfloat16 is not None else card.float32
-    size = 2 if half else 4
+    peak, size = card.float32, 4
+    if bfloat16 and card.bfloat16 is not None:
+        peak, size = card.bfloat16, 2
     taken = (max(f / peak / 1e12, v * size / card.bandwidth / 1e9) for f, v in operations)
     return sum(taken) / EFFICIENCY

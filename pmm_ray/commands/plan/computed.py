@@ -63,9 +63,10 @@ def gpu_hours(
     found: dict[str, dict[str, float] | str] = {}
     for cost in costs:
         kind = base_name(cost.stage)
-        work = _work(config, kind, size, space)
         if kind in _UNCOUNTED:
             found[cost.stage] = "the affinity network's operations are not counted"
+            continue
+        work = _work(config, kind, size, space)
         if work is None or not cost.timed:
             continue
         if kind not in seconds:
@@ -102,7 +103,7 @@ def _image_seconds(work: _Work) -> dict[str, float]:
 
 def _work(config: RunConfig, kind: str, size: tuple[int, int], space: LabelSpace) -> _Work | None:
     training = training_section(config, kind)
-    if training is not None and kind != "train_affinity":
+    if training is not None:
         network = _segmenter if isinstance(training, SegmenterConfig) else _classifier
         made = partial(network, training, space)
         return _Work(made, _training_views(training), training.amp, _WITH_BACKWARD)

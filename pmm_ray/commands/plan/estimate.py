@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pmm_ray.commands.plan.measure import (
-    ImportTiming,
-    TableTiming,
-    Timing,
-    TrainingTiming,
-)
+from pmm_ray.commands.plan.measure import ImportTiming, TableTiming, Timing, TrainingTiming
 from pmm_ray.commands.plan.sample import Group, Sample
 from pmm_ray.commands.plan.trainings import training_length, training_section
 from pmm_ray.config import RunConfig
@@ -90,24 +85,19 @@ def estimate(
         connect_seconds: what starting or finding Ray takes.
     """
     costs = [Cost("start", fixed_seconds=connect_seconds)]
+    by_kind = {base_name(name): timing for name, timing in timings.items()}
     for step in steps(config):
-        stage = step.name
+        stage, kind = step.name, base_name(step.name)
         if stage == "import_data" and config.data.source == "manifest":
             continue
-        kind = base_name(stage)
         if kind == "choose_masks":
             continue  # compares two sums of small tables
-        work = _SAME_WORK.get(kind, kind)
-        same_kind = [timing for name, timing in timings.items() if base_name(name) == work]
-        timing = timings.get(stage, same_kind[-1] if same_kind else None)
-        if stage not in timings and kind in _SCORES and not _has_truth(stage, config, sample):
-            continue  # the run leaves it out as well
+        timing = timings.get(stage, by_kind.get(_SAME_WORK.get(kind, kind)))
+        later_score = kind in _SCORES and stage not in timings
+        if later_score and not _images(stage, frozenset(), config, sample):
+            continue  # there is no truth: the run leaves it out as well
         costs.append(_cost(step, timing, config, sample, gpus))
     return _fused(costs) if config.streams_cams else costs
-
-
-def _has_truth(stage: str, config: RunConfig, sample: Sample) -> bool:
-    return _images(stage, frozenset(), config, sample) > 0
 
 
 def _cost(
@@ -191,14 +181,11 @@ def _fused(costs: list[Cost]) -> list[Cost]:
             continue  # reads CAMs twice: the run leaves it out as well
         if base_name(cost.stage) == "make_masks":
             share = cost.images / cams.images
-            cost = Cost(
-                cost.stage,
-                cost.images,
-                cost.bytes,
-                cost.fixed_seconds + cams.fixed_seconds,
+            cost = replace(
+                cost,
+                fixed_seconds=cost.fixed_seconds + cams.fixed_seconds,
                 cpu_seconds=cost.cpu_seconds + share * cams.cpu_seconds,
                 gpu_seconds=share * cams.gpu_seconds,
-                most_workers=cost.most_workers,
             )
         if cost is not cams:
             out.append(cost)

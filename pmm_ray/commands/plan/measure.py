@@ -13,11 +13,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pmm_ray.commands.plan.sample import Group, Sample, choose_sample
-from pmm_ray.commands.plan.trainings import (
-    short_training,
-    training_section,
-    validated_images,
-)
+from pmm_ray.commands.plan.trainings import short_training, training_section, validated_images
 from pmm_ray.config import RunConfig, Section, TrainingConfig
 from pmm_ray.pipeline.data import prepare
 from pmm_ray.pipeline.run import Run, Step, open_run

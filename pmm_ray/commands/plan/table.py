@@ -27,12 +27,12 @@ def plan_table(
     """
     from rich.table import Table
 
-    clusters = [(here, f"wall, {here:g} cores")]
-    if cores is not None:
-        clusters.append((cores, f"wall, {cores} cores"))
+    clusters = [here] if cores is None else [here, cores]
     titles = ["images", "written", "CPU-hours", "GPU-hours"]
-    for _, title in clusters:
-        titles += [title, *([f"cost, {title.split(', ')[1]}"] if price is not None else [])]
+    for number in clusters:
+        titles.append(f"wall, {number:g} cores")
+        if price is not None:
+            titles.append(f"cost, {number:g} cores")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
     for title in titles:
@@ -49,14 +49,14 @@ def plan_table(
 
 
 def _cells(
-    costs: Sequence[Cost], clusters: list[tuple[float, str]], gpus: float, price: float | None
+    costs: Sequence[Cost], clusters: Sequence[float], gpus: float, price: float | None
 ) -> list[str]:
     cells = [
         format_bytes(sum(cost.bytes for cost in costs)),
         format_hours(sum(cost.cpu_hours for cost in costs)),
         format_hours(sum(cost.gpu_hours for cost in costs)),
     ]
-    for cores, _ in clusters:
+    for cores in clusters:
         seconds = sum(cost.seconds(cores, gpus) for cost in costs)
         cells.append(format_seconds(seconds))
         if price is not None:

@@ -13,19 +13,16 @@ if TYPE_CHECKING:
     from pmm_ray.config import RunConfig
     from pmm_ray.pipeline.run import Step
 
-TABLES: dict[int, str] = {n: f"pmm_ray.pipeline.tables.table{n}" for n in range(1, 7)}
-"""Number of the paper's table -> the module that makes it."""
-
 
 def table_steps(number: int, config: RunConfig, images: int | None) -> list[Step]:
     """The steps of a table.
 
     Args:
-        number: a key of `TABLES`.
+        number: 1 to 6.
         images: held-out images that are scored at most; None: the table's own default.
 
     Raises:
         CannotRunError: the table does not fit the recipe, or a choice of images.
     """
-    found: list[Step] = importlib.import_module(TABLES[number]).steps(config, images)
+    found: list[Step] = importlib.import_module(f"{__name__}.table{number}").steps(config, images)
     return list({step.name: step for step in found}.values())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
@@ -62,7 +62,8 @@ def print_table(table: PaperTable, console: Console) -> None:
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(table.columns):
-        grid.add_column(column, justify=justification(table.rows, number), no_wrap=True)
+        text = any(isinstance(row[number], str) for row in table.rows)
+        grid.add_column(column, justify="left" if text else "right", no_wrap=True)
     for row in table.rows:
         grid.add_row(*map(show, row))
     console.print(f"Table {table.number}: {table.title}")
@@ -75,8 +76,3 @@ def show(cell: Cell) -> str:
     if cell is None:
         return "-"
     return cell if isinstance(cell, str) else f"{cell * 100:.2f}"
-
-
-def justification(rows: Sequence[Sequence[Cell]], column: int) -> Literal["left", "right"]:
-    """Scores stand right, text stands left."""
-    return "left" if any(isinstance(row[column], str) for row in rows) else "right"
