@@ -1,7 +1,7 @@
 """The steps of a run, in order: section 3.5 of the paper.
 
     photographs + image-level labels -> classifier -> CAMs -> pseudo-masks -> segmenter
-                                             ^ better pseudo-masks <- relabel <-|
+                                                               ^ better masks <- relabel <-|
 
 The classifier may be two: base masks from the first one's CAMs relabel the windows that the second
 one is trained on (multi-crop training). Each arrow is a stage on Ray, each thing between two arrows
