@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import Address, Recipe, RunDir, Setting, app
+from pmm_ray.cli.app import Address, Recipe, RetryErrors, RunDir, Setting, app
 
 
 @app.command()
@@ -26,6 +26,7 @@ def ablate(
     ] = None,
     run_dir: RunDir = None,
     setting: Setting = None,
+    retry_errors: RetryErrors = False,
     address: Address = "auto",
 ) -> None:
     """Make a table of the paper on your data, or search the mask parameters."""
@@ -33,6 +34,6 @@ def ablate(
 
     if (table is None) == (not sweep):
         raise typer.BadParameter("give either --table N or --sweep KEY=V,V,...")
-    request = Ablation(recipe, run_dir, tuple(setting or ()), address, images)
+    request = Ablation(recipe, run_dir, tuple(setting or ()), address, images, retry_errors)
     code = run_sweep(request, sweep or ()) if table is None else run_table(table, request)
     raise typer.Exit(code)

@@ -22,6 +22,12 @@ Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key.")
 ]
 RunDir = Annotated[str | None, typer.Option(help="Run folder or uri. Default: runs/NAME.")]
+RetryErrors = Annotated[
+    bool,
+    typer.Option(
+        help="Run images with error rows again; a training or import that has some, anew."
+    ),
+]
 Address = Annotated[
     str,
     typer.Option(help="auto: the cluster of RAY_ADDRESS, else a Ray of its own; local; or a host."),

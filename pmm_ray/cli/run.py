@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pmm_ray.cli.app import Address, Recipe, RunDir, Setting, app
+from pmm_ray.cli.app import Address, Recipe, RetryErrors, RunDir, Setting, app
 
 
 @app.command()
@@ -19,12 +19,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="Last stage that may run.")] = None,
     only: Annotated[str | None, typer.Option(help="The only stages that may run.")] = None,
     fresh: Annotated[bool, typer.Option(help="Compute the selected stages anew.")] = False,
-    retry_errors: Annotated[
-        bool,
-        typer.Option(
-            help="Run images with error rows again; a training or import that has some, anew."
-        ),
-    ] = False,
+    retry_errors: RetryErrors = False,
     address: Address = "auto",
 ) -> None:
     """Run a whole recipe, or go on with one that was interrupted."""

@@ -35,7 +35,7 @@ class Ablation:
     """What the user asked for.
 
     Attributes:
-        recipe, run_dir, settings, address: see `run_recipe`.
+        recipe, run_dir, settings, address, retry_errors: see `run_recipe`.
         images: how many images are used at most; None: the ablation's own default.
     """
 
@@ -44,6 +44,7 @@ class Ablation:
     settings: tuple[str, ...] = ()
     address: str = "auto"
     images: int | None = None
+    retry_errors: bool = False
 
 
 def parse_sweeps(sweeps: Sequence[str], config: MasksConfig) -> dict[str, list[float]]:
@@ -169,7 +170,16 @@ def _open(
     place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
     own = {step.name for step in steps} - {step.name for step in steps_to_cams(config)}
     kept = [name for name in own if name in ("sweep_masks", "judge_masks")]
-    with open_run(place, config, steps, progress, request.address, adds=own, kept=kept) as run:
+    with open_run(
+        place,
+        config,
+        steps,
+        progress,
+        request.address,
+        adds=own,
+        kept=kept,
+        retry_errors=request.retry_errors,
+    ) as run:
         run.follow()
         yield run
         print(build_report(place))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from pmm_ray.cli import app
 from pmm_ray.commands.ablate import parse_sweeps, sweep_table
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
@@ -55,6 +56,20 @@ def test_the_command_wants_a_table_or_a_sweep() -> None:
     both = ["ablate", RECIPE, "--table", "2", "--sweep", "masks.alpha=3"]
     assert runner.invoke(app, both).exit_code == 2
     assert runner.invoke(app, ["ablate", RECIPE, "--table", "7"]).exit_code == 2
+
+
+def test_failed_images_are_run_again_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def open_run(*_: object, retry_errors: bool, **__: object) -> None:
+        asked.append(retry_errors)
+        raise CannotRunError("enough")
+
+    monkeypatch.setattr("pmm_ray.commands.ablate.open_run", open_run)
+    sweep = ["ablate", RECIPE, "--sweep", "masks.alpha=3"]
+    for command in (sweep, [*sweep, "--retry-errors"]):
+        assert CliRunner().invoke(app, command).exit_code == 1
+    assert asked == [False, True]
 
 
 def test_the_table_is_sorted_and_shows_what_was_chosen() -> None:

@@ -83,7 +83,7 @@ class BudgetExceededError(Exception):
         super().__init__(
             f"{stage}: {failed} images failed, the budget is {budget}. The first reasons:\n"
             f"{reasons}\nFix the images or raise errors.budget, then run the same command again "
-            "(pmm run: with --retry-errors if images were fixed)."
+            "(pmm run, pmm ablate: with --retry-errors if images were fixed)."
         )
 
 
