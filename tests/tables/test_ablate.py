@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pmm_ray.cli import app
-from pmm_ray.commands.ablate import parse_sweeps, sweep_table
+from pmm_ray.commands.ablate import Ablation, parse_sweeps, run_sweep, sweep_table
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
@@ -58,6 +58,7 @@ def test_the_command_wants_a_table_or_a_sweep() -> None:
     assert runner.invoke(app, ["ablate", RECIPE, "--table", "7"]).exit_code == 2
 
 
+@pytest.mark.usefixtures("capfd")
 def test_failed_images_are_run_again_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
@@ -66,9 +67,8 @@ def test_failed_images_are_run_again_where_that_is_asked(monkeypatch: pytest.Mon
         raise CannotRunError("enough")
 
     monkeypatch.setattr("pmm_ray.commands.ablate.open_run", open_run)
-    sweep = ["ablate", RECIPE, "--sweep", "masks.alpha=3"]
-    for command in (sweep, [*sweep, "--retry-errors"]):
-        assert CliRunner().invoke(app, command).exit_code == 1
+    for again in (False, True):
+        assert run_sweep(Ablation(RECIPE, retry_errors=again), ["masks.alpha=3"]) == 1
     assert asked == [False, True]
 
 
