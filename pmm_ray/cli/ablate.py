@@ -28,12 +28,11 @@ def ablate(
     setting: Setting = None,
     retry_errors: RetryErrors = False,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Make a table of the paper on your data, or search the mask parameters."""
     from pmm_ray.commands.ablate import Ablation, run_sweep, run_table
 
     if (table is None) == (not sweep):
         raise typer.BadParameter("give either --table N or --sweep KEY=V,V,...")
     request = Ablation(recipe, run_dir, tuple(setting or ()), address, images, retry_errors)
-    code = run_sweep(request, sweep or ()) if table is None else run_table(table, request)
-    raise typer.Exit(code)
+    return run_sweep(request, sweep or ()) if table is None else run_table(table, request)

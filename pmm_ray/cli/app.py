@@ -7,12 +7,19 @@ from typing import Annotated
 
 import typer
 
+
+def _exit(code: int) -> None:
+    """Ends the process with what a command returns."""
+    raise typer.Exit(code)
+
+
 app = typer.Typer(
     help="Pixel masks from image-level labels, on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    result_callback=_exit,
 )
 data_app = typer.Typer(help="Make or import a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")

@@ -17,15 +17,11 @@ def data_shapes(
     classes: Annotated[int, typer.Option(min=2, max=6, help="Foreground classes.")] = 4,
     size: Annotated[int, typer.Option(min=48, help="Typical side, px.")] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
+) -> int:
     """Make a synthetic, textured, multi-class data set with exact masks."""
-    from pmm_ray.commands.data import show_import
-    from pmm_ray.sources.datasets.shapes import make_shapes
+    from pmm_ray.commands.data import make_dataset
 
-    code = show_import(
-        lambda: make_shapes(str(out), images=images, classes=classes, size=size, seed=seed)
-    )
-    raise typer.Exit(code)
+    return make_dataset(str(out), images=images, classes=classes, size=size, seed=seed)
 
 
 @data_app.command("import")
@@ -66,7 +62,7 @@ def data_import(
         bool, typer.Option(help="voc12: allow cls_labels.npy, which is a pickle.")
     ] = False,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Turn a data set into a manifest; what cannot be used becomes error rows beside it."""
     from pmm_ray.commands.data import import_dataset
     from pmm_ray.config import DataConfig, RunConfig
@@ -85,7 +81,7 @@ def data_import(
             trust_pickle=trust_pickle,
         )
     )
-    raise typer.Exit(import_dataset(config, out, splits, address))
+    return import_dataset(config, out, splits, address)
 
 
 @data_app.command("download")
@@ -99,16 +95,22 @@ def data_download(
         ),
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Archives loaded at once.")] = 3,
-) -> None:
+) -> int:
     """Download and extract a data set; the same command goes on where it was interrupted."""
-    from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, EXIT_INTERRUPTED, CannotRunError
+    from pmm_ray.runtime.core.errors import (
+        EXIT_CANNOT_RUN,
+        EXIT_DONE,
+        EXIT_INTERRUPTED,
+        CannotRunError,
+    )
     from pmm_ray.sources.download import download
 
     try:
         download(dataset, root, mirror=mirror, parallel=parallel, say=typer.echo)
     except CannotRunError as error:
         typer.echo(f"pmm: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_RUN) from error
-    except KeyboardInterrupt as error:
+        return EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
         typer.echo("pmm: interrupted; run the same command again to go on", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        return EXIT_INTERRUPTED
+    return EXIT_DONE

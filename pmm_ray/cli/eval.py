@@ -33,11 +33,11 @@ def evaluate(
     truth_ids: Annotated[Ids, typer.Option(help="The same, of the ground truth.")] = "auto",
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Score masks: mIoU and the IoU of each class."""
     from pmm_ray.commands.eval import score
 
-    code = score(
+    return score(
         masks,
         ground_truth,
         out=out,
@@ -48,4 +48,3 @@ def evaluate(
         settings=setting or (),
         address=address,
     )
-    raise typer.Exit(code)

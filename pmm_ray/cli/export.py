@@ -25,8 +25,8 @@ def export(
         str | None,
         typer.Option(metavar="STAGE", help="Whose masks. Default: each split's last ones."),
     ] = None,
-) -> None:
+) -> int:
     """Write a run's masks for other programs: VOC, COCO, mmsegmentation, YOLO, Hugging Face."""
     from pmm_ray.commands.export import export_run
 
-    raise typer.Exit(export_run(run_dir, out, name, masks))
+    return export_run(run_dir, out, name, masks)

@@ -51,12 +51,12 @@ def masks(
     class_ids: ClassIds = "auto",
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Make masks from CAMs that others made: CVS, CRF and PPMG only."""
     from pmm_ray.commands.masks import make_masks_of
     from pmm_ray.sources.cams.said import Said
 
-    code = make_masks_of(
+    return make_masks_of(
         images,
         cams,
         out,
@@ -73,4 +73,3 @@ def masks(
         settings=setting or (),
         address=address,
     )
-    raise typer.Exit(code)

@@ -23,11 +23,11 @@ def plan(
     run_dir: RunDir = None,
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Time a few images and training steps; print images, bytes, hours and cost of every stage."""
     from pmm_ray.commands.plan import plan_recipe
 
-    code = plan_recipe(
+    return plan_recipe(
         recipe,
         run_dir=run_dir,
         settings=setting or (),
@@ -36,4 +36,3 @@ def plan(
         cores=cores,
         price=price,
     )
-    raise typer.Exit(code)

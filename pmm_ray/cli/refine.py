@@ -62,12 +62,12 @@ def refine(
     class_ids: ClassIds = "auto",
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Refine scores of other programs to masks by a joint CRF; score them on the way."""
     from pmm_ray.commands.refine import refine_folder
     from pmm_ray.sources.cams.said import Said
 
-    code = refine_folder(
+    return refine_folder(
         scores,
         images,
         out,
@@ -91,4 +91,3 @@ def refine(
         settings=setting or (),
         address=address,
     )
-    raise typer.Exit(code)

@@ -21,13 +21,13 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Compute the selected stages anew.")] = False,
     retry_errors: RetryErrors = False,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Run a whole recipe, or go on with one that was interrupted."""
     from pmm_ray.commands.run import run_recipe
 
     if only and (first or until):
         raise typer.BadParameter("--only stands alone: leave out --from and --until")
-    code = run_recipe(
+    return run_recipe(
         recipe,
         run_dir=run_dir,
         settings=setting or (),
@@ -38,7 +38,6 @@ def run(
         fresh=fresh,
         retry_errors=retry_errors,
     )
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -48,19 +47,19 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Mask unlabelled photographs with a trained segmenter."""
     from pmm_ray.commands.predict import predict_folder
 
-    raise typer.Exit(predict_folder(source, images, out, settings=setting or (), address=address))
+    return predict_folder(source, images, out, settings=setting or (), address=address)
 
 
 @app.command()
-def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> None:
+def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> int:
     """Write RUN/report.html and print its path."""
     from pmm_ray.commands.report import write_report
 
-    raise typer.Exit(write_report(run_dir))
+    return write_report(run_dir)
 
 
 @app.command()
@@ -70,18 +69,16 @@ def watch(
     once: Annotated[bool, typer.Option(help="Look once.")] = False,
     price_per_core_hour: Annotated[float, typer.Option(help="Of the cluster's CPUs.")] = 0.0,
     price_per_gpu_hour: Annotated[float, typer.Option(help="Of the cluster's GPUs.")] = 0.0,
-) -> None:
+) -> int:
     """Follow a run from any machine that sees its folder."""
     from pmm_ray.commands.watch import watch as follow
 
-    raise typer.Exit(
-        follow(
-            run_dir,
-            every=every,
-            once=once,
-            price_per_core_hour=price_per_core_hour,
-            price_per_gpu_hour=price_per_gpu_hour,
-        )
+    return follow(
+        run_dir,
+        every=every,
+        once=once,
+        price_per_core_hour=price_per_core_hour,
+        price_per_gpu_hour=price_per_gpu_hour,
     )
 
 
@@ -99,7 +96,7 @@ def doctor(
     ] = None,
     setting: Setting = None,
     address: Address = "auto",
-) -> None:
+) -> int:
     """Say what this machine, cluster or data set has, and what to do about what it lacks."""
     from pmm_ray.commands.doctor import diagnose, diagnose_cluster
 
@@ -108,7 +105,7 @@ def doctor(
     if data is not None:
         from pmm_ray.commands.check_data import check_data
 
-        raise typer.Exit(check_data(data, setting or ()))
+        return check_data(data, setting or ())
     if cluster:
-        raise typer.Exit(diagnose_cluster(run_dir, setting or (), address))
-    raise typer.Exit(diagnose())
+        return diagnose_cluster(run_dir, setting or (), address)
+    return diagnose()

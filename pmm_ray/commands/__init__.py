@@ -1,1 +1,26 @@
 """What each `pmm` command does; `cli/` only parses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
+
+P = ParamSpec("P")
+
+
+def command(does: Callable[Concatenate[Progress, P], None]) -> Callable[P, int]:
+    """Make a command of what it does: it is called without `progress` and returns an exit code.
+
+    That is 0: done; 1: cannot run; 3: error budget exceeded; 75: may succeed later; 130:
+    interrupted. See `guarded`.
+    """
+
+    @wraps(does)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        return guarded(lambda progress: does(progress, *args, **kwargs))
+
+    return run

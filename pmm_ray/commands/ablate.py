@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pmm_ray.commands import command
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
@@ -21,7 +22,6 @@ from pmm_ray.report import build_report
 from pmm_ray.report.console import print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage, Summary
 
@@ -87,7 +87,8 @@ def _value(key: str, text: str, name: str, config: MasksConfig) -> float:
     return value
 
 
-def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
+@command
+def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> None:
     """Score every combination, print the tables, and put them into the run's report.
 
     By ground truth if there is some. Always by the classifier too, with a contact sheet; beside
@@ -96,47 +97,40 @@ def run_sweep(request: Ablation, sweeps: Sequence[str]) -> int:
     Args:
         request: recipe, run folder, and the most images in a sample (100 by default).
         sweeps: `masks.key=value,value,...`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
+    from pmm_ray.stages import judge_masks, sweep_masks
 
-    def body(progress: Progress) -> None:
-        from pmm_ray.stages import judge_masks, sweep_masks
+    config = load_recipe(request.recipe, request.settings)
+    values = parse_sweeps(sweeps, config.masks)
+    if config.masks.alpha == "auto" and "alpha" not in values:
+        raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
+    combinations = sweep_masks.grid(values)
+    images = request.images or sweep_masks.SAMPLE_IMAGES
+    method, held_out = config.masks.method, config.data.held_out_split
 
-        config = load_recipe(request.recipe, request.settings)
-        values = parse_sweeps(sweeps, config.masks)
-        if config.masks.alpha == "auto" and "alpha" not in values:
-            raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
-        combinations = sweep_masks.grid(values)
-        images = request.images or sweep_masks.SAMPLE_IMAGES
-        method, held_out = config.masks.method, config.data.held_out_split
+    def by_truth(run: Run) -> Stage | None:
+        if not run.data.with_truth(held_out):
+            return None
+        cams = recipe_cams(run)
+        return sweep_masks.stage(
+            run.config, run.data, cams, combinations, method=method, images=images
+        )
 
-        def by_truth(run: Run) -> Stage | None:
-            if not run.data.with_truth(held_out):
-                return None
-            cams = recipe_cams(run)
-            return sweep_masks.stage(
-                run.config, run.data, cams, combinations, method=method, images=images
-            )
+    def by_classifier(run: Run) -> Stage:
+        # it takes several times as long as scores by truth, which say more
+        known = run.data.with_truth(held_out)
+        most = min(images, sweep_masks.SAMPLE_IMAGES) if known else images
+        cams, classifier = recipe_cams(run), last_classifier(run)
+        return judge_masks.stage(
+            run.config, run.data, cams, classifier, combinations, method=method, images=most
+        )
 
-        def by_classifier(run: Run) -> Stage:
-            # it takes several times as long as scores by truth, which say more
-            known = run.data.with_truth(held_out)
-            most = min(images, sweep_masks.SAMPLE_IMAGES) if known else images
-            cams, classifier = recipe_cams(run), last_classifier(run)
-            return judge_masks.stage(
-                run.config, run.data, cams, classifier, combinations, method=method, images=most
-            )
-
-        walk = walk_steps() if config.affinity.enabled else []
-        own = [Step(sweep_masks.STAGE, by_truth), Step(judge_masks.STAGE, by_classifier)]
-        with _open(request, config, [*steps_to_cams(config), *walk, *own], progress) as run:
-            for step in own:
-                if step.name in run.folders:
-                    _print_sweep(run[step.name].finished())
-
-    return guarded(body)
+    walk = walk_steps() if config.affinity.enabled else []
+    own = [Step(sweep_masks.STAGE, by_truth), Step(judge_masks.STAGE, by_classifier)]
+    with _open(request, config, [*steps_to_cams(config), *walk, *own], progress) as run:
+        for step in own:
+            if step.name in run.folders:
+                _print_sweep(run[step.name].finished())
 
 
 def _print_sweep(summary: Summary) -> None:
@@ -146,17 +140,14 @@ def _print_sweep(summary: Summary) -> None:
         print("best:", " ".join(f"--set masks.{k}={v:g}" for k, v in chosen.items()))
 
 
-def run_table(number: int, request: Ablation) -> int:
-    """Make one of the paper's tables and print it; returns the exit code."""
-
-    def body(progress: Progress) -> None:
-        config = load_recipe(request.recipe, request.settings)
-        steps = table_steps(number, config, request.images)
-        with _open(request, config, steps, progress) as run:
-            table = read_table(run[steps[-1].name])
-            print_table(table, Console(highlight=False, soft_wrap=True))
-
-    return guarded(body)
+@command
+def run_table(progress: Progress, number: int, request: Ablation) -> None:
+    """Make one of the paper's tables and print it."""
+    config = load_recipe(request.recipe, request.settings)
+    steps = table_steps(number, config, request.images)
+    with _open(request, config, steps, progress) as run:
+        table = read_table(run[steps[-1].name])
+        print_table(table, Console(highlight=False, soft_wrap=True))
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pmm_ray.commands import command
 from pmm_ray.commands.data import say, show
 from pmm_ray.config import DataConfig, load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.files import MANIFEST_FILE
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.sources.reading.names import has_ending
@@ -28,7 +28,8 @@ _LAYOUTS = (
 )
 
 
-def check_data(place: str, settings: Sequence[str] = ()) -> int:
+@command
+def check_data(progress: Progress, place: str, settings: Sequence[str] = ()) -> None:
     """Import a data set into a folder that is deleted, and print all that an import finds out.
 
     Args:
@@ -40,37 +41,33 @@ def check_data(place: str, settings: Sequence[str] = ()) -> int:
         The exit code: 0 if a run could use it, 3 if more images failed than `errors.budget`
         allows, else 1.
     """
-
-    def body(progress: Progress) -> None:
-        is_recipe = has_ending(place, (".yaml", ".yml"))
-        config = load_recipe(place if is_recipe else None, settings)
-        data = config.data
-        if not is_recipe:
-            changes: dict[str, Any] = {"root": place}
-            if not any(word.startswith("data.source=") for word in settings):
-                changes["source"] = source_of(place)
-            data = data.model_copy(update=changes)
-        print(f"source: {data.source}, {data.root or 'no root'}")
-        if data.source == "manifest":
-            if not is_recipe and not has_ending(place, ".parquet"):
-                data = data.model_copy(update={"root": storage.join(place, MANIFEST_FILE)})
-            _require_training_images(open_manifest(data.root), data)
-            return
-        with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
-            report = import_source(data, scratch, config.seed)
-            show(report)
-            for row in report.errors:
-                file = f" ({row.uri})" if row.uri else ""
-                say(f"{row.kind}: {row.image_id}: {row.message}{file}")
-            close(report.accounting, "nothing is kept of this check", say)
-            require_budget("import", report.errors, config.errors.budget, report.total)
-            _require_training_images(report.manifest, data)
-            if not any(counts.get(data.train_split) for counts in report.classes.values()):
-                raise CannotRunError(
-                    f"no image of split {data.train_split} has a label: there is nothing to learn"
-                )
-
-    return guarded(body)
+    is_recipe = has_ending(place, (".yaml", ".yml"))
+    config = load_recipe(place if is_recipe else None, settings)
+    data = config.data
+    if not is_recipe:
+        changes: dict[str, Any] = {"root": place}
+        if not any(word.startswith("data.source=") for word in settings):
+            changes["source"] = source_of(place)
+        data = data.model_copy(update=changes)
+    print(f"source: {data.source}, {data.root or 'no root'}")
+    if data.source == "manifest":
+        if not is_recipe and not has_ending(place, ".parquet"):
+            data = data.model_copy(update={"root": storage.join(place, MANIFEST_FILE)})
+        _require_training_images(open_manifest(data.root), data)
+        return
+    with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
+        report = import_source(data, scratch, config.seed)
+        show(report)
+        for row in report.errors:
+            file = f" ({row.uri})" if row.uri else ""
+            say(f"{row.kind}: {row.image_id}: {row.message}{file}")
+        close(report.accounting, "nothing is kept of this check", say)
+        require_budget("import", report.errors, config.errors.budget, report.total)
+        _require_training_images(report.manifest, data)
+        if not any(counts.get(data.train_split) for counts in report.classes.values()):
+            raise CannotRunError(
+                f"no image of split {data.train_split} has a label: there is nothing to learn"
+            )
 
 
 def source_of(place: str) -> str:

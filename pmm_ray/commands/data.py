@@ -1,26 +1,32 @@
-"""`pmm data import`: any source -> a manifest and, where truth is polygons, masks."""
+"""`pmm data import` and `shapes`: a source -> a manifest and, where truth is polygons, masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from pmm_ray.commands import command
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import RETRY, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.files import MANIFEST_FILE
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.understood import console
 from pmm_ray.stages import import_data, rasterize_masks
 
 
+@command
 def import_dataset(
-    config: RunConfig, out: str, splits: Sequence[str] = (), address: str = "auto"
-) -> int:
+    progress: Progress,
+    config: RunConfig,
+    out: str,
+    splits: Sequence[str] = (),
+    address: str = "auto",
+) -> None:
     """Import what `config.data` names into the folder `out`, and draw its masks on Ray.
 
     Args:
@@ -28,38 +34,22 @@ def import_dataset(
         out: folder or uri; the same command goes on with the masks where it was interrupted.
         splits: in place of the configuration's two; the last one is the held-out one.
         address: see `run_recipe`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
     place = storage.absolute(out)
+    report = import_data.import_source(config.data, place, config.seed, splits)
+    show(report)
+    faults = _draw_masks(config, place, address, progress)
+    close(report.accounting, f"{report.manifest.uri}, errors/ beside it{faults}", say)
 
-    def read() -> ImportReport:
-        return import_data.import_source(config.data, place, config.seed, splits)
 
-    return show_import(read, lambda progress: _draw_masks(config, place, address, progress))
-
-
-def show_import(
-    read: Callable[[], ImportReport], then: Callable[[Progress], str] = lambda progress: ""
-) -> int:
-    """Import, say what was understood, and close with the sum.
-
-    Args:
-        read: imports.
-        then: what else is done before the closing lines; returns what the last one adds.
-
-    Returns:
-        The exit code, as of `run_recipe`.
-    """
-
-    def body(progress: Progress) -> None:
-        report = read()
-        show(report)
-        more = then(progress)
-        close(report.accounting, f"{report.manifest.uri}, errors/ beside it{more}", say)
-
-    return guarded(body)
+@command
+def make_dataset(
+    progress: Progress, out: str, *, images: int, classes: int, size: int, seed: int
+) -> None:
+    """Make the synthetic data set in the folder `out`; see `make_shapes`."""
+    report = make_shapes(out, images=images, classes=classes, size=size, seed=seed)
+    show(report)
+    close(report.accounting, f"{report.manifest.uri}, errors/ beside it", say)
 
 
 def show(report: ImportReport) -> None:

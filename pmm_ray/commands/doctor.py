@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.cluster.doctor import examine
 from pmm_ray.runtime.cluster.preflight import inspect_cluster
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, EXIT_DONE
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
 _GIB = 1024**3
@@ -28,7 +28,10 @@ def diagnose() -> int:
     return EXIT_CANNOT_RUN if fails else EXIT_DONE
 
 
-def diagnose_cluster(run_dir: str | None, settings: Sequence[str], address: str) -> int:
+@command
+def diagnose_cluster(
+    progress: Progress, run_dir: str | None, settings: Sequence[str], address: str
+) -> None:
     """Print a line for each node of a cluster, and the table of what is wrong.
 
     Args:
@@ -39,21 +42,17 @@ def diagnose_cluster(run_dir: str | None, settings: Sequence[str], address: str)
     Returns:
         The exit code: 0 if every node can do its part, else 1.
     """
-
-    def body(progress: Progress) -> None:
-        config = load_recipe(None, settings)
-        place = None if run_dir is None else storage.absolute(run_dir)
-        inputs = [storage.absolute(config.data.root)] if config.data.root else []
-        with connect(address, config.runtime) as resources:
-            report = inspect_cluster(place, config.runtime, inputs=inputs)
-        print(f"{resources.nodes} nodes, {resources.cpus:g} CPUs, {resources.gpus:g} GPUs")
-        for name, facts in report.nodes.items():
-            gpus = "" if facts.gpus_seen is None else f", torch sees {facts.gpus_seen} GPUs"
-            versions = ", ".join(f"{package} {of}" for package, of in facts.versions.items())
-            free = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
-            print(f"{name}: {versions}; {free}{gpus}")
-        if place is None:
-            print("storage was not checked: give --run-dir")
-        report.require_healthy()
-
-    return guarded(body)
+    config = load_recipe(None, settings)
+    place = None if run_dir is None else storage.absolute(run_dir)
+    inputs = [storage.absolute(config.data.root)] if config.data.root else []
+    with connect(address, config.runtime) as resources:
+        report = inspect_cluster(place, config.runtime, inputs=inputs)
+    print(f"{resources.nodes} nodes, {resources.cpus:g} CPUs, {resources.gpus:g} GPUs")
+    for name, facts in report.nodes.items():
+        gpus = "" if facts.gpus_seen is None else f", torch sees {facts.gpus_seen} GPUs"
+        versions = ", ".join(f"{package} {of}" for package, of in facts.versions.items())
+        free = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
+        print(f"{name}: {versions}; {free}{gpus}")
+    if place is None:
+        print("storage was not checked: give --run-dir")
+    report.require_healthy()

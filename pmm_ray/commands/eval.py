@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.labels import LabelSpace
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
@@ -21,7 +22,6 @@ from pmm_ray.runtime.core.errors import (
     ErrorRow,
     error_budget,
 )
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.session import Session
@@ -34,7 +34,9 @@ from pmm_ray.sources.reading.text import read_lines
 from pmm_ray.stages import score_masks
 
 
+@command
 def score(
+    progress: Progress,
     masks: str | Path,
     ground_truth: str | Path,
     *,
@@ -45,7 +47,7 @@ def score(
     truth_ids: str = "auto",
     settings: Sequence[str] = (),
     address: str = "auto",
-) -> int:
+) -> None:
     """Score masks, print the class table, and write `OUT/scores.json`.
 
     Args:
@@ -58,48 +60,40 @@ def score(
         mask_ids, truth_ids: what the values are: `contiguous` ids, the `dataset`'s own, or `auto`.
         settings: `errors.budget=N` and other overrides of the defaults.
         address: see `run_recipe`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
     wanted = [str(masks), str(ground_truth), label_space, str(images), mask_ids, truth_ids]
     name = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
     place = storage.absolute(str(out or Path("runs") / f"eval-{name}"))
 
-    def body(progress: Progress) -> None:
-        config = load_recipe(None, settings)
+    config = load_recipe(None, settings)
 
-        def make(run: Run) -> Stage:
-            return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
+    def make(run: Run) -> Stage:
+        return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
 
-        with open_run(
-            place, config, [Step(score_masks.STAGE, make)], progress, address, **RETRY
-        ) as run:
-            found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
-            truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
-            space = _label_space(label_space, found, truth)
-            listed = None if images is None else read_lines(storage.absolute(str(images)), "list")
-            readings = (_reading(truth_ids, truth), _reading(mask_ids, found))
-            matched, pairs, unmatched, left_out = _match(run.session, found, truth, listed)
-            run.say(
-                f"{score_masks.STAGE}: pixel labels used ({len(pairs)} images of {truth.place})"
-            )
-            run.follow()
-            stage = run[score_masks.STAGE]
-            values = [ErrorRow(**row) for row in stage.finished().details["values"]]
-            tables.write_errors(storage.join(place, "errors"), "values", values)
-            _show(stage.finished(), place)
-            failed = [*unmatched, *tables.read_errors(stage.errors_uri), *values]
-            total = account(
-                "masks",
-                found=matched.found + sum(side.others for side in (found, truth)),
-                made=stage.finished().details["scored"],
-                errors=failed,
-                left_out=left_out,
-            )
-            close(total, f"{place}/scores.json, {place}/errors, {stage.errors_uri}", run.say)
-
-    return guarded(body)
+    with open_run(
+        place, config, [Step(score_masks.STAGE, make)], progress, address, **RETRY
+    ) as run:
+        found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
+        truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
+        space = _label_space(label_space, found, truth)
+        listed = None if images is None else read_lines(storage.absolute(str(images)), "list")
+        readings = (_reading(truth_ids, truth), _reading(mask_ids, found))
+        matched, pairs, unmatched, left_out = _match(run.session, found, truth, listed)
+        run.say(f"{score_masks.STAGE}: pixel labels used ({len(pairs)} images of {truth.place})")
+        run.follow()
+        stage = run[score_masks.STAGE]
+        values = [ErrorRow(**row) for row in stage.finished().details["values"]]
+        tables.write_errors(storage.join(place, "errors"), "values", values)
+        _show(stage.finished(), place)
+        failed = [*unmatched, *tables.read_errors(stage.errors_uri), *values]
+        total = account(
+            "masks",
+            found=matched.found + sum(side.others for side in (found, truth)),
+            made=stage.finished().details["scored"],
+            errors=failed,
+            left_out=left_out,
+        )
+        close(total, f"{place}/scores.json, {place}/errors, {stage.errors_uri}", run.say)
 
 
 def _label_space(word: str | None, masks: MaskFiles, truth: MaskFiles) -> LabelSpace:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm_ray.commands import command
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
 from pmm_ray.pipeline.data import take_import
@@ -13,7 +14,6 @@ from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors, read_table
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 _MARKER = ".stage"
 
 
+@command
 def make_masks_of(
+    progress: Progress,
     images: str | Path,
     cams: str | Path,
     out: str | Path,
@@ -38,7 +40,7 @@ def make_masks_of(
     said: Said | None = None,
     settings: Sequence[str] = (),
     address: str = "auto",
-) -> int:
+) -> None:
     """CVS, CRF and PPMG on a folder of CAMs; writes `OUT/masks/ID.png` and the masks table.
 
     Args:
@@ -50,40 +52,33 @@ def make_masks_of(
         said: what the user says of the files.
         settings: `masks.key=value` overrides of the defaults.
         address: see `run_recipe`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
-    place, said = storage.absolute(str(out)), said or Said()
-
     from pmm_ray.sources.cams.cam_detect import asked
     from pmm_ray.sources.cams.cam_files import find_cams
     from pmm_ray.stages import make_masks
 
-    def body(progress: Progress) -> None:
-        config = load_recipe(None, settings)
-        asked(said)  # before anything is written
-        masks = storage.join(place, "masks")
+    place, said = storage.absolute(str(out)), said or Said()
+    config = load_recipe(None, settings)
+    asked(said)  # before anything is written
+    masks = storage.join(place, "masks")
 
-        def make(run: Run) -> Stage:
-            maps = cams_of(run, found, detected, said)
-            stage = make_masks.stage(config.masks, maps, png_folder=masks)
-            clear_other_masks(run, masks, stage)
-            return stage
+    def make(run: Run) -> Stage:
+        maps = cams_of(run, found, detected, said)
+        stage = make_masks.stage(config.masks, maps, png_folder=masks)
+        clear_other_masks(run, masks, stage)
+        return stage
 
-        with open_run(place, config, [Step("make_masks", make)], progress, address, **RETRY) as run:
-            listing = storage.join(place, "cam-files.parquet")
-            found = find_cams(
-                str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""
-            )
-            csv = None if labels_csv is None else storage.absolute(str(labels_csv))
-            detected = detect_cams(run, found, said)
-            report, detected = import_cams(run, found, detected, str(images), said, labels_csv=csv)
-            run.follow()
-            total = report.accounting.after(read_errors(run["make_masks"].errors_uri))
-            close(total, f"{masks}, {place}/errors", run.say)
-
-    return guarded(body)
+    with open_run(place, config, [Step("make_masks", make)], progress, address, **RETRY) as run:
+        listing = storage.join(place, "cam-files.parquet")
+        found = find_cams(
+            str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""
+        )
+        csv = None if labels_csv is None else storage.absolute(str(labels_csv))
+        detected = detect_cams(run, found, said)
+        report, detected = import_cams(run, found, detected, str(images), said, labels_csv=csv)
+        run.follow()
+        total = report.accounting.after(read_errors(run["make_masks"].errors_uri))
+        close(total, f"{masks}, {place}/errors", run.say)
 
 
 def detect_cams(run: Run, found: CamFolder, said: Said) -> Detected:

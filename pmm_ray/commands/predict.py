@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pmm_ray.commands import command
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.data import pin_precision, pinned, take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
@@ -13,21 +14,22 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RECORD_FILE
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.sources.importing.import_report import ImportReport
 
 
+@command
 def predict_folder(
+    progress: Progress,
     source: str,
     images: str | Path,
     out: str | Path,
     *,
     settings: Sequence[str] = (),
     address: str = "auto",
-) -> int:
+) -> None:
     """Mask every photograph of a folder; writes `OUT/masks/ID.png` and the masks table.
 
     Args:
@@ -36,23 +38,17 @@ def predict_folder(
         out: output folder; the same command goes on where it was interrupted.
         settings: `predict.key=value` overrides of the run's configuration.
         address: see `run_recipe`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
     place = storage.absolute(str(out))
 
-    def body(progress: Progress) -> None:
-        model, config = find_segmenter(source, settings)
-        masks = storage.join(place, "masks")
-        with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
-            report = _import(run, model, str(images))
-            pin_precision(run, pinned(run))
-            run.follow()
-            total = report.accounting.after(read_errors(run["predict_masks"].errors_uri))
-            close(total, f"{masks}, {place}/errors", run.say)
-
-    return guarded(body)
+    model, config = find_segmenter(source, settings)
+    masks = storage.join(place, "masks")
+    with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
+        report = _import(run, model, str(images))
+        pin_precision(run, pinned(run))
+        run.follow()
+        total = report.accounting.after(read_errors(run["predict_masks"].errors_uri))
+        close(total, f"{masks}, {place}/errors", run.say)
 
 
 def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmm_ray.commands import command
 from pmm_ray.commands.masks import clear_other_masks
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
@@ -17,7 +18,6 @@ from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from latticecrf.presets import Setting
 
 
+@command
 def refine_folder(
+    progress: Progress,
     scores: str | Path,
     images: str | Path,
     out: str | Path,
@@ -42,7 +44,7 @@ def refine_folder(
     said: Said | None = None,
     settings: Sequence[str] = (),
     address: str = "auto",
-) -> int:
+) -> None:
     """Refine scores; writes `OUT/masks/ID.png`, the masks table, and the scores if there is truth.
 
     Args:
@@ -59,71 +61,59 @@ def refine_folder(
         said: of the files.
         settings: `predict.crf.key=value` and other overrides of the defaults.
         address: see `run_recipe`.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
+    from pmm_ray.sources.cams.cam_files import find_cams
+    from pmm_ray.sources.masks.truth_pairs import find_truth
+    from pmm_ray.stages import refine_scores
+
     place, said = storage.absolute(str(out)), said or Said()
+    if compare and ground_truth is None:
+        raise CannotRunError("--compare needs --ground-truth: what should it compare with?")
+    config = load_recipe(None, settings)
+    setting = setting_of(preset, config, settings, confidence, strengths)
+    masks = storage.join(place, "masks")
+    if ground_truth is not None:
+        _refuse_truth_in(masks, str(ground_truth))
 
-    def body(progress: Progress) -> None:
-        if compare and ground_truth is None:
-            raise CannotRunError("--compare needs --ground-truth: what should it compare with?")
-        config = load_recipe(None, settings)
-        setting = setting_of(preset, config, settings, confidence, strengths)
+    def make(run: Run) -> Stage:
+        backend = config.predict.backend
+        stage = refine_scores.stage(
+            setting, run.data, seeds, backend=backend, truth=truth, png_folder=masks
+        )
+        clear_other_masks(run, masks, stage)
+        return stage
 
-        from pmm_ray.sources.cams.cam_files import find_cams
-        from pmm_ray.sources.masks.truth_pairs import find_truth
-        from pmm_ray.stages import refine_scores
-
-        masks = storage.join(place, "masks")
+    steps = [Step(refine_scores.STAGE, make)]
+    with open_run(place, config, steps, progress, address, **RETRY) as run:
+        listing = storage.join(place, "score-files.parquet")
+        files = find_cams(
+            str(scores),
+            listing,
+            trust_pickle=said.trust_pickle,
+            layout=said.layout or "",
+            what="score file",
+        )
+        read = read_scores if setting.background == "given" else read_maps
+        report, seeds = read(run, files, str(images), said)
+        truth = None
         if ground_truth is not None:
-            _refuse_truth_in(masks, str(ground_truth))
-
-        def make(run: Run) -> Stage:
-            stage = refine_scores.stage(
-                setting,
-                run.data,
-                seeds,
-                backend=config.predict.backend,
-                truth=truth,
-                png_folder=masks,
+            truth = find_truth(str(ground_truth), run.data.images, place)
+            run.say(
+                f"{refine_scores.STAGE}: pixel labels used ({truth.count} of "
+                f"{len(seeds.index)} images have them in {truth.place})"
             )
-            clear_other_masks(run, masks, stage)
-            return stage
-
-        steps = [Step(refine_scores.STAGE, make)]
-        with open_run(place, config, steps, progress, address, **RETRY) as run:
-            listing = storage.join(place, "score-files.parquet")
-            files = find_cams(
-                str(scores),
-                listing,
-                trust_pickle=said.trust_pickle,
-                layout=said.layout or "",
-                what="score file",
-            )
-            read = read_scores if setting.background == "given" else read_maps
-            report, seeds = read(run, files, str(images), said)
-            truth = None
-            if ground_truth is not None:
-                truth = find_truth(str(ground_truth), run.data.images, place)
-                run.say(
-                    f"{refine_scores.STAGE}: pixel labels used ({truth.count} of "
-                    f"{len(seeds.index)} images have them in {truth.place})"
-                )
-                for note in truth.notes:
-                    run.say(f"ground truth: {note}")
-            run.follow()
-            folder = run[refine_scores.STAGE]
-            more = ""
-            if truth is not None:
-                reading = "contiguous" if truth.is_table else truth_ids
-                space = run.data.manifest.label_space
-                found = refine_scores.scores(place, folder, space, truth, reading)
-                more = show(*found, place, compare)
-            total = report.accounting.after(read_errors(folder.errors_uri))
-            close(total, f"{masks}, {place}/errors{more}", run.say)
-
-    return guarded(body)
+            for note in truth.notes:
+                run.say(f"ground truth: {note}")
+        run.follow()
+        folder = run[refine_scores.STAGE]
+        more = ""
+        if truth is not None:
+            reading = "contiguous" if truth.is_table else truth_ids
+            space = run.data.manifest.label_space
+            found = refine_scores.scores(place, folder, space, truth, reading)
+            more = show(*found, place, compare)
+        total = report.accounting.after(read_errors(folder.errors_uri))
+        close(total, f"{masks}, {place}/errors{more}", run.say)
 
 
 def _refuse_truth_in(masks: str, ground_truth: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pmm_ray.commands import command
 from pmm_ray.report import build_report
-from pmm_ray.runtime.core.guard import guarded
+from pmm_ray.runtime.core.progress import Progress
 
 
-def write_report(run_dir: str) -> int:
-    """Write RUN/report.html and print its path; returns the exit code."""
-    return guarded(lambda progress: print(build_report(run_dir)))
+@command
+def write_report(progress: Progress, run_dir: str) -> None:
+    """Write RUN/report.html and print its path."""
+    print(build_report(run_dir))

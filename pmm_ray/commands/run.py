@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.pipeline.run import open_run
 from pmm_ray.pipeline.steps import steps
@@ -13,11 +14,12 @@ from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
 
+@command
 def run_recipe(
+    progress: Progress,
     recipe: str | Path,
     *,
     run_dir: str | None = None,
@@ -28,7 +30,7 @@ def run_recipe(
     only: str | None = None,
     fresh: bool = False,
     retry_errors: bool = False,
-) -> int:
+) -> None:
     """Run a recipe and write its report.
 
     Args:
@@ -42,37 +44,29 @@ def run_recipe(
         fresh: compute the selected stages anew.
         retry_errors: run images with error rows again; a finished training or import that has some
             is done anew.
-
-    Returns:
-        The exit code: 0 done, 1 cannot run, 3 error budget exceeded, 75 may succeed later, 130
-        interrupted.
     """
-
-    def body(progress: Progress) -> None:
-        config = load_recipe(recipe, settings)
-        place = storage.absolute(run_dir or str(Path("runs") / config.name))
-        with open_run(
-            place,
-            config,
-            steps(config),
-            progress,
-            address,
-            first=first,
-            last=last,
-            only=only,
-            fresh=fresh,
-            retry_errors=retry_errors,
-        ) as run:
-            try:
-                run.follow()
-            except BudgetExceededError:
-                _report(place)  # its table of errors is what is needed now
-                raise
-            _report(place)
-            where = f"{place}/report.html, {place}/*/errors"
-            close(account_run(load_run(place, with_curves=False)), where, run.say)
-
-    return guarded(body)
+    config = load_recipe(recipe, settings)
+    place = storage.absolute(run_dir or str(Path("runs") / config.name))
+    with open_run(
+        place,
+        config,
+        steps(config),
+        progress,
+        address,
+        first=first,
+        last=last,
+        only=only,
+        fresh=fresh,
+        retry_errors=retry_errors,
+    ) as run:
+        try:
+            run.follow()
+        except BudgetExceededError:
+            _report(place)  # its table of errors is what is needed now
+            raise
+        _report(place)
+        where = f"{place}/report.html, {place}/*/errors"
+        close(account_run(load_run(place, with_curves=False)), where, run.say)
 
 
 def _report(run_dir: str) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 
+from pmm_ray.commands import command
 from pmm_ray.report.live import RunNow, StageNow, look
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress, format_seconds
 
 _MOST_LINES = 10
 
 
+@command
 def watch(
+    progress: Progress,
     run_dir: str,
     *,
     every: float = 30.0,
     once: bool = False,
     price_per_core_hour: float = 0.0,
     price_per_gpu_hour: float = 0.0,
-) -> int:
-    """Print where a run is until it ends or its driver is gone; returns the exit code.
+) -> None:
+    """Print where a run is until it ends or its driver is gone.
 
     Args:
         run_dir: folder or uri of the run.
@@ -28,17 +30,13 @@ def watch(
         once: look once.
         price_per_core_hour, price_per_gpu_hour: of the machines that are there; 0: hours only.
     """
-
-    def body(progress: Progress) -> None:
-        while True:
-            now = look(storage.absolute(run_dir))
-            for line in lines(now, price_per_core_hour, price_per_gpu_hour):
-                progress.message(line)
-            if once or now.finished or not now.held_by:
-                return
-            time.sleep(every)
-
-    return guarded(body)
+    while True:
+        now = look(storage.absolute(run_dir))
+        for line in lines(now, price_per_core_hour, price_per_gpu_hour):
+            progress.message(line)
+        if once or now.finished or not now.held_by:
+            return
+        time.sleep(every)
 
 
 def lines(run: RunNow, core_price: float = 0.0, gpu_price: float = 0.0) -> list[str]:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from pmm_ray.commands import command
 from pmm_ray.report.outcome import without
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
 if TYPE_CHECKING:
     from pmm_ray.commands.export.source import RunMasks, Written
 
 
-def export_run(run_dir: str, out: str, name: str, stage: str | None = None) -> int:
+@command
+def export_run(
+    progress: Progress, run_dir: str, out: str, name: str, stage: str | None = None
+) -> None:
     """Write a run's masks in another format; the same command again overwrites what it wrote.
 
     Args:
@@ -29,20 +32,13 @@ def export_run(run_dir: str, out: str, name: str, stage: str | None = None) -> i
         name: of the format, a module of this package.
         stage: the stage whose masks are taken, for example `make_masks`; None: for each split the
             last stage that made some.
-
-    Returns:
-        The exit code: 0 done, 1 cannot run, 130 interrupted.
     """
+    from pmm_ray.commands.export.source import open_masks
 
-    def body(progress: Progress) -> None:
-        from pmm_ray.commands.export.source import open_masks
-
-        module = importlib.import_module(f"{__name__}.{name}")
-        masks, place = open_masks(run_dir, stage), storage.absolute(out)
-        written = module.write(masks, place, progress)
-        _close(masks, written, place, progress)
-
-    return guarded(body)
+    module = importlib.import_module(f"{__name__}.{name}")
+    masks, place = open_masks(run_dir, stage), storage.absolute(out)
+    written = module.write(masks, place, progress)
+    _close(masks, written, place, progress)
 
 
 def _close(masks: RunMasks, written: Written, place: str, progress: Progress) -> None:

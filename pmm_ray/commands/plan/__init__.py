@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
 
 
+@command
 def plan_recipe(
+    progress: Progress,
     recipe: str | Path,
     *,
     run_dir: str | None = None,
@@ -24,7 +26,7 @@ def plan_recipe(
     sample: int = 20,
     cores: int | None = None,
     price: float | None = None,
-) -> int:
+) -> None:
     """Time a recipe on a sample and print what the whole of it takes, stage by stage.
 
     Nothing of the run itself is computed or changed: the sample is worked on in `RUN/plan`, which
@@ -35,52 +37,45 @@ def plan_recipe(
         sample: images to time.
         cores: also predict for a cluster with so many CPUs.
         price: of a core for an hour, in any currency.
-
-    Returns:
-        The exit code, as of `run_recipe`.
     """
+    from rich.console import Console
 
-    def body(progress: Progress) -> None:
-        from rich.console import Console
+    from pmm_ray.commands.plan.computed import gpu_hours
+    from pmm_ray.commands.plan.estimate import estimate
+    from pmm_ray.commands.plan.measure import measure
+    from pmm_ray.commands.plan.sample import usual_size
+    from pmm_ray.commands.plan.table import card_table, notes, plan_table
+    from pmm_ray.report.console import print_whole
 
-        from pmm_ray.commands.plan.computed import gpu_hours
-        from pmm_ray.commands.plan.estimate import estimate
-        from pmm_ray.commands.plan.measure import measure
-        from pmm_ray.commands.plan.sample import usual_size
-        from pmm_ray.commands.plan.table import card_table, notes, plan_table
-        from pmm_ray.report.console import print_whole
-
-        started = time.monotonic()
-        config = load_recipe(recipe, settings)
-        place = storage.absolute(run_dir or str(Path("runs") / config.name))
-        scratch = storage.join(place, "plan")
+    started = time.monotonic()
+    config = load_recipe(recipe, settings)
+    place = storage.absolute(run_dir or str(Path("runs") / config.name))
+    scratch = storage.join(place, "plan")
+    storage.delete_folder(scratch)
+    try:
+        measured = measure(config, scratch, sample, address, progress)
+        manifest = open_manifest(measured.sample.uri)
+        size = usual_size(manifest.uri)
+    finally:
         storage.delete_folder(scratch)
-        try:
-            measured = measure(config, scratch, sample, address, progress)
-            manifest = open_manifest(measured.sample.uri)
-            size = usual_size(manifest.uri)
-        finally:
-            storage.delete_folder(scratch)
-        gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
-        costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
-        computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
-        console = Console(highlight=False)
-        print_whole(plan_table(costs, here, gpus, cores, price), console)
-        if computed:
-            print_whole(card_table(computed), console)
-        timed = len(measured.sample.group_of)
-        for line in notes(costs, cores, gpus):
-            print(line)
-        print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
-        rows = [
-            asdict(cost)
-            | {"cpu_hours": cost.cpu_hours, "gpu_hours": cost.gpu_hours}
-            | {"seconds": cost.seconds(here, gpus) if cost.timed else None}
-            | ({"seconds_on_cores": cost.seconds(cores, gpus)} if cores else {})
-            for cost in costs
-        ]
-        content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
-        text = json.dumps(content | {"gpu_hours_computed": computed}, indent=1)
-        storage.write_bytes(storage.join(place, "plan.json"), text.encode())
-
-    return guarded(body)
+    gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
+    costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
+    computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
+    console = Console(highlight=False)
+    print_whole(plan_table(costs, here, gpus, cores, price), console)
+    if computed:
+        print_whole(card_table(computed), console)
+    timed = len(measured.sample.group_of)
+    for line in notes(costs, cores, gpus):
+        print(line)
+    print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
+    rows = [
+        asdict(cost)
+        | {"cpu_hours": cost.cpu_hours, "gpu_hours": cost.gpu_hours}
+        | {"seconds": cost.seconds(here, gpus) if cost.timed else None}
+        | ({"seconds_on_cores": cost.seconds(cores, gpus)} if cores else {})
+        for cost in costs
+    ]
+    content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
+    text = json.dumps(content | {"gpu_hours_computed": computed}, indent=1)
+    storage.write_bytes(storage.join(place, "plan.json"), text.encode())
