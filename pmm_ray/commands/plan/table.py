@@ -30,9 +30,9 @@ def plan_table(
     clusters = [here] if cores is None else [here, cores]
     titles = ["images", "written", "CPU-hours", "GPU-hours"]
     for number in clusters:
-        titles.append(f"wall, {number:g} cores")
+        titles.append(f"wall, {number:.15g} cores")
         if price is not None:
-            titles.append(f"cost, {number:g} cores")
+            titles.append(f"cost, {number:.15g} cores")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
     for title in titles:
