@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -128,30 +128,24 @@ def check_mmseg() -> Check:
 
 def check_crf() -> list[Check]:
     """Both CRF backends, on a small image. A run needs one of them."""
-    checks: dict[str, float | Exception] = {}
-    for backend in ("lattice", "pydensecrf"):
-        try:
-            checks[backend] = solve_small_crf(backend)
-        except Exception as error:
-            # a backend may fail in a compiler, a missing package or a linker
-            checks[backend] = error
-    results = []
-    for backend, result in checks.items():
-        name = f"CRF {backend}"
-        if isinstance(result, float):
-            results.append(Check(name, f"works, first use took {result:.1f} s"))
-        elif backend == "pydensecrf":
-            advice = "optional: pip install 'pmm-ray[pydensecrf]' (needs g++ and python3-dev)"
-            results.append(Check(name, named(result), True, advice))
-        else:
-            usable = isinstance(checks["pydensecrf"], float)
-            advice = (
-                "--set masks.backend=pydensecrf --set predict.backend=pydensecrf"
-                if usable
-                else _REINSTALL
-            )
-            results.append(Check(name, named(result), False, advice, fatal=not usable))
-    return results
+    lattice, pydensecrf = _check_backend("lattice"), _check_backend("pydensecrf")
+    if not lattice.ok:
+        other = "--set masks.backend=pydensecrf --set predict.backend=pydensecrf"
+        advice = other if pydensecrf.ok else _REINSTALL
+        lattice = replace(lattice, advice=advice, fatal=not pydensecrf.ok)
+    if not pydensecrf.ok:
+        advice = "optional: pip install 'pmm-ray[pydensecrf]' (needs g++ and python3-dev)"
+        pydensecrf = replace(pydensecrf, ok=True, advice=advice)
+    return [lattice, pydensecrf]
+
+
+def _check_backend(backend: str) -> Check:
+    name = f"CRF {backend}"
+    try:
+        return Check(name, f"works, first use took {solve_small_crf(backend):.1f} s")
+    except Exception as error:
+        # a backend may fail in a compiler, a missing package or a linker
+        return Check(name, named(error), False)
 
 
 def check_crf_cache() -> Check:

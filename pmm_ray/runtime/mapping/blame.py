@@ -94,11 +94,10 @@ class Blame:
         done, failed = json.loads(counts["done"]), json.loads(counts["failed"])
         failed = self._opinions(done, failed)
         first = counts["earlier"]
-        part = counts["part"]
         for prefix, of_pool in (("producer_", failed[:first]), ("", failed[first:])):
             node = counts[f"{prefix}node"]
             if node:
-                self._rows(node, prefix, counts, len(done), [i for i in of_pool if i], part)
+                self._rows(node, prefix, counts, len(done), [i for i in of_pool if i])
         nodes = [node for node in (counts["producer_node"], counts["node"]) if node]
         if nodes:
             self._nodes[nodes[0]].devices = True
@@ -118,13 +117,7 @@ class Blame:
         return ["" if i in confirmed else i for i in failed]
 
     def _rows(
-        self,
-        node: str,
-        prefix: str,
-        counts: Mapping[str, Any],
-        done: int,
-        failed: list[str],
-        part: str,
+        self, node: str, prefix: str, counts: Mapping[str, Any], done: int, failed: list[str]
     ) -> None:
         tally = self._nodes.setdefault(node, _Tally())
         tally.host = counts[f"{prefix}host"]
@@ -137,7 +130,7 @@ class Blame:
         if done:
             tally.since_success.clear()
         if failed:
-            tally.parts[part] = failed
+            tally.parts[counts["part"]] = failed
 
     def _fault(self, fault: Mapping[str, Any]) -> None:
         tally = self._nodes.setdefault(fault["node"], _Tally())

@@ -38,8 +38,13 @@ class Journal:
         self._root = folder
         self._folder = storage.join(folder, "journal")
 
-    def write(self, entries: Sequence[Entry]) -> str:
-        """Add parts; returns the file that speaks of them."""
+    def write(self, entries: Sequence[Entry], *, alone: bool) -> None:
+        """Add parts.
+
+        Args:
+            alone: they are all that there is, in place of the journal so far.
+        """
+        before = storage.list_files(self._folder, ".parquet") if alone else []
         names = [(entry.uri.removeprefix(f"{self._root}/"), entry.size) for entry in entries]
         sizes = [len(entry.ids) for entry in entries]
         ids = pa.chunked_array([c for e in entries for c in e.ids.chunks], pa.string())
@@ -47,7 +52,8 @@ class Journal:
         schema = _SCHEMA.with_metadata({_PARTS_KEY: json.dumps(names).encode()})
         uri = storage.join(self._folder, f"{time.time_ns():020d}.parquet")
         storage.write_bytes(uri, tables.to_bytes(pa.table([ids, part], schema=schema)))
-        return uri
+        for old in before:
+            storage.delete_file(old)
 
     def known(self, versions: Mapping[str, tuple[int, int]]) -> dict[str, pa.ChunkedArray]:
         """Ids of the parts that the journal speaks of and that have not changed since.
@@ -71,9 +77,6 @@ class Journal:
                 if there is not None and there[0] == size and there[1] <= written:
                     found[part] = table.column("image_id").slice(start, end - start)
         return found
-
-    def files(self) -> list[str]:
-        return storage.list_files(self._folder, ".parquet")
 
     def delete(self) -> None:
         """Forget all: whoever finds damage later reads the parts."""

@@ -115,17 +115,10 @@ class Ledger:
         self._unwritten.append(Entry(uri, id_column(image_ids), size))
 
     def _write_journal(self, alone: bool = False) -> None:
-        """Write what is new to the journal.
-
-        Args:
-            alone: it is all that there is, in place of the journal so far.
-        """
+        """Write what is new to the journal, see `Journal.write`."""
         self._written = time.monotonic()
         if self._unwritten:
-            before = self.journal.files() if alone else []
-            self.journal.write(self._unwritten)
-            for uri in before:
-                storage.delete_file(uri)
+            self.journal.write(self._unwritten, alone=alone)
         self._unwritten = []
 
     def fail(self, rows: Sequence[ErrorRow]) -> None:
