@@ -211,7 +211,7 @@ def test_pixels_where_two_strengths_disagree_are_ignored(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "irm"}, "it is one of seam, irn"),
+        ({"preset": "irm"}, "choose one of seam, irn"),
         ({"compare": True}, "needs --ground-truth"),
         ({"confidence": 2.0}, "within 0..1"),
         ({"strengths": "1,2"}, "--strengths belong to presets"),

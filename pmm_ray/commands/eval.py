@@ -197,8 +197,11 @@ def _show_means(metrics: Mapping[str, float], details: Mapping[str, Any]) -> Non
     )
     if metrics["mean_iou_predicted"] != metrics["mean_iou"]:
         print(
-            f"with the classes that have none but are predicted, as 0: mIoU "
+            f"if classes without truth that the masks hold count as 0: mIoU "
             f"{metrics['mean_iou_predicted'] * 100:.2f} %"
         )
     if metrics["left_open"]:
-        print(f"the masks leave {metrics['left_open'] * 100:.2f} % of the pixels open: not hit")
+        print(
+            f"the masks leave {metrics['left_open'] * 100:.2f} % of the pixels without a class: "
+            "they count as wrong"
+        )

@@ -165,7 +165,7 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
 
 
 def clear_other_masks(run: Run, masks: str, stage: Stage) -> None:
-    """PNG files of other settings go, so that the folder never mixes two kinds.
+    """Delete masks of other settings, and their stage, so that the folder never mixes two kinds.
 
     Raises:
         CannotRunError: the folder holds files, and none says that they are ours.

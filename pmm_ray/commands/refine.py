@@ -68,7 +68,7 @@ def refine_folder(
 
     place, said = storage.absolute(str(out)), said or Said()
     if compare and ground_truth is None:
-        raise CannotRunError("--compare needs --ground-truth: what should it compare with?")
+        raise CannotRunError("--compare needs --ground-truth")
     config = load_recipe(None, settings)
     setting = setting_of(preset, config, settings, confidence, strengths)
     masks = storage.join(place, "masks")
@@ -149,7 +149,7 @@ def setting_of(
     else:
         name = preset.lower().replace("_", "-")
         if name not in presets:
-            raise CannotRunError(f"--preset {preset}: it is one of {', '.join(presets)}")
+            raise CannotRunError(f"--preset {preset}: choose one of {', '.join(presets)}")
         if any(word.startswith("predict.crf") for word in settings):
             raise CannotRunError("--preset and --set predict.crf contradict each other")
         setting = presets[name]
@@ -174,7 +174,7 @@ def _strengths(said: str, setting: Setting) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not 1 <= len(numbers) <= 2:
-        raise CannotRunError(f"--strengths {said}: it is a number, or two: A,B")
+        raise CannotRunError(f"--strengths {said}: give a number A, or two: A,B")
     if not all(math.isfinite(number) and number > 0 for number in numbers):
         raise CannotRunError(f"--strengths {said}: each is a finite number above 0")
     exponents = setting.background == "exponent"
@@ -213,7 +213,7 @@ def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare
         )
     if metrics["after_left_open"]:
         open_ = metrics["after_left_open"] * 100
-        print(f"the masks leave {open_:.2f} % of the pixels open: not hit")
+        print(f"the masks leave {open_:.2f} % of the pixels without a class: they count as wrong")
     if details["note"]:
         print(details["note"])
     uri = storage.join(place, "scores.json")

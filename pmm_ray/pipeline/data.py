@@ -1,4 +1,4 @@
-"""The first steps: the outside world -> a manifest, and the checks that its images allow."""
+"""The first steps: a data set -> a manifest, and the checks that its images allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SomeInference = TypeVar("SomeInference", bound=InferenceConfig)
 
 
 def data_steps(config: RunConfig, needs_truth: str = "") -> list[Step]:
-    """(i) The outside world -> a manifest, and masks where the ground truth is objects.
+    """(i) A data set -> a manifest, and masks where the ground truth is objects.
 
     Args:
         needs_truth: what else compares with ground truth, beside what the recipe asks for.

@@ -39,7 +39,7 @@ class Variant:
     masks: str = "make_masks"
 
     def round(self, number: int) -> str:
-        """How a round is called in the names of its stages."""
+        """What a round is called in the names of its stages."""
         return f"{self.name}-r{number}" if self.name else f"r{number}"
 
     def title(self, what: str, number: int) -> str:

@@ -15,7 +15,7 @@ from pmm_ray.runtime.core.lease import beats, read_lease
 from pmm_ray.runtime.mapping.tasks import PASSES
 
 _WINDOW = 300.0  # s, of which a rate is the mean
-# after the last word about nodes: the driver writes one every half minute
+# after the last event about nodes: the driver writes one every half minute
 _NODES_LAST = 60.0
 
 
@@ -54,7 +54,7 @@ class RunNow:
     held_by: str
     """Host of the driver; empty: none is alive."""
     age: float
-    """Seconds since its last word."""
+    """Seconds since its last event."""
     stages: list[StageNow]
     errors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Error rows by stage, kind and host."""

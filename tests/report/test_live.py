@@ -79,7 +79,7 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
     assert now.gpu_hours == pytest.approx(40 * 4 / 3600)
     said = "\n".join(lines(now, 0.05, 1.0))
     for part in (
-        "night: driver on head, last word 10 s ago, 3 nodes",
+        "night: driver on head, last event 10 s ago, 3 nodes",
         "make_cams: 60/100 images, 1.0/s, ETA 40 s, 3 errors, GPUs 38% busy, passes 75% full,"
         " 12.5 views",
         "2 decode in make_cams on gpu-1",

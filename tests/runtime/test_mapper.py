@@ -23,7 +23,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What ends this process, in place of its end."""
     ended: list[str] = []
     monkeypatch.setattr(operators, "_ending", threading.Event())
-    monkeypatch.setattr(operators, "_last_word", threading.Lock())
+    monkeypatch.setattr(operators, "_last_report", threading.Lock())
     monkeypatch.setattr(operators, "end_process_soon", lambda: ended.append("soon"))
     return ended
 

@@ -205,7 +205,7 @@ def test_failures_that_would_come_again_are_not_tried_again(ray_session: Cluster
 def test_nodes_that_a_pool_lacks_are_told(ray_session: ClusterResources) -> None:
     assert missing_nodes([Pool(1, cpus=1.0)]) == ""
     lacking = Pool(1, cpus=0.0, gpus=1.0, labels={"pool": "gpu"})
-    assert missing_nodes([Pool(1), lacking]) == "none of 1 has 1 GPUs pool=gpu"
+    assert missing_nodes([Pool(1), lacking]) == "none of the 1 nodes has 1 GPUs pool=gpu"
 
 
 def test_the_stalls_clock_stands_still_while_nodes_are_missing(
@@ -218,11 +218,13 @@ def test_the_stalls_clock_stands_still_while_nodes_are_missing(
     notes: list[str] = []
     limits = Limits(stall_seconds=1.0, nodes_seconds=8.0, note=notes.append)
     started = time.monotonic()
-    with pytest.raises(StalledError, match=r"no node came for 8 s: none of 1 has 1 CPUs pool=far"):
+    with pytest.raises(
+        StalledError, match=r"no node came for 8 s: none of the 1 nodes has 1 CPUs pool=far"
+    ):
         list(stream(chunks, lambda: iter, output, Pool(1, labels={"pool": "far"}), limits))
     assert time.monotonic() - started > 8
     assert notes
-    assert set(notes) == {"waits for nodes: none of 1 has 1 CPUs pool=far"}
+    assert set(notes) == {"waits for nodes: none of the 1 nodes has 1 CPUs pool=far"}
 
 
 def test_pools_of_a_running_plan_are_resized(

@@ -37,7 +37,7 @@ class RunMasks:
     """What an exporter is given."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     manifest: Manifest
     splits: tuple[SplitMasks, ...]
     run: RunData

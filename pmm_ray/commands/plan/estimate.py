@@ -35,7 +35,7 @@ class Cost:
     stage: str
     images: int = 0
     bytes: float = 0.0
-    """Written."""
+    """Bytes written."""
     fixed_seconds: float = 0.0
     cpu_seconds: float = 0.0
     """Work divided over CPUs."""

@@ -40,9 +40,9 @@ class TableTiming:
     start_seconds: float
     """Wall time that does not depend on the number of images."""
     cpu_seconds: float
-    """Of cores for one image."""
+    """Core seconds for one image."""
     gpu_seconds: float
-    """Of GPUs for one image."""
+    """GPU seconds for one image."""
     image_bytes: float
     groups: frozenset[Group]
     """Whose images the stage takes."""

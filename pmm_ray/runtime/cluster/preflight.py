@@ -234,7 +234,7 @@ def judge(
         advice = "mount the same storage there, give the node its credentials, or use a bucket"
         findings.append(Finding(node, "run folder", facts.storage_error, advice))
     if facts.store_failure:
-        advice = "does it reach the bucket or the server? its network, proxy and credentials"
+        advice = "check whether it reaches the bucket or server: network, proxy, credentials"
         findings.append(Finding(node, "storage", facts.store_failure, advice, may_pass=True))
     for uri in facts.missing:
         advice = "mount it there, or put it into a bucket"
@@ -252,7 +252,7 @@ def judge(
         findings.append(Finding(node, "scratch", found, advice))
     if facts.gpus_seen is not None and facts.gpus_seen < gpus:
         found = f"torch sees {facts.gpus_seen}, Ray counts {gpus:g}"
-        advice = "CUDA build of torch, driver, container runtime? or ray start --num-gpus=0"
+        advice = "check torch's CUDA build, driver, container runtime; or ray start --num-gpus=0"
         findings.append(Finding(node, "GPU", found, advice))
     return findings
 

@@ -148,5 +148,5 @@ def working_dir_fault(folder: str) -> str:
     shown = ", ".join(f"{name} ({sizes[name] >> 20} MB)" for name in named)
     return (
         f"the working folder {root} has {total >> 20} MB, and Ray sends at most "
-        f"{MOST_WORKING_DIR >> 20} MB, packed: name {shown} in .rayignore"
+        f"{MOST_WORKING_DIR >> 20} MB, packed: add {shown} to .rayignore"
     )

@@ -46,7 +46,7 @@ class RowError(Exception):
 
     Args:
         kind: one of `ErrorKind`.
-        message: what was wrong and how to mend it, one line.
+        message: what was wrong and how to fix it, one line.
         uri: the file it was found in, if any.
     """
 
@@ -65,7 +65,7 @@ class CannotRunError(Exception):
 
 
 class MayPassError(CannotRunError):
-    """What stops the run may pass: a store, a machine, nodes that did not come. Exit code 75."""
+    """The cause may be temporary: a store, a machine, nodes that did not come. Exit code 75."""
 
 
 def cannot_run(text: str, may_pass: bool) -> CannotRunError:
@@ -114,7 +114,7 @@ def system_failure(error: BaseException, uri: str = "") -> str | None:
         )
     return (
         f"the system fails{f' at {place}' if place else ''}: {error.strerror}. "
-        "Run the same command again when it is mended; what is finished stays."
+        "Run the same command again when that is fixed; what is finished stays."
     )
 
 

@@ -1,4 +1,4 @@
-"""The names of files that whoever looks into a run's folder goes by."""
+"""The names of the fixed files in a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where what may go wrong in a command becomes a line and an exit code."""
+"""The one place that turns errors of a command into a line and an exit code."""
 
 from __future__ import annotations
 

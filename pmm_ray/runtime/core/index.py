@@ -91,7 +91,7 @@ class TableIndex:
         return {i: (self.parts[part], row) for i, part, row in zip(ids, parts, rows, strict=True)}
 
     def select(self, image_ids: Ids) -> TableIndex:
-        """The part of the index that speaks of these images."""
+        """The part of the index about these images."""
         keep = pc.is_in(self.ids, value_set=id_column(image_ids))
         return TableIndex(self.parts, self.table.filter(keep))
 

@@ -1,4 +1,4 @@
-"""Which exceptions speak of the machine rather than of an image, told by their types and words.
+"""Which exceptions are about the machine and not about an image, by their types and words.
 
 No torch here: processes that make masks never import it.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pmm_ray.runtime.core.errors import named
 
 END_SECONDS = 3.0
-"""How long a process whose device failed has to send its last word."""
+"""How long a process whose device failed has to send its last report."""
 _EXIT_CODE = 70
 
 # torch.AcceleratorError, torch.distributed.DistBackendError and torch.OutOfMemoryError
@@ -102,7 +102,7 @@ def machine_fault(error: BaseException) -> str | None:
 
 
 def end_process_soon() -> None:
-    """End this process once its last word is sent: a broken device stays broken in it."""
+    """End this process once its last report is sent: a broken device stays broken in it."""
     timer = threading.Timer(END_SECONDS, os._exit, (_EXIT_CODE,))
     timer.daemon = True
     timer.start()

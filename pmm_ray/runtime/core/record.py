@@ -95,9 +95,9 @@ class RunRecord:
         storage.write_bytes(self._uri, json.dumps(record, indent=1).encode())
 
     def _later(self) -> list[dict[str, str]]:
-        """What an earlier record names behind the stages of a part of the run (`--only`).
+        """The earlier record's other stages, kept by a part of the run (`--only`).
 
-        None where one of these is another now: what follows it is out of date.
+        None of them where a stage of this attempt is another now: they may be out of date.
         """
         if self._adds is not None or not storage.exists(self._uri):
             return []

@@ -100,7 +100,7 @@ class Session:
         """
         selection, folder = self.selection, stage.folder(self.run_dir)
         selected = selection.has(stage.name)
-        summary = self._earlier(folder, stage, selected)
+        summary = self._reuse(folder, stage, selected)
         if summary is None and not selected:
             raise CannotRunError(f"{stage.name} is not done in {self.run_dir}: run it first")
         self.work_done |= summary is None
@@ -124,8 +124,11 @@ class Session:
         if self._cluster.facts() != before.facts():
             self.events.write("cluster", **self._cluster.facts())
 
-    def _earlier(self, folder: StageFolder, stage: Stage, selected: bool) -> Summary | None:
-        """The summary of an earlier attempt, if it still stands."""
+    def _reuse(self, folder: StageFolder, stage: Stage, selected: bool) -> Summary | None:
+        """The summary of an earlier attempt, if the stage is done; None: it is to be done.
+
+        `--fresh` deletes the folder, `--retry-errors` the error rows, or a training's folder.
+        """
         summary = folder.summary()
         if selected and self.selection.fresh:
             folder.clear(stage.keeps)

@@ -100,7 +100,7 @@ class StageFolder:
         return summary
 
     def reopen(self) -> None:
-        """Take the summary back, before anything that it speaks of is deleted."""
+        """Take the summary back, before anything that it counts is deleted."""
         storage.delete_file(self.path(SUMMARY_FILE))
 
     def clear(self, keeps: str = "") -> None:

@@ -135,7 +135,7 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read, and another attempt would not mend that.
+        OSError: it cannot be read, and another attempt would not help.
         MayPassError: its store or disk fails.
     """
     filesystem, path = resolve(uri)

@@ -1,4 +1,4 @@
-"""What a store or a system that fails or refuses says, in words of ours."""
+"""Our messages for a store or a system that fails or refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OBJECT_REFUSED = (*_REFUSED, "NOT_FOUND")
 
 
 def of_the_store(error: OSError) -> bool:
-    """Whether it is the store that says so, and not the content of a file."""
+    """Whether the store reports it, and not a reader of a file's content."""
     return any(mark in str(error) for mark in _STORE_FAILED)
 
 
@@ -30,8 +30,8 @@ def store_failure(error: OSError, uri: str = "") -> str | None:
         return None
     where = f" for {uri}" if uri else ""
     return (
-        f"{STORE_FAILS}{where}: {text}. What may pass was tried for about a minute. "
-        "Run the same command again when it is mended; what is finished stays."
+        f"{STORE_FAILS}{where}: {text}. It was retried for about a minute. "
+        "Run the same command again when that is fixed; what is finished stays."
     )
 
 
@@ -43,7 +43,7 @@ def store_refusal(error: OSError) -> str | None:
     return (
         f"{STORE_FAILS}: {text}. Credentials may have expired or lack a right, or a file may be in "
         "an archive. "
-        "Run the same command again when that is mended; what is finished stays."
+        "Run the same command again when that is fixed; what is finished stays."
     )
 
 

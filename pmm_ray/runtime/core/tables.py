@@ -124,10 +124,10 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error of reading a Parquet file speaks of its content.
+    """Whether an error of reading a Parquet file is about its content.
 
     Errors of the disk or the system (no such file, input/output error) have a number; those of
-    Arrow about content have none. What a store says speaks of no content.
+    Arrow about content have none. What a store says is never about content.
     """
     if isinstance(error, OSError):
         return error.errno is None and not of_the_store(error)

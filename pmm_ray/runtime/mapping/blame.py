@@ -13,13 +13,13 @@ from functools import partial
 from statistics import median_low
 from typing import Any
 
-# images at which devices of one node failed: more than an image that breaks any device
+# a node may be at fault when its devices failed at this many images: one image breaks any device
 _FAULTS = 3
-# of one node, over the median of the others: else the code or the images break every device
+# and at this many times the median of the others: else code or images break every device
 _TIMES = 4
-# error rows in a row from one process: within the default error budget of 10
+# or when a process made this many error rows in a row: fewer than the default error budget of 10
 _IN_A_ROW = 8
-# a node's share of error rows over that of the others, and the images that make theirs known
+# or when its share of error rows is this many times that of the others, who did so many images
 _TIMES_THE_SHARE = 10
 _KNOWN = 50
 TRIES = 3
@@ -77,7 +77,7 @@ class Blame:
     def __init__(self) -> None:
         self._nodes: dict[str, _Tally] = {}
         self._suspects: list[str] = []
-        """Nodes that the last report speaks of, if it brought an error or a fault."""
+        """Nodes of the last report, if it brought an error or a fault."""
         self.faults = 0
         """Failures of devices so far."""
         self._doubted: set[str] = set()  # withdrawn, without a second opinion so far
@@ -109,7 +109,7 @@ class Blame:
         self._suspects = nodes if failed or counts["fault"] else []
 
     def _opinions(self, done: Sequence[str], failed: Sequence[str]) -> list[str]:
-        """The failed images; '' for one that failed elsewhere, too: no node's fault."""
+        """The failed images, with '' in place of those that failed on another node, too."""
         refuted, confirmed = self._doubted & {*done}, self._doubted & {*failed}
         self._doubted -= refuted | confirmed
         self._refuted += len(refuted)
@@ -145,7 +145,7 @@ class Blame:
         self.texts[image] = f"{fault['text']} ({fault['host']}, process {fault['process']})"
 
     def second_opinion(self) -> str | None:
-        """A node whose images failed elsewhere, too, and that may work again; told once."""
+        """A node whose images failed elsewhere, too, and that may work again; returned once."""
         asked = self._confirmed + self._refuted
         if self._doubts_rows is None or asked < _IN_A_ROW:
             return None
@@ -157,7 +157,7 @@ class Blame:
         return node
 
     def verdict(self, elsewhere: Callable[[str], bool]) -> Verdict | None:
-        """The node at fault, if the last report was of one; each is told once.
+        """The node at fault, if the last report was of one; each is returned once.
 
         Args:
             elsewhere: whether the work of a node can be done by another.

@@ -56,7 +56,7 @@ class Journal:
             storage.delete_file(old)
 
     def known(self, versions: Mapping[str, tuple[int, int]]) -> dict[str, pa.ChunkedArray]:
-        """Ids of the parts that the journal speaks of and that have not changed since.
+        """Ids of the parts that are in the journal and have not changed since.
 
         Args:
             versions: size and time of the parts that are there, see `storage.list_versions`.

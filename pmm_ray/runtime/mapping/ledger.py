@@ -1,8 +1,8 @@
-"""What a stage's folder holds: read once at the start, then updated from the tasks' reports.
+"""What a stage's folder holds: read at the start, then updated from the tasks' reports.
 
-A resumed run lists the folder, and reads every part whole that the journal does not speak of, so
-that a damaged one is found before anything is built on it. It lists nothing again: each task
-reports the images it committed.
+A resumed run lists the folder, and reads every part whole that is not in the journal, so that a
+damaged one is found before anything is built on it. Then each task reports the images it committed;
+the folder is listed again only after a pass in which a process died.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _whose(error: Exception) -> Row:
 
 
 class _Seconds:
-    """Of a process that works on several chunks at once: each second is one chunk's."""
+    """Counts each second of a process for one chunk, though it works on several at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -138,7 +138,7 @@ def _now() -> tuple[float, float]:
     return time.process_time(), time.monotonic()
 
 
-_ending, _last_word = threading.Event(), threading.Lock()
+_ending, _last_report = threading.Event(), threading.Lock()
 
 
 def _wait_for_the_end() -> None:
@@ -150,8 +150,8 @@ def _ended(rows: Sequence[Row]) -> pa.Table:
     """The block of the rows; the last of this process if its device failed."""
     # the second of two pools passes on what failed in the first
     if any(row["fault"] and is_here(row["fault"]) for row in rows):
-        # one failure is told once, whatever else was under way
-        if not _last_word.acquire(blocking=False):
+        # one failure is reported once, whatever else was under way
+        if not _last_report.acquire(blocking=False):
             _wait_for_the_end()
         _ending.set()
         end_process_soon()

@@ -30,7 +30,7 @@ _FINISHERS = 2
 P = TypeVar("P")
 S = TypeVar("S")
 Network = Callable[[Iterable[tuple[int, P]]], Iterator[tuple[int, S]]]
-"""Takes what was prepared of some images, by number, and yields what it sees of each."""
+"""Takes what was prepared of some images, by number, and yields its output for each."""
 
 
 class Together(Protocol):
@@ -58,8 +58,8 @@ class Overlapped(Generic[P, S]):
     """A worker of three steps, each in threads of its own; rows and error rows keep their order.
 
     Where the network fails, the images that it left are tried again one by one, and each gets its
-    own error row. Where a device fails, the chunk that met it tells, and others wait for the end of
-    the process.
+    own error row. Where a device fails, the chunk that met it reports it, and others wait
+    for the end of the process.
 
     Args:
         stage: named in error rows.
@@ -185,7 +185,7 @@ class _Chunk(Generic[P]):
         self._begin(_AHEAD)
 
     def readable(self, numbers: dict[int, None]) -> Iterator[tuple[int, P]]:
-        """What was prepared of images; those that cannot be are taken out of `numbers`."""
+        """What was prepared of images; those that failed are taken out of `numbers`."""
         for number in list(numbers):
             if self.over:
                 return

@@ -150,7 +150,7 @@ class Passes:
                         raise MayPassError(
                             f"{stage}: devices failed {blame.faults} times on several machines; "
                             f"the last: {next(reversed(blame.texts.values()))}. What is finished "
-                            "stays; is there a driver or an image for these GPUs?"
+                            "stays. Check the GPU driver and the container image"
                         )
         except StalledError as error:
             left = _named(self.ledger.uncommitted(todo))
@@ -192,7 +192,7 @@ class Passes:
         if not cluster.elsewhere(self._pools[0], verdict.node):
             raise MayPassError(
                 f"{stage}: the machine {named} is at fault: {verdict.why}. No other node can do "
-                "its work. Mend it or add a node, then run the same command again; what is "
+                "its work. Fix it or add a node, then run the same command again; what is "
                 "finished stays."
             )
         cluster.avoid(verdict.node, f"{named}: {verdict.why}")

@@ -119,7 +119,7 @@ def missing_nodes(pools: Sequence[Pool]) -> str:
         if not any(n.accepts(one.labels) and n.room(one.cpus, one.gpus) for n in nodes):
             asks = f"{one.gpus:g} GPUs" if one.gpus else f"{one.cpus:g} CPUs"
             labels = "".join(f" {key}={value}" for key, value in one.labels.items())
-            return f"none of {len(nodes)} has {asks}{labels}"
+            return f"none of the {len(nodes)} nodes has {asks}{labels}"
     return ""
 
 

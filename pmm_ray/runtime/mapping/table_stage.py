@@ -20,15 +20,14 @@ from pmm_ray.runtime.mapping.passes import Passes, check_budget, scan
 from pmm_ray.runtime.mapping.tasks import Output
 from pmm_ray.runtime.mapping.workers import Producer, Worker, side_by_side
 
-# Aimed-at chunks per worker, so that the last ones end together; and the most images in a chunk for
-# that sake, or the longest chunk, which bound what a dying process can lose. `auto_batch` says when
-# there are more.
+# Chunks for each worker, so that the last ones end together.
 _CHUNKS_PER_WORKER = 8
+# A chunk's most images and seconds, as a rule: what a dying process can lose.
 _MOST_IMAGES = 32
 _MOST_SECONDS = 32.0
-# A chunk costs the driver 12 KB until the stage ends (measured); and how long one may take for the
-# sake of fewer, below `runtime.stall_seconds`.
+# Chunks of a stage: each costs the driver 12 KB until the stage ends (measured).
 _MOST_CHUNKS = 50_000
+# A chunk's most seconds where there would be more chunks than that; below `runtime.stall_seconds`.
 _LONGEST_SECONDS = 300.0
 # What one driver hands out and takes back: measured by benchmarks/control_plane.py.
 _CHUNKS_PER_SECOND = 30
@@ -59,13 +58,13 @@ def auto_batch(images: int, workers: int, image_seconds: float = 1.0) -> int:
 def network_batch(images: int, pool: Pool, on_gpu: float, on_cpu: float) -> int:
     """Images per task of actors that hold a network; at least 1.
 
-    As `auto_batch`; but how long an image takes depends on the network and the device, so that no
-    more is relied on than that: every worker gets two chunks, and on a GPU as slow as a CPU a chunk
-    ends long before `runtime.stall_seconds`.
+    As `auto_batch`; but how long an image takes depends on the network and the device. So every
+    worker gets two chunks, and on a GPU as slow as a CPU a chunk ends long before
+    `runtime.stall_seconds`.
 
     Args:
-        on_gpu: what an image takes a GPU at least, s.
-        on_cpu: what it may take a CPU, s.
+        on_gpu: the least that an image takes on a GPU, s.
+        on_cpu: what it may take on a CPU, s.
     """
     batch = auto_batch(images, pool.size, on_gpu if pool.gpus else on_cpu)
     return max(1, min(batch, images // (2 * pool.size), int(_LONGEST_SECONDS / on_cpu)))

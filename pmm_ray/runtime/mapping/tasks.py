@@ -105,7 +105,7 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
 
 
 SOUND = {"failure": "", "may_pass": False, "fault": ""}
-"""What a chunk says that could be done, see `reason` and `fault_of`."""
+"""What a chunk without a failure reports, see `reason` and `fault_of`."""
 
 PASSES = {"passes": 0, "views": 0, "pixels": 0, "room": 0}
 """What a process tells of its network since its last chunk: the passes, their views and px, and the
@@ -203,7 +203,7 @@ _NOTHING: dict[str, Any] = {
     "part": "",
     "done": "[]",
     "failed": "[]",
-    "earlier": 0,  # of the failed: those of the first pool, which stand first
+    "earlier": 0,  # of the failed: how many the first pool failed on; they come first
     "in_a_row": 0,
     "bytes": 0,
     "error_bytes": 0,

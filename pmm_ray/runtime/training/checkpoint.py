@@ -105,7 +105,7 @@ def arrival() -> Callable[[], None]:
 
 
 def local_copies(scratch: Path, folder: str) -> str:
-    """Where a node keeps the newest checkpoint of a folder in a bucket, before it is there.
+    """Where a node keeps the newest checkpoint of a folder in a bucket until it is uploaded.
 
     A folder that was deleted and made again (`--fresh`) has copies of its own.
     """

@@ -50,7 +50,9 @@ class Clock:
         job, limits = self._job, self._limits
         if self._phase == _NODES:
             key, limit = "nodes_seconds", limits.nodes_seconds
-            what = f"only {self._position[0]} of {job.workers} workers ({job.cpus} CPUs each) came"
+            what = (
+                f"only {self._position[0]} of {job.workers} workers ({job.cpus} CPUs each) started"
+            )
             advice = "`ray status` shows what is asked for; add nodes or free CPUs"
         elif self._phase in (TRAINING, SCORING):
             key, limit = "stall_seconds", limits.stall_seconds
@@ -59,7 +61,7 @@ class Clock:
         else:
             key, limit = "prepare_seconds", limits.prepare_seconds
             what = f"nothing moved while a worker {self._phase}"
-            advice = "does the storage answer? The Ray logs say more"
+            advice = "check the storage and Ray's logs"
         if waited > limit:
             raise MayPassError(
                 f"{job.stage}: {what} for {format_seconds(limit)}: {advice}, or raise runtime.{key}"

@@ -109,7 +109,7 @@ class Losses:
         if room < (1 if job.config.elastic else job.workers):
             raise MayPassError(
                 f"{job.stage}: the machine {failure.place} is at fault: {failure.text}. The other "
-                f"nodes have room for {room} of {job.workers} workers. Mend it or add a node, then "
+                f"nodes have room for {room} of {job.workers} workers. Fix it or add a node, then "
                 "run the same command again; the last checkpoint stays"
             )
         cluster.avoid(node, f"{failure.place}: {failure.text}")

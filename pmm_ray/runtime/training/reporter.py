@@ -1,6 +1,6 @@
 """Where training workers tell the driver what they do: a Ray actor without a CPU.
 
-It is on the driver's node, so that no other node's loss is its own, and restarts if it dies.
+It is on the driver's node, so that it outlives all others, and restarts if it dies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class State(NamedTuple):
     step: int
     """Steps done."""
     loss: float
-    """Of the last one."""
+    """Loss of the last step."""
     errors: int
     """Images that could not be used so far, over all workers."""
     workers: int
@@ -35,7 +35,7 @@ class State(NamedTuple):
     """What the slowest of them does."""
     done: int
     total: int
-    """Of the phase; 0: not counted."""
+    """Units of the phase; 0: not counted."""
     trouble: str = ""
     """Why the last checkpoint could not be written; empty: it was."""
 

@@ -58,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `steps`, `loss`, `images_per_second`, `seconds`, `loader_wait` (share of the steps' time
         that the worker waited for images), `skipped`, means of what is watched; or `stopped`: a
-        reason that beginning again would not mend, and whether the run's next attempt `may_pass`.
+        reason that a restart would not remove, and whether the run's next attempt `may_pass`.
     """
     import ray.train
     import ray.train.torch
