@@ -72,7 +72,7 @@ def refine_folder(
         setting = setting_of(preset, config, settings, confidence, strengths)
 
         from pmm_ray.sources.cams.cam_files import find_cams
-        from pmm_ray.sources.masks.truth_pairs import find_truth
+        from pmm_ray.sources.masks.mask_pairs import find_truth
         from pmm_ray.stages import refine_scores
 
         masks = storage.join(place, "masks")

@@ -34,8 +34,8 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
+from pmm_ray.sources.masks.mask_pairs import Truth
 from pmm_ray.sources.masks.truth import check_voc_palette
-from pmm_ray.sources.masks.truth_pairs import Truth
 
 STAGE = "refine_scores"
 CODE_VERSION = 2
