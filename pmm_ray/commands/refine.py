@@ -63,7 +63,7 @@ def refine_folder(
         address: see `run_recipe`.
     """
     from pmm_ray.sources.cams.cam_files import find_cams
-    from pmm_ray.sources.masks.truth_pairs import find_truth
+    from pmm_ray.sources.masks.mask_pairs import find_truth
     from pmm_ray.stages import refine_scores
 
     place, said = storage.absolute(str(out)), said or Said()

@@ -33,8 +33,8 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, read_file
 from pmm_ray.runtime.rows.masks import MaskOutput
 from pmm_ray.runtime.rows.photographs import Photographs
+from pmm_ray.sources.masks.mask_pairs import Truth
 from pmm_ray.sources.masks.truth import check_voc_palette
-from pmm_ray.sources.masks.truth_pairs import Truth
 from pmm_ray.stages.make_masks import mask_pool
 from pmm_ray.stages.score_masks import counts_of
 

@@ -87,15 +87,18 @@ def find_cams(
         beside = tuple(beside_table(folder, parts))
         return CamFolder(True, index, _fingerprint(parts), names, left_out=beside, what=what)
     entries = storage.list_entries(folder, recursive=True)
-    files = [e.uri for e in entries if not e.fault and not _hidden_in(folder, e.uri)]
+    seen = [entry for entry in entries if not is_hidden(path_below(entry.uri, folder))]
+    files = [entry.uri for entry in seen if not entry.fault]
     found = [uri for uri in files if has_ending(uri, SUFFIXES)]
     per_class = layout == PER_CLASS or not found
     if per_class:
         found = _class_files(files, folder)
     if not found:
+        there = ", ".join(entry.uri.rsplit("/", 1)[-1] for entry in entries[:3])
         raise CannotRunError(
             f"no {what}s in {folder}: part-*.parquet (a table of ours), .npz or .npy files, or a "
-            f"PNG file per class, ID_k.png, are expected; there is {_shown(entries)}"
+            "PNG file per class, ID_k.png, are expected; there is "
+            f"{storage.printable(there) or 'nothing'}"
         )
     pickles = [uri for uri in found if has_ending(uri, ".npy")][:_TRUST_LOOKED_INTO]
     pickle = None if trust_pickle else next(filter(needs_trust, pickles), None)
@@ -108,10 +111,10 @@ def find_cams(
         for image_id, uris in sorted(by_id.items())
     ]
     tables.write_rows(listing, rows, FILES)
-    faulty = {e.uri: e for e in entries if e.fault and not _hidden_in(folder, e.uri)}
+    faulty = [entry.uri for entry in seen if entry.fault]
     suffixed = [uri for uri in faulty if has_ending(uri, SUFFIXES)]
-    named = {*(_class_files([*faulty], folder) if per_class else suffixed)}
-    broken = [entry for uri, entry in faulty.items() if uri in named or entry.folder]
+    named = set(_class_files(faulty, folder) if per_class else suffixed)
+    broken = [entry for entry in seen if entry.fault and (entry.folder or entry.uri in named)]
     used = {*found, *(entry.uri for entry in broken)}
     left_out = [entry.uri for entry in entries if entry.uri not in used]
     index, marks = index_file(listing), _fingerprint(found)
@@ -151,15 +154,6 @@ def _by_image(
         if by_id.setdefault(image_id, {}).setdefault(number, uri) != uri:
             repeated.append(uri)
     return by_id, names, repeated
-
-
-def _shown(entries: Sequence[Entry]) -> str:
-    names = [entry.uri.rsplit("/", 1)[-1] for entry in entries[:3]]
-    return storage.printable(", ".join(names)) or "nothing"
-
-
-def _hidden_in(folder: str, uri: str) -> bool:
-    return is_hidden(path_below(uri, folder))
 
 
 def _index_table(folder: str, parts: list[str]) -> TableIndex:

@@ -31,11 +31,7 @@ from pmm_ray.sources.datasets.coco_json import read_categories, read_images
 from pmm_ray.sources.datasets.coco_objects import index_objects
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
-from pmm_ray.sources.labels.lists import (
-    Labels,
-    compare_with_lists,
-    read_label_list,
-)
+from pmm_ray.sources.labels.lists import Labels, compare_with_lists, read_label_list
 from pmm_ray.sources.reading.names import stem_path
 
 YEAR = "2014"

@@ -44,6 +44,8 @@ LEFT_OUT = {
 }
 """Why a file of a folder is passed over; one beside the folder of photographs is `not in` it."""
 
+_MASKS = {name.casefold() for name in MASK_FOLDERS}
+_LABELS = {name.casefold() for name in (*LABEL_FILES, *CLASS_FILES)}
 # what a folder of our own results holds
 _OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE)
 # of a run's record, and of a stage's summary
@@ -138,15 +140,15 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
         return LEFT_OUT["hidden"]
     if is_result(uri, root, results):
         return LEFT_OUT["results"]
+    in_folder = uri.startswith(folder.rstrip("/") + "/")
     # below the photographs a folder may be called anything
-    inside = uri.startswith(folder.rstrip("/") + "/") and folder != root
-    if not inside and {part.casefold() for part in parts[:-1]} & _folded(MASK_FOLDERS):
+    if not (in_folder and folder != root) and {part.casefold() for part in parts[:-1]} & _MASKS:
         return LEFT_OUT["masks"]
-    if path.casefold() in _folded((*LABEL_FILES, *CLASS_FILES)) or parts[1:] == ["_classes.csv"]:
+    if path.casefold() in _LABELS or parts[1:] == ["_classes.csv"]:
         return LEFT_OUT["labels"]
     if not has_ending(path, IMAGE_SUFFIXES):
         return LEFT_OUT["other"]
-    return "" if uri.startswith(folder.rstrip("/") + "/") else f"not in {folder}"
+    return "" if in_folder else f"not in {folder}"
 
 
 def result_folders(uris: Iterable[str], out: str) -> set[str]:
@@ -200,7 +202,3 @@ def places_in(root: str, names: Sequence[str], there: Collection[str] | None = N
     other = (held for name in names for held in sorted(there) if held.casefold() == name.casefold())
     found = [name for name in names if name in there] or list(other)
     return [storage.join(root, name) for name in found]
-
-
-def _folded(names: Sequence[str]) -> set[str]:
-    return {name.casefold() for name in names}

@@ -96,11 +96,10 @@ class TableLine:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A CSV file. Lines of which every cell is empty are left out, and counted in `empty`."""
+    """A CSV file. Lines of which every cell is empty are left out."""
 
     columns: tuple[str, ...]
     lines: tuple[TableLine, ...]
-    empty: int = 0
 
 
 def _check_quotes(uri: str, text: str, delimiter: str) -> None:
@@ -133,12 +132,12 @@ def read_table_text(uri: str, what: str) -> TextTable:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         columns: tuple[str, ...] = ()
         nameless: list[int] = []
-        lines, empty = [], 0
+        lines: list[TableLine] = []
         for row in rows:
             cells = [cell.strip() for cell in row]
             if not any(cells):
-                empty += bool(columns)
-            elif not columns:
+                continue
+            if not columns:
                 columns = tuple("" if _NAMELESS.fullmatch(cell) else cell for cell in cells)
                 nameless = [
                     place
@@ -154,4 +153,4 @@ def read_table_text(uri: str, what: str) -> TextTable:
                 lines.append(TableLine(known, rows.line_num, surplus))
     except csv.Error as error:
         raise CannotRunError(f"{uri} is not a CSV file: {error}") from error
-    return TextTable(columns, tuple(lines), empty)
+    return TextTable(columns, tuple(lines))
