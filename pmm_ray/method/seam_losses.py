@@ -192,7 +192,7 @@ def winner_takes_all(maps_BChw: Tensor) -> Tensor:
     """
     foreground = maps_BChw[:, 1:]
     strongest = foreground.amax(dim=1, keepdim=True)
-    kept = torch.where(foreground == strongest, foreground, foreground.new_zeros(()))
+    kept = foreground.masked_fill(foreground < strongest, 0)
     return torch.cat([1 - strongest, kept], dim=1)
 
 

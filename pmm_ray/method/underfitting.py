@@ -36,18 +36,6 @@ UnderfittingScope = Literal["group", "worker", "image", "global"]
 _EPSILON = 1e-9
 
 
-def _clamp(loss_map: Tensor, kappa: float) -> Tensor:
-    return loss_map.clamp(max=kappa)
-
-
-def _ignore(loss_map: Tensor, kappa: float) -> Tensor:
-    return loss_map.where(loss_map <= kappa, torch.zeros_like(loss_map))
-
-
-def _pow(loss_map: Tensor, kappa: float) -> Tensor:
-    return (loss_map + _EPSILON) ** kappa
-
-
 def _reweight(loss_map: Tensor, kappa: float) -> Tensor:
     fixed = loss_map.detach()
     weight = torch.where(fixed > kappa, kappa / fixed.clamp(min=kappa), torch.ones_like(fixed))
@@ -55,9 +43,9 @@ def _reweight(loss_map: Tensor, kappa: float) -> Tensor:
 
 
 _OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "clamp": _clamp,
-    "pow": _pow,
-    "ignore": _ignore,
+    "clamp": lambda loss_map, kappa: loss_map.clamp(max=kappa),
+    "pow": lambda loss_map, kappa: (loss_map + _EPSILON) ** kappa,
+    "ignore": lambda loss_map, kappa: loss_map.where(loss_map <= kappa, torch.zeros_like(loss_map)),
     "reweight": _reweight,
 }
 
@@ -127,16 +115,16 @@ def _tested_mean(
     loss_map: Tensor, scope: UnderfittingScope, group: int, labelled: Tensor | None
 ) -> Tensor:
     """The mean that is compared with beta: a scalar, or [B, 1, ...] for `group` and `image`."""
-    if scope == "group":
-        means = _group_means(loss_map.flatten(1).mean(1) if loss_map.ndim > 1 else loss_map, group)
-        return means.reshape(-1, *(1,) * (loss_map.ndim - 1))
-    if scope == "image":
-        axes = tuple(range(1, loss_map.ndim))
-        if labelled is None:
-            return loss_map.mean(axes, keepdim=True) if axes else loss_map
-        count = labelled.sum(axes, keepdim=True) if axes else labelled.long()
-        total = (loss_map * labelled).sum(axes, keepdim=True) if axes else loss_map * labelled
-        return total / count.clamp(min=1)
+    if scope in ("group", "image"):
+        flat_BL = loss_map.reshape(len(loss_map), -1)
+        if scope == "group":
+            means_B = _group_means(flat_BL.mean(1), group)
+        elif labelled is None:
+            means_B = flat_BL.mean(1)
+        else:
+            labelled_BL = labelled.reshape(flat_BL.shape)
+            means_B = (flat_BL * labelled_BL).sum(1) / labelled_BL.sum(1).clamp(min=1)
+        return means_B.reshape(-1, *(1,) * (loss_map.ndim - 1))
     if scope == "global" and dist.is_available() and dist.is_initialized():
         both = torch.stack([loss_map.sum(), loss_map.new_tensor(float(loss_map.numel()))])
         dist.all_reduce(both)

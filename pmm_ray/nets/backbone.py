@@ -6,7 +6,7 @@ Which there are: `config.backbones`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -25,6 +25,9 @@ from pmm_ray.nets.weights import Loaded
 
 _STRIDES = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
 _DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
+
+PLANES = (64, 128, 256, 512)
+"""A quarter of the output channels of the four layers of a ResNet."""
 
 Row = tuple[int, int, int, int]
 """Channels of the four branches of a ScaleNet's block; 0: no branch."""
@@ -99,26 +102,39 @@ class Backbone(nn.Module, ABC):
 
 
 class FourLayers(Backbone):
-    """What our ResNets share: a stem of stride 4, and four layers which are the taps."""
+    """What our ResNets share: a stem of stride 4, and four layers which are the taps.
+
+    Args:
+        conv1: of the stem, to 64 channels.
+        counts, strides: blocks and stride of each layer.
+        block: makes one of (layer, number in it, input channels, stride), the first two from 0;
+            its output has four times the layer's `PLANES`.
+    """
 
     first_layers = ("conv1", "bn1", "layer1")
     heads = ("fc",)
     last_norm = "bn3"
-    conv1: nn.Module
-    bn1: nn.Module
-    maxpool: nn.Module
 
-    def finish(self, layers: Sequence[tuple[nn.Module, int, int]]) -> None:
-        """Add the layers to the stem, and give all convolutions their first values.
-
-        Args:
-            layers: module, channels and stride of each.
-        """
-        stride, features = 4, []
-        for number, (layer, channels, step) in enumerate(layers, 1):
+    def __init__(
+        self,
+        conv1: nn.Module,
+        counts: Sequence[int],
+        strides: Sequence[int],
+        block: Callable[[int, int, int, int], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv1
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        channels, stride, features = 64, 4, []
+        for layer, (count, step) in enumerate(zip(counts, strides, strict=True)):
+            blocks = []
+            for number in range(count):
+                blocks.append(block(layer, number, channels, 1 if number else step))
+                channels = 4 * PLANES[layer]
             stride *= step
-            self.add_module(f"layer{number}", layer)
-            features.append(FeatureInfo(f"layer{number}", channels, stride))
+            self.add_module(f"layer{layer + 1}", nn.Sequential(*blocks))
+            features.append(FeatureInfo(f"layer{layer + 1}", channels, stride))
         self.features = tuple(features)
         initialise(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 
 from pmm_ray.nets.backbone import Backbone, OnBackbone
 from pmm_ray.nets.imagenet_head import ImagenetHead
+
+
+def present_classes(labels: Sequence[int], num_foreground: int) -> Tensor:
+    """Labels 1..C as 0/1 float32 [C]."""
+    present_C = torch.zeros(num_foreground)
+    present_C[[label - 1 for label in labels]] = 1.0
+    return present_C
 
 
 class CamNetwork(OnBackbone, ABC):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pmm_ray.method.cams import normalize, upsample_cam
 from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
 from pmm_ray.method.precision import average_precision
-from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.cam_network import CamNetwork, present_classes
 from pmm_ray.nets.seam import SeamNetwork
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
@@ -133,9 +133,8 @@ def _score(
     batch = normalise_views(
         torch.from_numpy(view)[None].to(device), network.input_mean, network.input_std
     )
-    present = torch.zeros(1, network.num_foreground, device=device)
+    present = present_classes(labels, network.num_foreground)[None].to(device)
     rows = [label - 1 for label in labels]
-    present[0, rows] = 1.0
     if isinstance(network, SeamNetwork):
         cam, refined = network.maps(batch, present)
         scores, maps = cam[:, 1:].mean(dim=(2, 3)), refined[:, 1:]
@@ -145,7 +144,5 @@ def _score(
 
 
 def _argmax(cam_KHW: NDArray[np.float32], labels: list[int], background: float) -> NDArray[Any]:
-    ids = np.array([0, *labels])
-    best = cam_KHW.argmax(axis=0)
-    strongest = np.take_along_axis(cam_KHW, best[None], axis=0)[0]
-    return np.where(strongest > background, ids[best + 1], 0)
+    strongest_HW = np.array(labels)[cam_KHW.argmax(axis=0)]
+    return np.where(cam_KHW.max(axis=0) > background, strongest_HW, 0)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmm_ray.method.evidence import hidden, parts
-from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.cam_network import CamNetwork, present_classes
 from pmm_ray.nets.halving import in_halves
 from pmm_ray.nets.views import normalise_views
 
@@ -89,13 +89,12 @@ def _probabilities(
     device: torch.device,
 ) -> NDArray[np.float32]:
     """Of every class in views of one size, float32 [B, C]: the classes exclude no others."""
-    present_1C = torch.zeros((1, network.num_foreground), device=device)
-    present_1C[:, [label - 1 for label in labels]] = 1.0
+    present_C = present_classes(labels, network.num_foreground).to(device)
     found = []
     while together := list(islice(views, _TOGETHER)):  # a large grid has thousands
         pixels_B3HW = torch.from_numpy(np.stack(together)).to(device).permute(0, 3, 1, 2)
         batch = normalise_views(pixels_B3HW, network.input_mean, network.input_std)
-        present_BC = present_1C.expand(len(batch), -1)
+        present_BC = present_C.expand(len(batch), -1)
         scores_BC = in_halves(network.image_scores, batch, present_BC)
         found.append(scores_BC.float().sigmoid().cpu().numpy())
     return np.concatenate(found)

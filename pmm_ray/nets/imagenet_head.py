@@ -6,7 +6,7 @@ Legend: C = foreground classes, F = channels of the last feature.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -140,16 +140,14 @@ def _numbers(group: object, where: str, name: str) -> list[int]:
     return sorted({number for part in parts for number in _numbers_of(str(part), where, name)})
 
 
-def _numbers_of(part: str, where: str, name: str) -> Iterator[int]:
+def _numbers_of(part: str, where: str, name: str) -> Sequence[int]:
     span = _RANGE.fullmatch(part.strip())
     if span:
         first, last = int(span[1]), int(span[2] or span[1])
         if first <= last < _CLASSES:
-            yield from range(first, last + 1)
-            return
+            return range(first, last + 1)
     elif _key(part) in _imagenet_names()[0]:
-        yield from _imagenet_names()[0][_key(part)]
-        return
+        return _imagenet_names()[0][_key(part)]
     raise CannotRunError(
         f"{where}: {name}: {part!r} is no class of ImageNet: give a name of "
         f"pmm_ray/nets/imagenet_classes.txt, a number of 0..{_CLASSES - 1} or a range of them"

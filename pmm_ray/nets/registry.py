@@ -99,34 +99,28 @@ def build_classifier(
         CannotRunError: the weights are missing or do not fit.
     """
     if source is not None:
-        network = _build_registered(config, num_foreground, source, start=True)
-        uri = backbone_weights(config.weights, source)
-        _start_head(config, network, uri, names)
-        return network
-    uri = find_weights(config.weights, config.backbone)
-    state = None if uri is None else read_state(uri)
-    network = _build(config, num_foreground, state, config.training_stride)
-    if state is None and config.freeze_norm:
-        temper(network.backbone)
-    if uri is not None and state is not None:
-        heads = network.backbone.heads
-        if isinstance(network, SeamNetwork):
-            network.loaded = load_pretrained(
-                network, state, uri, fresh=network.head_layers, heads=heads
-            )
-        else:
-            network.loaded = load_pretrained(network.backbone, state, uri, heads=heads)
-    _start_head(config, network, uri, names)
+        network = _build_registered(config, num_foreground, source)
+    else:
+        uri = find_weights(config.weights, config.backbone)
+        state = None if uri is None else read_state(uri)
+        network = _build(config, num_foreground, state, config.training_stride)
+        if uri is not None and state is not None:
+            heads = network.backbone.heads
+            if isinstance(network, SeamNetwork):
+                fresh = network.head_layers
+                network.loaded = load_pretrained(network, state, uri, fresh=fresh, heads=heads)
+            else:
+                network.loaded = load_pretrained(network.backbone, state, uri, heads=heads)
+        elif config.freeze_norm:
+            temper(network.backbone)
+    if config.head_init == "imagenet":
+        _start_head(config, network, names)
     return network
 
 
-def _start_head(
-    config: AnyClassifierConfig, network: CamNetwork, uri: str | None, names: Sequence[str]
-) -> None:
-    """Give the head ImageNet's rows, where the section asks for them."""
-    if config.head_init != "imagenet":
-        return
-    if uri is None:
+def _start_head(config: AnyClassifierConfig, network: CamNetwork, names: Sequence[str]) -> None:
+    """Give the head ImageNet's rows, of the file that was loaded."""
+    if network.loaded is None:
         raise CannotRunError("head_init: imagenet needs weights with ImageNet's head, not none")
     groups = imagenet_groups(names, config.head_classes)
     without = [name for name, group in zip(names, groups, strict=True) if not group]
@@ -139,7 +133,7 @@ def _start_head(
                 "and set classifier.head_classes to it; or train: classifier.epochs above 0"
             )
         _log.warning("%s", told)
-    channels = network.backbone.features[-1].channels
+    uri, channels = network.loaded.source, network.backbone.features[-1].channels
     network.start_from(imagenet_head(read_state(uri), channels, groups, uri))
 
 
@@ -163,7 +157,7 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
             check_types(meta["model"], checkpoint_uri)
             imports = tuple(meta["imports"])
             source = ModelSource(checkpoint_uri, "classifier.model", meta["model"], imports, None)
-            module = _build_registered(config, num_foreground, source, start=False)
+            module = _build_registered(config, num_foreground, source)
         else:
             module = _build(config, num_foreground, bare)
     load_strict(module, state, checkpoint_uri)
@@ -184,9 +178,9 @@ def _build(
 
 
 def _build_registered(
-    config: AnyClassifierConfig, num_foreground: int, source: ModelSource, *, start: bool
+    config: AnyClassifierConfig, num_foreground: int, source: ModelSource
 ) -> CamNetwork:
-    """On a backbone of mmsegmentation's registry, with the weights to start from or without."""
+    """On a backbone of mmsegmentation's registry, its weights loaded."""
     from pmm_ray.nets.segmenter_backbones import RegistryBackbone, load_backbone
 
     backbone = RegistryBackbone(source)
@@ -197,7 +191,7 @@ def _build_registered(
             f"{len(backbone.features)}: let its out_indices name more, or choose kind: plain"
         )
     network = _with_head(config, num_foreground, backbone, taps or ("", ""), 0.0)
-    uri = backbone_weights(config.weights, source) if start else None
+    uri = backbone_weights(config.weights, source)
     if uri is not None:
         network.loaded = load_backbone(backbone, uri)
     return network

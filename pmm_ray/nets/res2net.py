@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Backbone, FourLayers, Shape
+from pmm_ray.nets.backbone import PLANES, Backbone, FourLayers, Shape
 
 BLOCKS = (3, 4, 23, 3)
-PLANES = (64, 128, 256, 512)
-EXPANSION = 4
 GROUPS = 4
 _BASE_WIDTH = 26
 
@@ -39,7 +37,7 @@ class HierarchyBlock(nn.Module):
     ) -> None:
         super().__init__()
         width = planes * _BASE_WIDTH // 64
-        outputs = planes * EXPANSION
+        outputs = 4 * planes
         self.first = first
         self.conv1 = nn.Conv2d(inputs, width * GROUPS, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width * GROUPS)
@@ -86,8 +84,7 @@ class Res2Net101(FourLayers):
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[int] = (1, 1, 1, 1),
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Sequential(
+        conv1 = nn.Sequential(
             nn.Conv2d(3, 32, 3, 2, padding=1, bias=False),
             nn.BatchNorm2d(32),
             nn.ReLU(),
@@ -96,18 +93,12 @@ class Res2Net101(FourLayers):
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, padding=1, bias=False),
         )
-        self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        channels, layers = 64, []
-        for count, planes, stride, dilation in zip(BLOCKS, PLANES, strides, dilations, strict=True):
-            blocks = []
-            for block in range(count):
-                first = block == 0
-                step = stride if first else 1
-                blocks.append(HierarchyBlock(channels, planes, step, dilation, first=first))
-                channels = planes * EXPANSION
-            layers.append((nn.Sequential(*blocks), channels, stride))
-        self.finish(layers)
+
+        def block(layer: int, number: int, inputs: int, stride: int) -> HierarchyBlock:
+            first = number == 0
+            return HierarchyBlock(inputs, PLANES[layer], stride, dilations[layer], first=first)
+
+        super().__init__(conv1, BLOCKS, strides, block)
 
 
 def res2net101(shape: Shape) -> Backbone:

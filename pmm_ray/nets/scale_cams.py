@@ -50,14 +50,12 @@ class ScaledImage:
         rows: of the present classes among the network's C maps, int64 [K].
         present: 0/1, float32 [1, C].
         full: size of the summed maps, px.
-        stored: size of the stored CAM, px.
     """
 
     views: list[Tensor]
     rows: Tensor
     present: Tensor
     full: tuple[int, int]
-    stored: tuple[int, int]
 
 
 @dataclass
@@ -117,7 +115,7 @@ class ScaleCams:
 
     def __init__(self, model: CamNetwork, config: CamsConfig, device: torch.device) -> None:
         self._model = model
-        self._config = config
+        self.config = config
         self._device = device
         self.batches = Batches(model.cam_scores, config.pass_pixels, device)
 
@@ -129,7 +127,7 @@ class ScaleCams:
             labels: present classes, contiguous ids from 1.
         """
         height, width = image_HW3.shape[:2]
-        config, device = self._config, self._device
+        config, device = self.config, self._device
         image = Image.fromarray(image_HW3)
         (full,) = view_sizes(height, width, config.model_copy(update={"scales": (1.0,)}))
         rows = np.array(labels) - 1
@@ -143,7 +141,6 @@ class ScaleCams:
             rows=staged(rows, device),
             present=staged(present_1C, device),
             full=full,
-            stored=stored_size(height, width, config.stride),
         )
 
     @torch.inference_mode()
@@ -156,7 +153,7 @@ class ScaleCams:
         Yields:
             (key, float32 [K, *full]), in the order of the images.
         """
-        flip, device = self._config.flip, self._device
+        flip, device = self.config.flip, self._device
         subjects = (_Subject(key, image, self._model, flip, device) for key, image in images)
         for subject in self.batches(subjects):
             yield subject.key, OnTheWay(subject.total)
@@ -179,4 +176,5 @@ class ScaleCams:
         image = self.prepare(image_HW3, labels)
         ((_, on_the_way),) = self.scores([(None, image)])
         (scores_KHW,) = on_the_way.arrays()
-        return self.stored(scores_KHW, image.stored)
+        height, width = image_HW3.shape[:2]
+        return self.stored(scores_KHW, stored_size(height, width, self.config.stride))

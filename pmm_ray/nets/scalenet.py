@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pmm_ray.nets.backbone import Allocation, Backbone, FourLayers, Row, Shape
+from pmm_ray.nets.backbone import PLANES, Allocation, Backbone, FourLayers, Row, Shape
 from pmm_ray.runtime.core.errors import CannotRunError
 
 POOLS = (1, 2, 4, 7)
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks per stage, by depth."""
-EXPANSION = 4
-PLANES = (64, 128, 256, 512)
 # side of the maps of each stage for an input of 224 px
 _NOMINAL_SIDES = (56, 28, 14, 7)
 
@@ -101,7 +99,7 @@ class ScaleBlock(nn.Module):
         self, inputs: int, planes: int, row: Row, stride: int, dilation: int, nominal_side: int
     ) -> None:
         super().__init__()
-        outputs = planes * EXPANSION
+        outputs = 4 * planes
         self.stride = stride
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
@@ -160,21 +158,13 @@ class ScaleNet(FourLayers):
         strides: Sequence[int] = (1, 2, 1, 1),
         dilations: Sequence[int] = (1, 1, 1, 1),
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        channels, layers = 64, []
-        for rows, planes, stride, dilation, side in zip(
-            allocation, PLANES, strides, dilations, _NOMINAL_SIDES, strict=True
-        ):
-            blocks = []
-            for block, row in enumerate(rows):
-                first = stride if block == 0 else 1
-                blocks.append(ScaleBlock(channels, planes, row, first, dilation, side))
-                channels = planes * EXPANSION
-            layers.append((nn.Sequential(*blocks), channels, stride))
-        self.finish(layers)
+        conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+
+        def block(layer: int, number: int, inputs: int, stride: int) -> ScaleBlock:
+            row, side = allocation[layer][number], _NOMINAL_SIDES[layer]
+            return ScaleBlock(inputs, PLANES[layer], row, stride, dilations[layer], side)
+
+        super().__init__(conv1, [len(rows) for rows in allocation], strides, block)
 
 
 def scalenet101(shape: Shape) -> Backbone:

@@ -87,16 +87,14 @@ def build_segmenter(
         CannotRunError: mmsegmentation cannot build the model, or the weights are missing or do not
             fit.
     """
-    count, unused = num_classes, tuple[int, ...]()
-    if outputs is not None:
-        count = max(outputs) + 1
-        unused = tuple(sorted(set(range(count)) - set(outputs)))
+    used = range(num_classes) if outputs is None else outputs
+    count = max(used) + 1
     model = segmenter_model(
         config,
         count,
         ignore_index,
         underfitting=underfitting,
-        unused=unused,
+        unused=sorted(set(range(count)) - set(used)),
         source=source,
     )
     if source is None:
@@ -129,14 +127,9 @@ def forward_loss(model: nn.Module, images_B3HW: Tensor, masks_BHW: Tensor) -> di
     Returns:
         Scalar tensors by name; those whose name holds `loss` are to be summed.
     """
-    samples = []
-    for mask_HW in masks_BHW:
-        sample = SegDataSample()
-        sample.gt_sem_seg = PixelData(data=mask_HW[None])
-        samples.append(sample)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=mask_HW[None])) for mask_HW in masks_BHW]
     with no_accuracy():
-        losses: dict[str, Tensor] = model.loss(images_B3HW, samples)  # type: ignore[operator]
-    return losses
+        return model.loss(images_B3HW, samples)  # type: ignore[operator]
 
 
 def underfitting_share(model: nn.Module) -> Tensor | None:

@@ -179,14 +179,11 @@ class SegmenterValidation:
             (image, make_views(image.pixels, config, device), image.truth.shape) for image in images
         )
         for image, mean_CHW in SegmenterViews(network, config, device).probabilities(photographs):
-            yield image.truth, self._mask(image, checked(mean_CHW.cpu().numpy()), config)
-
-    def _mask(
-        self, image: _HeldOut, scores_CHW: NDArray[np.float32], config: PredictConfig
-    ) -> NDArray[np.int64]:
-        if not config.use_crf:
-            return np.asarray(scores_CHW.argmax(0))
-        classes = np.arange(len(scores_CHW))
-        packed = pack_scores(image.row["image_id"], image.pixels, classes, scores_CHW, config)
-        height, width = image.truth.shape
-        return refine(packed, height, width, config)
+            scores_CHW = checked(mean_CHW.cpu().numpy())
+            if not config.use_crf:
+                yield image.truth, scores_CHW.argmax(0)
+                continue
+            classes = np.arange(len(scores_CHW))
+            packed = pack_scores(image.row["image_id"], image.pixels, classes, scores_CHW, config)
+            height, width = image.truth.shape
+            yield image.truth, refine(packed, height, width, config)

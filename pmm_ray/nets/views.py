@@ -21,8 +21,7 @@ def normalise_views(
 
     Args:
         views_B3HW: uint8 [B, 3, H, W].
-        mean: per channel, of RGB in 0..1.
-        std: per channel, of RGB in 0..1.
+        mean, std: per channel, of RGB in 0..1.
     """
     device = views_B3HW.device
     return (views_B3HW.float() / 255.0 - _channels(mean, device)) / _channels(std, device)

@@ -99,8 +99,7 @@ def run(
 
     Args:
         masks: index of the masks, restricted to images that have truth.
-        title: what the masks are, for people.
-        split: whose images these are.
+        title, split: see `stage`.
         masks_stage: name of the stage that made them.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(masks)} images)")

@@ -123,10 +123,8 @@ def run(
     Args:
         config: the mask section; a combination replaces some of its fields.
         cams: index of the cams table, restricted to the images.
-        checkpoint_uri: the classifier.
-        method: a name of `MASK_METHODS`.
-        combinations: from `grid`.
-        sheet: ids of the images that keep their masks.
+        checkpoint_uri, sheet: see `judge_worker`.
+        method, combinations: see `stage`.
 
     Returns:
         A summary whose `lift` is that of the best combination, `details["chosen"]`. If the

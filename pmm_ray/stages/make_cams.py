@@ -45,8 +45,6 @@ def cam_worker(
 
     Args:
         checkpoint_uri: the classifier.
-        config: kind and parameters of the maps.
-        photographs: how images are read.
         use_gpu: where the model goes.
     """
     device = torch.device("cuda" if use_gpu else "cpu")
@@ -65,19 +63,13 @@ def scale_worker(cams: ScaleCams, photographs: Photographs, stage: str = STAGE) 
         labels = photographs.labels(manifest)
         return cams.prepare(photographs.image(manifest), labels)
 
-    def see(
-        images: Iterable[tuple[int, ScaledImage]],
-    ) -> Iterator[tuple[int, tuple[tuple[int, int], OnTheWay]]]:
-        keyed = (((number, image.stored), image) for number, image in images)
-        for (number, size), on_the_way in cams.scores(keyed):
-            yield number, (size, on_the_way)
-
-    def finish(row: InputRow, seen: tuple[tuple[int, int], OnTheWay]) -> dict[str, Any]:
-        size, on_the_way = seen
+    def finish(row: InputRow, on_the_way: OnTheWay) -> dict[str, Any]:
+        manifest = row["manifest"]
+        size = stored_size(manifest["height"], manifest["width"], cams.config.stride)
         (scores_KHW,) = on_the_way.arrays()
-        return cam_row(row["manifest"], cams.stored(scores_KHW, size))
+        return cam_row(manifest, cams.stored(scores_KHW, size))
 
-    return Overlapped(stage, prepare, see, finish, cams.batches)
+    return Overlapped(stage, prepare, cams.scores, finish, cams.batches)
 
 
 def crop_worker(cams: CropCams, photographs: Photographs, stage: str = STAGE) -> Worker:

@@ -38,10 +38,7 @@ def mask_worker(
     read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Worker:
-    """Makes the worker of one task.
-
-    With `png_folder` each mask is also written there as `<image_id>.png`.
-    """
+    """Makes the worker of one task; of `png_folder` see `MaskOutput`."""
     output = MaskOutput(photographs.label_space, png_folder=png_folder)
 
     def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def run(
     Args:
         cams: stored or streamed.
         method: a name of `MASK_METHODS`.
-        png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
+        png_folder: see `MaskOutput`.
     """
     shape: dict[str, Any] = {
         "factory": mask_factory(config, context, folder.stage, method, cams.read, png_folder),
@@ -145,7 +142,7 @@ def stage(
     Args:
         cams: stored or streamed.
         method: in place of the section's.
-        png_folder: see `run`.
+        png_folder: see `MaskOutput`.
     """
     method = method or config.method
     known_as = "proportional" if method == "ppmg" else method  # in folders that were made before

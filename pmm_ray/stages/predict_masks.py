@@ -78,7 +78,6 @@ class Scorer:
 
     Args:
         checkpoint_uri: of a segmenter.
-        photographs: how images are found and read.
         use_gpu: whether the network runs on one.
     """
 
@@ -186,10 +185,7 @@ def run(
     round_number: int,
     png_folder: str | None = None,
 ) -> Summary:
-    """Masks of every image of `images` (an index of the manifest) with a segmenter checkpoint.
-
-    With `png_folder` each mask is also written there as `<image_id>.png`.
-    """
+    """Masks of every image of `images` (an index of the manifest) with a segmenter checkpoint."""
     use_gpu = context.cluster.gpus >= 1
     photographs = Photographs.of(context)
     output = MaskOutput(photographs.label_space, round_number, png_folder)
@@ -247,7 +243,7 @@ def stage(
         segmenter: the trained one.
         images: rows of the manifest.
         round: the cyclic round.
-        png_folder: see `run`.
+        png_folder: see `MaskOutput`.
     """
     return Stage(
         name,

@@ -172,9 +172,6 @@ def scores(
     Truth that cannot be used is written to the run's errors.
 
     Args:
-        run_dir: of the run.
-        folder: of the stage.
-        space: the classes.
         truth: as it was found.
         reading: how its values are to be read, see `choose_readings`.
 
@@ -225,11 +222,8 @@ def stage(
 
     Args:
         setting: CRF, colours, background, confidence, strengths.
-        data: of the run.
-        seeds: the scores or CAMs.
-        backend: of the CRF.
         truth: ground truth of some images; None: nothing is scored.
-        png_folder: each mask is also written there as `<image_id>.png`; None: it is not.
+        png_folder: see `MaskOutput`.
     """
     plain = {name: value for name, value in asdict(setting).items() if name != "source"}
     known = None if truth is None else truth.fingerprint

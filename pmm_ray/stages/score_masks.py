@@ -103,7 +103,7 @@ def run(
         matched: where the masks and the ground truth are.
         pairs: the images that have both.
         space: what the classes are.
-        wanted: how truth and masks are to be read, see `choose_readings`.
+        wanted: see `choose_readings`.
         unmatched: error rows of images that lack one or the other; they count for the budget.
 
     Raises:
@@ -156,11 +156,8 @@ def stage(
 
     Args:
         sides: masks and ground truth, as they were found.
-        matched: which of them belong together.
-        pairs: the images that have both.
-        space: what the classes are.
         readings: how truth and masks are to be read, see `choose_readings`.
-        unmatched: see `run`.
+        matched, pairs, space, unmatched: see `run`.
     """
     identity = (
         *(side.fingerprint for side in sides),

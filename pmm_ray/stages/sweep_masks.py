@@ -142,8 +142,7 @@ def run(
     Args:
         config: the mask section; a combination replaces some of its fields.
         cams: index of the cams table, restricted to held-out images with truth.
-        method: a name of `MASK_METHODS`, or `WALK`.
-        combinations: from `grid`.
+        method, combinations: see `stage`.
         split: whose images these are.
 
     Returns:

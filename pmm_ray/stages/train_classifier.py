@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pmm_ray.config import AnyClassifierConfig, ClassifierConfig, RunConfig
 from pmm_ray.config.backbones import Triple
 from pmm_ray.method.seam_losses import seam_losses, small_view
-from pmm_ray.nets.cam_network import CamNetwork
+from pmm_ray.nets.cam_network import CamNetwork, present_classes
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.classifier_validation import ClassifierValidation
 from pmm_ray.nets.registry import build_classifier
@@ -61,14 +61,7 @@ class ClassifierSample:
             mean=mean,
             std=std,
         )
-        return torch.from_numpy(view_3SS), target_vector(row.labels, self.num_foreground)
-
-
-def target_vector(labels: Sequence[int], num_foreground: int) -> Tensor:
-    """Labels 1..C as 0/1 float32 [C]."""
-    target_C = torch.zeros(num_foreground)
-    target_C[[label - 1 for label in labels]] = 1.0
-    return target_C
+        return torch.from_numpy(view_3SS), present_classes(row.labels, self.num_foreground)
 
 
 class ClassifierLoss(LossModule):

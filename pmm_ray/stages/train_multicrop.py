@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pmm_ray.config import MulticropConfig, RunConfig
 from pmm_ray.config.backbones import Triple
 from pmm_ray.method.multicrop import random_window
+from pmm_ray.nets.cam_network import present_classes
 from pmm_ray.nets.segmenter_source import classifier_source
 from pmm_ray.nets.views import crop_windows, cut_windows
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
@@ -22,7 +23,6 @@ from pmm_ray.runtime.training.train import masks_identity, train
 from pmm_ray.stages.train_classifier import (
     AnyClassifierTask,
     model_identity,
-    target_vector,
     validation_of,
 )
 
@@ -58,7 +58,7 @@ class WindowSample:
             mean=mean,
             std=std,
         )
-        return torch.from_numpy(view_3SS), target_vector(labels, self.num_foreground)
+        return torch.from_numpy(view_3SS), present_classes(labels, self.num_foreground)
 
 
 @dataclass(kw_only=True)

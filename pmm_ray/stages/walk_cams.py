@@ -125,20 +125,21 @@ def walk_worker(
     network, _ = load_affinity(checkpoint_uri)
     network = network.to(device).eval()
 
-    def prepare(row: InputRow) -> tuple[list[int], Subject]:
+    def prepare(row: InputRow) -> Subject:
         image = photographs.image(row["manifest"])
-        labels, cam_KHW = cam_at(image.shape[:2], row)
-        return labels, Subject.of(image, cam_KHW, config.walk, device)
+        _, cam_KHW = cam_at(image.shape[:2], row)
+        return Subject.of(image, cam_KHW, config.walk, device)
 
-    def see(of: tuple[list[int], Subject]) -> tuple[list[int], Subject, OnTheWay]:
-        return *of, affinities(of[1], network, config.radius, device)
+    def see(subject: Subject) -> tuple[Subject, OnTheWay]:
+        return subject, affinities(subject, network, config.radius, device)
 
-    def finish(row: InputRow, seen: tuple[list[int], Subject, OnTheWay]) -> dict[str, Any]:
-        labels, subject, on_the_way = seen
+    def finish(row: InputRow, seen: tuple[Subject, OnTheWay]) -> dict[str, Any]:
+        subject, on_the_way = seen
         (affinity_Dhw,) = on_the_way.arrays()
         scores_Mhw = walked(subject, affinity_Dhw, config.radius, config.walk)
         peaks_K = scores_Mhw[1:].max(axis=(1, 2))
         cam_Khw = scores_Mhw[1:] / np.where(peaks_K > 0, peaks_K, 1)[:, None, None]
+        labels = row["cams"]["labels"]
         return cam_row(row["manifest"] | {"labels": labels}, cam_Khw) | {
             "background": scores_Mhw[0].astype("<f2").tobytes(),
             "peaks": peaks_K.tolist(),

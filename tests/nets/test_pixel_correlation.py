@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pmm_ray.nets import pixel_correlation
-from pmm_ray.nets.pixel_correlation import PixelCorrelation, correlate, dominant_maps
+from pmm_ray.nets import seam
+from pmm_ray.nets.seam import PixelCorrelation, correlate, dominant_maps
 
 # two pixels; background, two foreground classes
 CAM = torch.tensor([[[[9.0, 9.0]], [[4.0, 1.0]], [[-1.0, 2.0]]]])
@@ -75,7 +75,7 @@ def test_pieces_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, keys = maps_and_keys(1)
     whole = correlate(maps, keys)
     for values in (1, 35 * 2 * 4):
-        monkeypatch.setattr(pixel_correlation, "_CHUNK_VALUES", values)
+        monkeypatch.setattr(seam, "_CHUNK_VALUES", values)
         with torch.no_grad():
             pieces = correlate(maps, keys)
         torch.testing.assert_close(pieces, whole, atol=1e-6, rtol=1e-5)

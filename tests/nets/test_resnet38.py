@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmm_ray.nets import pixel_correlation
+from pmm_ray.nets import seam as seam_module
 from pmm_ray.nets.resnet38 import ResNet38
 from pmm_ray.nets.seam import SeamNetwork
 
@@ -55,7 +55,7 @@ def test_every_step_gives_seam_s_values(
     prefix = f"c21/{image}"
     stored = taps(values, prefix)
     inside: dict[str, Tensor] = {}
-    real_maps, real_correlate = pixel_correlation.dominant_maps, pixel_correlation.correlate
+    real_maps, real_correlate = seam_module.dominant_maps, seam_module.correlate
 
     def maps(cam: Tensor, labels: Tensor | None) -> Tensor:
         return inside.setdefault("pcm_in_cam", real_maps(cam, labels))
@@ -63,8 +63,8 @@ def test_every_step_gives_seam_s_values(
     def correlate(maps: Tensor, keys: Tensor) -> Tensor:
         return inside.setdefault("pcm_out", real_correlate(maps, keys))
 
-    monkeypatch.setattr(pixel_correlation, "dominant_maps", maps)
-    monkeypatch.setattr(pixel_correlation, "correlate", correlate)
+    monkeypatch.setattr(seam_module, "dominant_maps", maps)
+    monkeypatch.setattr(seam_module, "correlate", correlate)
     seam.f9.register_forward_pre_hook(lambda _, inputs: inside.update(pcm_in_feat=inputs[0]))
     layers = HEADS | {tap: tap for tap in stored if tap.startswith("b")} | {"conv1a": "conv1a"}
     images = golden.input(image)
