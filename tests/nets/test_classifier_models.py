@@ -97,9 +97,10 @@ def test_a_step_and_maps_on_a_registered_backbone(name: str, kind: str, tmp_path
     config = section(tmp_path, model, kind=kind)
     network, source = make(config)
     step(network, kind == "seam")
-    # kept and built again without the file
+    # kept and built again without the file and the weights that the training started from
     uri = str(tmp_path / "model.pt")
-    meta = {"config": config.model_dump(mode="json"), "num_foreground": 3}
+    started = config.model_copy(update={"weights": "imagenet"})
+    meta = {"config": started.model_dump(mode="json"), "num_foreground": 3}
     meta |= {"model": source.model, "imports": list(source.imports)}
     save_model(uri, "classifier", network, meta)
     Path(str(config.model)).unlink()
