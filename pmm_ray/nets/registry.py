@@ -99,7 +99,7 @@ def build_classifier(
         CannotRunError: the weights are missing or do not fit.
     """
     if source is not None:
-        network = _build_registered(config, num_foreground, source, start=True)
+        network = _build_registered(config, num_foreground, source)
     else:
         uri = find_weights(config.weights, config.backbone)
         state = None if uri is None else read_state(uri)
@@ -157,7 +157,7 @@ def load_classifier(checkpoint_uri: str) -> tuple[CamNetwork, dict[str, Any]]:
             check_types(meta["model"], checkpoint_uri)
             imports = tuple(meta["imports"])
             source = ModelSource(checkpoint_uri, "classifier.model", meta["model"], imports, None)
-            module = _build_registered(config, num_foreground, source, start=False)
+            module = _build_registered(config, num_foreground, source)
         else:
             module = _build(config, num_foreground, bare)
     load_strict(module, state, checkpoint_uri)
@@ -178,9 +178,9 @@ def _build(
 
 
 def _build_registered(
-    config: AnyClassifierConfig, num_foreground: int, source: ModelSource, *, start: bool
+    config: AnyClassifierConfig, num_foreground: int, source: ModelSource
 ) -> CamNetwork:
-    """On a backbone of mmsegmentation's registry, with the weights to start from or without."""
+    """On a backbone of mmsegmentation's registry, its weights loaded."""
     from pmm_ray.nets.segmenter_backbones import RegistryBackbone, load_backbone
 
     backbone = RegistryBackbone(source)
@@ -191,7 +191,7 @@ def _build_registered(
             f"{len(backbone.features)}: let its out_indices name more, or choose kind: plain"
         )
     network = _with_head(config, num_foreground, backbone, taps or ("", ""), 0.0)
-    uri = backbone_weights(config.weights, source) if start else None
+    uri = backbone_weights(config.weights, source)
     if uri is not None:
         network.loaded = load_backbone(backbone, uri)
     return network
