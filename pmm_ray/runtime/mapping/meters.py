@@ -25,9 +25,7 @@ def _metrics() -> dict[str, Any]:
         "images": Counter("pmm_images", "images that have a row or an error row", host),
         "errors": Counter("pmm_errors", "error rows", ("stage", "host", "kind")),
         "queue": Gauge("pmm_queue_images", "images that wait or are in work", stage),
-        "seconds": Histogram(
-            "pmm_image_seconds", "seconds that a worker needs for an image", _SECONDS, stage
-        ),
+        "seconds": Histogram("pmm_image_seconds", "seconds of a worker an image", _SECONDS, stage),
         "busy": Gauge("pmm_busy_share", "share of their time in which workers work", stage),
     }
 
