@@ -215,7 +215,7 @@ def test_pixels_where_two_strengths_disagree_are_ignored(
         ({"compare": True}, "needs --ground-truth"),
         ({"confidence": 2.0}, "within 0..1"),
         ({"strengths": "1,2"}, "--strengths belong to presets"),
-        ({"preset": "irn", "strengths": "a"}, "a number, or two"),
+        ({"preset": "irn", "strengths": "a"}, "give a number A, or two"),
         ({"preset": "irn", "strengths": "nan"}, "finite number above 0"),
         ({"preset": "irn", "strengths": "0"}, "finite number above 0"),
         ({"preset": "irn", "strengths": "1.5"}, "below 1"),

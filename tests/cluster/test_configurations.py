@@ -313,7 +313,14 @@ class TestImageAndScripts:
             ("scontrol", "echo lead"),
             ("srun", 'echo "$@" >> "$0.said"; [[ $* == *hostname* ]] && echo 10.0.0.1; true'),
             ("sleep", "true"),
-            ("python", "[[ $1 == jobs/* ]] && exit 3; [[ $1 == -c ]] && echo token; true"),
+            # the driver takes some time: the other nodes' Ray is begun beside it
+            (
+                "python",
+                "[[ $1 == -c ]] && echo token; [[ $1 == jobs/* ]] || exit 0; "
+                "for _ in {1..600}; do "
+                '[ "$SLURM_JOB_NUM_NODES" = 1 ] || grep -q exclude "${0%/*}/srun.said" && exit 3; '
+                "command -p sleep 0.1; done",
+            ),
         ):
             (commands / name).write_text(f"#!/bin/bash\n{text}\n")
             (commands / name).chmod(0o755)

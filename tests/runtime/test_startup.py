@@ -116,6 +116,6 @@ def test_a_working_folder_over_rays_limit(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/model.pt").write_bytes(bytes(3 << 20))
     (tmp_path / "recipe.yaml").write_text("name: x\n")
-    assert "name runs (3 MB)" in startup.working_dir_fault(str(tmp_path))
+    assert "add runs (3 MB)" in startup.working_dir_fault(str(tmp_path))
     (tmp_path / ".rayignore").write_text("runs/\n")
     assert startup.working_dir_fault(str(tmp_path)) == ""
