@@ -50,9 +50,8 @@ class Clock:
         job, limits = self._job, self._limits
         if self._phase == _NODES:
             key, limit = "nodes_seconds", limits.nodes_seconds
-            what = (
-                f"only {self._position[0]} of {job.workers} workers ({job.cpus} CPUs each) started"
-            )
+            there = f"{self._position[0]} of {job.workers} workers ({job.cpus} CPUs each)"
+            what = f"only {there} were there"
             advice = "`ray status` shows what is asked for; add nodes or free CPUs"
         elif self._phase in (TRAINING, SCORING):
             key, limit = "stall_seconds", limits.stall_seconds

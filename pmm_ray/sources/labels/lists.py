@@ -77,7 +77,7 @@ def read_label_list(uri: str, space: LabelSpace) -> dict[str, Labels]:
 def compare_with_lists(
     rows: Mapping[str, ManifestRow], listed: Mapping[str, Labels], out: str, space: LabelSpace
 ) -> dict[str, int]:
-    """Hold the labels of an import against those of lists, and write what differs.
+    """Compare the labels of an import with those of lists, and write what differs.
 
     `differences.csv` has a line for each such image, with the classes that one side lacks.
 
