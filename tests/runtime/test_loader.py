@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -93,6 +96,32 @@ def test_loader_processes_are_never_forked_from_a_process_with_threads(shapes: M
     # a fork server, which has no thread but its own, stands between
     assert os.getpid() not in {*pids, *parents}
     assert set(threads) == {1}
+
+
+DECODES = """
+import pickle, sys, time
+from pmm_ray.runtime.training.loader import batches
+data, plan = pickle.load(open(sys.argv[1], "rb"))
+shares = batches(data, plan, 0, first=0, last=2, processes=1)
+next(shares)
+print("decodes", flush=True)
+time.sleep(600)
+"""
+
+
+def test_loader_processes_end_with_a_worker_that_is_killed(
+    shapes: Manifest, tmp_path: Path
+) -> None:
+    data = dataset(shapes)
+    (tmp_path / "data").write_bytes(pickle.dumps((data, BatchPlan(5, len(data), 4, 1))))
+    command = [sys.executable, "-c", DECODES, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "decodes\n"
+        loaders = psutil.Process(worker.pid).children(recursive=True)
+        assert len(loaders) >= 2  # and the fork server
+        worker.kill()
+    assert not psutil.wait_procs(loaders, timeout=30)[1]
 
 
 def test_resume_at_any_step_is_exact(shapes: Manifest) -> None:

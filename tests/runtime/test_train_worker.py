@@ -150,6 +150,28 @@ def test_an_update_that_is_not_finite_is_left_out(
     assert math.isfinite(meta["training"]["loss"])
 
 
+def test_a_request_to_save_is_answered_once_though_workers_hear_of_it_at_other_times(
+    shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pmm_ray.runtime.training import worker as train_worker
+    from pmm_ray.runtime.training.reporter import Phase
+
+    phase = Phase(None, 0)
+    worker = train_worker._Worker(job(shapes, tmp_path), None, 0, 2, torch.device("cpu"), phase)
+    requests = iter([0.0, 1.0, 1.0, 1.0, 2.0])  # as the other worker knows of them
+
+    def with_the_other(known: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(known, torch.tensor([0.0, next(requests)]))
+
+    monkeypatch.setattr(train_worker, "largest", with_the_other)
+    saves = []
+    for phase.asked in (0, 0, 0, 1, 1):
+        problem, save = worker._agreed()
+        assert problem is None
+        saves.append(save)
+    assert saves == [False, True, False, False, True]
+
+
 def test_a_data_set_that_changed_is_refused(shapes: Manifest, group: None, tmp_path: Path) -> None:
     stopped = train(job(shapes, tmp_path, images=99))["stopped"]
     assert "instead of 99" in stopped

@@ -191,8 +191,7 @@ def test_a_stopped_job_saves_where_it_is_and_goes_on_from_there(tmp_path: Path) 
 
 
 def test_a_lost_node_is_replaced(tmp_path: Path, ray_head: RayNodes) -> None:
-    ray_head.start_worker("--num-cpus=1")
-    ray_head.start_worker("--num-cpus=1")
+    two_nodes(ray_head)
     address = f"127.0.0.1:{ray_head.port}"
     trainings: list[Training] = []
     for name in ("whole", "lost"):
@@ -213,8 +212,7 @@ def test_a_lost_node_is_replaced(tmp_path: Path, ray_head: RayNodes) -> None:
 def test_an_elastic_training_goes_on_without_a_lost_node(
     tmp_path: Path, ray_head: RayNodes
 ) -> None:
-    ray_head.start_worker("--num-cpus=1")
-    ray_head.start_worker("--num-cpus=1")
+    two_nodes(ray_head)
     address = f"127.0.0.1:{ray_head.port}"
     whole, lost = (
         Training(tmp_path / name, 2, 0, address, elastic=name == "lost")
@@ -236,6 +234,12 @@ def test_an_elastic_training_goes_on_without_a_lost_node(
     assert second[0] >= at_least
     resized = [event["workers"] for event in read_events(str(lost.run_dir), "training_resized")]
     assert resized == [1]
+
+
+def two_nodes(head: RayNodes) -> None:
+    """Nodes of one CPU below the head, those of the test before among them."""
+    while len(head.processes) < 3:
+        head.start_worker("--num-cpus=1")
 
 
 def kill_node(node: subprocess.Popen[bytes], trains: Callable[[], bool]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -200,6 +202,18 @@ def _collate(samples: list[tuple[Tensor, Tensor, list[ErrorRow]]]) -> Batch:
 def _start_process(_: int) -> None:
     one_thread()
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_worker, name="worker", daemon=True).start()
+
+
+def _end_with_worker() -> None:
+    """End this decoding process as soon as the worker that it decodes for is gone.
+
+    torch waits for the parent to end: here the fork server, which ends after what it has started.
+    """
+    worker = multiprocessing.parent_process()
+    assert worker is not None
+    worker.join()
+    os._exit(1)
 
 
 def batches(

@@ -21,6 +21,12 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def largest(value: Tensor) -> Tensor:
+    """The largest over all workers, element by element, which replaces the value on each."""
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def first_problem(
     problem: CannotRunError | None, world: int, device: torch.device
 ) -> CannotRunError | None:

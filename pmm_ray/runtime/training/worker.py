@@ -34,6 +34,7 @@ from pmm_ray.runtime.training.ranks import (
     drifting_buffers,
     first_problem,
     gradients_stay,
+    largest,
     total,
 )
 from pmm_ray.runtime.training.readings import Readings, Unread, step_if
@@ -327,11 +328,11 @@ class _Worker:
 
     def _agreed(self) -> tuple[CannotRunError | None, bool]:
         """The first worker's problem, and whether all save now: the driver asked one of them."""
-        asked = self.phase.asked
-        flags = torch.tensor([float(self.feed.problem is not None), float(asked > self.answered)])
-        trouble, save = total(flags.to(self.device)).tolist()
-        self.answered = max(self.answered, asked)
-        return self._shared_problem() if trouble else None, save > 0
+        known = torch.tensor([float(self.feed.problem is not None), float(self.phase.asked)])
+        trouble, asked = largest(known.to(self.device)).tolist()
+        # for all of them: one that hears of the request later does not answer it again
+        save, self.answered = asked > self.answered, int(asked)
+        return self._shared_problem() if trouble else None, save
 
     def _save(self, step: int) -> None:
         if self.writer is None:
