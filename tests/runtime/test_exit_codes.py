@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pmm_ray.config import ConfigError
+from pmm_ray.config import ConfigError, load_recipe
 from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
@@ -47,6 +47,13 @@ def test_each_end_has_its_code(error: BaseException, code: int) -> None:
         raise error
 
     assert guarded(body) == code
+
+
+def test_a_recipe_on_a_disk_that_fails_may_be_read_later(capfd: pytest.CaptureFixture[str]) -> None:
+    # Linux gives EIO for the page that no process has
+    assert guarded(lambda progress: load_recipe("/proc/self/mem")) == 75
+    assert "cannot read the recipe /proc/self/mem: Input/output error" in capfd.readouterr().err
+    assert guarded(lambda progress: load_recipe("/no/recipe.yaml")) == 1
 
 
 def told(error: Exception) -> CannotRunError:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ from PIL import Image
 from pmm_ray.labels import VOC12
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.sources.datasets.voc12 import import_voc12
 from pmm_ray.sources.importing.import_report import ImportReport
@@ -226,22 +228,33 @@ def test_unknown_class_and_damaged_xml(tree: Tree) -> None:
     assert "aeroplane" in report.errors[0].message
 
 
-def test_unreadable_annotation_costs_its_image_only(tree: Tree) -> None:
+def import_failing(tree: Tree, error: OSError) -> ImportReport:
+    """An import that cannot read one annotation."""
     tree.xml("2007_000001", "person")
     tree.xml("2007_000002", "person")
-    path = tree.voc / "Annotations/2007_000002.xml"
+    path = str(tree.voc / "Annotations/2007_000002.xml")
 
     def read_bytes(uri: str, limit: int | None = None) -> bytes:
-        if uri == str(path):
-            raise PermissionError(13, "Permission denied", uri)
+        if uri == path:
+            raise error
         return original(uri, limit)
 
     original = storage.read_bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "read_bytes", read_bytes)
-        report = tree.import_()
+        return tree.import_()
+
+
+def test_unreadable_annotation_costs_its_image_only(tree: Tree) -> None:
+    report = import_failing(tree, PermissionError(errno.EACCES, "Permission denied", "2.xml"))
     assert kinds(report) == {"2007_000002": "missing"}
     assert "Permission denied" in report.errors[0].message
+
+
+def test_a_disk_that_fails_is_no_fault_of_an_image(tree: Tree) -> None:
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        import_failing(tree, OSError(errno.EIO, "Input/output error", "2.xml"))
+    assert passing(caught.value)
 
 
 def test_too_large(tree: Tree) -> None:

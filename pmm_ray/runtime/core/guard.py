@@ -16,6 +16,7 @@ from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
     MayPassError,
+    system_failure,
 )
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.store_faults import passing
@@ -29,7 +30,9 @@ def guarded(body: Callable[[Progress], None]) -> int:
         body(progress)
     except (CannotRunError, ConfigError) as error:
         progress.message(f"pmm: {error}")
-        return EXIT_TRY_AGAIN if isinstance(error, MayPassError) else EXIT_CANNOT_RUN
+        # a recipe on a disk that fails
+        disk = error.__cause__ is not None and system_failure(error.__cause__)
+        return EXIT_TRY_AGAIN if isinstance(error, MayPassError) or disk else EXIT_CANNOT_RUN
     except BudgetExceededError as error:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET

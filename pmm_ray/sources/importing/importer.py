@@ -18,6 +18,7 @@ from pmm_ray.runtime.core.accounting import account
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.manifest import ExifRule, ManifestRow, check_labels, write_manifest
+from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
 from pmm_ray.sources.importing.import_report import ImportReport
 
@@ -219,6 +220,8 @@ class Importer:
         except ValueError as error:
             self._fail(row.image_id, "label", str(error), row.uri)
         except OSError as error:
+            if passing(error):
+                raise  # not the photograph's fault, and said by the command
             text = f"its labels cannot be read: {error}"
             self._fail(row.image_id, "missing", text, row.uri)
         else:
