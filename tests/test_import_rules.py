@@ -107,6 +107,13 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def planted(root: Path, file: str, line: str) -> list[str]:
+    """The violations in a house of one file."""
+    (root / file).parent.mkdir(parents=True)
+    (root / file).write_text(line + "\n")
+    return violations(root)
+
+
 def test_imports_only_look_down() -> None:
     assert violations(ROOT) == []
 
@@ -140,9 +147,7 @@ def test_imports_only_look_down() -> None:
     ],
 )
 def test_the_checker_sees_a_planted_violation(tmp_path: Path, file: str, line: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).write_text(line + "\n")
-    assert len(violations(tmp_path)) == 1
+    assert len(planted(tmp_path, file, line)) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,9 +160,7 @@ def test_the_checker_sees_a_planted_violation(tmp_path: Path, file: str, line: s
     ],
 )
 def test_the_checker_allows_what_the_house_allows(tmp_path: Path, file: str, line: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).write_text(line + "\n")
-    assert violations(tmp_path) == []
+    assert planted(tmp_path, file, line) == []
 
 
 def tracked() -> list[Path]:

@@ -24,11 +24,13 @@ _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}
 _OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
 
-class _Calls(TorchFunctionMode):
+class _Noting:
     def __init__(self, noted: list[str]) -> None:
         super().__init__()
         self._noted = noted
 
+
+class _Calls(_Noting, TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -54,11 +56,7 @@ def _from_the_cpu(index: Any) -> bool:
     )
 
 
-class _Operations(TorchDispatchMode):
-    def __init__(self, noted: list[str]) -> None:
-        super().__init__()
-        self._noted = noted
-
+class _Operations(_Noting, TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

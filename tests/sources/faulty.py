@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pmm_ray.runtime.core import tables
+from pmm_ray.sources.cams.cam_files import CamFolder
 from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.sources.importing.import_report import ImportReport
 
@@ -21,6 +22,15 @@ KINDS = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 
 def rows(report: ImportReport) -> dict[str, dict[str, Any]]:
     return {row["image_id"]: row for row in tables.read_table(report.manifest.uri).to_pylist()}
+
+
+def planes_of(
+    reader: Any, found: CamFolder, image_id: str, height: int, width: int
+) -> tuple[list[int], Any]:
+    """What a reader of CAMs or scores makes of the file of one image."""
+    uri, row = found.index.locations()[image_id]
+    manifest = {"image_id": image_id, "height": height, "width": width, "labels": []}
+    return reader({"manifest": manifest, "cams": tables.read_rows(uri, [row])[0]})
 
 
 def noise(path: Path, size: tuple[int, int] = (64, 48), kind: str | None = None) -> None:

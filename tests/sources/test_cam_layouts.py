@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cams.cam_detect import Detected, asked, detect, with_class_ids
 from pmm_ray.sources.cams.cam_files import CamFolder, find_cams
@@ -18,6 +17,7 @@ from pmm_ray.sources.cams.cam_reader import CamReader
 from pmm_ray.sources.cams.said import Said
 
 from . import writers
+from .faulty import planes_of
 
 HEIGHT, WIDTH = 24, 28
 # the first class is in two of them only
@@ -39,11 +39,8 @@ def find(folder: Path, **flags: Any) -> tuple[CamFolder, Detected]:
 
 
 def read(found: CamFolder, detected: Detected, image_id: str) -> tuple[list[int], Any]:
-    uri, row = found.index.locations()[image_id]
-    manifest = {"image_id": image_id, "height": HEIGHT, "width": WIDTH, "labels": []}
-    source = tables.read_rows(uri, [row])[0]
     reader = CamReader(90, True, 10**6, detected.reading)
-    return reader({"manifest": manifest, "cams": source})
+    return planes_of(reader, found, image_id, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("program", writers.CAMS)

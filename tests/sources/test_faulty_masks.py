@@ -20,6 +20,8 @@ from pmm_ray.sources.masks.mask_files import find_masks
 from pmm_ray.sources.masks.mask_pairs import match_masks
 from pmm_ray.sources.reading.names import safe_image_id
 
+from .faulty import planes_of
+
 # 15, 20: dictionaries of other programs
 
 
@@ -34,10 +36,7 @@ def test_maps_under_the_names_of_the_field(name: str, tmp_path: Path) -> None:
 
 def read_cam(folder: Path, height: int = 3, width: int = 4) -> tuple[list[int], Any]:
     found = find_cams(str(folder), str(folder / "listing.parquet"), trust_pickle=True)
-    uri, row = found.index.locations()["a"]
-    manifest = {"height": height, "width": width, "labels": []}
-    source = tables.read_rows(uri, [row])[0]
-    return CamReader(20, True, 10_000)({"manifest": manifest, "cams": source})
+    return planes_of(CamReader(20, True, 10_000), found, "a", height, width)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

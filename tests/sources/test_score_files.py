@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
-from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cams.cam_files import CamFolder, find_cams
 from pmm_ray.sources.cams.said import Said
@@ -18,6 +17,7 @@ from pmm_ray.sources.cams.score_detect import DetectedScores, asked_scores, dete
 from pmm_ray.sources.cams.score_files import ScoreReader
 
 from . import writers
+from .faulty import planes_of
 
 HEIGHT, WIDTH = 24, 28
 PRESENT = {"a": [14, 3], "b": [0], "c": [7]}
@@ -50,11 +50,8 @@ def find(
 
 
 def read(found: CamFolder, known: DetectedScores, image_id: str) -> tuple[list[int], Any]:
-    uri, row = found.index.locations()[image_id]
-    manifest = {"image_id": image_id, "height": 2 * HEIGHT, "width": 2 * WIDTH}
-    source = tables.read_rows(uri, [row])[0]
     reader = ScoreReader(known.space, True, 10**6, known.reading)
-    return reader({"manifest": manifest, "cams": source})
+    return planes_of(reader, found, image_id, 2 * HEIGHT, 2 * WIDTH)
 
 
 @pytest.mark.parametrize("program", writers.SCORES)
