@@ -16,6 +16,7 @@ from pmm_ray.commands import command
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
+from pmm_ray.pipeline.steps import steps as steps_of_run
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
@@ -160,6 +161,7 @@ def _open(
     """
     place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
     own = {step.name for step in steps} - {step.name for step in steps_to_cams(config)}
+    shared = own & {step.name for step in steps_of_run(config)}
     kept = [name for name in own if name in ("sweep_masks", "judge_masks")]
     with open_run(
         place,
@@ -169,6 +171,7 @@ def _open(
         request.address,
         adds=own,
         kept=kept,
+        shared=shared,
         retry_errors=request.retry_errors,
     ) as run:
         run.follow()

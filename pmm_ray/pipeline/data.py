@@ -10,7 +10,7 @@ from pmm_ray.config import InferenceConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, require_budget
-from pmm_ray.runtime.core.files import MANIFEST_FILE, SUMMARY_FILE
+from pmm_ray.runtime.core.files import MANIFEST_FILE, RESOLVED_FILE, SUMMARY_FILE
 from pmm_ray.runtime.core.selection import base_name
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -109,7 +109,7 @@ def pinned(run: Run) -> dict[str, Any]:
 
     Empty if there is none, or if every stage is computed anew.
     """
-    uri = storage.join(run.session.run_dir, "resolved.yaml")
+    uri = storage.join(run.session.run_dir, RESOLVED_FILE)
     selection = run.session.selection
     if (selection.fresh and selection.whole) or not storage.exists(uri):
         return {}

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pmm_ray.config import PredictConfig, RunConfig, SegmenterConfig
+from pydantic import ValidationError
+
+from pmm_ray.config import ConfigError, PredictConfig, RunConfig, SegmenterConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_index
@@ -216,5 +218,12 @@ def _cycle(variant: Variant) -> str:
 
 
 def _with(section: S, fields: Mapping[str, Any]) -> S:
-    """The section with some fields replaced, checked."""
-    return type(section).model_validate(section.model_dump() | dict(fields)) if fields else section
+    """The section with some fields replaced. Raises ConfigError where they do not fit it."""
+    if not fields:
+        return section
+    try:
+        return type(section).model_validate(section.model_dump() | dict(fields))
+    except ValidationError as error:
+        reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        values = ", ".join(f"{name} = {value}" for name, value in fields.items())
+        raise ConfigError(f"a row of the table needs {values}: {reasons}") from error

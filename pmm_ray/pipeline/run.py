@@ -11,6 +11,7 @@ from pmm_ray.config import ClassifierConfig, MulticropConfig, RunConfig, to_yaml
 from pmm_ray.config.backbones import backbone_row
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import RESOLVED_FILE
 from pmm_ray.runtime.core.selection import Selection, base_name
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder
@@ -54,11 +55,13 @@ class Run:
     Args:
         session: that does the stages.
         steps: all of them, in order; names are unique.
+        writes_config: whether the folder's `resolved.yaml` is of these steps.
     """
 
-    def __init__(self, session: Session, steps: Sequence[Step]) -> None:
+    def __init__(self, session: Session, steps: Sequence[Step], writes_config: bool = True) -> None:
         self.session = session
         self.steps = steps
+        self._writes_config = writes_config
         self.folders: dict[str, StageFolder] = {}
         """Of the steps that were done, by name."""
         self._data: DataSet | None = None
@@ -71,8 +74,9 @@ class Run:
     @config.setter
     def config(self, config: RunConfig) -> None:
         self.session.config = config
-        uri = storage.join(self.session.run_dir, "resolved.yaml")
-        storage.write_bytes(uri, to_yaml(config).encode())
+        if self._writes_config:
+            uri = storage.join(self.session.run_dir, RESOLVED_FILE)
+            storage.write_bytes(uri, to_yaml(config).encode())
 
     @property
     def data(self) -> DataSet:
@@ -148,13 +152,14 @@ def open_run(
     *,
     adds: Collection[str] | None = None,
     kept: Collection[str] = (),
+    shared: Collection[str] = (),
     **selected: Any,
 ) -> Iterator[Run]:
     """Become the one writer of a run folder, for the length of a `with` block.
 
     Args:
         address: `auto`, `local`, or a Ray address.
-        adds, kept: see `RunRecord`.
+        adds, kept, shared: see `RunRecord`. What is added to a run leaves its configuration alone.
         selected: `first`, `last`, `only`, `fresh`, `retry_errors`, see `Selection`.
 
     Raises:
@@ -174,9 +179,10 @@ def open_run(
                 _look_at_nodes(session, [step for step in steps if selection.has(step.name)])
             yield cluster
 
-    with Session(place, config, selection, progress, connect, adds, kept) as session:
+    with Session(place, config, selection, progress, connect, adds, kept, shared) as session:
         session.hold()
-        yield Run(session, steps)
+        beside = adds is not None and storage.exists(storage.join(place, RESOLVED_FILE))
+        yield Run(session, steps, writes_config=not beside)
 
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:

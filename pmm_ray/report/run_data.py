@@ -14,7 +14,7 @@ from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.runtime.core.files import RECORD_FILE
+from pmm_ray.runtime.core.files import RECORD_FILE, RESOLVED_FILE
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
@@ -201,7 +201,7 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
     run_dir = storage.absolute(run_dir)
     record = read_record(run_dir)
     try:
-        config_text = storage.read_bytes(storage.join(run_dir, "resolved.yaml")).decode()
+        config_text = storage.read_bytes(storage.join(run_dir, RESOLVED_FILE)).decode()
     except FileNotFoundError:
         config_text = ""
     stages = tuple(_stage(run_dir, entry) for entry in record.get("stages", []))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pmm_ray.cli import app
 from pmm_ray.commands.ablate import Ablation, parse_sweeps, run_sweep, sweep_table
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
+from pmm_ray.pipeline.run import Step, open_run
+from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
@@ -92,6 +96,7 @@ def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> N
             Progress(),
             adds=own,
             kept=["sweep_masks"],
+            shared=["make_masks"],
         )
 
     def folders() -> list[str]:
@@ -120,8 +125,40 @@ def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> N
     assert {k: v for k, v in after.items() if k != "stages"} == {
         k: v for k, v in before.items() if k != "stages"
     }
+    with session("make_cams", "make_masks", "table-2", adds=True) as table:
+        do(table, "make_cams", "1")
+        do(table, "make_masks", "2")  # of other settings: the run's masks stay the run's
+        do(table, "table-2", "1")
+        table.write_record(finished=True)
+    assert folders()[1:] == ["make_masks 1", "sweep_masks 1", "sweep_masks 2", "table-2 1"]
     with session("make_cams", "sweep_masks", adds=True) as sweep:
         do(sweep, "make_cams", "2")  # another classifier: the masks are of no run any more
         do(sweep, "sweep_masks", "3")
         sweep.write_record(finished=True)
     assert folders() == ["make_cams 2", "sweep_masks 3"]
+
+
+def test_an_ablation_leaves_the_configuration_of_its_run_alone(tmp_path: Path) -> None:
+    steps = [Step("table-2", lambda run: None)]
+
+    def resolve(config: RunConfig, adds: list[str] | None = None) -> int:
+        progress = Progress(stream=io.StringIO())
+        with open_run(str(tmp_path), config, steps, progress, adds=adds) as run:
+            run.config = config.model_copy(update={"seed": config.seed + 1})
+            assert run.config.seed == config.seed + 1
+        return int(yaml.safe_load((tmp_path / "resolved.yaml").read_text())["seed"])
+
+    assert resolve(RunConfig(seed=1), adds=["table-2"]) == 2  # there is no run yet
+    assert resolve(RunConfig(seed=3)) == 4
+    assert resolve(RunConfig(seed=5), adds=["table-2"]) == 4
+
+
+def test_a_row_of_a_table_that_the_recipe_does_not_allow_is_a_sentence() -> None:
+    config = RunConfig.model_validate(
+        {"segmenter": {"batch_size": 3, "underfitting": {"kind": "none"}}}
+    )
+    steps = {step.name: step for step in table_steps(4, config, None)}
+    training = steps["train_segmenter-pow-r0"].section
+    assert training is not None
+    with pytest.raises(ConfigError, match=r"a row of the table needs underfitting = .*batch_size"):
+        training(config)

@@ -25,6 +25,8 @@ class RunRecord:
         adds: stages of an ablation. They join the record of the run that is in the folder; None:
             the record is the attempt's own.
         kept: those of `adds` of which several are kept side by side, under other hashes.
+        shared: those of `adds` that the run has, too. Where the record names one, it stays: with
+            other settings the ablation's is of no run.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class RunRecord:
         name: str,
         adds: Collection[str] | None = None,
         kept: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> None:
         self._uri = storage.join(run_dir, RECORD_FILE)
         self._name = name
         self._adds = adds
         self._kept = kept
+        self._shared = shared
         self._started = time.time()
         self._stages: list[dict[str, str]] = []
         self._seconds = 0.0  # of all stages, whichever attempt finished them
@@ -122,7 +126,8 @@ class RunRecord:
         except FileNotFoundError:
             return None
         names = {stage["stage"] for stage in record["stages"]}
-        new = [stage for stage in self._stages if stage not in record["stages"]]
+        stays = names & set(self._shared)
+        new = [s for s in self._stages if s not in record["stages"] and s["stage"] not in stays]
         changed = {stage["stage"] for stage in new} & names
         if any(name not in self._adds for name in changed):
             return None

@@ -31,7 +31,7 @@ class Session:
         selection: which stages may run.
         connect: to Ray, until the session ends.
         adds: stages of an ablation, see `RunRecord`.
-        kept: see `RunRecord`.
+        kept, shared: see `RunRecord`.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Session:
         connect: Connect | None = None,
         adds: Collection[str] | None = None,
         kept: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> None:
         self.run_dir = run_dir
         self.config = config
@@ -56,7 +57,7 @@ class Session:
         self._connect = connect
         self._exit = contextlib.ExitStack()
         self._cluster: ClusterResources | None = None
-        self._record = RunRecord(run_dir, config.name, adds, kept)
+        self._record = RunRecord(run_dir, config.name, adds, kept, shared)
 
     def __enter__(self) -> Session:
         return self
