@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
@@ -84,11 +85,13 @@ def churn(table: pa.Table, space: LabelSpace) -> tuple[dict[str, float], dict[st
 def _images_changed(table: pa.Table, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """In how many images each class stood before and no longer does, and the other way round."""
     left_C, came_C = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
-    for row in table["cells"].to_pylist():
-        cells = np.array(row, np.int64)
-        before, after = np.unique(cells // classes), np.unique(cells % classes)
-        left_C[np.setdiff1d(before, after)] += 1
-        came_C[np.setdiff1d(after, before)] += 1
+    for chunk in table["cells"].chunks:
+        cells, image = chunk.flatten().to_numpy(), pc.list_parent_indices(chunk).to_numpy()
+        # one number for each class of each image
+        before, after = (np.unique(image * classes + c) for c in np.divmod(cells, classes))
+        for count_C, was, other in ((left_C, before, after), (came_C, after, before)):
+            gone = np.setdiff1d(was, other, assume_unique=True)
+            count_C += np.bincount(gone % classes, minlength=classes)
     return left_C, came_C
 
 

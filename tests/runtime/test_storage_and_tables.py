@@ -11,7 +11,14 @@ import pytest
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, error_budget
-from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts, write_index
+from pmm_ray.runtime.core.index import (
+    index_file,
+    index_of,
+    read_all,
+    read_index,
+    scan_parts,
+    write_index,
+)
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
 
@@ -116,6 +123,9 @@ def test_the_index_finds_every_row_once(tmp_path: Path) -> None:
     assert again.locations() == index.locations()
     assert read_all(folder).column("value").to_pylist() == list(range(6))
     assert again.select(["i0001", "foreign"]).image_ids == ["i0001"]
+    some = again.select(["i0005", "i0004"])
+    assert [rows.tolist() for rows in some.rows_of_parts()] == [[], [1, 2]]
+    assert index_of([]).rows_of_parts() == []
 
 
 def test_a_file_can_be_indexed_by_a_column(tmp_path: Path) -> None:

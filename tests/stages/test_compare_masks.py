@@ -62,6 +62,10 @@ def test_churn_of_two_images_worked_by_hand() -> None:
     assert (dog["lost"], dog["gained"]) == (1.0, 0.0)
     assert (dog["images_lost"], dog["images_gained"]) == (1, 0)
     assert list(churn(rows[:1])[1]["churn"]) == ["background", "cat"]
+    # as a table of several parts, some images without a pixel that counts
+    table = pa.Table.from_pylist([cells("c", [[255]], [[0]]), *rows], tables.EVALUATION)
+    parts = pa.concat_tables([table.slice(0, 2), table.slice(2), table.slice(0, 1)])
+    assert compare_masks.churn(parts, SPACE) == (metrics, details)
 
 
 def test_nothing_in_common_is_no_agreement() -> None:

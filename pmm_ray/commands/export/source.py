@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-import pyarrow.compute as pc
-
 from pmm_ray.config import RunConfig
 from pmm_ray.report.outcome import SplitMasks, last_of_splits, mask_stages, result_stages
 from pmm_ray.report.run_data import RunData, load_run
@@ -68,11 +66,9 @@ class RunMasks:
 
     def parts(self, masks: SplitMasks) -> Iterator[list[dict[str, Any]]]:
         """Rows of `tables.MASKS`, some dozens at a time."""
-        table = masks.index.table
-        for number, uri in enumerate(masks.index.parts):
-            wanted = table.filter(pc.equal(table.column("part"), number)).column("row")
-            if len(wanted):
-                yield tables.read_table(uri).take(wanted).to_pylist()
+        for uri, rows in zip(masks.index.parts, masks.index.rows_of_parts(), strict=True):
+            if len(rows):
+                yield tables.read_table(uri).take(rows).to_pylist()
 
     def each(
         self, split: SplitMasks, progress: Progress, work: Callable[[dict[str, Any]], T]

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -89,6 +90,15 @@ class TableIndex:
         """image_id -> (file uri, row)."""
         ids, parts, rows = (self.table.column(name).to_pylist() for name in _INDEX.names)
         return {i: (self.parts[part], row) for i, part, row in zip(ids, parts, rows, strict=True)}
+
+    def rows_of_parts(self) -> list[NDArray[np.int32]]:
+        """The rows of each part, ascending."""
+        table = self.table.select(["part", "row"]).sort_by(
+            [("part", "ascending"), ("row", "ascending")]
+        )
+        parts, rows = (table.column(name).to_numpy() for name in ("part", "row"))
+        bounds = np.searchsorted(parts, np.arange(len(self.parts) + 1))
+        return [rows[begin:end] for begin, end in pairwise(bounds)]
 
     def select(self, image_ids: Ids) -> TableIndex:
         """The part of the index about these images."""
@@ -232,11 +242,12 @@ def read_all(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     A table without rows has its columns all the same.
     """
     index, schema = _read_index(folder)
-    wanted: list[pa.Table] = []
-    for number, uri in enumerate(index.parts):
-        rows = index.table.filter(pc.equal(index.table.column("part"), number)).column("row")
-        wanted.append(tables.read_table(uri, columns).take(rows))
-    if wanted:
-        return pa.concat_tables(wanted)
+    if index.parts:
+        with ThreadPoolExecutor(tables.READERS) as readers:
+            wanted = readers.map(
+                lambda uri, rows: tables.read_table(uri, columns).take(pa.array(rows)),
+                *(index.parts, index.rows_of_parts()),
+            )
+            return pa.concat_tables(wanted)
     empty = (schema or pa.schema([("image_id", pa.string())])).empty_table()
     return empty if columns is None else empty.select(list(columns))

@@ -150,9 +150,7 @@ def _write(index: TableIndex, label_space: LabelSpace, target: Path, told: Told)
     allowed = np.zeros(65536, bool)
     allowed[: label_space.num_classes] = True
     allowed[label_space.ignore] = True
-    own = index.table.sort_by([("part", "ascending"), ("row", "ascending")])
-    part_of, rows = (own.column(name).to_numpy() for name in ("part", "row"))
-    bounds = np.searchsorted(part_of, np.arange(len(index.parts) + 1))
+    rows = index.rows_of_parts()
 
     def read(number: int) -> pa.Table:
         part = index.parts[number]
@@ -160,7 +158,7 @@ def _write(index: TableIndex, label_space: LabelSpace, target: Path, told: Told)
         data = pa.BufferReader(storage.read_bytes(part))
         with pq.ParquetFile(data, page_checksum_verification=True) as file:
             table = file.read(_SCHEMA.names).cast(_SCHEMA)
-        table = table.take(rows[bounds[number] : bounds[number + 1]]).combine_chunks()
+        table = table.take(rows[number]).combine_chunks()
         for image_id, png in zip(*table.to_pydict().values(), strict=True):
             _check(image_id, png, allowed, label_space, part)
         return table
