@@ -110,8 +110,9 @@ def pinned(run: Run) -> dict[str, Any]:
     Empty if there is none, or if every stage is computed anew.
     """
     uri = storage.join(run.session.run_dir, RESOLVED_FILE)
-    selection = run.session.selection
-    if (selection.fresh and selection.whole) or not storage.exists(uri):
+    session = run.session
+    anew = session.selection.fresh and session.selection.whole and not session.goes_on
+    if anew or not storage.exists(uri):
         return {}
     import yaml
 

@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import lease, storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, MayPassError
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.record import RunRecord
+from pmm_ray.runtime.core.renewals import Renewals
 from pmm_ray.runtime.core.repeat import repeated
 from pmm_ray.runtime.core.resources import ClusterResources
 from pmm_ray.runtime.core.selection import Selection
@@ -53,19 +54,28 @@ class Session:
         self.events = EventLog(run_dir, "driver")
         self.work_done = False
         self.data: Manifest | None = None
+        self.goes_on = False
+        """Whether an interrupted attempt with the same selection began stages anew."""
         progress.heartbeat_seconds = config.runtime.heartbeat_seconds
         self._connect = connect
         self._exit = contextlib.ExitStack()
         self._cluster: ClusterResources | None = None
+        self._held = False
+        self._renewals = Renewals(run_dir, selection)
         self._record = RunRecord(run_dir, config.name, adds, kept, shared)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._exit.close()
         # a store that fails right now must not hide why the run ends
         hides = (OSError, CannotRunError) if kind else ()
+        try:
+            with contextlib.suppress(*hides):
+                if self._held and _has_ended(kind):
+                    self._renewals.end()
+        finally:
+            self._exit.close()
         with contextlib.suppress(*hides):
             self.events.flush()
 
@@ -77,6 +87,12 @@ class Session:
         """
         storage.make_folder(self.run_dir)
         self._exit.enter_context(lease.hold(self.run_dir, self.attempt))
+        self._held = True
+        self.goes_on = self._renewals.load()
+        if self.goes_on:
+            self.progress.message(
+                "pmm: goes on with what an interrupted attempt with the same options began anew"
+            )
 
     @property
     def cluster(self) -> ClusterResources:
@@ -128,13 +144,17 @@ class Session:
     def _reuse(self, folder: StageFolder, stage: Stage, selected: bool) -> Summary | None:
         """The summary of an earlier attempt, if the stage is done; None: it is to be done.
 
-        `--fresh` deletes the folder, `--retry-errors` the error rows, or a training's folder.
+        `--fresh` deletes the folder, `--retry-errors` the error rows, or a training's folder: once,
+        however often the attempt is interrupted.
         """
         summary = folder.summary()
-        if selected and self.selection.fresh:
+        begun = folder in self._renewals
+        if selected and self.selection.fresh and not begun:
             folder.clear(stage.keeps)
+            self._renewals.add(folder)
             return None
-        if selected and self.selection.retry_errors and (summary is None or summary.errors):
+        failed = summary is None or (summary.errors > 0 and not begun)
+        if selected and self.selection.retry_errors and failed:
             # A table loses its error rows only, and so does an unfinished stage. A finished
             # training or import is deleted and done again.
             if summary is not None and stage.images is None:
@@ -142,6 +162,7 @@ class Session:
             else:
                 folder.reopen()
                 storage.delete_folder(folder.errors_uri)
+            self._renewals.add(folder)
             return None
         return summary if summary is not None and stage.took(summary) else None
 
@@ -154,6 +175,14 @@ class Session:
             manifest=None if self.data is None else self.data.uri,
             cluster=None if self._cluster is None else self._cluster.facts(),
         )
+
+
+def _has_ended(kind: type[BaseException] | None) -> bool:
+    """Whether an attempt that ended so was not interrupted, by the user or by what may pass."""
+    if kind is None:
+        return True
+    refused = issubclass(kind, CannotRunError | BudgetExceededError)
+    return refused and not issubclass(kind, MayPassError)
 
 
 _NOTE_NODES_SECONDS = 30.0
