@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from pmm_ray.config import DataConfig, RunConfig
-from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, require_budget
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.sources.datasets.coco14 import import_coco14
@@ -22,11 +23,14 @@ from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.datasets.voc12 import import_voc12
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.understood import console, understood
+from pmm_ray.sources.reading.noted import noted
 
 STAGE = "import_data"
 CODE_VERSION = 1
 _VERSIONS = {"voc12": 2, "folder": 2, "coco": 2, "parquet": 2}
 """Of sources whose reader has changed."""
+# a request each, at the start of a run
+_MOST_LOOKED_AT = 100
 _LABELS_FROM = {
     "voc12": ("auto", "cls_labels", "xml", "masks", "lists"),
     "coco14": ("auto", "annotations", "lists"),
@@ -115,7 +119,8 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
     """
     data, progress = config.data, context.progress
     started = time.monotonic()
-    report = import_source(data, folder.uri, config.seed)
+    with noted() as read:
+        report = import_source(data, folder.uri, config.seed)
     seconds = time.monotonic() - started
     progress.message(f"{STAGE}: {report.rows} images, {len(report.errors)} errors")
     progress.message(console(report))
@@ -134,6 +139,7 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
             "labels_from": labels_from,
             "understood": understood(report),
             "accounting": report.accounting.as_dict(),
+            "read": {uri: storage.version(uri) for uri in itertools.islice(read, _MOST_LOOKED_AT)},
         },
         pixel_labels_used=labels_from == "masks",
     )
@@ -144,4 +150,20 @@ def stage(config: RunConfig) -> Stage:
     version = _VERSIONS.get(config.data.source, CODE_VERSION)
     identity = (config.data, config.seed, version)
     # `rasterize_masks` writes into it; its masks are those of the same annotations
-    return Stage(STAGE, identity, partial(run, config), keeps=MASKS)
+    return Stage(STAGE, identity, partial(run, config), keeps=MASKS, current=_as_it_was)
+
+
+def _as_it_was(summary: Summary) -> bool:
+    """Whether the labels, lists and annotations that an import read are those of today.
+
+    Those that are gone, or in a store that does not answer, cannot be read again.
+    """
+
+    def same(uri: str, before: list[int | None]) -> bool:
+        try:
+            size, changed = storage.version(uri)
+        except (OSError, MayPassError):
+            return True
+        return size is None or [size, changed] == before
+
+    return all(same(uri, before) for uri, before in summary.details.get("read", {}).items())

@@ -164,6 +164,10 @@ class Session:
                 storage.delete_folder(folder.errors_uri)
             self._renewals.add(folder)
             return None
+        if summary is not None and selected and not stage.current(summary):
+            self.progress.message(f"{stage.name}: what it read has changed, it is read again")
+            folder.clear(stage.keeps)
+            return None
         return summary if summary is not None and stage.took(summary) else None
 
     def write_record(self, *, finished: bool = False) -> None:

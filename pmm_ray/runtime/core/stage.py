@@ -157,6 +157,7 @@ class Stage:
         images: ids of those that it takes; a summary made from others is not done (after
             `--retry-errors` upstream). None: it maps no rows.
         keeps: a sub-folder that another stage fills: it stays when this one is done anew.
+        current: whether what it read outside of the run is as it was when it wrote a summary.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Stage:
     run: Callable[[RunContext, StageFolder], Summary]
     images: Ids | None = None
     keeps: str = ""
+    current: Callable[[Summary], bool] = lambda summary: True
 
     @property
     def hash(self) -> str:

@@ -18,6 +18,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.importing.photographs import is_result, result_folders
 from pmm_ray.sources.labels import label_lines
 from pmm_ray.sources.reading.names import has_ending, safe_image_id, stem_path
+from pmm_ray.sources.reading.noted import note
 from pmm_ray.sources.reading.split_names import is_split
 
 LABEL_COLUMNS = ("labels", "label", "classes", "class")
@@ -177,6 +178,7 @@ def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
 
 
 def _batches(shard: Shard, columns: list[str], rows: int) -> Iterator[dict[str, Any]]:
+    note(shard.uri)
     filesystem, path = storage.resolve(shard.uri)
     with pq.ParquetFile(path, filesystem=filesystem) as parquet:
         for batch in parquet.iter_batches(rows, columns=columns):

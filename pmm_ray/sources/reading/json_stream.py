@@ -11,6 +11,7 @@ from typing import Any
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.store_faults import unreadable
+from pmm_ray.sources.reading.noted import note
 from pmm_ray.sources.reading.text import encoding_of
 
 _BUFFER_BYTES = 1 << 20
@@ -96,6 +97,7 @@ def read_items(uri: str, prefix: str) -> Iterator[Any]:
     """
     import ijson
 
+    note(uri)
     done, any_number, huge = 0, False, False
     try:
         while True:

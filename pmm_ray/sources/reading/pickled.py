@@ -15,6 +15,7 @@ import numpy as np
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.reading.noted import note
 
 # everything numpy's own pickles of arrays name; none of these can reach a file or a process
 _ADMITTED = {
@@ -87,6 +88,7 @@ def load_pickled_dict(uri: str, *, trust_pickle: bool, data: bytes | None = None
     """
     if not trust_pickle:
         raise CannotRunError(refusal(uri))
+    note(uri)
     stream = io.BytesIO(storage.read_bytes(uri) if data is None else data)
     try:
         shape, dtype = read_npy_header(stream)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.store_faults import unreadable
+from pmm_ray.sources.reading.noted import note
 
 # the marks of UTF-32 begin like those of UTF-16
 _MARKS = (
@@ -49,6 +50,7 @@ def read_text(uri: str, what: str = "file") -> str:
     Raises:
         CannotRunError: no such file, one that cannot be read, is too large, or is no such text.
     """
+    note(uri)
     try:
         data = storage.read_bytes(uri, MOST_BYTES + 1)
     except FileNotFoundError as error:
