@@ -22,6 +22,7 @@ from PIL import Image
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import read_all, scan_parts
+from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
@@ -101,6 +102,28 @@ def test_files_and_tables_in_a_bucket(scheme: str, request: pytest.FixtureReques
     storage.delete_folder(root)
     storage.delete_folder(root)
     assert storage.list_files(root, recursive=True) == []
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_folder_in_a_bucket_is_ours_by_its_marker(
+    scheme: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(scheme)
+    root = f"{scheme}://bucket/marked"
+    filesystem, path = storage.resolve(root)
+    filesystem.create_dir(path)
+    assert read_marker(root, ".made") is None
+    for number in range(20):
+        storage.write_bytes(f"{root}/deep/below/{number}.png", b"of the user")
+    assert read_marker(root, ".made", ("masks",)) is None
+    if server is not None:
+        server.seen.clear()
+    with pytest.raises(CannotRunError, match=r"such as deep, .*choose another folder"):
+        read_marker(root, ".made")
+    if server is not None:
+        assert len(server.seen) <= 3
+    storage.write_bytes(f"{root}/.made", b"once")
+    assert read_marker(root, ".made") == b"once"
 
 
 def test_a_bucket_that_throttles_is_asked_again_after_growing_random_pauses(s3: Proxy) -> None:
