@@ -69,3 +69,9 @@ def test_an_export_that_was_interrupted_goes_on(
         assert export_run(str(tmp_path / "run"), str(out), "voc") == 130
     assert list((out / "SegmentationClass").iterdir())
     assert export_run(str(tmp_path / "run"), str(out), "voc") == 0
+
+
+def test_masks_of_pmm_predict_are_exported(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "predict_masks")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "voc") == 0
+    assert len(list((tmp_path / "out" / "SegmentationClass").iterdir())) == 8
