@@ -14,7 +14,7 @@ from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE
 from pmm_ray.runtime.core.manifest import SOURCE_KEY
-from pmm_ray.runtime.core.marker import read_marker
+from pmm_ray.runtime.core.marker import held_in, read_marker
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.store_faults import passing
@@ -86,7 +86,7 @@ def _filling(place: str, source: str) -> Iterator[None]:
     finally:
         # a store that fails right now must not hide why the import ends
         with contextlib.suppress(OSError, CannotRunError):
-            held = writes.intersection(storage.list_names(place))
+            held = held_in(place, writes)
             if MANIFEST_FILE in held or not held:
                 storage.delete_file(marker)
 
