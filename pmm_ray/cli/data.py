@@ -12,7 +12,7 @@ from pmm_ray.cli.app import Address, data_app
 
 @data_app.command("shapes")
 def data_shapes(
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, or made by it.")],
     images: Annotated[int, typer.Option(min=4, help="How many images.")] = 120,
     classes: Annotated[int, typer.Option(min=2, max=6, help="Foreground classes.")] = 4,
     size: Annotated[int, typer.Option(min=48, help="Typical side, px.")] = 128,

@@ -11,8 +11,10 @@ from pmm_ray.cli.app import app
 
 @app.command()
 def export(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder or uri.")],
-    out: Annotated[str, typer.Argument(help="Folder or uri to write below.")],
+    run_dir: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder or uri of a run, or of pmm predict.")
+    ],
+    out: Annotated[str, typer.Argument(help="Folder or uri, new, empty or of an export.")],
     name: Annotated[
         Literal["voc", "coco", "mmseg", "yolo", "hf"],
         typer.Option(

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from pmm_ray.commands import command
+from pmm_ray.commands.masks import clear_other_masks
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline.run import RETRY, Step, open_run
-from pmm_ray.runtime.core import storage
+from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.files import MANIFEST_FILE
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE
+from pmm_ray.runtime.core.manifest import SOURCE_KEY
+from pmm_ray.runtime.core.marker import held_in, read_marker
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.stage import Stage
+from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
+from pmm_ray.sources.datasets.coco_files import MASKS, OBJECTS_FOLDER
 from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.understood import console
 from pmm_ray.stages import import_data, rasterize_masks
+
+_WRITES = (MANIFEST_FILE, "errors", MASKS, OBJECTS_FOLDER, "differences.csv")
+"""What an import may write."""
+_WRITES_MORE = {"parquet": ("images",), "shapes": ("images", "labels.csv", "classes.txt")}
 
 
 @command
@@ -31,12 +43,14 @@ def import_dataset(
 
     Args:
         config: its sections `data` and `runtime` count.
-        out: folder or uri; the same command goes on with the masks where it was interrupted.
+        out: folder or uri; the same command goes on with the masks where it was interrupted, and
+            another import of the same source overwrites what this one wrote.
         splits: in place of the configuration's two; the last one is the held-out one.
         address: see `run_recipe`.
     """
     place = storage.absolute(out)
-    report = import_data.import_source(config.data, place, config.seed, splits)
+    with _filling(place, config.data.source):
+        report = import_data.import_source(config.data, place, config.seed, splits)
     show(report)
     faults = _draw_masks(config, place, address, progress)
     close(report.accounting, f"{report.manifest.uri}, errors/ beside it{faults}", say)
@@ -47,9 +61,44 @@ def make_dataset(
     progress: Progress, out: str, *, images: int, classes: int, size: int, seed: int
 ) -> None:
     """Make the synthetic data set in the folder `out`; see `make_shapes`."""
-    report = make_shapes(out, images=images, classes=classes, size=size, seed=seed)
+    with _filling(storage.absolute(out), "shapes"):
+        report = make_shapes(out, images=images, classes=classes, size=size, seed=seed)
     show(report)
     close(report.accounting, f"{report.manifest.uri}, errors/ beside it", say)
+
+
+@contextlib.contextmanager
+def _filling(place: str, source: str) -> Iterator[None]:
+    """Import into a folder whose files we may overwrite: new ones, or of the same source.
+
+    A marker says so until the manifest does.
+
+    Raises:
+        CannotRunError: it holds what the import may write, and none of ours.
+    """
+    writes = {*_WRITES, *_WRITES_MORE.get(source, ())}
+    marker = storage.join(place, IMPORT_MARKER)
+    known = _source_of(storage.join(place, MANIFEST_FILE)) == source
+    if not known and read_marker(place, IMPORT_MARKER, writes) is None:
+        storage.write_bytes(marker, source.encode())
+    try:
+        yield
+    finally:
+        # a store that fails right now must not hide why the import ends
+        with contextlib.suppress(OSError, CannotRunError):
+            held = held_in(place, writes)
+            if MANIFEST_FILE in held or not held:
+                storage.delete_file(marker)
+
+
+def _source_of(uri: str) -> str:
+    """The source of a manifest; empty if there is none of ours."""
+    try:
+        return tables.table_metadata(uri).get(SOURCE_KEY, "")
+    except (OSError, ValueError) as error:
+        if passing(error):
+            raise
+        return ""
 
 
 def show(report: ImportReport) -> None:
@@ -73,7 +122,13 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     uri = storage.join(place, MANIFEST_FILE)
     if rasterize_masks.objects_fingerprint(uri) is None:
         return ""
-    draw = Step("rasterize_masks", lambda run: rasterize_masks.stage(config.data, run.data))
+
+    def make(run: Run) -> Stage:
+        stage = rasterize_masks.stage(config.data, run.data)
+        clear_other_masks(run, storage.join(place, MASKS), stage)
+        return stage
+
+    draw = Step("rasterize_masks", make)
     with open_run(place, config, [draw], progress, address, **RETRY) as run:
         run.data = DataSet.open(uri)
         run.follow()

@@ -13,7 +13,7 @@ from pmm_ray.pipeline.data import take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors, read_table
@@ -168,17 +168,11 @@ def clear_other_masks(run: Run, masks: str, stage: Stage) -> None:
     """Delete masks of other settings, and their stage, so that the folder never mixes two kinds.
 
     Raises:
-        CannotRunError: the folder holds files, and none says that they are ours.
+        CannotRunError: see `read_marker`.
     """
-    marker, made_by = storage.join(masks, _MARKER), stage.hash.encode()
-    ours = storage.exists(marker)
-    if ours and storage.read_bytes(marker) == made_by:
+    made_by = stage.hash.encode()
+    if read_marker(masks, _MARKER) == made_by:
         return
-    if not ours and storage.list_entries(masks, recursive=True):
-        raise CannotRunError(
-            f"{masks} holds files that this command did not make, and it would overwrite them: "
-            "choose another --out, or move them away"
-        )
     storage.delete_folder(masks)
     storage.delete_folder(stage.folder(run.session.run_dir).uri)
-    storage.write_bytes(marker, made_by)
+    storage.write_bytes(storage.join(masks, _MARKER), made_by)

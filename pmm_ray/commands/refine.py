@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,11 +117,7 @@ def refine_folder(
 
 def _refuse_truth_in(masks: str, ground_truth: str) -> None:
     """Masks of other settings are deleted there: the truth must not be among them."""
-    truth = storage.absolute(ground_truth)
-    folder, inside = (
-        uri if storage.is_remote(uri) else os.path.realpath(uri) for uri in (masks, truth)
-    )
-    if f"{inside}/".startswith(f"{folder}/"):
+    if storage.is_below(storage.absolute(ground_truth), masks):
         raise CannotRunError(
             f"--ground-truth {ground_truth} is in {masks}, where the masks are written: choose "
             "another --out"

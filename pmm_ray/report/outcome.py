@@ -128,7 +128,8 @@ def without(
 
 
 def _is_result(record: StageRecord, run: RunData) -> bool:
-    found = re.fullmatch(r"make_masks|predict_masks-r(\d+)(-.*)?", record.stage)
+    # `pmm predict` has no rounds
+    found = re.fullmatch(r"make_masks|predict_masks(?:-r(\d+)(-.*)?)?", record.stage)
     if found is None:
         return False
     number, held_out = found.groups()

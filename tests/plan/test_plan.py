@@ -10,6 +10,8 @@ import pytest
 from pmm_ray.commands.plan import plan_recipe
 from pmm_ray.commands.plan.measure import sample_config
 from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.runtime.core import lease
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.resources import ClusterResources
 
 from ..rehearsal import planned
@@ -42,6 +44,32 @@ def test_the_recipe_of_a_sample_is_short_and_otherwise_the_same() -> None:
     gpus = sample_config(recipe, ClusterResources(cpus=8, gpus=4, nodes=1, local=True), 10)
     assert (gpus.classifier.batch_size, gpus.classifier.workers) == (16, 4)
     assert gpus.cams.actors == 4
+
+
+def test_a_plan_works_in_a_folder_of_its_own_and_deletes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, other = tmp_path / ".pmm-plan-00000001", tmp_path / ".pmm-plan-00000002"
+    mine = [tmp_path / "plan/mine.txt", tmp_path / ".pmm-plan-mine/mine.txt"]
+    for path in (*mine, killed / "run/part-0.parquet"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    used: list[Path] = []
+
+    def measure(config: RunConfig, run_dir: str, *_: object) -> None:
+        used.append(Path(run_dir).parent)
+        Path(run_dir).mkdir()
+        assert not killed.exists()
+        assert other.exists()
+        raise CannotRunError("no such data")
+
+    monkeypatch.setattr("pmm_ray.commands.plan.measure.measure", measure)
+    with lease.hold(str(other), "another plan"):
+        for _ in range(2):
+            assert plan_recipe(RECIPE, run_dir=str(tmp_path)) == 1
+    assert len({*used, other}) == 3
+    assert not any(path.exists() for path in used)
+    assert all(path.exists() for path in mine)
 
 
 @pytest.mark.slow

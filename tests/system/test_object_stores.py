@@ -19,9 +19,11 @@ import pytest
 import requests
 from PIL import Image
 
+from pmm_ray.commands.plan import plan_recipe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import read_all, scan_parts
+from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
@@ -101,6 +103,51 @@ def test_files_and_tables_in_a_bucket(scheme: str, request: pytest.FixtureReques
     storage.delete_folder(root)
     storage.delete_folder(root)
     assert storage.list_files(root, recursive=True) == []
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_folder_in_a_bucket_is_ours_by_its_marker(
+    scheme: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(scheme)
+    root = f"{scheme}://bucket/marked"
+    if scheme == "s3":  # an empty folder that a console made
+        filesystem, path = storage.resolve(root)
+        filesystem.create_dir(path)
+    assert read_marker(root, ".made") is None
+    for number in range(20):
+        storage.write_bytes(f"{root}/deep/below/{number}.png", b"of the user")
+    assert read_marker(root, ".made", ("masks",)) is None
+    if server is not None:
+        server.seen.clear()
+    with pytest.raises(CannotRunError, match=r"such as .*choose another folder"):
+        read_marker(root, ".made")
+    if server is not None:
+        assert len(server.seen) <= 3
+    storage.write_bytes(f"{root}/.made", b"once")
+    assert read_marker(root, ".made") == b"once"
+    with pytest.raises(CannotRunError, match="such as deep,"):
+        read_marker(root, ".other", ("masks", "deep"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_plan_in_a_bucket_deletes_what_a_killed_one_left(
+    scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(config: object, run_dir: str, *_: object) -> None:
+        storage.write_bytes(f"{run_dir}/part-0.parquet", b"")
+        raise CannotRunError("no such data")
+
+    request.getfixturevalue(scheme)
+    monkeypatch.setattr("pmm_ray.commands.plan.measure.measure", measure)
+    (tmp_path / "a.yaml").write_text("data: {source: shapes}\n")
+    place = f"{scheme}://bucket/planned"
+    storage.write_bytes(f"{place}/plan/mine.txt", b"")
+    storage.write_bytes(f"{place}/.pmm-plan-00000001/run/part-0.parquet", b"")
+    assert plan_recipe(tmp_path / "a.yaml", run_dir=place) == 1
+    assert [entry.uri for entry in storage.list_entries(place, recursive=True)] == [
+        f"{place}/plan/mine.txt"
+    ]
 
 
 def test_a_bucket_that_throttles_is_asked_again_after_growing_random_pauses(s3: Proxy) -> None:

@@ -14,21 +14,25 @@ from pmm_ray.commands import command
 from pmm_ray.report.outcome import without
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
+from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
 
 if TYPE_CHECKING:
     from pmm_ray.commands.export.source import RunMasks, Written
+
+# says that what is beside it was exported
+_MARKER = ".pmm-export"
 
 
 @command
 def export_run(
     progress: Progress, run_dir: str, out: str, name: str, stage: str | None = None
 ) -> None:
-    """Write a run's masks in another format; the same command again overwrites what it wrote.
+    """Write a run's masks in another format; a later export overwrites what an earlier one wrote.
 
     Args:
         run_dir: uri of a finished run.
-        out: folder or uri to write below.
+        out: folder or uri to write below; it holds nothing, or what an export wrote.
         name: of the format, a module of this package.
         stage: the stage whose masks are taken, for example `make_masks`; None: for each split the
             last stage that made some.
@@ -37,6 +41,9 @@ def export_run(
 
     module = importlib.import_module(f"{__name__}.{name}")
     masks, place = open_masks(run_dir, stage), storage.absolute(out)
+    if read_marker(place, _MARKER) is None:
+        text = "Made by pmm export, which may overwrite the files of this folder.\n"
+        storage.write_bytes(storage.join(place, _MARKER), text.encode())
     written = module.write(masks, place, progress)
     _close(masks, written, place, progress)
 

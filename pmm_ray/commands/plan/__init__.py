@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
+from pmm_ray.sources.reading.names import path_below
+
+# a plan's own folder: no name that anybody else gives
+_SCRATCH, _SCRATCHES = ".pmm-plan-{}", re.compile(r"\.pmm-plan-[0-9a-f]{8}")
 
 
 @command
@@ -29,8 +36,8 @@ def plan_recipe(
 ) -> None:
     """Time a recipe on a sample and print what the whole of it takes, stage by stage.
 
-    Nothing of the run itself is computed or changed: the sample is worked on in `RUN/plan`, which
-    is deleted, and the numbers are kept in `RUN/plan.json`.
+    Nothing of the run itself is computed or changed: the sample is worked on in a new folder of
+    the run's, which is deleted, and the numbers are kept in `RUN/plan.json`.
 
     Args:
         recipe, run_dir, settings, address: see `run_recipe`.
@@ -50,14 +57,10 @@ def plan_recipe(
     started = time.monotonic()
     config = load_recipe(recipe, settings)
     place = storage.absolute(run_dir or str(Path("runs") / config.name))
-    scratch = storage.join(place, "plan")
-    storage.delete_folder(scratch)
-    try:
+    with _scratch(place) as scratch:
         measured = measure(config, scratch, sample, address, progress)
         manifest = open_manifest(measured.sample.uri)
         size = usual_size(manifest.uri)
-    finally:
-        storage.delete_folder(scratch)
     gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
     costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
     computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
@@ -79,3 +82,24 @@ def plan_recipe(
     content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
     text = json.dumps(content | {"gpu_hours_computed": computed}, indent=1)
     storage.write_bytes(storage.join(place, "plan.json"), text.encode())
+
+
+@contextlib.contextmanager
+def _scratch(place: str) -> Iterator[str]:
+    """A new folder below `place`, deleted at the end; those of plans that were killed are, too."""
+    if not storage.is_remote(place):
+        names = storage.list_names(place)
+    else:  # Google's store does not name folders
+        files = storage.list_entries(place, recursive=True)
+        names = sorted({path_below(file.uri, place).split("/")[0] for file in files})
+    for name in filter(_SCRATCHES.fullmatch, names):
+        if not lease.is_held(storage.join(place, name)):
+            storage.delete_folder(storage.join(place, name))
+    attempt = uuid.uuid4().hex
+    scratch = storage.join(place, _SCRATCH.format(attempt[:8]))
+    try:
+        with lease.hold(scratch, attempt):
+            # the run in it has a lease of its own, for a shorter time
+            yield storage.join(scratch, "run")
+    finally:
+        storage.delete_folder(scratch)

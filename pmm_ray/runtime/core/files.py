@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MANIFEST_FILE = "manifest.parquet"
 """The images of a data set, see `manifest`."""
+IMPORT_MARKER = ".pmm-import"
+"""Of a folder that an import fills, until its manifest is there; see `marker`."""
 RECORD_FILE = "run.json"
 """What ran in a run's folder, see `record`."""
 SUMMARY_FILE = "summary.json"

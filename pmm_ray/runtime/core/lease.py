@@ -109,6 +109,12 @@ def _alive(run_dir: str, lease: dict[str, Any]) -> bool:
         return False
 
 
+def is_held(run_dir: str) -> bool:
+    """Whether a process that is alive holds the folder."""
+    lease = read_lease(run_dir)
+    return lease is not None and _alive(run_dir, lease)
+
+
 def _one_at_a_time(run_dir: str) -> contextlib.AbstractContextManager[Any]:
     """Between processes that see the same file system; nothing on an object store."""
     if storage.is_remote(run_dir):

@@ -110,6 +110,12 @@ def parent(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[0]
 
 
+def is_below(uri: str, folder: str) -> bool:
+    """Whether the uri is a folder or in it; links of a local disk are followed."""
+    inside, place = (u if is_remote(u) else os.path.realpath(absolute(u)) for u in (uri, folder))
+    return f"{inside}/".startswith(f"{place}/")
+
+
 def exists(uri: str) -> bool:
     filesystem, path = resolve(uri)
     with reaching(uri):

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE
+from pmm_ray.runtime.core.files import (
+    IMPORT_MARKER,
+    MANIFEST_FILE,
+    RECORD_FILE,
+    SUMMARY_FILE,
+)
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.reading.names import (
@@ -98,6 +103,8 @@ def find_photographs(root: str, out: str) -> Photographs:
     """
     root = storage.absolute(root)
     entries = storage.list_entries(root, recursive=True)
+    # ours is gone when the import ends
+    entries = [e for e in entries if posixpath.basename(e.uri) != IMPORT_MARKER]
     below = len(root.rstrip("/")) + 1
     names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
     folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]

@@ -98,6 +98,7 @@ class TruthMasks:
         Raises:
             ValueError: a colour or value that no class has.
             RowError: a file that cannot be read.
+            CannotRunError: the file would be overwritten by such a mask.
         """
         if self.colours and is_colour(uri):
             mask = self._of_colours(uri)
@@ -109,7 +110,13 @@ class TruthMasks:
                 raise ValueError(f"the mask {uri}: {error}, as the class list says") from error
         else:
             return uri
-        place = storage.join(self.out, "masks", f"{image_id}.png")
+        folder = storage.join(self.out, "masks")
+        if storage.is_below(uri, folder):
+            raise CannotRunError(
+                f"{uri} has to be written anew with other values, and {folder} is where such masks "
+                "go: choose another --out"
+            )
+        place = storage.join(folder, f"{image_id}.png")
         storage.write_bytes(place, encode_mask(mask, self.space))
         return place
 

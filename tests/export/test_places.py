@@ -1,0 +1,77 @@
+"""Where `pmm export` writes: into folders that are new or its own, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmm_ray.commands.export import export_run
+from pmm_ray.runtime.core import storage
+
+from .runs import make_run
+
+FORMATS = ("voc", "coco", "mmseg", "yolo", "hf")
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("voc", "SegmentationClass/shapes-00000.png"),
+        ("coco", "instances_train.json"),
+        ("mmseg", "splits/train.txt"),
+        ("yolo", "labels/train/shapes-00000.txt"),
+        ("hf", "data/train-00000-of-00002.parquet"),
+        ("voc", "README"),
+    ],
+)
+def test_a_folder_of_the_user_is_refused_and_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, held: str
+) -> None:
+    make_run(tmp_path / "run", "make_masks")
+    out = tmp_path / "out"
+    (out / held).parent.mkdir(parents=True)
+    (out / held).write_bytes(b"of the user")
+    assert export_run(str(tmp_path / "run"), str(out), name) == 1
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"{out} holds files that this command did not make" in said
+    assert f"such as {held.split('/')[0]}" in said
+    assert "choose another folder" in said
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / held]
+    assert (out / held).read_bytes() == b"of the user"
+
+
+def test_an_export_may_be_repeated_in_any_format(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "make_masks", "predict_masks-r1")
+    out = tmp_path / "out"
+    out.mkdir()  # an empty one is as good as none
+    # what a process left that was killed while it wrote the marker
+    (out / "..pmm-export.1234abcd.tmp").write_bytes(b"")
+    for name in (*FORMATS, *FORMATS):
+        assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    assert export_run(str(tmp_path / "run"), str(out), "voc", "make_masks") == 0
+
+
+def test_an_export_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", "make_masks")
+    out = tmp_path / "out"
+    write = storage.write_bytes
+
+    def stop(uri: str, data: bytes) -> None:
+        write(uri, data)
+        if "SegmentationClass" in uri:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", stop)
+        assert export_run(str(tmp_path / "run"), str(out), "voc") == 130
+    assert list((out / "SegmentationClass").iterdir())
+    assert export_run(str(tmp_path / "run"), str(out), "voc") == 0
+
+
+def test_masks_of_pmm_predict_are_exported(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", "predict_masks")
+    assert export_run(str(tmp_path / "run"), str(tmp_path / "out"), "voc") == 0
+    assert len(list((tmp_path / "out" / "SegmentationClass").iterdir())) == 8
