@@ -62,7 +62,10 @@ def _sections() -> Iterable[str]:
         "`_`, `-`, a space or nothing between words: "
         + "; ".join(f"`{key}`: {_code(names)}" for key, names in label_lines.COLUMNS.items())
         + ". `data.label_column` names another. Without a column of labels each other column is a "
-        "class, with 0 or 1 in each line.",
+        "class, with 1 or 0 in each line, or what means these without doubt: true or false (also "
+        "in German, French, Italian, Spanish, Portuguese, Dutch), yes or no, y or n, x, a check "
+        "mark, `1,0`, an empty cell; 1 and -1 where no cell is 0 or empty. A label of several "
+        "numbers (`16 0`) or with a score (`dog 0.93`) is an error, unless a class list has it.",
         "",
         "## Class lists",
         "",

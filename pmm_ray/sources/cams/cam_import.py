@@ -40,7 +40,7 @@ from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.photographs import Photographs, find_photographs
 from pmm_ray.sources.labels.joined_lines import JoinedLines, join_lines
 from pmm_ray.sources.labels.label_files import class_pairs
-from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of, unlisted_fault
+from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of
 from pmm_ray.sources.reading.names import NameIndex, grouped, pair, stem_path
 from pmm_ray.sources.reading.text import read_table_text
 
@@ -268,7 +268,7 @@ def _look_into(
     found: list[tuple[set[str], set[int]]] = []
     for image_id, (uri, row) in sorted(cams.index.locations().items()):
         line = lines.get(matched[image_id][0]) if image_id in matched else None
-        if line is None or line.fault or unlisted_fault(line.labels):
+        if line is None or line.fault or line.unlisted:
             continue
         names = {word for word in line.labels if not word.isdecimal() and not is_background(word)}
         try:

@@ -139,7 +139,10 @@ def _read_labels(files: Sequence[Shard]) -> ColumnLabels:
     named = {file.names for file in files if file.names is not None}
     if len(named) > 1:
         raise CannotRunError("the files name different classes in their metadata")
-    return read_column(label_values(files), named.pop() if named else None)
+    try:
+        return read_column(label_values(files), named.pop() if named else None)
+    except CannotRunError as error:
+        raise CannotRunError(f"{files[0].uri}, column {files[0].label!r}: {error}") from error
 
 
 @dataclass

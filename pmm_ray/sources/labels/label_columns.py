@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 from pmm_ray.labels import MAX_FOREGROUND, is_background, normalize_name
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.reading.cells import JOINTS, SEPARATOR, is_empty
+from pmm_ray.sources.reading.cells import (
+    JOINTS,
+    SEPARATOR,
+    has_score,
+    is_empty,
+    is_several_numbers,
+    say_yes_or_no,
+)
 
 Form = Literal["class numbers", "class names", "0 or 1 for each class"]
 UNNAMED_CLASS = "object"
@@ -28,7 +35,7 @@ _BITS = re.compile(r"^[01]{2,}$")
 
 def bits_in(cells: Iterable[str]) -> int:
     """For how many classes each cell has a 0 or 1: `0;1;1`, `0110`, `[0, 1, 1]`; 0 if not so."""
-    found = set(cells)
+    found = set(filter(None, cells))
     bits = {re.sub(r"[\s,;\[\]]+", "", text) for text in found}
     # 10 and 11 are numbers of classes, unless another has a zero first
     sure = bits != found or any(text.startswith("0") for text in bits)
@@ -71,7 +78,8 @@ class ColumnLabels:
             if values and len(values) != len(self.names):
                 raise ValueError(f"{len(values)} values of 0 or 1 for {len(self.names)} classes")
             values = [place for place, label in enumerate(values) if label]
-        elif len(set(map(str, values))) < len(values):
+        # several objects of one class have its name each
+        elif _may_be_bits(values) and len(set(map(str, values))) < len(values):
             raise ValueError(
                 f"the list {values[:12]} repeats a class: neither class numbers, nor 0 or 1 for "
                 f"each of the {len(self.names)} classes"
@@ -89,8 +97,9 @@ class ColumnLabels:
                 return self.names.index(name) + self._first
             if is_background(name):
                 return 0
-            joined = any(char in name for char in (*_JOINTS, *_OF_LISTS))
-            hint = ": of several classes, write a list of names" if joined else ""
+            hint = ": write the class alone, without a number" if has_score(name) else ""
+            if is_several_numbers(name) or any(char in name for char in (*_JOINTS, *_OF_LISTS)):
+                hint = ": of several classes, write a list of names"
             raise ValueError(self._unknown(label) + hint)
         if isinstance(label, int) and 0 <= label < len(self.names):
             return int(label) + self._first
@@ -113,16 +122,21 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
         names: of the classes, where the data set tells them.
 
     Raises:
-        CannotRunError: numbers and names in one column, or texts of 0 and 1 for each class.
+        CannotRunError: numbers and names in one column, texts of 0 and 1 for each class, or
+            nothing but true and false.
     """
     words: set[str] = set()
+    texts: set[str] = set()
+    truths: set[str] = set()
     highest = -1
     lengths: set[int] = set()
     binary, unlike_numbers = True, False
     for value in values:
         labels = value if isinstance(value, list) else [value]
         labels = [label for label in map(_whole, labels) if label not in (None, "")]
-        words |= {normalize_name(label) for label in labels if isinstance(label, str)}
+        spelt = [normalize_name(label) for label in labels if isinstance(label, str)]
+        words |= set(spelt)
+        texts.add(SEPARATOR.join(word for word in spelt if not is_empty(word)))
         numbers = [label for label in labels if isinstance(label, (int, float))]
         highest = max(
             [highest, *(int(number) for number in numbers if 0 <= number < MAX_FOREGROUND * 2)]
@@ -134,10 +148,18 @@ def read_column(values: Iterable[Any], names: Sequence[str] | None) -> ColumnLab
             unlike_numbers |= bools or any(a >= b for a, b in itertools.pairwise(numbers))
         elif numbers:
             binary = False
+            truths |= {str(number) for number in numbers if isinstance(number, bool)}
     words = {word for word in words if not is_empty(word)}
     if words and highest >= 0:
         raise CannotRunError("some labels are numbers and some are names: use one or the other")
-    if count := bits_in(words):
+    if say_yes_or_no(words):
+        truths = words
+    if truths and names is None:
+        raise CannotRunError(
+            f"the labels are only {sorted(truths)}, which name no class: write the names of the "
+            "classes, or a list of 0 and 1 for each class"
+        )
+    if count := bits_in(texts):
         raise CannotRunError(
             f"the labels are texts of 0 or 1 for each of {count} classes: write lists of numbers"
         )
@@ -164,8 +186,15 @@ def _unjoined(words: list[str]) -> list[str]:
         word
         for word in words
         if not any(char in word for char in _OF_LISTS)
+        and not is_several_numbers(word)
+        and not has_score(word)
         and not any(known[part] > 1 for part in _parts(word) - {word})
     ]
+
+
+def _may_be_bits(values: list[Any]) -> bool:
+    """Whether the values of a row may be a 0 or 1 for each class, also as texts."""
+    return not all(isinstance(value, str) for value in values) or set(values) <= {"0", "1"}
 
 
 def _parts(word: str) -> set[str]:

@@ -28,6 +28,7 @@ _MARKS = (
 # Lists, tables and annotations of one image stay far below; COCO's JSON is streamed, not read here.
 MOST_BYTES = 512 << 20
 _DELIMITERS = ",;\t"
+_LINE_END = re.compile(r"\r\n?|\n")
 _QUOTED = re.compile(r'"[^"]*"')
 # a column without a name, for pandas, too, which numbers the lines in the first one
 _NAMELESS = re.compile(r"(?:unnamed: \d+(?:\.\d+)*)?", re.IGNORECASE)
@@ -126,7 +127,7 @@ def read_table_text(uri: str, what: str) -> TextTable:
     text = read_text(uri, what)
     told = _SEPARATOR_LINE.match(text)
     text = text[told.end() :] if told else text
-    first = _QUOTED.sub("", text.lstrip().split("\n", 1)[0])
+    first = _QUOTED.sub("", _LINE_END.split(text.lstrip(), 1)[0])
     # spreadsheets of half of Europe separate by ';': what the first line holds most of
     delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
     _check_quotes(uri, text, delimiter)
