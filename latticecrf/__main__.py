@@ -20,7 +20,8 @@ def main() -> None:
         print(f"latticecrf: there is no file {script}", file=sys.stderr)
         sys.exit(2)
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(script.resolve().parent)
+    if not sys.flags.safe_path:
+        sys.path[0] = str(script.resolve().parent)
     folder = latticecrf.install()
     # Programs that this one starts find it, too.
     inherited = os.environ.get("PYTHONPATH")

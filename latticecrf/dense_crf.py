@@ -42,7 +42,7 @@ class DenseCrf:
 
     Raises:
         ValueError: An argument does not fit, or the backend is unknown.
-        ModuleNotFoundError: The backend's package is not installed.
+        ModuleNotFoundError: The backend's package is not installed, or `install()` hides it.
     """
 
     def __init__(

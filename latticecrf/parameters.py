@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from latticecrf.ranges import check_number
+
+# A float32 holds the messages of weights up to it.
+MOST_WEIGHT = 1e30
 
 
 @dataclass(frozen=True)
@@ -14,10 +18,10 @@ class CrfParameters:
     Attributes:
         iterations: Mean-field iterations, 0 or more. 0 returns the normalized scores.
         gaussian_sigma: Standard deviation of the spatial kernel, pixels, > 0.
-        gaussian_weight: Potts weight of the spatial kernel (`compat` elsewhere), >= 0.
+        gaussian_weight: Potts weight of the spatial kernel (`compat` elsewhere), 0 to 1e30.
         bilateral_sigma: Spatial standard deviation of the bilateral kernel, pixels, > 0.
         bilateral_color_sigma: Its colour standard deviation, grey levels 0..255, > 0.
-        bilateral_weight: Potts weight of the bilateral kernel, >= 0.
+        bilateral_weight: Potts weight of the bilateral kernel, 0 to 1e30.
 
     Raises:
         ValueError: A value is out of its range.
@@ -31,12 +35,12 @@ class CrfParameters:
     bilateral_weight: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.iterations, int) or self.iterations < 0:
+        if not isinstance(self.iterations, Integral) or self.iterations < 0:
             raise ValueError(f"iterations = {self.iterations} is not an integer >= 0")
         for name in ("gaussian_sigma", "bilateral_sigma", "bilateral_color_sigma"):
             check_number(name, getattr(self, name), 0.0, low_open=True)
         for name in ("gaussian_weight", "bilateral_weight"):
-            check_number(name, getattr(self, name), 0.0)
+            check_number(name, getattr(self, name), 0.0, MOST_WEIGHT)
 
     @classmethod
     def seam(cls) -> CrfParameters:

@@ -69,7 +69,13 @@ class Setting:
 
         Returns:
             As `Preset.labels`.
+
+        Raises:
+            ValueError: There are more labels than ids below 255, which means ignored.
         """
+        count = len(planes) + (self.background != "given")
+        if count > IGNORE:
+            raise ValueError(f"{count} labels compete in one image: at most {IGNORE} can")
         if self.background == "given":
             return self._strongest(solve(planes))
         found = [self._strongest(solve(self._scores(planes, s))) for s in self.strengths]

@@ -36,6 +36,7 @@ def test_unknown_key_names_the_nearest(recipe: Path) -> None:
     ("setting", "message"),
     [
         ("masks.alpha=-1", r"masks\.alpha = -1: .*greater than 0"),
+        ("masks.crf.bilateral_weight=3e38", r"bilateral_weight = .*less than or equal"),
         ("masks.alpha", "write it as section.key=value"),
         ("masks.alpha.x=1", "alpha is a value, not a section"),
         ("masks.alpha=[", "not valid YAML"),

@@ -19,7 +19,8 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -47,11 +48,12 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 @cache
 def cache_folder() -> Path | None:
-    """Where this user's compiled kernels are kept; None when no place is writable.
+    """Where this user's compiled kernels are kept; None when no place will do.
 
     The first of `$LATTICECRF_CACHE_DIR`, `$XDG_CACHE_HOME/latticecrf` (or `~/.cache/latticecrf`)
-    and a private folder in the system's temporary one. Compiled code is run as it is found, so a
-    folder that belongs to another user is never used.
+    and a private folder in the system's temporary one, that can be written to or holds kernels
+    already. Compiled code is run as it is found, so a folder that belongs to another user is never
+    used.
     """
     cpu = llvmlite.binding.get_host_cpu_name()
     python = platform.python_version()
@@ -61,19 +63,34 @@ def cache_folder() -> Path | None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mine = folder.stat().st_uid == os.getuid()
+            # A container's image may hold the kernels, on a disk that is only read.
+            useful = os.access(folder, os.W_OK) or any(folder.glob("*.kernel"))
         except OSError:
             continue
-        if mine and os.access(folder, os.W_OK):
+        if mine and useful:
             return folder
     return None
 
 
-def _candidates() -> list[Path]:
+def _candidates() -> Iterator[Path]:
     chosen = os.environ.get("LATTICECRF_CACHE_DIR")
-    roots = [Path(chosen)] if chosen else []
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    private = Path(tempfile.gettempdir()) / f"latticecrf-{os.getuid()}"
-    return [*roots, caches / "latticecrf", private]
+    if chosen:
+        yield Path(chosen)
+    with suppress(RuntimeError):  # a user without a home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latticecrf"
+    with suppress(OSError):
+        yield _private_folder()
+
+
+def _private_folder() -> Path:
+    """A folder for temporary files into which no other user can write."""
+    folder = Path(tempfile.gettempdir()) / f"latticecrf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # Whoever may rename what is in it could put other code there.
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is open to other users")
+    return folder
 
 
 @cache
@@ -87,6 +104,28 @@ def _source_digest() -> str:
                 digest.update(f"{room}/{file.name}".encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Make a file appear whole, or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@cache
+def _warn(folder: Path, reason: str) -> None:
+    """Say once, not for every kernel, that they are compiled in vain."""
+    warnings.warn(
+        f"compiled CRF kernels cannot be kept in {folder} ({reason}): every process compiles them"
+        " anew. Set LATTICECRF_CACHE_DIR to a folder that can be written to",
+        stacklevel=3,
+    )
 
 
 class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
@@ -164,11 +203,9 @@ class _DiskCache(_Cache):  # type: ignore[misc, unused-ignore]
             return
         payload = dumps(result._reduce())
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            Path(file.name).replace(path)
+            _write(path, hashlib.sha256(payload).digest() + payload)
         except OSError as error:
-            warnings.warn(f"compiled CRF kernels cannot be kept: {error}", stacklevel=2)
+            _warn(path.parent, error.strerror)
         finally:
             self._unlock(path)
 

@@ -59,10 +59,13 @@ def known(table: Any, key: Any) -> Any:
 
 @kernel
 def roomy(table: Any, count: int) -> Any:
-    """The table itself while `count` keys fill at most half of it, else one four times larger."""
+    """The table itself while `count` keys fill at most half of it, else one that has the room."""
     if 4 * count <= table.size:
         return table
-    larger = new_table(2 * table.size)
+    size = 4 * table.size
+    while 4 * count > size:
+        size *= 4
+    larger = new_table(size // 2)
     for at in range(0, table.size, 2):
         if table[at] != _FREE:
             place = find(larger, table[at])

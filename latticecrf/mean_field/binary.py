@@ -29,6 +29,7 @@ def solve_binary(
     mass_N: Float32Array,
     factors: Sequence[float],
     iterations: int,
+    others_KN: Float32Array | None = None,
 ) -> None:
     """Turn logits into posteriors, in place: `q = sigmoid(logits - mass + sum factor filter(q))`.
 
@@ -38,12 +39,15 @@ def solve_binary(
         mass_N: What is taken from every logit once messages are sent, float32 [N], packed.
         factors: One for each kernel.
         iterations: Mean-field iterations.
+        others_KN: Receives the other label's posteriors, float32 [K, N], contiguous: `1 - q`, but
+            small ones keep their digits.
     """
     first = 0
     while first < len(logits_KN):
-        group = logits_KN[first : first + _together(len(logits_KN) - first)]
-        _solve_group(bank, group, mass_N, factors, iterations)
-        first += len(group)
+        part = slice(first, first + _together(len(logits_KN) - first))
+        others = None if others_KN is None else others_KN[part]
+        _solve_group(bank, logits_KN[part], mass_N, factors, iterations, others)
+        first = part.stop
 
 
 def _solve_group(
@@ -52,6 +56,7 @@ def _solve_group(
     mass_N: Float32Array,
     factors: Sequence[float],
     iterations: int,
+    others_KN: Float32Array | None,
 ) -> None:
     count, pixels = planes_KN.shape
     lanes = padded(count)
@@ -63,13 +68,19 @@ def _solve_group(
     pack(planes_KN, channels, bank.places, base, lanes, 0)
     posterior = aligned(size)
     posterior[:] = 0.0
-    logistic(WIDE, base, posterior)
-    lower(base, lanes, mass_N)
     rows = posterior[: pixels * lanes]
     scratch = bank.scratch(lanes)
-    for _ in range(iterations):
-        bank.apply(rows, lanes, factors, scratch)
+    for left in range(iterations, -1, -1):
+        if left == 0 and others_KN is not None:
+            # The last logits with their sign turned.
+            other = np.negative(posterior, out=aligned(size))
+            logistic(WIDE, -base, other)
+            unpack(other, bank.places, lanes, 0, others_KN, channels)
         logistic(WIDE, base, posterior)
+        if left == iterations:
+            lower(base, lanes, mass_N)
+        if left > 0:
+            bank.apply(rows, lanes, factors, scratch)
     unpack(posterior, bank.places, lanes, 0, planes_KN, channels)
 
 

@@ -100,15 +100,17 @@ def _solve_two(
 ) -> Float32Array:
     with np.errstate(over="ignore"):
         logits_N = energies_2N[0] - energies_2N[1]
-    logits_1N = np.clip(logits_N, -_LARGEST_LOGIT, _LARGEST_LOGIT)[None].copy()
+    posterior_2N = np.empty_like(energies_2N)
+    np.clip(logits_N, -_LARGEST_LOGIT, _LARGEST_LOGIT, out=posterior_2N[1])
     losses, factors = [], []
     for attraction in attractions:
         (a, b), (c, d) = as_matrix(attraction, 2)
         # Label 1's message less label 0's: (c - a) K 1 + (a + d - b - c) K Q_1.
         losses.append(float(a - c))
         factors.append(float(a + d - b - c))
-    solve_binary(bank, logits_1N, bank.mass(losses), factors, iterations)
-    return np.concatenate([1.0 - logits_1N, logits_1N])
+    masses_N = bank.mass(losses)
+    solve_binary(bank, posterior_2N[1:], masses_N, factors, iterations, posterior_2N[:1])
+    return posterior_2N
 
 
 def _messages(

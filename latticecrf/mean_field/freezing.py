@@ -62,7 +62,9 @@ def weak_labels(largest_M: Float64Array, strongest: float) -> Mask:
     """
     first_M = math.e * largest_M * strongest
     message_M = strongest * largest_M * np.exp(np.minimum(first_M, 1.0))
-    return _within(largest_M * np.expm1(message_M), first_M <= 1.0, largest_M, _BUDGET_BEFORE)
+    with np.errstate(over="ignore"):
+        cost_M = largest_M * np.expm1(message_M)
+    return _within(cost_M, first_M <= 1.0, largest_M, _BUDGET_BEFORE)
 
 
 def growth(highest_M: Float64Array) -> Float64Array:

@@ -24,6 +24,11 @@ def _module() -> Any:
             "the CRF backend 'pydensecrf' needs the package pydensecrf2: "
             "pip install 'pmm-ray[pydensecrf]'"
         ) from error
+    if pydensecrf.densecrf.__name__ != "pydensecrf.densecrf":
+        raise ModuleNotFoundError(
+            "latticecrf.install() has put the lattice backend under the name of pydensecrf: "
+            "use the CRF backend 'pydensecrf' in a process without it"
+        )
     return pydensecrf.densecrf
 
 
@@ -31,7 +36,7 @@ class PydensecrfSolver:
     """One image; the pairwise terms are built once per number of labels and then reused.
 
     Raises:
-        ModuleNotFoundError: pydensecrf2 is not installed.
+        ModuleNotFoundError: pydensecrf2 is not installed, or `latticecrf.install()` hides it.
     """
 
     def __init__(self, image_HW3: npt.NDArray[np.uint8], parameters: CrfParameters) -> None:

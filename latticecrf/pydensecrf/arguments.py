@@ -13,17 +13,18 @@ import numpy as np
 
 from latticecrf.checks import Float32Array, check_array
 from latticecrf.mean_field.energies import Attraction
+from latticecrf.parameters import MOST_WEIGHT
 
 
-def positive_int(name: str, value: Any) -> int:
-    """An integer above zero.
+def whole(name: str, value: Any) -> int:
+    """A number of at least 1, its fraction cut off, as in pydensecrf.
 
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} = {value!r} is not an integer above 0")
-    return int(value)
+    if not isinstance(value, Real) or not 1 <= float(value) < math.inf:
+        raise ValueError(f"{name} = {value!r} is not a number of at least 1")
+    return int(float(value))
 
 
 def iterations(value: Any) -> int:
@@ -32,7 +33,7 @@ def iterations(value: Any) -> int:
     Raises:
         ValueError: It is not a whole number.
     """
-    if not isinstance(value, (Real, np.number)) or float(value) != math.floor(value):
+    if not isinstance(value, Real) or not float(value).is_integer():
         raise ValueError(f"the number of iterations is {value!r}, not a whole number")
     return max(0, int(float(value)))
 
@@ -87,15 +88,16 @@ def attraction(compat: Any, labels: int) -> Attraction:
     """What a kernel adds to the logits: `compat` as it is if a number, else with its sign turned.
 
     Raises:
-        ValueError: It is neither a finite number nor finite numbers [M] or [M, M].
+        ValueError: It is neither a number nor numbers [M] or [M, M], or one is NaN or beyond 1e30.
     """
     if isinstance(compat, (Real, np.number)):
         number = float(compat)
-        if not math.isfinite(number):
-            raise ValueError(f"compat = {compat!r} is not finite")
+        if not abs(number) <= MOST_WEIGHT:
+            raise ValueError(f"compat = {compat!r} is not within -{MOST_WEIGHT} to {MOST_WEIGHT}")
         return number
     try:
-        array = np.array(compat, np.float32)
+        with np.errstate(over="ignore"):
+            array = np.array(compat, np.float32)
     except (TypeError, ValueError):
         raise ValueError(f"compat = {compat!r} is neither a number nor an array") from None
     if array.shape not in ((labels,), (labels, labels)):
@@ -103,7 +105,7 @@ def attraction(compat: Any, labels: int) -> Attraction:
             f"compat has shape {array.shape}; a number, ({labels},) or ({labels}, {labels}) fit"
             f" {labels} labels"
         )
-    if not np.isfinite(array).all():
-        raise ValueError("compat holds NaN or infinite values")
+    if not (np.abs(array) <= MOST_WEIGHT).all():
+        raise ValueError(f"compat holds NaN, or a value beyond -{MOST_WEIGHT} to {MOST_WEIGHT}")
     # pydensecrf takes the symmetric part of a matrix, and subtracts what it takes from a number.
     return -array if array.ndim == 1 else (array + array.T) * np.float32(-0.5)

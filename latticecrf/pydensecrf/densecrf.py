@@ -51,6 +51,17 @@ _NORMALIZATIONS: dict[int, Normalization] = {
 }
 
 
+class ConstUnary:
+    """Unary energies for `DenseCRF.setUnary`.
+
+    Args:
+        u: Floating [M, N].
+    """
+
+    def __init__(self, u: Any) -> None:
+        self.energies = u
+
+
 class DenseCRF:
     """A fully connected CRF over N variables.
 
@@ -59,22 +70,39 @@ class DenseCRF:
         nlabels: M, labels.
 
     Raises:
-        ValueError: Either is not an integer above 0.
+        ValueError: Either is no number of at least 1. Fractions are cut off.
     """
 
     def __init__(self, nvar: int, nlabels: int) -> None:
-        self._pixels = arguments.positive_int("the number of variables", nvar)
-        self._labels = arguments.positive_int("nlabels", nlabels)
+        self._pixels = arguments.whole("the number of variables", nvar)
+        self._labels = arguments.whole("nlabels", nlabels)
         self._energies: Float32Array = np.zeros((self._labels, self._pixels), np.float32)
         self._terms: list[tuple[Gaussian, Attraction]] = []
+        self._bank: FilterBank | None = None
 
-    def setUnaryEnergy(self, u: Any) -> None:
-        """Set the unary energies, floating [M, N]; they are taken as they are.
+    def setUnary(self, unary: ConstUnary) -> None:
+        """Set the unary energies, see `setUnaryEnergy`.
 
         Raises:
-            ValueError: They do not fit, see `arguments.energies`.
+            ValueError: It is no `ConstUnary`, or its energies do not fit.
         """
-        self._energies = arguments.energies(u, self._labels, self._pixels)
+        if not isinstance(unary, ConstUnary):
+            raise ValueError(f"unary is a {type(unary).__name__}: give a ConstUnary(energies)")
+        self._energies = arguments.energies(unary.energies, self._labels, self._pixels)
+
+    def setUnaryEnergy(self, u: Any, f: None = None) -> None:
+        """Set the unary energies.
+
+        Args:
+            u: Floating [M, N]; they are taken as they are.
+            f: Features of a logistic unary, which is not supported.
+
+        Raises:
+            ValueError: They do not fit, see `arguments.energies`, or there are features.
+        """
+        if f is not None:
+            raise ValueError("f: there are no logistic unaries here; give the energies, u @ f")
+        self.setUnary(ConstUnary(u))
 
     def addPairwiseEnergy(
         self,
@@ -127,6 +155,7 @@ class DenseCRF:
         attraction = arguments.attraction(compat, self._labels)
         gaussian = Gaussian(features, _NORMALIZATIONS[normalization])
         self._terms.append((gaussian, attraction))
+        self._bank = None
 
     def _filters(self) -> tuple[FilterBank, list[Attraction]]:
         # Grids first: their lattices are kept. The sum does not depend on the order.
@@ -134,8 +163,9 @@ class DenseCRF:
             self._terms,
             key=lambda term: (not term[0].features.is_grid, term[0].features.dimensions),
         )
-        bank = recent_bank([gaussian for gaussian, _ in terms], self._pixels)
-        return bank, [attraction for _, attraction in terms]
+        if self._bank is None:
+            self._bank = recent_bank([gaussian for gaussian, _ in terms], self._pixels)
+        return self._bank, [attraction for _, attraction in terms]
 
     def _field(self) -> tuple[FilterBank, Float32Array, list[Attraction]]:
         bank, attractions = self._filters()
@@ -154,12 +184,12 @@ class DenseCRF2D(DenseCRF):
         nlabels: M, labels.
 
     Raises:
-        ValueError: One is not an integer above 0.
+        ValueError: One is no number of at least 1. Fractions are cut off.
     """
 
     def __init__(self, w: int, h: int, nlabels: int) -> None:
-        self._width = arguments.positive_int("w", w)
-        self._height = arguments.positive_int("h", h)
+        self._width = arguments.whole("w", w)
+        self._height = arguments.whole("h", h)
         super().__init__(self._width * self._height, nlabels)
 
     def addPairwiseGaussian(

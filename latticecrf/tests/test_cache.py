@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from latticecrf.kernels import cache
+from latticecrf.kernels import cache, warm
 from latticecrf.kernels.warm import cache_status, warm_up
 
 # Uses one small kernel, so that a cold cache costs a second and not the whole engine.
@@ -24,9 +27,9 @@ print(cache_folder(), rows.tolist(), sum(lower.stats.cache_hits.values()))
 EXPECTED = "[-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]"
 
 
-def start(**environment: str) -> subprocess.Popen[str]:
+def start(code: str = PROBE, warnings: str = "error", **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROBE],
+        [sys.executable, "-W", warnings, "-c", code],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -82,6 +85,91 @@ def test_a_folder_of_another_user_is_never_used(
     assert cache.cache_folder.__wrapped__() is None
 
 
+@pytest.fixture
+def no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Neither a chosen folder nor a home; the folder for temporary files."""
+    monkeypatch.delenv("LATTICECRF_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_user_without_a_home_has_a_cache(no_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private = no_place / f"latticecrf-{os.getuid()}"
+    assert cache.cache_folder.__wrapped__().parent == private
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/absent")
+    assert cache.cache_folder.__wrapped__() is None
+    monkeypatch.setenv("LATTICECRF_CACHE_DIR", str(no_place / "chosen"))
+    assert cache.cache_folder.__wrapped__().parent == no_place / "chosen"
+
+
+def test_a_temporary_folder_into_which_others_write_is_not_used(
+    no_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    private = no_place / f"latticecrf-{os.getuid()}"
+    private.mkdir()
+    for mode, used in ((0o777, False), (0o770, False), (0o755, True)):
+        private.chmod(mode)
+        assert (cache.cache_folder.__wrapped__() is not None) == used
+    private.rename(no_place / "elsewhere")
+    private.symlink_to(no_place / "elsewhere")
+    assert cache.cache_folder.__wrapped__() is None
+
+
+# A disk that is only read, also for root.
+READ_ONLY = """
+import errno, os, tempfile
+def refuse(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system", "/a/name/" + os.urandom(4).hex())
+os.access = lambda *_: False
+tempfile.NamedTemporaryFile = refuse
+"""
+
+
+def test_a_cache_on_a_disk_that_is_only_read_is_used(tmp_path: Path) -> None:
+    chosen = {"LATTICECRF_CACHE_DIR": str(tmp_path / "baked"), "XDG_CACHE_HOME": "/dev/null"}
+    finish(start(**chosen))
+    output = finish(start(READ_ONLY + PROBE, **chosen))
+    assert str(tmp_path / "baked") in output
+    assert output.endswith(" 1\n")
+    # Two more kernels, one warning.
+    more = "lower(rows[::2], 1, rows[:2])\nlower(rows, 2, rows[::2])\n"
+    process = start(READ_ONLY + PROBE + more, warnings="always", **chosen)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert errors.count("cannot be kept in") == 1
+    assert "Read-only file system" in errors
+
+
+def test_a_file_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    process = start(limit + PROBE, warnings="always", LATTICECRF_CACHE_DIR=str(tmp_path))
+    output, errors = process.communicate()
+    assert EXPECTED in output, errors
+    assert "File too large" in errors
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_warming_up_needs_neither_locks_nor_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    touched = []
+    monkeypatch.setattr(warm, "_touch_all", lambda: touched.append(1))
+    monkeypatch.setattr(warm, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    warm.warm_up()
+    assert warm.cache_status().warm
+    monkeypatch.setattr(warm, "cache_folder", lambda: tmp_path / "absent")
+    warm.warm_up()
+    assert len(touched) == 2
+
+
 def test_warm_up_completes_and_is_reported() -> None:
     assert warm_up() > 0.0
     status = cache_status()
@@ -98,6 +186,7 @@ import numpy as np
 import latticecrf as crf
 from latticecrf.kernels.cache import KERNEL_ROOMS
 from latticecrf.kernels.warm import warm_up
+from latticecrf.pydensecrf.densecrf import DenseCRF2D
 
 def loaded():
     modules = [importlib.import_module(m.name)
@@ -119,6 +208,21 @@ for parameters in (crf.CrfParameters.ppmg(), crf.CrfParameters.segmentation()):
             solver.binary(scores[:count], scores[:count])
         for count in (1, 2, 3, 5, 9, 16, 20, 21, 24, 40):
             solver.joint(scores[:count])
+for count in (17, 21, 25, 33):  # one is implied; some are frozen after the first iteration
+    solver = crf.DenseCrf(noise[:20, :30], crf.CrfParameters(2, 3.0, 3.0, 80.0, 13.0, 4.0))
+    for frozen in (1, count // 2, count - 2):
+        mixed = np.full((count, 20, 30), 1 / count, np.float32)
+        mixed[-frozen:] = 5e-4
+        solver.joint(mixed)
+for image in (noise, noise[:20, :30]):
+    for count in (1, 2, 3, 5, 9, 17, 21):
+        drop_in = DenseCRF2D(image.shape[1], image.shape[0], count)
+        drop_in.addPairwiseGaussian(3, 3, normalization=1)
+        drop_in.addPairwiseBilateral(80, 13, image, np.full(count, -4))
+        drop_in.inference(2)
+        posterior = drop_in.startInference()[0]
+        drop_in.stepInference(posterior, None, None)
+        drop_in.klDivergence(posterior)
 print(len(before), sorted(loaded() - before))
 """
 

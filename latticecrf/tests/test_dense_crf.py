@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -211,6 +212,8 @@ def test_parameters_are_validated_and_presets_carry_the_published_numbers() -> N
         ("gaussian_sigma", 0.0),
         ("bilateral_color_sigma", float("nan")),
         ("bilateral_weight", -1.0),
+        ("gaussian_weight", 3e38),
+        ("bilateral_weight", 1e31),
     ):
         numbers: dict[str, Any] = {
             "iterations": 1,
@@ -222,9 +225,21 @@ def test_parameters_are_validated_and_presets_carry_the_published_numbers() -> N
         }
         with pytest.raises(ValueError, match=field):
             CrfParameters(**numbers | {field: value})
+    assert CrfParameters(np.int64(10), 3, 3, 80, 13, 10) == CrfParameters.seam()  # type: ignore[arg-type]
     assert CrfParameters.seam() == CrfParameters.base_mask() == CrfParameters(10, 3, 3, 80, 13, 10)
     assert CrfParameters.ppmg() == CrfParameters(10, 3, 10, 80, 13, 10)
     assert CrfParameters.segmentation() == CrfParameters(10, 1, 3, 67, 3, 4)
+
+
+def test_the_largest_weights_give_posteriors() -> None:
+    image_HW3, scores_KHW = problem(20, 31, 40)
+    crf = DenseCrf(image_HW3, CrfParameters(3, 3.0, 1e30, 80.0, 13.0, 1e30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(crf.binary(scores_KHW, 1 - scores_KHW)).all()
+        for count in (1, 2, 3, 17, 21, 40):
+            total_HW = crf.joint(scores_KHW[:count]).sum(axis=0)
+            np.testing.assert_allclose(total_HW, 1.0, rtol=1e-4)
 
 
 def test_a_solver_keeps_no_reference_to_the_callers_image() -> None:

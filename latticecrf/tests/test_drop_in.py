@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from latticecrf.mean_field import recent
+from latticecrf.mean_field.filter_bank import FilterBank
 from latticecrf.pydensecrf import densecrf as ours
 
 theirs = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
@@ -194,6 +196,56 @@ def test_a_label_may_be_forbidden() -> None:
         mine = solve(ours, (12, 10), energies, calls, 3)
         np.testing.assert_allclose(mine, solve(theirs, (12, 10), energies, calls, 3), atol=1e-4)
         assert mine[1, :60].max() < 1e-7
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 10])
+def test_both_of_two_labels_keep_the_digits_of_small_posteriors(iterations: int) -> None:
+    energies = np.full((2, 120), 0.01, np.float32)
+    energies[0, :60] = energies[1, 60:] = 21
+    energies[:, 60:] += 50
+    calls = [("addPairwiseGaussian", {"sxy": 3, "compat": 0.5})]
+    mine = solve(ours, (12, 10), energies, calls, iterations)
+    np.testing.assert_allclose(mine, solve(theirs, (12, 10), energies, calls, iterations), 1e-4)
+    assert (mine.min(axis=1) < 1e-8).all()
+    assert np.isfinite(mine * np.log(mine)).all()
+
+
+def test_sizes_are_cut_and_unary_energies_come_as_objects_too() -> None:
+    energies = make_energies(3, 120, 0)
+    found = []
+    for module in (ours, theirs):
+        for size in ((10.0, 12, np.float64(3)), (10.7, np.int64(12), 3)):
+            crf = module.DenseCRF2D(*size)
+            crf.setUnary(module.ConstUnary(energies))
+            crf.addPairwiseGaussian(sxy=3, compat=3)
+            found.append(np.array(crf.inference(np.int64(2))))
+            crf.setUnaryEnergy(energies, f=None)
+            found.append(np.array(crf.inference(2.0)))
+    for posterior in found:
+        np.testing.assert_allclose(posterior, found[0], atol=1e-5)
+
+
+def test_an_object_builds_its_lattices_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(*arguments: Any) -> FilterBank:
+        built.append(arguments)
+        return FilterBank(*arguments)
+
+    monkeypatch.setattr(recent, "FilterBank", build)
+    monkeypatch.setattr(recent, "_KEPT_PIXELS", 0)  # as if the image were too large
+    crf = ours.DenseCRF2D(30, 20, 2)
+    crf.addPairwiseBilateral(sxy=40, srgb=13, rgbim=make_image(20, 30, 1), compat=4)
+    for seed in (0, 3):
+        crf.setUnaryEnergy(make_energies(2, 600, seed))
+        crf.inference(1)
+    posterior, first, second = crf.startInference()
+    crf.stepInference(posterior, first, second)
+    crf.klDivergence(posterior)
+    assert len(built) == 1
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.inference(1)
+    assert len(built) == 2
 
 
 def test_lattices_are_shared_by_classes_and_kept_by_size() -> None:

@@ -76,6 +76,38 @@ def test_usage(arguments: list[str], code: int) -> None:
     assert "latticecrf" in answer.stderr
 
 
+def test_a_safe_path_stays_as_it_is(tmp_path: Path) -> None:
+    modules, program = tmp_path / "modules", tmp_path / "program"
+    for folder in (modules, program):
+        folder.mkdir()
+        (folder / "neighbour.py").write_text(f"PLACE = {folder.name!r}\n")
+    (program / "script.py").write_text("import neighbour; print(neighbour.PLACE)")
+    # The first entry of a safe path is the user's.
+    paths = os.pathsep.join([str(modules), str(PACKAGE.parent)])
+    for safe, place in (("1", "modules"), ("", "program")):
+        answer = subprocess.run(
+            [sys.executable, "-m", "latticecrf", "program/script.py"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": safe},
+        )
+        assert answer.stdout.strip() == place, answer.stderr
+
+
+def test_the_reference_is_not_the_drop_in_itself() -> None:
+    code = """
+import numpy as np
+import latticecrf
+latticecrf.install()
+latticecrf.DenseCrf(np.zeros((4, 5, 3), np.uint8), latticecrf.CrfParameters.ppmg(), "pydensecrf")
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
+    assert "ModuleNotFoundError: latticecrf.install() has put" in answer.stderr
+
+
 def test_the_script_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     text = (PACKAGE / "README.md").read_text(encoding="utf-8")
     script, printed = re.search(r"```python\n(.*?)```\s+prints `(.*?)`", text, re.DOTALL).groups()  # type: ignore[union-attr]

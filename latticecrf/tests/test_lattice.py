@@ -10,6 +10,7 @@ import pytest
 from latticecrf import CrfParameters, DenseCrf
 from latticecrf.lattice import placing
 from latticecrf.lattice.features import color_features, grid_features
+from latticecrf.lattice.hashing import known, new_table, number, roomy
 from latticecrf.lattice.lattice import build_lattice, in_own_order
 from latticecrf.lattice.spatial import spatial_lattice
 
@@ -154,6 +155,18 @@ def test_deviations_too_small_for_float32_are_refused() -> None:
     parameters = CrfParameters(3, 3.0, 3.0, 1e-5, 13.0, 5.0)
     with pytest.raises(ValueError, match="too small"):
         DenseCrf(photograph(12, 14), parameters)
+
+
+def test_a_table_grows_to_what_is_asked_at_once() -> None:
+    # The row of an image 20,000 px wide; a full table is searched for ever.
+    table = new_table(1 << 12)
+    keys = np.arange(100, dtype=np.int64) * 12345
+    for fresh, key in enumerate(keys):
+        number(table, key, fresh)
+    larger = roomy(table, 20_000)
+    assert larger.size >= 4 * 20_000
+    assert [known(larger, key) for key in keys] == list(range(100))
+    assert roomy(larger, 20_000) is larger
 
 
 def test_spatial_lattices_are_kept_per_size_and_sigma() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from latticecrf import CrfParameters
+from latticecrf.parameters import MOST_WEIGHT
 from pmm_ray.config.base import Auto, Positive, Section, execution
 from pmm_ray.config.classifier import CamsConfig
 from pmm_ray.method.mask_methods import known_method
@@ -23,13 +24,13 @@ class CrfConfig(Section):
     """Mean-field iterations."""
     gaussian_sigma: float = Field(_PPMG.gaussian_sigma, gt=0)
     """Smoothness kernel, px."""
-    gaussian_weight: float = Field(_PPMG.gaussian_weight, ge=0)
+    gaussian_weight: float = Field(_PPMG.gaussian_weight, ge=0, le=MOST_WEIGHT)
     """Smoothness kernel's compatibility."""
     bilateral_sigma: float = Field(_PPMG.bilateral_sigma, gt=0)
     """Appearance kernel, px."""
     bilateral_color_sigma: float = Field(_PPMG.bilateral_color_sigma, gt=0)
     """Appearance kernel, grey levels."""
-    bilateral_weight: float = Field(_PPMG.bilateral_weight, ge=0)
+    bilateral_weight: float = Field(_PPMG.bilateral_weight, ge=0, le=MOST_WEIGHT)
     """Appearance kernel's compatibility."""
 
 
@@ -72,7 +73,7 @@ class MasksConfig(Section):
 class BaseCrfConfig(CrfConfig):
     """Dense CRF of the base masks: all classes jointly (released code)."""
 
-    gaussian_weight: float = Field(CrfParameters.base_mask().gaussian_weight, ge=0)
+    gaussian_weight: float = Field(CrfParameters.base_mask().gaussian_weight, ge=0, le=MOST_WEIGHT)
     """Smoothness kernel's compatibility."""
 
 

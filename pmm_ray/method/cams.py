@@ -49,9 +49,10 @@ def normalize(cam_KHW: FloatArray, variant: Normalization = "paper") -> Float32A
         spread = high - low
         normal = (cam - low) / np.where(spread > 0.0, spread, 1.0)
     else:
-        cam[cam < low + _EPSILON] = 0.0
         offset = _EPSILON if variant == "multi_scale" else 0.0
         normal = (cam - low - offset) / (high - low + _EPSILON)
+        # Released code sets them to 0 before, which is far above a minimum below 0.
+        normal[cam < low + _EPSILON] = 0.0
     return np.clip(normal, 0.0, 1.0).astype(np.float32)
 
 

@@ -66,8 +66,6 @@ def refine(
 def _ids(chosen_HW: Ids, setting: Setting, labels: Sequence[int], ignore: int) -> Ids:
     """Class ids of what a setting chose: planes, or of maps the background and each map."""
     planes = list(labels) if setting.background == "given" else [0, *labels]
-    if len(planes) > IGNORE:
-        raise ValueError(f"{len(planes)} labels compete in one image: at most {IGNORE} can")
     table = np.full(IGNORE + 1, ignore, np.int64)
     table[: len(planes)] = planes
     return table[chosen_HW]

@@ -38,6 +38,25 @@ def test_normalize_of_a_constant_map_is_zero(variant: str, value: float) -> None
     assert not normalize(np.full((2, 3, 4), value), variant).any()  # type: ignore[arg-type]
 
 
+def test_the_lowest_of_negative_scores_are_zero() -> None:
+    cam_KHW = np.array([[[-3.0, -1.0, 0.0, 2.0]], [[-1.0, -1.0, -1.0, -1.0]]])
+    expected = [[[0.0, 0.4, 0.6, 1.0]], [[0.0, 0.0, 0.0, 0.0]]]
+    np.testing.assert_allclose(normalize(cam_KHW, "multi_crop"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.2])
+def test_the_released_normalization_of_maps_above_zero_is_kept_to_the_bit(low: float) -> None:
+    cam_KHW = np.random.default_rng(0).random((3, 20, 21)) + low
+    cam_KHW[:, :5] = low
+    for variant, offset in (("multi_crop", 0.0), ("multi_scale", 1e-5)):
+        released = cam_KHW.copy()
+        lowest, highest = (f(cam_KHW, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+        released[released < lowest + 1e-5] = 0
+        released = (released - lowest - offset) / (highest - lowest + 1e-5)
+        truth = np.clip(released, 0, 1).astype(np.float32)
+        np.testing.assert_array_equal(normalize(cam_KHW, variant), truth)  # type: ignore[arg-type]
+
+
 def test_normalize_stays_in_range_when_the_minimum_is_positive() -> None:
     cam_KHW = np.array([[[0.2, 0.6, 1.0]]])
     assert normalize(cam_KHW, "multi_crop").min() == 0.0
