@@ -15,6 +15,7 @@ from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.sources.importing.import_report import ImportReport
@@ -54,6 +55,8 @@ def predict_folder(
 def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig]:
     """(checkpoint uri, configuration) of a run folder's last segmenter, or of a model file.
 
+    What the run's configuration says of its machines is left out.
+
     Raises:
         CannotRunError: there is none.
     """
@@ -63,7 +66,9 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
         if segmenter is None:
             raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")
         resolved = storage.join(source, "resolved.yaml")
-        return segmenter.folder.path("model.pt"), load_recipe(resolved, settings)
+        # its section `runtime` is of the machines that the run was made on
+        config = read_recipe(resolved, settings, without="runtime")
+        return segmenter.folder.path("model.pt"), config
     if not storage.exists(source) or not source.endswith(".pt"):
         raise CannotRunError(f"{source} is neither a run folder nor a segmenter's model.pt")
     return source, load_recipe(None, settings)
