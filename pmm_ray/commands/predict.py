@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.commands import command
+from pmm_ray.commands.masks import mask_step, refuse_others_files
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.data import pin_precision, pinned, take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
@@ -44,6 +45,7 @@ def predict_folder(
 
     model, config = find_segmenter(source, settings)
     masks = storage.join(place, "masks")
+    refuse_others_files(masks)
     with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
         report = _import(run, model, str(images))
         pin_precision(run, pinned(run))
@@ -103,4 +105,4 @@ def _predict(model: str, masks: str) -> Step:
             run.config.predict, run.data, segmenter, run.data.images, png_folder=masks
         )
 
-    return Step("predict_masks", make)
+    return mask_step("predict_masks", masks, make)
