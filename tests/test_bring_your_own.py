@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,41 @@ def test_a_table_settings_and_a_second_run(folder: Path, ray_session: ClusterRes
     assert run(folder, labels_csv=folder / "labels.csv") == 0
     assert set(np.unique(mask(folder, "b"))) == {0, 2}
     assert len(read_index(str(stage))) == 3
+
+
+def test_masks_are_of_these_photographs_and_come_back_when_deleted(
+    folder: Path, ray_session: ClusterResources
+) -> None:
+    for name in IDS:
+        np.savez(folder / "cams" / f"{name}.npz", keys=[0, 1], cam=cam_of(name))
+    assert run(folder) == 0
+    [stage] = folder.glob("out/make_masks-*")
+    written = {file: file.stat().st_mtime_ns for file in stage.glob("part-*")}
+    for path in (folder / "out/masks", folder / "out/masks/b.png"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert run(folder) == 0
+        for name in IDS:
+            np.testing.assert_array_equal(mask(folder, name), expected(name, [1, 2]))
+    assert {file: file.stat().st_mtime_ns for file in stage.glob("part-*")} == written
+
+    # another film: frames of the same names and sizes
+    Image.fromarray(image_of("b")).save(folder / "photos" / "a.png")
+    assert run(folder) == 0
+    theirs = proportional_masks(
+        image_of("b"), upsample_cam(cam_of("a"), HEIGHT, WIDTH), [1, 2], [MaskParameters()]
+    )
+    np.testing.assert_array_equal(mask(folder, "a"), theirs[0])
+
+
+def test_settings_that_cannot_be_cost_no_mask(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(folder / "cams" / "a.npz", keys=[0, 1], cam=cam_of("a"))
+    assert run(folder) == 0
+    before = (folder / "out/masks/a.png").stat().st_mtime_ns
+    assert run(folder, settings=["masks.alpha=auto"]) == 1
+    assert "masks.alpha: auto is resolved by `pmm run` only" in capfd.readouterr().err
+    assert (folder / "out/masks/a.png").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

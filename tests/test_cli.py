@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+
+from pmm_ray.cli.app import app, data_app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,6 +34,15 @@ def test_help_imports_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_option_is_a_path() -> None:
+    """Typer's `Path` makes `s3:/bucket` of `s3://bucket`, a folder of this machine."""
+
+    for command in (*app.registered_commands, *data_app.registered_commands):
+        hints = get_type_hints(command.callback)
+        used = {of for hint in hints.values() for of in (hint, *get_args(hint))}
+        assert Path not in used
 
 
 def test_a_mistyped_key_is_answered_with_the_nearest_known_one() -> None:

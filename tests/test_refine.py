@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_bad_files_cost_their_own_image_or_its_score(
     for name in "ab":
         (folder / "scores" / f"{name}.npy").write_bytes(b"damaged")
     assert run(folder, said=Said()) == 1
+
+
+def test_masks_are_of_these_photographs_and_come_back_when_deleted(
+    folder: Path, ray_session: ClusterResources
+) -> None:
+    for name in PRESENT:
+        writers.toco_logits(folder / "scores", name, logits_of(name))
+    assert run(folder) == 0
+    first = {p.name: p.read_bytes() for p in folder.glob("out/masks/*.png")}
+    assert run(folder, preset="no-such") == 1
+    shutil.rmtree(folder / "out/masks")
+    assert run(folder) == 0
+    assert {p.name: p.read_bytes() for p in folder.glob("out/masks/*.png")} == first
+    Image.fromarray(255 - image_of("a")).save(folder / "photos" / "a.png")
+    assert run(folder) == 0
+    assert len([*folder.glob("out/refine_scores-*")]) == 2
 
 
 def test_truth_that_is_found_by_its_number_is_said(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +23,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make or import a data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Recipe = Annotated[Path, typer.Argument(help="A YAML file such as recipes/shapes.yaml.")]
+Recipe = Annotated[str, typer.Argument(help="Path or uri of a YAML file: recipes/shapes.yaml.")]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key.")
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -12,7 +11,7 @@ from pmm_ray.cli.app import Address, data_app
 
 @data_app.command("shapes")
 def data_shapes(
-    out: Annotated[Path, typer.Argument(help="Folder to make, or made by it.")],
+    out: Annotated[str, typer.Argument(help="Folder or uri to make, or made by it.")],
     images: Annotated[int, typer.Option(min=4, help="How many images.")] = 120,
     classes: Annotated[int, typer.Option(min=2, max=6, help="Foreground classes.")] = 4,
     size: Annotated[int, typer.Option(min=48, help="Typical side, px.")] = 128,
@@ -21,7 +20,7 @@ def data_shapes(
     """Make a synthetic, textured, multi-class data set with exact masks."""
     from pmm_ray.commands.data import make_dataset
 
-    return make_dataset(str(out), images=images, classes=classes, size=size, seed=seed)
+    return make_dataset(out, images=images, classes=classes, size=size, seed=seed)
 
 
 @data_app.command("import")
@@ -87,7 +86,7 @@ def data_import(
 @data_app.command("download")
 def data_download(
     dataset: Annotated[Literal["voc12", "sbd", "coco14"], typer.Argument(help="What to download.")],
-    root: Annotated[Path, typer.Argument(help="Local folder to make it in.")],
+    root: Annotated[str, typer.Argument(help="Local folder to make it in.")],
     mirror: Annotated[
         str | None,
         typer.Option(

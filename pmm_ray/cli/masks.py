@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -33,13 +32,13 @@ ClassIds = Annotated[
 
 @app.command()
 def masks(
-    images: Annotated[Path, typer.Option(help="Folder of photographs.")],
+    images: Annotated[str, typer.Option(help="Folder or uri of photographs.")],
     cams: Annotated[
-        Path, typer.Option(help="Folder of a cams table, or of .npz, .npy or ID_k.png files.")
+        str, typer.Option(help="Folder of a cams table, or of .npz, .npy or ID_k.png files.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
+    out: Annotated[str, typer.Option(help="Folder or uri for masks/ID.png and the tables.")],
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="CSV: image_id,labels (classes that count), or id,name (their names)."),
     ] = None,
     trust_pickle: TrustPickle = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -22,10 +21,10 @@ from pmm_ray.cli.masks import (
 @app.command()
 def refine(
     scores: Annotated[
-        Path, typer.Option(help="Folder of logits, probabilities, CRF dictionaries, or CAMs.")
+        str, typer.Option(help="Folder of logits, probabilities, CRF dictionaries, or CAMs.")
     ],
-    images: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
+    images: Annotated[str, typer.Option(help="Folder or uri of photographs.")],
+    out: Annotated[str, typer.Option(help="Folder or uri for masks/ID.png and the tables.")],
     preset: Annotated[
         str | None,
         typer.Option(

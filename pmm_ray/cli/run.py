@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,8 +42,8 @@ def run(
 @app.command()
 def predict(
     source: Annotated[str, typer.Argument(help="A run folder, or a segmenter's model.pt.")],
-    images: Annotated[Path, typer.Option(help="Folder of photographs.")],
-    out: Annotated[Path, typer.Option(help="Folder for masks/ID.png and the tables.")],
+    images: Annotated[str, typer.Option(help="Folder or uri of photographs.")],
+    out: Annotated[str, typer.Option(help="Folder or uri for masks/ID.png and the tables.")],
     setting: Setting = None,
     address: Address = "auto",
 ) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pmm_ray.commands import command
-from pmm_ray.config import ConfigError, MasksConfig, RunConfig, load_recipe
+from pmm_ray.config import ConfigError, MasksConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
 from pmm_ray.pipeline.steps import steps as steps_of_run
@@ -24,6 +24,7 @@ from pmm_ray.report.console import print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.runtime.core.stage import Stage, Summary
 
 _FIELDS = ("alpha", "smoothing", "threshold")
@@ -101,7 +102,7 @@ def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> N
     """
     from pmm_ray.stages import judge_masks, sweep_masks
 
-    config = load_recipe(request.recipe, request.settings)
+    config = read_recipe(request.recipe, request.settings)
     values = parse_sweeps(sweeps, config.masks)
     if config.masks.alpha == "auto" and "alpha" not in values:
         raise ConfigError("masks.alpha is auto: sweep it too, or --set masks.alpha=NUMBER")
@@ -144,7 +145,7 @@ def _print_sweep(summary: Summary) -> None:
 @command
 def run_table(progress: Progress, number: int, request: Ablation) -> None:
     """Make one of the paper's tables and print it."""
-    config = load_recipe(request.recipe, request.settings)
+    config = read_recipe(request.recipe, request.settings)
     steps = table_steps(number, config, request.images)
     with _open(request, config, steps, progress) as run:
         table = read_table(run[steps[-1].name])

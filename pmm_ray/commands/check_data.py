@@ -18,6 +18,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, require_budget
 from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.sources.reading.names import has_ending
 from pmm_ray.stages.import_data import import_source
 
@@ -42,7 +43,7 @@ def check_data(progress: Progress, place: str, settings: Sequence[str] = ()) -> 
         allows, else 1.
     """
     is_recipe = has_ending(place, (".yaml", ".yml"))
-    config = load_recipe(place if is_recipe else None, settings)
+    config = read_recipe(place, settings) if is_recipe else load_recipe(None, settings)
     data = config.data
     if not is_recipe:
         changes: dict[str, Any] = {"root": place}

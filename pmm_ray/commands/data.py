@@ -125,7 +125,9 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
 
     def make(run: Run) -> Stage:
         stage = rasterize_masks.stage(config.data, run.data)
-        clear_other_masks(run, storage.join(place, MASKS), stage)
+        folder = stage.folder(run.session.run_dir)
+        if clear_other_masks(storage.join(place, MASKS), folder):
+            storage.delete_folder(folder.uri)
         return stage
 
     draw = Step("rasterize_masks", make)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from pmm_ray.pipeline.data import take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
+from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.core.stage import Stage
-from pmm_ray.runtime.core.tables import read_errors, read_table
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
+from pmm_ray.runtime.core.tables import read_errors, read_rows, read_table
 from pmm_ray.runtime.rows.cams import Cams
+from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
@@ -59,16 +62,18 @@ def make_masks_of(
 
     place, said = storage.absolute(str(out)), said or Said()
     config = load_recipe(None, settings)
-    asked(said)  # before anything is written
     masks = storage.join(place, "masks")
+    # before anything is written
+    asked(said)
+    mask_parameters(config.masks)
+    refuse_others_files(masks)
 
     def make(run: Run) -> Stage:
         maps = cams_of(run, found, detected, said)
-        stage = make_masks.stage(config.masks, maps, png_folder=masks)
-        clear_other_masks(run, masks, stage)
-        return stage
+        return make_masks.stage(config.masks, maps, png_folder=masks)
 
-    with open_run(place, config, [Step("make_masks", make)], progress, address, **RETRY) as run:
+    steps = [mask_step("make_masks", masks, make)]
+    with open_run(place, config, steps, progress, address, **RETRY) as run:
         listing = storage.join(place, "cam-files.parquet")
         found = find_cams(
             str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""
@@ -164,15 +169,64 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     )
 
 
-def clear_other_masks(run: Run, masks: str, stage: Stage) -> None:
-    """Delete masks of other settings, and their stage, so that the folder never mixes two kinds.
+def mask_step(name: str, masks: str, make: Callable[[Run], Stage]) -> Step:
+    """A step whose stage also writes files: the folder has its masks, all of them and no others.
+
+    Args:
+        name: of the stage.
+        masks: the folder.
+        make: see `Step`; its stage writes the masks that it computes.
+    """
+
+    def late(run: Run) -> Stage:
+        stage = make(run)
+
+        def body(context: RunContext, folder: StageFolder) -> Summary:
+            # a Ray that cannot be reached costs nobody a mask
+            _ = context.cluster
+            clear_other_masks(masks, folder)
+            return stage.run(context, folder)
+
+        return replace(stage, run=body)
+
+    def complete(run: Run) -> None:
+        clear_other_masks(masks, run[name])
+        _write_missing(masks, run[name])
+
+    return Step(name, late, after=complete)
+
+
+def refuse_others_files(masks: str) -> None:
+    """Look at the folder of masks before anything is written.
+
+    Raises:
+        CannotRunError: see `read_marker`.
+    """
+    read_marker(masks, _MARKER)
+
+
+def clear_other_masks(masks: str, stage: StageFolder) -> bool:
+    """Delete masks of other settings, so that the folder never mixes two kinds.
+
+    Returns:
+        Whether the folder's were of others, or of none.
 
     Raises:
         CannotRunError: see `read_marker`.
     """
     made_by = stage.hash.encode()
     if read_marker(masks, _MARKER) == made_by:
-        return
+        return False
     storage.delete_folder(masks)
-    storage.delete_folder(stage.folder(run.session.run_dir).uri)
     storage.write_bytes(storage.join(masks, _MARKER), made_by)
+    return True
+
+
+def _write_missing(masks: str, stage: StageFolder) -> None:
+    """Write the masks that other settings or a user deleted, from the stage's table."""
+    there = set(storage.list_names(masks))
+    index = read_index(stage.uri)
+    lacking = index.select([i for i in index.image_ids if f"{i}.png" not in there])
+    for uri, rows in zip(lacking.parts, lacking.rows_of_parts(), strict=True):
+        for row in read_rows(uri, rows.tolist()) if len(rows) else []:
+            storage.write_bytes(storage.join(masks, f"{row['image_id']}.png"), row["mask_png"])

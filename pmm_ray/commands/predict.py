@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.commands import command
+from pmm_ray.commands.masks import mask_step, refuse_others_files
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.data import pin_precision, pinned, take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
@@ -15,6 +16,7 @@ from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.sources.importing.import_report import ImportReport
@@ -43,6 +45,7 @@ def predict_folder(
 
     model, config = find_segmenter(source, settings)
     masks = storage.join(place, "masks")
+    refuse_others_files(masks)
     with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
         report = _import(run, model, str(images))
         pin_precision(run, pinned(run))
@@ -54,6 +57,8 @@ def predict_folder(
 def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig]:
     """(checkpoint uri, configuration) of a run folder's last segmenter, or of a model file.
 
+    What the run's configuration says of its machines is left out.
+
     Raises:
         CannotRunError: there is none.
     """
@@ -63,7 +68,9 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
         if segmenter is None:
             raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")
         resolved = storage.join(source, "resolved.yaml")
-        return segmenter.folder.path("model.pt"), load_recipe(resolved, settings)
+        # its section `runtime` is of the machines that the run was made on
+        config = read_recipe(resolved, settings, without="runtime")
+        return segmenter.folder.path("model.pt"), config
     if not storage.exists(source) or not source.endswith(".pt"):
         raise CannotRunError(f"{source} is neither a run folder nor a segmenter's model.pt")
     return source, load_recipe(None, settings)
@@ -98,4 +105,4 @@ def _predict(model: str, masks: str) -> Step:
             run.config.predict, run.data, segmenter, run.data.images, png_folder=masks
         )
 
-    return Step("predict_masks", make)
+    return mask_step("predict_masks", masks, make)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.commands import command
-from pmm_ray.commands.masks import clear_other_masks
+from pmm_ray.commands.masks import mask_step, refuse_others_files
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import RETRY, Run, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -73,16 +73,15 @@ def refine_folder(
     masks = storage.join(place, "masks")
     if ground_truth is not None:
         _refuse_truth_in(masks, str(ground_truth))
+    refuse_others_files(masks)
 
     def make(run: Run) -> Stage:
         backend = config.predict.backend
-        stage = refine_scores.stage(
+        return refine_scores.stage(
             setting, run.data, seeds, backend=backend, truth=truth, png_folder=masks
         )
-        clear_other_masks(run, masks, stage)
-        return stage
 
-    steps = [Step(refine_scores.STAGE, make)]
+    steps = [mask_step(refine_scores.STAGE, masks, make)]
     with open_run(place, config, steps, progress, address, **RETRY) as run:
         listing = storage.join(place, "score-files.parquet")
         files = find_cams(

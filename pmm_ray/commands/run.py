@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.commands import command
-from pmm_ray.config import load_recipe
 from pmm_ray.pipeline.run import open_run
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.report.outcome import account_run
@@ -15,6 +14,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.recipes import read_recipe
 
 
 @command
@@ -34,7 +34,7 @@ def run_recipe(
     """Run a recipe and write its report.
 
     Args:
-        recipe: YAML file.
+        recipe: path or uri of a YAML file.
         run_dir: folder or uri of the run; default `runs/<name>`.
         settings: `section.key=value`, see `load_recipe`.
         address: `auto`, `local`, or a Ray address.
@@ -45,7 +45,7 @@ def run_recipe(
         retry_errors: run images with error rows again; a finished training or import that has some
             is done anew.
     """
-    config = load_recipe(recipe, settings)
+    config = read_recipe(recipe, settings)
     place = storage.absolute(run_dir or str(Path("runs") / config.name))
     with open_run(
         place,

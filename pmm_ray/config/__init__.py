@@ -15,7 +15,7 @@ from pmm_ray.config.classifier import (
 )
 from pmm_ray.config.data import DataConfig
 from pmm_ray.config.inference import InferenceConfig
-from pmm_ray.config.load import load_recipe, to_yaml
+from pmm_ray.config.load import load_recipe, parse_recipe, recipe_bytes, to_yaml
 from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
     AblateConfig,
@@ -62,6 +62,8 @@ __all__ = [
     "UnderfittingConfig",
     "WalkConfig",
     "load_recipe",
+    "parse_recipe",
+    "recipe_bytes",
     "section_hash",
     "to_yaml",
 ]

@@ -36,7 +36,7 @@ def nearest_key(key: str) -> str | None:
 
 
 def load_recipe(path: str | Path | None, settings: Iterable[str] = ()) -> RunConfig:
-    """Read a recipe, apply `--set` values and validate.
+    """Read a local recipe, apply `--set` values and validate; of a uri see `read_recipe`.
 
     Args:
         path: a YAML file; its keys are those of `RunConfig`. None: all defaults.
@@ -46,20 +46,42 @@ def load_recipe(path: str | Path | None, settings: Iterable[str] = ()) -> RunCon
         ConfigError: the file is missing or not YAML, a key is unknown (the nearest known key is
             named) or a value does not fit.
     """
-    tree = _read(Path(path)) if path is not None else {}
+    if path is None:
+        return parse_recipe(b"", settings, "the configuration")
+    return parse_recipe(recipe_bytes(path), settings, path)
+
+
+def recipe_bytes(path: str | Path) -> bytes:
+    """A local recipe as it stands. Raises ConfigError where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+
+
+def parse_recipe(
+    content: bytes, settings: Iterable[str], path: str | Path, *, without: str = ""
+) -> RunConfig:
+    """As `load_recipe`, of a recipe that is read already.
+
+    Args:
+        content: YAML, UTF-8.
+        path: of the recipe, for messages.
+        without: a section that does not count.
+    """
+    tree = _parse(content, path)
+    tree.pop(without, None)
     for setting in settings:
         _apply(tree, setting)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path or "the configuration")) from error
+        raise ConfigError(_explain(error, path)) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parse(content: bytes, path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
+        tree = yaml.safe_load(content.decode()) or {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8: {error}: save it as UTF-8") from error
     except yaml.YAMLError as error:

@@ -61,12 +61,14 @@ def prepare(run: Run, needs_truth: str = "") -> None:
 def take_import(run: Run, report: ImportReport) -> None:
     """Go on with photographs that were imported, and say what was understood of them.
 
+    Their files count: the next folder may hold others of the same names and sizes.
+
     Raises:
         BudgetExceededError: more images failed than may.
     """
     require_budget("import", report.errors, run.config.errors.budget, report.total)
     run.say(console(report))
-    run.data = DataSet(report.manifest)
+    run.data = DataSet(report.manifest).with_files()
 
 
 def _rasterize(run: Run) -> Stage | None:

@@ -175,6 +175,11 @@ def open_run(
         from pmm_ray.runtime.cluster.connect import connect as connect_to_ray
 
         with connect_to_ray(address, config.runtime, place) as cluster:
+            if cluster.local and config.runtime.autoscaled_nodes:
+                progress.message(
+                    "runtime.autoscaled_nodes does not count: this Ray is the command's own, to "
+                    "which no node comes (--address or RAY_ADDRESS names a cluster)"
+                )
             if config.runtime.preflight and not cluster.local and cluster.nodes > 1:
                 _look_at_nodes(session, [step for step in steps if selection.has(step.name)])
             yield cluster

@@ -114,10 +114,12 @@ def download(
         say: gets one line for each thing done.
 
     Raises:
-        CannotRunError: too little disk, a server that gives up, a wrong size or checksum, an
-            archive that is damaged or would write outside `root`.
+        CannotRunError: `root` is in a bucket, too little disk, a server that gives up, a wrong
+            size or checksum, an archive that is damaged or would write outside `root`.
     """
-    root = Path(root).expanduser().absolute()
+    if storage.is_remote(str(root)):
+        raise CannotRunError(f"{root} is no local folder: choose one, archives are unpacked there")
+    root = Path(storage.absolute(str(root)))
     folder = root / ARCHIVES
     storage.make_folder(str(folder))
     wanted = [a for a in DATASETS[dataset] if not _marker(folder, a).exists()]

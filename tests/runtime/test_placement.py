@@ -88,6 +88,18 @@ def test_what_an_autoscaler_may_add_counts_as_there() -> None:
     assert place([HEAD], config).cpu_stage_labels == {}
 
 
+def test_no_node_comes_to_a_ray_of_our_own() -> None:
+    """A run's settings for a cluster, on a laptop: what waited an hour is refused at once."""
+    kinds = [{"cpus": 8, "gpus": 4, "labels": {"pool": "gpu"}}, {"cpus": 32}]
+    config = RuntimeConfig.model_validate({"autoscaled_nodes": kinds})
+    laptop = place([node("a", CPU=2)], config, local=True)
+    assert (laptop.cpus, laptop.gpus, laptop.cpu_stage_cpus) == (2, 0, 2)
+    labelled = config.model_copy(update={"cpu_labels": {"pool": "cpu"}})
+    nowhere = place([node("a", CPU=2)], labelled, local=True)
+    with pytest.raises(CannotRunError, match=r"pool=cpu.*room for 0.*connect to a cluster"):
+        nowhere.require("make_masks", cpus=1, labels=nowhere.cpu_stage_labels)
+
+
 def test_a_reservation_never_exceeds_the_largest_node() -> None:
     assert place([HEAD, node("a", CPU=1, memory=2e9)], RuntimeConfig()).node_memory == 8e9
     small, large = mask_memory(320 * 240, 8e9), mask_memory(4000 * 3000, 8e9)

@@ -87,6 +87,24 @@ def test_mask_values_in_the_csv(folder: Path) -> None:
     assert [(e.image_id, e.kind) for e in report.errors] == [("c", "label")]
 
 
+def test_a_csv_names_photographs_as_that_of_a_folder_does(folder: Path) -> None:
+    """A spreadsheet's `7.0`, and a name that may be one of two photographs."""
+    for name in ("7", "8", "x/1", "y/1"):
+        for place, ending in (("photos", "jpg"), ("cams", "npz")):
+            target = folder / place / f"{name}.{ending}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(folder / place / f"a.{ending}", target)
+    report = run(
+        folder, "image_id,labels\n7.0,8\nimages/8.jpg,12\n1.jpg,8\ngone.jpg,8\nz/gone.jpg,8\n"
+    )
+    assert labels_of(report) == {"7": [8], "8": [12]}
+    said = {error.image_id.split("-")[0]: error.message for error in report.errors}
+    for name in ("x", "y"):
+        assert said[name].startswith("'1.jpg' may be any of 2 files (x/1.jpg, y/1.jpg)")
+    assert said["a"] == "the CSV does not name this photograph"
+    assert "lines of the CSV without a photograph: 2, such as 'gone.jpg'" in report.notes
+
+
 def test_names_are_taken_in_the_order_that_fits_the_cams(folder: Path) -> None:
     # alphabetically cat would be 1, but the CAMs have 8: these are VOC's classes
     report = run(folder, "image_id,labels\na,cat;dog\nb,cat\nc,dog\n")

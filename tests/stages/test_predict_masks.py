@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from latticecrf import DenseCrf
 from pmm_ray.commands.predict import find_segmenter, predict_folder
@@ -160,7 +161,7 @@ def test_predict_writes_a_png_for_each_photograph_and_a_row_for_what_it_cannot_r
     out = tmp_path / "out"
     settings = ["predict.ratios=[1.0]", "predict.resize_base=[64, 64]", "predict.actors=1"]
     assert predict_folder(checkpoint, photos, out, settings=settings) == 0
-    assert sorted(p.name for p in (out / "masks").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert sorted(p.name for p in (out / "masks").glob("*.png")) == ["0.png", "1.png", "2.png"]
     [errors] = out.glob("predict_masks-*/errors")
     [row] = tables.read_errors(str(errors))
     assert (row.image_id, row.kind) == ("cut", "decode")
@@ -168,6 +169,55 @@ def test_predict_writes_a_png_for_each_photograph_and_a_row_for_what_it_cannot_r
     # again: nothing is computed
     assert predict_folder(checkpoint, photos, out, settings=settings) == 0
     assert {p.name: p.stat().st_mtime_ns for p in (out / "masks").iterdir()} == written
+
+
+def test_a_folder_has_the_masks_of_these_photographs_and_settings(
+    ray_session: ClusterResources, shapes: Manifest, checkpoint: str, tmp_path: Path
+) -> None:
+    """Not of the frames of another film, of earlier settings, or none as the user deleted them."""
+    sources = sorted((Path(shapes.root) / "images").iterdir())
+    for film, source in zip(("film-1", "film-2"), sources, strict=False):
+        (tmp_path / film).mkdir()
+        with Image.open(source) as image:
+            image.resize((64, 48)).save(tmp_path / film / "0001.png")
+    out = tmp_path / "out"
+    small = ["predict.ratios=[1.0]", "predict.resize_base=[64, 64]", "predict.actors=1"]
+
+    def masks(film: str, *settings: str) -> dict[str, bytes]:
+        assert predict_folder(checkpoint, tmp_path / film, out, settings=[*small, *settings]) == 0
+        return {p.name: p.read_bytes() for p in (out / "masks").iterdir()}  # and `.stage`
+
+    def tables_made() -> set[Path]:
+        return set(out.glob("predict_masks-*/part-*"))
+
+    first = masks("film-1")
+    [made] = tables_made()
+    masks("film-2")
+    assert len(tables_made()) == 2
+    plain = masks("film-1", "predict.use_crf=false")
+    assert plain != first
+    made_all = {part: part.stat().st_mtime_ns for part in tables_made()}
+    assert made in made_all
+    assert masks("film-1") == first
+    shutil.rmtree(out / "masks")
+    assert masks("film-1") == first
+    (out / "masks/0001.png").unlink()
+    assert masks("film-1") == first
+    # and nothing of it was computed again
+    assert {part: part.stat().st_mtime_ns for part in tables_made()} == made_all
+
+
+def test_masks_that_a_user_drew_are_not_overwritten(
+    tmp_path: Path, shapes: Manifest, checkpoint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos/masks").mkdir(parents=True)
+    source = sorted((Path(shapes.root) / "images").iterdir())[0]
+    shutil.copy(source, tmp_path / "photos" / f"a{source.suffix}")
+    (tmp_path / "photos/masks/a.png").write_bytes(b"drawn by hand")
+    assert predict_folder(checkpoint, tmp_path / "photos", tmp_path / "photos") == 1
+    assert "masks holds files that this command did not make" in capfd.readouterr().err
+    assert (tmp_path / "photos/masks/a.png").read_bytes() == b"drawn by hand"
+    assert {path.name for path in (tmp_path / "photos").iterdir()} == {"masks", f"a{source.suffix}"}
 
 
 def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:

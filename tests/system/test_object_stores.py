@@ -20,6 +20,8 @@ import requests
 from PIL import Image
 
 from pmm_ray.commands.plan import plan_recipe
+from pmm_ray.config import RunConfig
+from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import read_all, scan_parts
@@ -29,6 +31,7 @@ from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.rows.images import read_image
 
+from ..export.runs import SEGMENTER, make_run
 from .faulty_proxy import S3_SERVER, Fault, Proxy, environment_of, serving, standing_before
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int32())])
@@ -217,6 +220,18 @@ def test_an_object_that_may_not_be_read_is_one_image_s_error(s3: Proxy) -> None:
     assert (error.value.kind, error.value.uri) == ("missing", photo)
 
 
+def test_a_fingerprint_lists_a_folder_once_and_changes_with_a_file(s3: Proxy) -> None:
+    names = {f"s3://bucket/films/{name}.png": name for name in "abc"}
+    for uri in names:
+        storage.write_bytes(uri, b"frame")
+    s3.seen.clear()
+    first = storage.fingerprint(names)
+    assert [verb for _, verb, *_ in s3.seen] == ["GET"]
+    assert storage.fingerprint(names) == first
+    storage.write_bytes("s3://bucket/films/b.png", b"another")
+    assert storage.fingerprint(names) != first
+
+
 def test_a_bucket_that_is_not_there_is_named(s3: Proxy) -> None:
     with pytest.raises(CannotRunError, match="nowhere"):
         storage.write_bytes("s3://nowhere/a.bin", b"x")
@@ -347,3 +362,56 @@ def test_a_run_on_buckets_alone_throttled_cut_and_killed_ends_with_the_table_of_
     listings = [(when, path) for when, verb, path, _ in s3.seen if "list-type=2" in path]
     assert listings
     assert not [path for when, path in listings if first_commit < when < last_commit]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_photographs_cams_labels_runs_and_masks_of_commands_may_be_in_buckets(
+    s3: Proxy, tmp_path: Path
+) -> None:
+    write_photographs(tmp_path / "photographs", 4)
+    (tmp_path / "cams").mkdir()
+    cam = np.zeros((2, 12, 16), np.float16)
+    cam[0, 2:6, 2:6] = cam[1, 6:10, 8:14] = 1
+    for number in range(4):
+        np.savez(tmp_path / "cams" / f"photo-{number:02d}.npz", keys=[0, 1], cam=cam)
+    (tmp_path / "run").mkdir()
+    make_run(tmp_path / "run", "train_segmenter-r0")
+    save_segmenter(str(tmp_path / "run/train_segmenter-r0-00000000/model.pt"))
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path).as_posix()
+            storage.write_bytes(f"s3://bucket/commands/{name}", path.read_bytes())
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    at = "s3://bucket/commands"
+    images = ["--images", f"{at}/photographs/images"]
+    commands = {
+        "masks": ["--cams", f"{at}/cams", "--labels", f"{at}/photographs/labels.csv"],
+        "predict": [f"{at}/run", "--set", "predict.actors=1"],
+    }
+    for name, options in commands.items():
+        options += [*images, "--out", f"{at}/{name}", "--address", "local"]
+        options += ["--set", "runtime.object_store_bytes=150000000"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pmm_ray.cli", name, *options],
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        made = [uri.rsplit("/", 1)[-1] for uri in storage.list_files(f"{at}/{name}/masks")]
+        assert made == [f"photo-{number:02d}.png" for number in range(4)]
+        assert not [*place.iterdir()]
+
+
+def save_segmenter(uri: str) -> None:
+    """A segmenter of four classes at random."""
+    from pmm_ray.nets.checkpoints import save_model
+    from pmm_ray.nets.segmenter import build_segmenter
+
+    config = RunConfig.model_validate({"segmenter": SEGMENTER | {"weights": "none"}}).segmenter
+    space = LabelSpace.from_names(["disc", "square", "cross"], "shapes")
+    meta = {"config": config.model_dump(mode="json"), "num_classes": 4, "ignore_index": 255}
+    meta |= {"label_space": space.to_json(), "round": 0, "training": {}}
+    save_model(uri, "segmenter", build_segmenter(config, 4, 255), meta)

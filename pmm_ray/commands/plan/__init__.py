@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pmm_ray.commands import command
-from pmm_ray.config import load_recipe
 from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
+from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.sources.reading.names import path_below
 
 # a plan's own folder: no name that anybody else gives
@@ -55,7 +55,7 @@ def plan_recipe(
     from pmm_ray.report.console import print_whole
 
     started = time.monotonic()
-    config = load_recipe(recipe, settings)
+    config = read_recipe(recipe, settings)
     place = storage.absolute(run_dir or str(Path("runs") / config.name))
     with _scratch(place) as scratch:
         measured = measure(config, scratch, sample, address, progress)

@@ -27,10 +27,10 @@ def place(
         rows: alive nodes as `ray.nodes()` lists them.
         config: `cpu_labels`, and what an autoscaler may add. Without labels, stages without a GPU
             run on the nodes without one; on all nodes if each has one.
-        local: whether this process started the Ray it uses.
+        local: whether this process started the Ray it uses, to which no node comes.
     """
     there = [Node.of(row) for row in rows]
-    nodes = [*there, *_may_come(there, config.autoscaled_nodes)]
+    nodes = [*there, *([] if local else _may_come(there, config.autoscaled_nodes))]
     labels = dict(config.cpu_labels)
     if labels:
         chosen = [node for node in nodes if node.accepts(labels)]

@@ -268,8 +268,10 @@ class ClusterResources:
             for (shape, holds), count in sorted(shapes.items())
         )
         less = f"set {key} lower" if key else "ask for less"
+        more = "add nodes, or name those that an autoscaler may add in runtime.autoscaled_nodes"
+        if self.local:
+            more = "or connect to a cluster: --address, RAY_ADDRESS"
         raise CannotRunError(
             f"{what} needs {need}{on}, and there is room for {room}: "
-            f"{there or 'there are none of these nodes'}. You can {less}, add nodes, or name "
-            "those that an autoscaler may add in runtime.autoscaled_nodes."
+            f"{there or 'there are none of these nodes'}. You can {less}, {more}."
         )

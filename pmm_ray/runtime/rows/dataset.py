@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pyarrow.compute as pc
 
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file
 from pmm_ray.runtime.core.manifest import Manifest, manifest_hash, open_manifest
@@ -19,10 +20,12 @@ class DataSet:
 
     Attributes:
         truth: hash of the stage that made the ground-truth masks, if one did; else empty.
+        files: fingerprint of the photographs' files where they count; else empty.
     """
 
     manifest: Manifest
     truth: tuple[str, ...] = ()
+    files: str = ""
 
     @classmethod
     def open(cls, uri: str) -> DataSet:
@@ -33,10 +36,17 @@ class DataSet:
         """The same images, with the masks that a stage made."""
         return replace(self, truth=(stage_hash,))
 
+    def with_files(self) -> DataSet:
+        """The same images, whose hash changes when a photograph is written again."""
+        rows = read_table(self.manifest.uri, ["image_id", "uri"])
+        ids, uris = (rows.column(name).to_pylist() for name in ("image_id", "uri"))
+        names = {self.manifest.locate(uri): i for uri, i in zip(uris, ids, strict=True)}
+        return replace(self, files=storage.fingerprint(names))
+
     @cached_property
     def hash(self) -> str:
         """Of all that decides results, see `manifest_hash`."""
-        return manifest_hash(self.manifest.uri)
+        return manifest_hash(self.manifest.uri) + self.files
 
     @cached_property
     def images(self) -> TableIndex:

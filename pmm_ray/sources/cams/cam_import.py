@@ -86,15 +86,16 @@ def import_photographs(
     known, exif = _known_classes(cams, photographs.root, names)
     space = space or known or (COCO14 if reading.class_ids == "coco90" else None)
     index = NameIndex(photographs.files)
-    joined = None if lines is None else join_lines(lines, index, lambda name: (name,))
+    joined = join_lines(lines or (), index)
+    of = None if lines is None else joined.unsure(photographs.files) | joined.of
     matched, unsure, how = _match(photographs, cams)
     named_by_csv = space is None and lines is not None
     if space is None:
         reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels, reading)
-        space = _space_of(joined, matched, cams, reader, labels_csv or "")
+        space = _space_of(joined.of, matched, cams, reader, labels_csv or "")
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
     importer.labels_from = labels_csv or f"the {cams.what}s: every class of one counts"
-    importer.notes += joined.notes if joined else ()
+    importer.notes += [*joined.notes, *_lone(joined, of or {})]
     if named_by_csv and space.names[1] != "class 1":
         shown = ", ".join(f"{i} = {name}" for i, name in enumerate(space.names) if i)
         importer.notes.append(f"classes of the CAMs, as {labels_csv} does not number them: {shown}")
@@ -115,7 +116,7 @@ def import_photographs(
             for uri in uris:
                 importer.fail(image_id, "label", text, uri)
             continue
-        labels = partial(_label_ids, files[0], joined, space)
+        labels = partial(_label_ids, files[0], of, space)
         importer.add(image_id, uris[0], "train", labels)
     for uri in cams.repeated:
         importer.fail(
@@ -153,11 +154,19 @@ def _match(
     return matched, unsure, pairs.how
 
 
-def _label_ids(name: str, joined: JoinedLines | None, space: LabelSpace) -> list[int]:
+def _lone(joined: JoinedLines, of: Mapping[str, LabelLine]) -> list[str]:
+    """A note of the lines that no photograph has."""
+    had = {line.name for line in of.values()}
+    lone = [line.name for line in joined.missed if line.name not in had]
+    such = f"{len(lone)}, such as {lone[0]!r}" if lone else ""
+    return [f"lines of the CSV without a photograph: {such}"] if lone else []
+
+
+def _label_ids(name: str, lines: Mapping[str, LabelLine] | None, space: LabelSpace) -> list[int]:
     """The contiguous ids of a photograph's CSV line; none where there is no CSV."""
-    if joined is None:
+    if lines is None:
         return []
-    line = joined.of.get(name)
+    line = lines.get(name)
     if line is None:
         raise ValueError("the CSV does not name this photograph")
     if line.fault:
@@ -210,7 +219,7 @@ def _manifest_of_run(cams: CamFolder) -> Manifest | None:
 
 
 def _space_of(
-    joined: JoinedLines | None,
+    lines: Mapping[str, LabelLine],
     matched: Mapping[str, Sequence[str]],
     cams: CamFolder,
     reader: CamReader,
@@ -222,7 +231,6 @@ def _space_of(
         CannotRunError: more than one order of the names fits the CAMs, or none.
     """
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)], "cams")
-    lines = joined.of if joined else {}
     names = [word for word in names_of(lines.values()) if not word.isdecimal()]
     if not names:
         return nameless

@@ -53,7 +53,6 @@ from pmm_ray.sources.masks.truth import MASK_SUFFIX, TruthMasks, check_truth_val
 from pmm_ray.sources.masks.truth_labels import compare_with_labels, numbered_space
 from pmm_ray.sources.reading.names import (
     NameIndex,
-    clean_path,
     has_ending,
     is_hidden,
     pair,
@@ -140,7 +139,7 @@ def import_folder(
     if labels_from == "folders" and csv_uri:
         images.notes.append(f"{csv_uri} is not read: data.labels_from is folders")
     images.notes += _lookalikes(photographs)
-    joined = join_lines(lines, NameIndex(photographs.files), _spellings)
+    joined = join_lines(lines, NameIndex(photographs.files))
     images.notes += joined.notes
     unsure = {line.name: line.fault for line in joined.missed if line.fault}
     of_folders = splits_of_folders(photographs.files)
@@ -271,21 +270,6 @@ def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
     folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
     found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
     return {uri: folder for uri, folder in found.items() if storage.exists(uri)}
-
-
-def _spellings(written: str) -> tuple[str, ...]:
-    """A name as it stands in a CSV; below the folder of photographs if it begins with that, in any
-    case and on any system.
-
-    A spreadsheet makes `7.0` of the name 7.
-    """
-    beginnings = tuple(f"{folder}/" for folder in IMAGE_FOLDERS)
-    path = clean_path(written)
-    begins = path.casefold().startswith
-    below = next((path[len(b) :] for b in beginnings if begins(b.casefold())), None)
-    ways = (written,) if below is None else (below, written)
-    number = written.removesuffix(".0")
-    return (*ways, number) if number != written and number.isdecimal() else ways
 
 
 def read_folder_classes(root: str, name: str) -> ClassList | None:
