@@ -24,7 +24,7 @@ from tests.system.faulty_proxy import (
     serving,
     standing_before,
 )
-from tests.system.test_object_stores import masks_of
+from tests.system.test_runs_in_buckets import masks_of
 
 _RUN = "s3://bucket/run"
 

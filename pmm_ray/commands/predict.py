@@ -14,7 +14,7 @@ from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import RECORD_FILE
+from pmm_ray.runtime.core.files import RECORD_FILE, RESOLVED_FILE
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.runtime.core.stage import Stage
@@ -67,7 +67,7 @@ def find_segmenter(source: str, settings: Sequence[str]) -> tuple[str, RunConfig
         segmenter = load_run(source, with_curves=False).final_segmenter
         if segmenter is None:
             raise CannotRunError(f"{source} has no trained segmenter yet: finish `pmm run` first")
-        resolved = storage.join(source, "resolved.yaml")
+        resolved = storage.join(source, RESOLVED_FILE)
         # its section `runtime` is of the machines that the run was made on
         config = read_recipe(resolved, settings, without="runtime")
         return segmenter.folder.path("model.pt"), config

@@ -24,6 +24,8 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.sources.datasets.shapes import make_shapes
 
+from .faulty_proxy import S3_SERVER, Proxy, environment_of, serving, standing_before
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -201,3 +203,39 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys = np.array(row["labels"]) - 1
         np.savez(folder / "cams" / f"{row['image_id']}.npz", keys=keys, cam=cam.astype(np.float16))
     return folder
+
+
+@pytest.fixture(scope="module")
+def gcs_server() -> Iterator[int]:
+    """The port of an emulator of Google's store."""
+    with serving("-m", "gcp_storage_emulator", "start", "--in-memory", "--port") as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def proxy_server() -> Iterator[Proxy]:
+    with serving(*S3_SERVER) as port, standing_before(port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(proxy_server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """`s3://bucket` behind a proxy."""
+    for name, value in environment_of(proxy_server).items():
+        monkeypatch.setenv(name, value)
+    storage._filesystem.cache_clear()
+    proxy_server.seen.clear()
+    yield proxy_server
+    proxy_server.faults.clear()
+    storage._filesystem.cache_clear()
+
+
+@pytest.fixture
+def gs(gcs_server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`gs://bucket`."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{gcs_server}")
+    url = f"http://127.0.0.1:{gcs_server}/storage/v1/b?project=test"
+    assert requests.post(url, json={"name": "bucket"}, timeout=30).status_code in (200, 409)
+    storage._filesystem.cache_clear()
+    yield
+    storage._filesystem.cache_clear()
