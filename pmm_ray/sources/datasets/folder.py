@@ -191,13 +191,11 @@ def import_folder(
         )
         images.notes.append(f"photographs {where}: {unnamed}")
     images.errors.sort(key=lambda error: error.image_id)
-    labelled = {
-        row.ground_truth_uri: row.labels
-        for row in images.rows.values()
-        if row.labels and row.ground_truth_uri
-    }
+    truths = {row.ground_truth_uri: row.labels for row in images.rows.values()}
+    labelled = {truth: labels for truth, labels in truths.items() if truth and labels}
     looked = look_into([*labelled])
-    images.notes += check_truth_values(looked, space)
+    others = look_into([truth for truth in truths if truth and truth not in labelled])
+    images.notes += check_truth_values(looked, others, space)
     images.notes += compare_with_labels(looked, labelled, files, space)
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
