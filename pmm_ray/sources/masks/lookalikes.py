@@ -26,19 +26,18 @@ _PHOTO = "image|img|im|photo|picture|pic|rgb|sat|orig|original|leftimg8bit|train
 def _affixed(words: str) -> re.Pattern[str]:
     """Words at the beginning of a name or at its end, there with numbers between and behind."""
     return re.compile(
-        rf"^(?:{words})(?:[ _.-]+|(?=\d)|$)|[ _.-]+(?:{words})(?:[ _.-]*(?:{words}|[\d()]))*$",
-        re.IGNORECASE,
+        rf"^(?:{words})(?:[ _.-]+|(?=\d)|$)|[ _.-]+(?:{words})(?:[ _.-]*(?:{words}|[\d()]))*$"
     )
 
 
 _MASK_NAME, _PNG_NAME, _PHOTO_NAME = map(_affixed, (_MASK, _OF_A_PNG, _PHOTO))
-_MASK_FOLDER = re.compile(rf"(?<![a-z])(?:{_MASK}|labels?|segmentation\w*)(?![a-z])", re.IGNORECASE)
-_HINT = re.compile("mask|seg|gt|truth|label|trimap|matte|anno|lesion|manual|inst|sem|col", re.I)
+_MASK_FOLDER = re.compile(rf"(?<![a-z])(?:{_MASK}|labels?|segmentation\w*)(?![a-z])")
+_HINT = re.compile("mask|seg|gt|truth|label|trimap|matte|anno|lesion|manual|inst|sem|col")
 
 
 def called_as_masks(folder: str) -> bool:
     """Whether the name of a folder, or of one in its path, says that masks are in it."""
-    return _MASK_FOLDER.search(folder) is not None
+    return _MASK_FOLDER.search(folder.lower()) is not None
 
 
 class Lookalike(NamedTuple):
@@ -90,19 +89,20 @@ class _Picture(NamedTuple):
 def _picture(name: str) -> _Picture:
     folder, _, stem = stem_path(name).rpartition("/")
     bare = _without_ending(stem)
-    # of a hundred thousand names few hold such a word
-    if not _HINT.search(name):
+    # patterns are of small letters: in any case they take ten times as long
+    if not _HINT.search(name.lower()):
         return _Picture(name, folder, stem, bare)
     in_masks = called_as_masks(folder)
-    named = in_masks or _MASK_NAME.search(bare) is not None
+    small = bare.lower()
+    named = in_masks or _MASK_NAME.search(small) is not None
     pattern = _PNG_NAME if has_ending(name, ".png") else _MASK_NAME
-    return _Picture(name, folder, stem, _without_ending(pattern.sub("", bare)), in_masks, named)
+    rest = _without_ending(pattern.sub("", small))
+    return _Picture(name, folder, stem, stem if rest == stem.lower() else rest, in_masks, named)
 
 
 def _key(picture: _Picture) -> str:
     """What a photograph and its masks have in common: of image.png and mask.png their folder."""
-    bare = picture.bare.casefold()
-    return _PHOTO_NAME.sub("", bare) or f"{picture.folder}/"
+    return _PHOTO_NAME.sub("", picture.bare.lower()) or f"{picture.folder}/"
 
 
 def _without_ending(stem: str) -> str:
