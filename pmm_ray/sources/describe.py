@@ -113,7 +113,7 @@ def _sections() -> Iterable[str]:
 def _formats() -> Iterable[tuple[str, str, str]]:
     for name, endings in FORMATS.items():
         needs = "`pip install 'pmm-ray[photos]'`" if name in EXTRAS else ""
-        yield name, _code(endings) or "as `.jpg`", needs
+        yield name, _code(endings), needs
 
 
 def _layouts(layouts: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, image_size
+from pmm_ray.runtime.rows.images import decode_mask, decode_rgb, image_header
 from pmm_ray.sources.cams.cam_files import find_cams
 from pmm_ray.sources.cams.cam_reader import CamReader
 from pmm_ray.sources.datasets.parquet import import_parquet
@@ -76,9 +76,9 @@ def parquet() -> bytes:
 def test_photographs(data: bytes) -> None:
     for apply_exif in (False, True):
         most = {"apply_exif": apply_exif, "max_pixels": 10**6}
-        size = ours(lambda most=most: image_size(data, **most), RowError)
+        header = ours(lambda most=most: image_header(data, **most), RowError)
         image = ours(lambda most=most: decode_rgb(data, **most), RowError)
-        assert image is None or (image.dtype == np.uint8 and image.shape == (*size, 3))
+        assert image is None or (image.dtype == np.uint8 and image.shape == (*header.size, 3))
 
 
 @fuzz

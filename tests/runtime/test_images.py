@@ -15,9 +15,9 @@ from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows import images
 from pmm_ray.runtime.rows.images import (
     decode_rgb,
-    image_size,
+    image_header,
+    read_header,
     read_image,
-    read_image_size,
 )
 
 
@@ -57,7 +57,7 @@ def test_real_photographs_decode_as_with_opencv(shared: Path) -> None:
         data = path.read_bytes()
         expected = cv2.imdecode(np.frombuffer(data, np.uint8), flags)[..., ::-1]
         assert np.array_equal(decode(data), expected), path.name
-        assert image_size(data, apply_exif=False) == expected.shape[:2]
+        assert image_header(data, apply_exif=False).size == expected.shape[:2]
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -196,8 +196,8 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     }[orientation]
     assert np.array_equal(upright, expected)
     assert upright.flags.c_contiguous
-    assert image_size(data, apply_exif=True) == upright.shape[:2]
-    assert image_size(data, apply_exif=False) == (24, 40)
+    assert image_header(data, apply_exif=True).size == upright.shape[:2]
+    assert image_header(data, apply_exif=False).size == (24, 40)
     if kind == "JPEG":
         opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         assert np.array_equal(upright, opencv[..., ::-1])
@@ -226,7 +226,7 @@ def test_tiff_size_and_pixels_agree(orientation: int) -> None:
     data = encoded(Image.fromarray(photo()), "TIFF", tiffinfo={0x0112: orientation})
     for apply_exif in (False, True):
         out = decode(data, apply_exif=apply_exif)
-        assert image_size(data, apply_exif=apply_exif) == out.shape[:2]
+        assert image_header(data, apply_exif=apply_exif).size == out.shape[:2]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -250,7 +250,7 @@ def test_a_jpeg_cut_by_its_last_bytes_is_detected() -> None:
     "data", [b"", b"hello, I am no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
 )
 def test_other_bytes_are_decode_errors(data: bytes) -> None:
-    for read in (decode_rgb, image_size):
+    for read in (decode_rgb, image_header):
         with pytest.raises(RowError) as caught:
             read(data, apply_exif=True, uri="a.jpg")
         assert caught.value.kind == "decode"
@@ -264,7 +264,7 @@ def test_damage_anywhere_never_escapes_as_another_exception() -> None:
         for _ in range(60):
             damaged = bytearray(data)
             damaged[int(rng.integers(len(data)))] ^= int(rng.integers(1, 256))
-            for read in (decode_rgb, image_size):
+            for read in (decode_rgb, image_header):
                 # RowError is the only exception that may leave
                 with contextlib.suppress(RowError):
                     read(bytes(damaged), apply_exif=True, max_pixels=10**6)
@@ -275,7 +275,7 @@ def test_too_large_is_refused_before_decoding() -> None:
     bomb = encoded(Image.new("L", (1, 1)))
     bomb = bomb[:16] + struct.pack(">II", 60_000, 60_000) + bomb[24:]
     bomb = bomb[:29] + struct.pack(">I", zlib.crc32(bomb[12:29])) + bomb[33:]
-    for read in (decode_rgb, image_size):
+    for read in (decode_rgb, image_header):
         with pytest.raises(RowError) as caught:
             read(bomb, apply_exif=False)
         assert caught.value.kind == "too_large"
@@ -287,7 +287,7 @@ def test_too_large_is_refused_before_decoding() -> None:
 @pytest.mark.filterwarnings("error")
 def test_no_warning_below_the_limit() -> None:
     large = encoded(Image.new("1", (10_000, 9_500)))
-    assert image_size(large, apply_exif=False) == (9_500, 10_000)
+    assert image_header(large, apply_exif=False).size == (9_500, 10_000)
 
 
 def test_one_pixel() -> None:
@@ -299,8 +299,8 @@ def test_read_image_and_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.fromarray(photo())))
     assert np.array_equal(read_image(str(path), apply_exif=False), photo())
-    assert read_image_size(str(path), apply_exif=False) == (24, 40)
-    for read in (read_image, read_image_size):
+    assert read_header(str(path), apply_exif=False).size == (24, 40)
+    for read in (read_image, read_header):
         with pytest.raises(RowError) as caught:
             read(str(tmp_path / "none.png"), apply_exif=False)
         assert caught.value.kind == "missing"
@@ -318,11 +318,11 @@ def test_size_of_a_file_whose_header_is_not_at_its_start(
     for kind in ("JPEG", "TIFF", "PNG"):
         path = tmp_path / kind
         path.write_bytes(encoded(Image.fromarray(noise), kind))
-        assert read_image_size(str(path), apply_exif=True) == (50, 60)
+        assert read_header(str(path), apply_exif=True).size == (50, 60)
     path = tmp_path / "garbage"
     path.write_bytes(b"x" * 1000)
     with pytest.raises(RowError, match="not an image"):
-        read_image_size(str(path), apply_exif=True)
+        read_header(str(path), apply_exif=True)
 
 
 @pytest.mark.parametrize(("kind", "module"), [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")])

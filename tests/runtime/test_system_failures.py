@@ -26,7 +26,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.mapping.tasks import Output, run_chunk
 from pmm_ray.runtime.mapping.workers import InputRow, row_by_row
-from pmm_ray.runtime.rows.images import read_file, read_image_size
+from pmm_ray.runtime.rows.images import read_file, read_header
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import TrainingRow, TrainingSet, batches, training_rows
 from pmm_ray.runtime.training.sampling import BatchPlan
@@ -120,7 +120,7 @@ def test_a_real_input_output_error_ends_an_import(tmp_path: Path, shapes: Manife
     (tmp_path / "labels.csv").write_text("image_id,labels\na,cat\nb,cat\n")
     uri = str(tmp_path / "images" / "b.jpg")
     with pytest.raises(MayPassError, match=r"b\.jpg.*Input/output error"):
-        read_image_size(uri, apply_exif=False)
+        read_header(uri, apply_exif=False)
     with pytest.raises(MayPassError, match=r"b\.jpg.*Input/output error"):
         import_folder(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "errors").exists()

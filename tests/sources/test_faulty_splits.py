@@ -1,4 +1,4 @@
-"""Splits that number their files alike, and one photograph in the rows of two."""
+"""Splits that number their files alike, one photograph in two, and two words for its split."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.datasets.coco_files import STRANGERS
 from pmm_ray.sources.importing.import_report import ImportReport
 
 from .coco_tree import annotation, box, entry, photo
 from .coco_tree import write as write_coco
-from .faulty import KINDS, rows
+from .faulty import KINDS, a_folder, rows
 
 
 def a_set(root: Path, files: dict[str, tuple[str, ...]], *photographs: str) -> ImportReport:
@@ -124,3 +125,80 @@ def test_of_one_number_in_two_splits_one_may_be_missing(tmp_path: Path) -> None:
     [mask] = rows(report)
     objects = drawn(tmp_path)
     assert objects[mask] == [2]
+
+
+# the split of an entry, and that of its file
+
+
+def a_named(root: Path, file: str, **own: str) -> ImportReport:
+    """A file of a split with two entries, of which the first names its own."""
+    for name in ("a.jpg", "b.jpg"):
+        photo(root / "images" / name)
+    images = [entry(1, "a.jpg", **own), entry(2, "b.jpg")]
+    objects = [annotation(n, 1, [box(1, 1, 5, 5)]) for n in (1, 2)]
+    write_coco(root / f"{file}.json", images, objects, KINDS)
+    return import_coco(str(root), str(root / "out"))
+
+
+@pytest.mark.parametrize("key", ["split", "subset"])
+@pytest.mark.parametrize(("file", "word"), [("train", "val"), ("val", "train"), ("train", "valid")])
+def test_an_entry_of_another_split_than_its_file_is_an_error(
+    file: str, word: str, key: str, tmp_path: Path
+) -> None:
+    report = a_named(tmp_path, file, **{key: word})
+    [error] = report.errors
+    assert (error.image_id, error.kind) == ("a", "label")
+    assert f"its entry says split {word!r}, its file {file!r}: keep one of them" in error.message
+    assert [row["split"] for row in rows(report).values()] == [file]
+    assert STRANGERS not in report.counts
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("train", "train"), ("training", "train"), ("coco-web", "train"), ("test", "test")],
+)
+def test_another_word_of_an_entry_contradicts_nothing(
+    word: str, split: str, tmp_path: Path
+) -> None:
+    report = a_named(tmp_path, "train", subset=word)
+    assert not report.errors
+    assert [row["split"] for row in rows(report).values()] == [split, "train"]
+
+
+# folders of splits, and something beside them
+
+
+@pytest.mark.parametrize("other", ["cover.jpg", "extra/c.jpg", "a_first.jpg"])
+def test_a_photograph_beside_folders_of_splits_is_named(other: str, tmp_path: Path) -> None:
+    csv = f"image_id,labels\ntrain/a,cat\nval/b,dog\n{other},cat\n"
+    report = a_folder(tmp_path, csv, "train/a.jpg", "val/b.jpg", other)
+    assert {row["split"] for row in rows(report).values()} == {"train"}
+    [said] = report.notes
+    assert "of split train in folders of other splits: 1, such as 'val/b.jpg'" in said
+    assert f"called as splits, and {other!r} is not: move it, or write the column split" in said
+
+
+@pytest.mark.parametrize(
+    "names", [("set1/train/a.jpg", "set1/val/b.jpg"), ("val/a.jpg",), ("a.jpg", "Test/b.jpg")]
+)
+def test_folders_that_tell_no_split_are_said(names: tuple[str, ...], tmp_path: Path) -> None:
+    lines = "".join(f"{name},cat\n" for name in names)
+    [said] = a_folder(tmp_path, f"image_id,labels\n{lines}", *names).notes
+    assert f"other splits: 1, such as {names[-1]!r}" in said
+
+
+@pytest.mark.parametrize(
+    ("splits", "names"),
+    [
+        ("val", ("train/a.jpg", "val/b.jpg")),  # no note where folders tell all
+        ("", ("train/a.jpg", "val/b.jpg")),
+        ("val", ("train/a.jpg", "val/b.jpg", "cover.jpg")),
+        ("", ("train/a.jpg", "cover.jpg")),
+        ("", ("validated/a.jpg", "tests/cover.jpg")),
+    ],
+)
+def test_photographs_whose_split_is_told_are_not(
+    splits: str, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    lines = [f"{n},cat,{splits and ('val' if 'val/' in n else 'train')}\n" for n in names]
+    assert a_folder(tmp_path, f"image_id,labels,split\n{''.join(lines)}", *names).notes == ()

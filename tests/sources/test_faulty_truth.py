@@ -163,6 +163,41 @@ def test_masks_between_the_first_ones_are_looked_into(tmp_path: Path) -> None:
         import_(tmp_path, labels, dict.fromkeys(names, (1,)))
 
 
+# masks of images without labels, which only a score would look at
+
+
+def test_masks_of_the_held_out_side_that_hold_no_class_are_refused(tmp_path: Path) -> None:
+    labels = {"a": "cat", "b": "cat", "d": "", "e": ""}
+    with pytest.raises(CannotRunError, match=r"masks/d\.png and its like hold only 0 and 255"):
+        import_(tmp_path, labels, {"d": (255,), "e": (255,)})
+
+
+def test_so_they_are_where_those_of_labels_are_empty(tmp_path: Path) -> None:
+    labels = {"a": "cat", "b": "cat", "d": ""}
+    with pytest.raises(CannotRunError, match=r"masks/d\.png and its like hold only 0 and 255"):
+        import_(tmp_path, labels, {"a": (0,), "d": (255,)})
+
+
+def test_beside_masks_of_classes_they_are_said(tmp_path: Path) -> None:
+    labels = {"a": "cat", "b": "dog", "d": "", "e": ""}
+    report = import_(tmp_path, labels, {"a": (1, 255), "b": (2,), "d": (255,), "e": (255,)})
+    [said] = report.notes
+    assert said.startswith(f"masks of images without labels: {tmp_path}/masks/d.png and its like")
+    assert "255 means 'not labelled': if it is the class, save it as its id" in said
+
+
+@pytest.mark.parametrize("value", [7, 76, 254])
+def test_values_that_are_no_class_are_said_of_them_too(value: int, tmp_path: Path) -> None:
+    report = import_(tmp_path, {"a": "cat", "d": ""}, {"d": (value,)})
+    assert f"masks hold [{value}], which are no classes: 0..1 and 255 are" in report.notes[0]
+
+
+def test_masks_of_background_or_of_some_not_labelled_are_right(tmp_path: Path) -> None:
+    labels = {"a": "cat", "b": "dog", "d": "", "e": ""}
+    report = import_(tmp_path, labels, {"a": (1,), "b": (2,), "d": (255, 1), "e": (0,)})
+    assert report.notes == ()
+
+
 # labels that are numbers
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import MayPassError, RowError
+from pmm_ray.runtime.rows.images import Header
 from pmm_ray.sources.importing import importer as module
 from pmm_ray.sources.importing.importer import Importer
 
@@ -18,7 +19,11 @@ SPACE = LabelSpace.from_names(["cat"])
 
 
 def importer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> Importer:
-    monkeypatch.setattr(module, "read_image_size", lambda uri, **_: read(uri))
+    def header(uri: str, **_: object) -> Header:
+        size = read(uri)
+        return Header(size, size, 1, hash(uri))
+
+    monkeypatch.setattr(module, "read_header", header)
     return Importer(str(tmp_path), SPACE, source="test", exif="ignore")
 
 

@@ -13,9 +13,10 @@ import importlib
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.rows.wide_samples import has_16_bits, is_16_bit_grey, refuse_black
 
 # Pillow's own limit of a decompression bomb; a larger `max_pixels` has no effect
 MAX_PIXELS = 178_956_970
@@ -32,7 +34,7 @@ HEAD_BYTES = 256 * 1024
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (),  # several JPEGs in one file, the first counts; phones write them as .jpg
+    "MPO": (".mpo",),  # several JPEGs in one file, the first counts; phones write them as .jpg
     "PNG": (".png", ".apng"),
     "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
@@ -51,7 +53,9 @@ EXTRAS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 """Formats that need a package of the optional extra `photos`."""
 
 UNREAD = (
-    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw"),
+    *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".raf"),
+    *(".rw2", ".rwl", ".raw", ".pef", ".srw", ".3fr", ".iiq", ".x3f", ".gpr", ".mrw", ".kdc"),
+    *(".dcr", ".erf", ".mef"),
     *(".psd", ".svg", ".eps", ".pdf", ".tga", ".exr", ".hdr", ".ico", ".dcm"),
 )
 """Endings of pictures that are not read: such a file is an error row, never passed over."""
@@ -64,8 +68,10 @@ CONVERT = "convert it to JPEG or PNG, for example `magick mogrify -format jpg FI
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _JXL_SIGNATURES = (b"\xff\n", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
-_MOST_OF_12_BITS = 4095
 _ORIENTATION = ExifTags.Base.Orientation
+# of the eight orientations, those that exchange height and width begin here
+_FIRST_ON_ITS_SIDE = 5
+_END_BYTES = 4096
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
 _PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PNG_HEADER_BYTES = 16, 24, 25, 33
@@ -101,10 +107,10 @@ def decode_rgb(
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
         orientation = _orientation(image) if apply_exif else 1
-        wide = _has_16_bits(image)
+        wide = has_16_bits(image)
         image.load()
         if wide:
-            _refuse_black(image, uri)
+            refuse_black(image, uri)
         rgb = _to_rgb(image, uri)
         # nothing but the orientation: Pillow would stumble over any other tag that is damaged
         rgb.info.clear()
@@ -112,10 +118,24 @@ def decode_rgb(
         return np.array(ImageOps.exif_transpose(rgb), np.uint8)
 
 
-def image_size(
+class Header(NamedTuple):
+    """What the first bytes of a photograph say.
+
+    `size` is (height, width) as `decode_rgb` returns them, px, `stored_size` before it applies the
+    EXIF `orientation`, 1..8, 1 where there is none; `content` is a number that copies of a file
+    share, and hardly ever two others.
+    """
+
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+    orientation: int
+    content: int
+
+
+def image_header(
     data: bytes, *, apply_exif: bool, max_pixels: int = MAX_PIXELS, uri: str = ""
-) -> tuple[int, int]:
-    """(height, width) as `decode_rgb` would return them, from the header only.
+) -> Header:
+    """The header of an encoded photograph.
 
     Args:
         data: the file's bytes, or at least those of its header.
@@ -125,9 +145,12 @@ def image_size(
         RowError: `decode` (no readable header) or `too_large`.
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
-        width, height = image.size
-        swapped = apply_exif and _orientation(image) >= 5
-        return (width, height) if swapped else (height, width)
+        stored = image.size[::-1]
+        orientation = _orientation(image) if apply_exif else 1
+    size = stored[::-1] if orientation >= _FIRST_ON_ITS_SIDE else stored
+    # of the end, where even files of one length and one camera differ
+    content = len(data) << 32 | zlib.crc32(data[-_END_BYTES:])
+    return Header(size, stored, orientation, content)
 
 
 def read_image(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -135,20 +158,20 @@ def read_image(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> N
     return decode_rgb(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
-def read_image_size(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """`image_size` of a file, of which only the first bytes are read where they suffice.
+def read_header(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> Header:
+    """`image_header` of a file, of which only the first bytes are read where they suffice.
 
     Raises:
         RowError: `missing`, `decode` or `too_large`.
     """
     head = read_file(uri, HEAD_BYTES)
     try:
-        return image_size(head, apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+        return image_header(head, apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
     except RowError as error:
         if error.kind == "too_large" or len(head) < HEAD_BYTES:
             raise
         # a long colour profile, or a TIFF whose directory is at its end
-        return image_size(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
+        return image_header(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
 def is_turned(data: bytes, *, uri: str = "") -> bool:
@@ -360,37 +383,8 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _has_16_bits(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that is not loaded has 16-bit samples; of colours Pillow keeps 8 of them."""
-    raw = [str(tile[3]) for tile in image.tile]
-    return any(";16" in text or "65535" in text for text in raw) or _is_16_bit_grey(image)
-
-
-def _is_16_bit_grey(image: Image.Image) -> bool:
-    # Pillow brings a PGM to 0..65535, whatever its highest value is
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-
-
-def _refuse_black(image: Image.Image, uri: str) -> None:
-    """Raises RowError of 16-bit samples of which none is above 4095."""
-    if _is_16_bit_grey(image):
-        black = int(np.asarray(image).max()) <= _MOST_OF_12_BITS
-    else:
-        colours = image.convert("RGB") if image.has_transparency_data else image
-        highest = np.asarray(colours).max()
-        black = int(highest) <= round(_MOST_OF_12_BITS / 257)
-    if black:
-        raise RowError(
-            "decode",
-            "16-bit samples of which none is above 4095, nearly black: if they have 12 bits, "
-            "`magick mogrify -evaluate multiply 16 FILE` makes them 16 (10 bits: multiply 64); a "
-            "photograph that is dark is to be saved with 8 bits",
-            uri,
-        )
-
-
 def _to_rgb(image: Image.Image, uri: str) -> Image.Image:
-    if _is_16_bit_grey(image):
+    if is_16_bit_grey(image):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)

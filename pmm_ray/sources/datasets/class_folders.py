@@ -8,19 +8,18 @@ ROOT/SPLIT/CLASS/a.jpg    or   ROOT/CLASS/SPLIT/a.jpg, with folders called by a 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 
 from pmm_ray.labels import normalize_name
-from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources.importing.importer import Importer
+from pmm_ray.sources.importing.photographs import MASK_FOLDERS
 from pmm_ray.sources.labels.label_lines import DEFAULT_SPLIT, LabelLine, unlisted_fault
+from pmm_ray.sources.masks.lookalikes import called_as_masks, lookalikes
 from pmm_ray.sources.reading.cells import SEPARATOR
-from pmm_ray.sources.reading.names import grouped
+from pmm_ray.sources.reading.names import grouped, path_below
 from pmm_ray.sources.reading.split_names import affixed_splits, differ_by_split, is_split
 
 # folders of other layouts, which hold photographs of all classes
@@ -37,14 +36,7 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
     Raises:
         CannotRunError: folders that may be read in two ways, or that are no classes.
     """
-    folders = {name: name.split("/")[:-1] for name in names}
-    inside = {name: path for name, path in folders.items() if path}
-    if all(path[:1] == path[1:2] for path in inside.values()):
-        # as unpacking makes it: seg_train/seg_train
-        inside = {name: path[1:] for name, path in inside.items()}
-    placed = _by_split(inside) or _split_below(inside)
-    if placed is None:
-        placed = {name: (DEFAULT_SPLIT, path) for name, path in inside.items()}
+    placed = _placed(names)
     lines = []
     for name, (split, path) in placed.items():
         if path:
@@ -59,47 +51,75 @@ def folder_lines(names: Iterable[str]) -> list[LabelLine]:
     return lines
 
 
-def contradicted(lines: Sequence[LabelLine], files: Mapping[str, str]) -> list[LabelLine]:
-    """The lines, with a fault where one photograph is in the folders of two classes.
+def withdraw_contradicted(images: Importer, folder: str) -> None:
+    """Make errors of the photographs that are in the folders of two classes, under any names.
 
-    People copy a photograph of two classes into both folders, under its name.
+    Args:
+        images: all that were imported.
+        folder: of the photographs.
+    """
+    for found in images.copies(lambda row: row.labels).groups:
+        copies = [row for row in found if row.labels]
+        names = " and ".join(path_below(row.uri, folder) for row in copies[:3])
+        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
+        for row in copies:
+            text = f"the same photograph is {names}{more}: one of several classes needs a CSV"
+            images.withdraw(row.image_id, "label", text)
+
+
+def refuse_masks(lines: Iterable[LabelLine], root: str) -> None:
+    """Refuse pictures that are called as masks of photographs in their class.
+
+    A class may be called so itself: photographs of people with a mask.
 
     Args:
         lines: from `folder_lines`.
-        files: the uris of the photographs by their names.
+        root: of the data set.
+
+    Raises:
+        CannotRunError: there are such.
     """
-    by_name = grouped(lines, lambda line: posixpath.basename(line.name).casefold())
-    several = [found for found in by_name.values() if len({line.labels for line in found}) > 1]
-    folders = {storage.parent(files[line.name]) for found in several for line in found}
-    sizes: dict[str, tuple[int, int]] = {}
-    for folder in sorted(folders):
-        sizes |= storage.list_versions(folder)
-    fault_of: dict[str, str] = {}
-    for found in several:
-        by_size = grouped(found, lambda line: sizes.get(files[line.name], (-1, 0))[0])
-        for size, alike in by_size.items():
-            if size > 0 and len({line.labels for line in alike}) > 1:
-                fault_of |= _copies(alike, files)
-    return [replace(line, fault=fault_of.get(line.name, line.fault)) for line in lines]
+    for labels, of_class in grouped(lines, lambda line: line.labels).items():
+        found = [one for one in lookalikes(line.name for line in of_class) if one.named]
+        if found and not any(map(called_as_masks, labels)):
+            raise CannotRunError(
+                f"{found[0].name} is called as a mask of {found[0].photograph} is, and "
+                f"{len(found)} such files would be photographs of {labels[0]!r}: move masks into "
+                f"{root}/{MASK_FOLDERS[0]} under the paths of their photographs, as PNG files, and "
+                "call photographs otherwise"
+            )
 
 
-def _copies(lines: Sequence[LabelLine], files: Mapping[str, str]) -> dict[str, str]:
-    """What is wrong with those of some photographs that are one, by their names."""
-    by_content: dict[bytes, list[LabelLine]] = {}
-    for line in lines:
-        try:
-            digest = hashlib.sha256(storage.read_bytes(files[line.name])).digest()
-        # the import says what is wrong with a file that cannot be read
-        except OSError:
-            continue
-        by_content.setdefault(digest, []).append(line)
-    return {
-        line.name: f"the same photograph is {' and '.join(copy.name for copy in copies)}: one of "
-        "several classes needs a CSV"
-        for copies in by_content.values()
-        if len({copy.labels for copy in copies}) > 1
-        for line in copies
-    }
+def deeper_folders_note(names: Iterable[str]) -> list[str]:
+    """A sentence where a class has several folders below its own, which say nothing.
+
+    Args:
+        names: as of `folder_lines`.
+    """
+    found = []
+    for name, folders in sorted(_below(_placed(names).values()).items()):
+        found += [f"{name}/{folder}" for folder in sorted(folders)] if len(folders) > 1 else []
+    if not found:
+        return []
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return [
+        f"folders below those of classes are not read: {', '.join(found[:5])}{more}; if these are "
+        "the classes, move them up"
+    ]
+
+
+def _placed(names: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    """The split of each photograph in a folder, and its further folders, of which the first is its
+    class."""
+    folders = {name: name.split("/")[:-1] for name in names}
+    inside = {name: path for name, path in folders.items() if path}
+    if all(path[:1] == path[1:2] for path in inside.values()):
+        # as unpacking makes it: seg_train/seg_train
+        inside = {name: path[1:] for name, path in inside.items()}
+    placed = _by_split(inside) or _split_below(inside)
+    if placed is not None:
+        return placed
+    return {name: (DEFAULT_SPLIT, path) for name, path in inside.items()}
 
 
 def _by_split(inside: dict[str, list[str]]) -> dict[str, tuple[str, list[str]]] | None:
@@ -133,10 +153,7 @@ def _check(classes: set[str], placed: Iterable[tuple[str, list[str]]]) -> None:
     strange = sorted(name for name in classes if name.casefold() in _NO_CLASSES)
     if strange:
         raise CannotRunError(f"the folder {strange[0]!r} is no class: {_HOW}")
-    below: dict[str, set[str]] = {name: set() for name in classes}
-    for _, path in placed:
-        if len(path) > 1:
-            below[path[0]].add(path[1])
+    below = _below(placed)
     if len(classes) == 1 and len(below[only := min(classes)]) > 1:
         raise CannotRunError(
             f"all photographs are in the folder {only!r}, and {sorted(below[only])[:5]} are below "
@@ -156,6 +173,15 @@ def _check(classes: set[str], placed: Iterable[tuple[str, list[str]]]) -> None:
                 f"classes? {_HOW}: move the photographs of {shared[0]!r} into one folder, or those "
                 f"of {one!r} out of the folders below it"
             )
+
+
+def _below(placed: Iterable[tuple[str, list[str]]]) -> dict[str, set[str]]:
+    """The folders below that of each class."""
+    below: dict[str, set[str]] = {}
+    for _, path in placed:
+        if path:
+            below.setdefault(path[0], set()).update(path[1:2])
+    return below
 
 
 def folders_note(names: Iterable[str]) -> list[str]:

@@ -10,9 +10,10 @@
 
 Photographs are looked for in `images/SPLIT`, `SPLIT`, `images` and beside the JSON file; a
 `file_name` may name a folder below these. A file that is listed twice, in one split or in two, is
-an error row each time, however it is written. Where splits have files of one name each, their
-image ids begin with the split. EXIF orientation is applied, as annotation tools show photographs;
-one whose size differs from the stated one is an error row.
+an error row each time, however it is written; so is an entry whose `split` is another one than its
+file's. Where splits have files of one name each, their image ids begin with the split. EXIF
+orientation is applied, as annotation tools show photographs; one whose size differs from the stated
+one is an error row.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from pmm_ray.sources.reading.names import (
     safe_image_id,
     stem_path,
 )
+from pmm_ray.sources.reading.split_names import is_split, same_split
 
 FILES = (
     *("annotations/instances_{}.json", "annotations/{}.json", "{}.json"),
@@ -68,12 +70,14 @@ _OTHER_TASKS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "pano
 
 @dataclass(frozen=True, eq=False)
 class _Listed:
-    """An entry of `images` of a file; `split` is empty where nothing tells it."""
+    """An entry of `images` of a file; `split` is empty where nothing tells it, and `fault` says
+    what contradicts it."""
 
     file: int
     position: int
     split: str
     image: CocoImage
+    fault: str = ""
 
 
 @reads_source
@@ -116,12 +120,12 @@ def import_coco(
     counts = {"annotations": 0}
     base = storage.parent(root) if has_ending(root, _ENDINGS) else root
     places = [Places(_places(uri, split, base), out) for split, uri in files]
+    sources = [path_below(uri, base) for _, uri in files]
     listed = [
-        _Listed(number, position, image.split or split, image)
+        _listed(number, position, image, split, splits)
         for number, (split, uri) in enumerate(files)
         for position, image in enumerate(read_images(uri))
     ]
-    sources = [path_below(uri, base) for _, uri in files]
     wanted = {
         entry: Wanted(entry.image.file_name, sources[entry.file], places[entry.file], entry.split)
         for entry in listed
@@ -150,7 +154,9 @@ def import_coco(
             drawn = split in truth_splits and entry.position not in found.without_truth
             drawn = drawn and bool(found.labels[entry.position])
             photograph = photographs.get(entry) or RowError("label", image.fault, uri)
-            if isinstance(photograph, str) and times[image_id] > 1:
+            if isinstance(photograph, str) and entry.fault:
+                photograph = RowError("label", entry.fault, uri)
+            elif isinstance(photograph, str) and times[image_id] > 1:
                 other = "has the name of another file, but for its ending: call one otherwise"
                 photograph = RowError("label", f"{image.file_name} {other}", uri)
             if isinstance(photograph, RowError):
@@ -167,6 +173,22 @@ def import_coco(
         importer.notes += places[number].notes()
     metadata = {OBJECTS_KEY: index_objects(objects)} if storage.exists(objects) else {}
     return importer.finish(counts, metadata, found=len(listed) + len(unasked))
+
+
+def _listed(
+    file: int, position: int, image: CocoImage, split: str, splits: Sequence[str]
+) -> _Listed:
+    """An entry of the file of a split, which may be empty.
+
+    A `subset` may as well say where an image is from: a word that is called as no split is none.
+    """
+    own = image.split
+    if not own or (split and (same_split(own, split) or not (is_split(own) or own in splits))):
+        return _Listed(file, position, split, image)
+    if split and any(same_split(own, one) for one in splits):
+        text = f"its entry says split {own!r}, its file {split!r}: keep one of them"
+        return _Listed(file, position, split, image, text)
+    return _Listed(file, position, own, image)
 
 
 def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]:

@@ -24,7 +24,13 @@ from typing import Literal
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
-from pmm_ray.sources.datasets.class_folders import contradicted, folder_lines, folders_note
+from pmm_ray.sources.datasets.class_folders import (
+    deeper_folders_note,
+    folder_lines,
+    folders_note,
+    refuse_masks,
+    withdraw_contradicted,
+)
 from pmm_ray.sources.datasets.foreign import foreign_export
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
@@ -49,7 +55,8 @@ from pmm_ray.sources.labels.label_lines import (
     names_of,
     read_labels_csv,
 )
-from pmm_ray.sources.masks.truth import MASK_SUFFIX, TruthMasks, check_truth_values, look_into
+from pmm_ray.sources.masks.lookalikes import lookalikes
+from pmm_ray.sources.masks.truth import TruthMasks, check_truth_values, look_into
 from pmm_ray.sources.masks.truth_labels import compare_with_labels, numbered_space
 from pmm_ray.sources.reading.names import (
     NameIndex,
@@ -59,7 +66,7 @@ from pmm_ray.sources.reading.names import (
     path_below,
     stem_path,
 )
-from pmm_ray.sources.reading.split_names import same_split, splits_of_folders
+from pmm_ray.sources.reading.split_names import same_split, splits_of_folders, untold_splits
 
 
 @reads_source
@@ -136,8 +143,9 @@ def import_folder(
     if labels_from == "auto" and not lines:
         images.notes += _unread(root, photographs, csv_uri)
         images.notes += folders_note(photographs.files) if class_names is None else []
-    if labels_from == "folders" and csv_uri:
-        images.notes.append(f"{csv_uri} is not read: data.labels_from is folders")
+    if labels_from == "folders":
+        images.notes += deeper_folders_note(photographs.files)
+        images.notes += [f"{csv_uri} is not read: data.labels_from is folders"] if csv_uri else []
     images.notes += _lookalikes(photographs)
     joined = join_lines(lines, NameIndex(photographs.files))
     images.notes += joined.notes
@@ -146,6 +154,7 @@ def import_folder(
     images.notes += notes
     truth_masks = TruthMasks(space, classes.colours, out)
     files: dict[str, str] = {}
+    unsaid: list[str] = []
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         stem = stem_path(name)
@@ -153,6 +162,7 @@ def import_folder(
         line = joined.of.get(name, LabelLine(name, (), "", unsure.get(stem, "")))
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
+        unsaid += [] if line.split or own else [name]
         if own and not same_split(split, own):
             text = f"the CSV says split {split!r}, its folder {own!r}: keep one of them"
             images.fail(image_id, "label", text, uri)
@@ -178,10 +188,9 @@ def import_folder(
         else:
             files |= dict(zip(truth, found, strict=True))
             images.add(image_id, uri, split, labels, *truth)
-    stems = set(map(stem_path, photographs.files))
-    lone = [line for line in joined.missed if not (line.fault and line.name in stems)]
-    for line in lone:
-        text = line.fault or f"the CSV names it, but it is not in {photographs.folder}"
+    images.notes += untold_splits(photographs.files, DEFAULT_SPLIT, unsaid)
+    lone = _lone(joined.missed, photographs)
+    for line, text in lone:
         images.fail(line.name, "label" if line.fault else "missing", text)
     unnamed = len(photographs.files) - len(joined.of)
     if lines and unnamed:
@@ -189,14 +198,14 @@ def import_folder(
             "in no folder of a class" if labels_from == "folders" else "that the CSV does not name"
         )
         images.notes.append(f"photographs {where}: {unnamed}")
+    if labels_from == "folders":
+        withdraw_contradicted(images, photographs.folder)
     images.errors.sort(key=lambda error: error.image_id)
-    labelled = {
-        row.ground_truth_uri: row.labels
-        for row in images.rows.values()
-        if row.labels and row.ground_truth_uri
-    }
+    truths = {row.ground_truth_uri: row.labels for row in images.rows.values()}
+    labelled = {truth: labels for truth, labels in truths.items() if truth and labels}
     looked = look_into([*labelled])
-    images.notes += check_truth_values(looked, space)
+    others = look_into([truth for truth in truths if truth and truth not in labelled])
+    images.notes += check_truth_values(looked, others, space)
     images.notes += compare_with_labels(looked, labelled, files, space)
     counts = {"masks without a photograph": unused} if unused else None
     return images.finish(counts, found=photographs.found + len(lone))
@@ -206,7 +215,8 @@ def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
     """A line for each photograph in a folder of its class.
 
     Raises:
-        CannotRunError: there is none, or a class is called as folders of masks are.
+        CannotRunError: there is none, a class is called as folders of masks are, or photographs
+            are called as masks of others are.
     """
     named = photographs.left_out.get(LEFT_OUT["masks"], ())
     found = [n for n in named if has_ending(n, IMAGE_SUFFIXES) and not has_ending(n, ".png")]
@@ -215,7 +225,8 @@ def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
             f"{found[0]} is in a folder called as those of masks are, which are PNG files: if that "
             f"is a class, move all classes into {photographs.root}/{IMAGE_FOLDERS[0]}"
         )
-    lines = contradicted(folder_lines(photographs.files), photographs.files)
+    lines = folder_lines(photographs.files)
+    refuse_masks(lines, photographs.root)
     if not lines:
         raise CannotRunError(
             f"data.labels_from = folders, but no photograph of {photographs.folder} is in a folder "
@@ -240,22 +251,36 @@ def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
     ]
 
 
-def _lookalikes(photographs: Photographs) -> list[str]:
-    """A line where PNG files look like the masks of photographs, by their names."""
-    others = {
-        stem_path(n).rsplit("/", 1)[-1] for n in photographs.files if not has_ending(n, ".png")
+def _lone(missed: Sequence[LabelLine], photographs: Photographs) -> list[tuple[LabelLine, str]]:
+    """The lines of which no photograph has an error row already, and what is wrong with each."""
+    stems = set(map(stem_path, photographs.files))
+    missed = [line for line in missed if not (line.fault and line.name in stems)]
+    written = [line.name for line in missed if not line.fault]
+    broken, _ = NameIndex(photographs.broken).find_all(written, _spellings)
+    misnamed = photographs.misnamed()
+    there, _ = NameIndex(misnamed).find_all(written, _spellings)
+    texts = {
+        name: f"the CSV names it; {misnamed[found.name]} is there, but has no ending of a "
+        "photograph: rename or convert it"
+        for name, found in there.items()
     }
-    found = []
-    for name in photographs.files:
-        folder, _, stem = stem_path(name).rpartition("/")
-        whole = MASK_SUFFIX.sub("", stem)
-        if has_ending(name, ".png") and whole in others and (folder or whole != stem):
-            found.append(name)
+    absent = f"the CSV names it, but it is not in {photographs.folder}"
+    return [
+        (line, line.fault or texts.get(line.name, absent))
+        for line in missed
+        if line.fault or line.name not in broken
+    ]
+
+
+def _lookalikes(photographs: Photographs) -> list[str]:
+    """A line where photographs look like the masks of others, by their names."""
+    found = lookalikes(photographs.files)
     if not found:
         return []
     return [
-        f"PNG files that have the name of another photograph: {len(found)}, such as {found[0]!r}: "
-        f"if they are masks, they belong into ROOT/{MASK_FOLDERS[0]}"
+        f"pictures that have the name of another photograph: {len(found)}, such as "
+        f"{found[0].name!r}: if they are masks, they belong into ROOT/{MASK_FOLDERS[0]}, as PNG "
+        "files under the paths of their photographs"
     ]
 
 

@@ -161,8 +161,10 @@ def import_voc12(
         importer.notes.append(
             f"images that {chosen} does not know: {len(unknown)}, such as {min(unknown)}"
         )
-    labelled = [row.ground_truth_uri for row in rows.values() if row.labels]
-    importer.notes += check_truth_values(look_into([*filter(None, labelled)]), VOC12)
+    truths = {row.ground_truth_uri: row.labels for row in rows.values() if row.ground_truth_uri}
+    of_labelled = look_into([truth for truth, labels in truths.items() if labels])
+    of_others = look_into([truth for truth, labels in truths.items() if not labels])
+    importer.notes += check_truth_values(of_labelled, of_others, VOC12)
     counts = {f"labels differ from {name}": differing[name] for name in others if compared[name]}
     if listed:
         counts |= compare_with_lists(rows, listed, out, VOC12)

@@ -19,14 +19,16 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, Row
 from pmm_ray.runtime.core.files import MANIFEST_FILE
 from pmm_ray.runtime.core.manifest import ExifRule, ManifestRow, check_labels, write_manifest
 from pmm_ray.runtime.core.store_faults import passing
-from pmm_ray.runtime.rows.images import MAX_PIXELS, read_image_size, read_mask_size
+from pmm_ray.runtime.rows.images import MAX_PIXELS, Header, read_header, read_mask_size
+from pmm_ray.sources.importing.copies import Copies, find_copies
 from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.reading.names import grouped
 
 STAGE = "import"
 # Photographs of a bucket whose files are opened at once, and that wait for it: it answers late.
 _AT_ONCE = 16
 _AHEAD = 256
-_Read = tuple[tuple[int, int], tuple[int, int] | None, list[int]]
+_Read = tuple[Header, tuple[int, int] | None, list[int]]
 
 
 @dataclass
@@ -51,6 +53,10 @@ class Importer:
     notes: list[str] = field(default_factory=list)
     _rows: dict[str, ManifestRow] = field(init=False, default_factory=dict)
     _errors: list[ErrorRow] = field(init=False, default_factory=list)
+    # by id, of `Header`
+    _contents: dict[str, int] = field(init=False, default_factory=dict)
+    # with truth whose size does not tell whether it is turned, too
+    _unsure_truth: list[str] = field(init=False, default_factory=list)
     _waiting: deque[Callable[[], None]] = field(init=False, default_factory=deque)
     _openers: ThreadPoolExecutor = field(
         init=False, default_factory=partial(ThreadPoolExecutor, _AT_ONCE, "import")
@@ -135,6 +141,20 @@ class Importer:
         self._waiting.append(partial(self._fail, image_id, kind, message, uri))
         self._settle(_AHEAD)
 
+    def withdraw(self, image_id: str, kind: ErrorKind, message: str) -> None:
+        """One photograph that is sound by itself, and cannot be used beside the others."""
+        self.fail(image_id, kind, message, self.rows.pop(image_id).uri)
+
+    def copies(self, differ: Callable[[ManifestRow], object]) -> Copies[ManifestRow]:
+        """Sound photographs of the same bytes, but for those of which no two differ.
+
+        Args:
+            differ: by what, such as the split; one where it is empty differs from none.
+        """
+        alike = grouped((i for i in self.rows if i in self._contents), self._contents.__getitem__)
+        groups = ([self.rows[i] for i in ids] for ids in alike.values() if len(ids) > 1)
+        return find_copies(groups, lambda row: row.uri, differ)
+
     def leave_out(self, reason: str, *names: str) -> None:
         """Files that are no photographs, or that nobody asked for."""
         if names:
@@ -171,6 +191,7 @@ class Importer:
         if not self.rows:
             reasons = "".join(f"\n  {e.image_id}: {e.kind}: {e.message}" for e in self.errors[:10])
             raise CannotRunError(f"{self.source}: no image could be imported{reasons}")
+        self.notes += [*self._turned_note(), *self._splits_note()]
         manifest = write_manifest(
             storage.join(out, MANIFEST_FILE),
             self.rows.values(),
@@ -192,6 +213,27 @@ class Importer:
             self.background,
             tuple(self.notes),
         )
+
+    def _turned_note(self) -> list[str]:
+        if not (turned := self._unsure_truth):
+            return []
+        return [
+            f"photographs with ground truth that EXIF data turns: {len(turned)}, such as "
+            f"{turned[0]}: sizes do not tell whether the truth is turned, too; it has to fit the "
+            "photograph as a viewer shows it"
+        ]
+
+    def _splits_note(self) -> list[str]:
+        copies = self.copies(lambda row: row.split)
+        if not copies.groups:
+            return []
+        first, *others = copies.groups[0]
+        other = next(row for row in others if row.split != first.split)
+        return [
+            f"photographs in two splits: {copies.least}{len(copies.groups)}, such as {first.uri} "
+            f"({first.split}) and {other.uri} ({other.split}), which are the same: scores count "
+            "what was trained on, so keep one of them"
+        ]
 
     def _classes(self) -> dict[str, dict[str, int]]:
         cells = Counter((label, row.split) for row in self.rows.values() for label in row.labels)
@@ -232,9 +274,9 @@ class Importer:
         self._errors.append(ErrorRow(image_id, STAGE, kind, message, uri))
 
     def _read(self, uri: str, mask_uri: str | None, labels: Callable[[], Iterable[int]]) -> _Read:
-        """(height, width) of a photograph and of its mask, px, and the labels."""
-        size = read_image_size(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
-        return size, None if mask_uri is None else read_mask_size(mask_uri), sorted(set(labels()))
+        """The header of a photograph, (height, width) of its mask, px, and the labels."""
+        header = read_header(uri, apply_exif=self.exif == "apply", max_pixels=self.max_pixels)
+        return header, None if mask_uri is None else read_mask_size(mask_uri), sorted(set(labels()))
 
     def _checked(
         self, row: ManifestRow, read: Callable[[], _Read], stated_size: tuple[int, int] | None
@@ -243,16 +285,31 @@ class Importer:
         if row.image_id in self._rows:
             first = self._rows[row.image_id].uri
             raise ValueError(f"the image id occurs twice; the first is {first}")
-        size, mask_size, labels = read()
+        header, mask_size, labels = read()
+        size, stored = header.size, header.stored_size
         if stated_size is not None and stated_size not in (size, (0, 0)):
             raise ValueError(
                 f"the annotations are for {stated_size[1]} x {stated_size[0]} pixels, the "
                 f"photograph has {size[1]} x {size[0]}"
+                + (_turned(header) if stated_size == stored else "")
             )
         if mask_size not in (size, None):
             raise ValueError(
                 f"the mask is {mask_size[1]} x {mask_size[0]} pixels, the photograph "
                 f"{size[1]} x {size[0]}: {row.ground_truth_uri}"
+                + (_turned(header) if mask_size == stored else "")
             )
         found = check_labels(labels, self.label_space)
+        unsure = (mask_size or stated_size) in (stored, (0, 0))
+        if row.ground_truth_uri and header.orientation != 1 and unsure:
+            self._unsure_truth.append(row.uri)
+        self._contents[row.image_id] = header.content
         return replace(row, labels=found, height=size[0], width=size[1])
+
+
+def _turned(header: Header) -> str:
+    """What to add where a photograph does not fit its truth, and would if it were not turned."""
+    return (
+        f"; EXIF data turns the photograph (orientation {header.orientation}): draw the truth on "
+        "it as a viewer shows it, or take the orientation out (`exiftool -Orientation= FILE`)"
+    )

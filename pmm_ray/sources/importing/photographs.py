@@ -83,6 +83,18 @@ class Photographs:
         """The image id of a photograph."""
         return safe_image_id(stem_path(name))
 
+    def misnamed(self) -> dict[str, str]:
+        """The files among the photographs that have no ending of one, nor one of a table: their
+        paths below `root`, by those below `folder`, with their endings and without."""
+        uris = (f"{self.root}/{name}" for name in self.left_out.get(LEFT_OUT["other"], ()))
+        below = f"{self.folder}/"
+        found = {
+            path_below(uri, self.folder): path_below(uri, self.root)
+            for uri in uris
+            if uri.startswith(below) and not has_ending(uri, (*TABLES, ".xml"))
+        }
+        return {stem_path(path): name for path, name in found.items()} | found
+
     def report(self, importer: Importer) -> None:
         """Hand over what is no photograph that can be used."""
         for name, error in self.broken.items():

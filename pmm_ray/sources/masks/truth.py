@@ -50,32 +50,46 @@ def look_into(uris: Sequence[str]) -> dict[str, set[int]]:
     return values
 
 
-def check_truth_values(masks: Mapping[str, set[int]], space: LabelSpace) -> list[str]:
-    """Refuse masks that say nothing but 0 and the ignore value, of images that have labels.
+def check_truth_values(
+    labelled: Mapping[str, set[int]], others: Mapping[str, set[int]], space: LabelSpace
+) -> list[str]:
+    """Refuse masks that say nothing but 0 and the ignore value.
 
     Args:
-        masks: values of masks of images with labels, by uri: some, see `look_into`.
+        labelled: values of masks of images with labels, by uri: some, see `look_into`.
+        others: the same of images without.
         space: its contiguous ids are the values that mean something.
 
     Returns:
         What to say of values that mean nothing.
 
     Raises:
-        CannotRunError: not one of them holds a class.
+        CannotRunError: no mask holds a class, or none of those of images with labels.
     """
-    values = set[int]().union(*masks.values())
-    if space.ignore in values and values <= {0, space.ignore}:
-        raise CannotRunError(
-            f"{next(iter(masks))} and its like hold only 0 and {space.ignore}, and {space.ignore} "
-            "means 'not labelled': save the class as 1 (its id), or leave the masks out"
+    text = f"and its like hold only 0 and {space.ignore}, and {space.ignore} means 'not labelled'"
+    both = {**labelled, **others}
+    notes = []
+    if uri := _without_class(labelled, space) or _without_class(both, space):
+        raise CannotRunError(f"{uri} {text}: save the class as 1 (its id), or leave the masks out")
+    if uri := _without_class(others, space):
+        notes.append(
+            f"masks of images without labels: {uri} {text}: if it is the class, save it as its id"
         )
+    values = set[int]().union(*both.values())
     strange = sorted(values - {*range(space.num_classes), space.ignore})
-    if not strange:
-        return []
-    return [
-        f"masks hold {strange[:10]}, which are no classes: 0..{space.num_foreground} and "
-        f"{space.ignore} are; such an image is not scored"
-    ]
+    if strange:
+        notes.append(
+            f"masks hold {strange[:10]}, which are no classes: 0..{space.num_foreground} and "
+            f"{space.ignore} are; such an image is not scored"
+        )
+    return notes
+
+
+def _without_class(masks: Mapping[str, set[int]], space: LabelSpace) -> str:
+    """One of the masks with the ignore value, where not one has another one but 0; else empty."""
+    if not set[int]().union(*masks.values()) <= {0, space.ignore}:
+        return ""
+    return next((uri for uri, values in masks.items() if space.ignore in values), "")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,30 @@ def splits_of_folders(names: Collection[str]) -> dict[str, str]:
     return tops if several and len(tops) == len(names) and all(map(is_split, tops.values())) else {}
 
 
+def untold_splits(names: Iterable[str], default: str, unsaid: Iterable[str]) -> list[str]:
+    """A sentence where photographs are in a folder called by another split than the default.
+
+    Args:
+        names: of all photographs, of which `splits_of_folders` does not tell.
+        default: the split that those get of which nothing says it.
+        unsaid: these.
+    """
+    folders = {name: name.rpartition("/")[0] for name in unsaid}
+    other = {
+        f for f in {*folders.values()} if (found := splits_in(f"{f}/")) and default not in found
+    }
+    lost = [name for name, folder in folders.items() if folder in other]
+    if not lost:
+        return []
+    odd = next((n for n in names if "/" not in n or not is_split(n.split("/", 1)[0])), "")
+    beside = f", and {odd!r} is not: move it" if odd else ": make the other one"
+    return [
+        f"photographs of split {default} in folders of other splits: {len(lost)}, such as "
+        f"{lost[0]!r}: folders tell the split only where all photographs are in two or more that "
+        f"are called as splits{beside}, or write the column split into labels.csv"
+    ]
+
+
 def affixed_splits(names: Collection[str]) -> dict[str, str]:
     """The split of each name, where all have the same words around it, and numbers.
 
