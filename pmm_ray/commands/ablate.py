@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pmm_ray.commands import command
@@ -20,7 +19,7 @@ from pmm_ray.pipeline.steps import steps as steps_of_run
 from pmm_ray.pipeline.tables import table_steps
 from pmm_ray.pipeline.tables.table import print_table, read_table
 from pmm_ray.report import build_report
-from pmm_ray.report.console import print_whole
+from pmm_ray.report.console import plain_console, print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.progress import Progress
@@ -136,7 +135,7 @@ def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> N
 
 
 def _print_sweep(summary: Summary) -> None:
-    print_whole(sweep_table(summary.details), Console(highlight=False))
+    print_whole(sweep_table(summary.details), plain_console())
     print(how_chosen(summary))
     if chosen := summary.details["chosen"]:
         print("best:", " ".join(f"--set masks.{k}={v:g}" for k, v in chosen.items()))
@@ -149,7 +148,7 @@ def run_table(progress: Progress, number: int, request: Ablation) -> None:
     steps = table_steps(number, config, request.images)
     with _open(request, config, steps, progress) as run:
         table = read_table(run[steps[-1].name])
-        print_table(table, Console(highlight=False, soft_wrap=True))
+        print_table(table, plain_console(soft_wrap=True))
 
 
 @contextlib.contextmanager

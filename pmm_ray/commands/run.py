@@ -70,10 +70,9 @@ def run_recipe(
 
 
 def _report(run_dir: str) -> None:
-    from rich.console import Console
-
     from pmm_ray.report import build_report, print_stage_table
+    from pmm_ray.report.console import plain_console
 
     report = build_report(run_dir)
-    print_stage_table(run_dir, Console(highlight=False))
+    print_stage_table(run_dir, plain_console())
     print(report, flush=True)

@@ -61,6 +61,11 @@ def rows_of(run: RunData) -> list[StageRow]:
     return rows
 
 
+def plain_console(*, soft_wrap: bool = False) -> Console:
+    """A console that prints names as they are: `[red] apple` and `:dog:` are no markup."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap)
+
+
 def print_stage_table(run_dir: str, console: Console) -> None:
     """Print stage, images, errors, seconds, images/s and mIoU (in %, by split), and the cycles.
 

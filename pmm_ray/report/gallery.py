@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,13 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     if count <= 0 or run.manifest_uri is None:
         return None
     manifest = open_manifest(run.manifest_uri)
-    scores, scored_by = _scores(run, manifest.label_space)
+    sources = {
+        "CAM": run.stage("make_cams"),
+        "pseudo-mask": run.stage("make_masks"),
+        "prediction": run.stage(f"predict_masks-r{run.final_round}-{run.held_out_split}"),
+    }
+    shown = [sources[name] for name in ("prediction", "pseudo-mask")]
+    scores, scored_by = _scores(run, [s.stage for s in shown if s], manifest.label_space)
     index = index_file(manifest.uri, {"split": [run.held_out_split]})
     if not len(index):
         index = index_file(manifest.uri)
@@ -58,11 +64,6 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     rows = manifest_rows(manifest, chosen)
     if not rows:
         return None
-    sources = {
-        "CAM": run.last_stage("make_cams"),
-        "pseudo-mask": run.stage("make_masks"),
-        "prediction": run.stage(f"predict_masks-r{run.final_round}-{run.held_out_split}"),
-    }
     stored = {
         name: stored_rows(record, chosen) for name, record in sources.items() if record is not None
     }
@@ -78,12 +79,12 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
         )
         for row, pictures in zip(rows, drawn, strict=True)
     )
-    shown = cards[0].image_id in scores
+    picked = cards[0].image_id in scores
     return Gallery(
         columns=tuple(columns),
         cards=cards,
         legend=tuple(legend(manifest.label_space, seen)),
-        scored_by=scored_by if shown else "",
+        scored_by=scored_by if picked else "",
         shows_truth="truth" in columns,
     )
 
@@ -101,14 +102,17 @@ def pick(scores: dict[str, float], image_ids: list[str], count: int) -> list[str
     return ids[: count - worst] + ids[len(ids) - worst :]
 
 
-def _scores(run: RunData, label_space: LabelSpace) -> tuple[dict[str, float], str]:
-    """image_id -> its own mIoU, and the title of the last held-out evaluation they come from."""
-    held_out = [e for e in run.evaluations if e.split == run.held_out_split]
-    if not held_out:
-        return {}, ""
-    evaluation = held_out[-1]
-    index = read_index(evaluation.folder.uri)
-    return dict(image_scores(index, label_space.num_classes)), evaluation.title
+def _scores(
+    run: RunData, shown: Sequence[str], label_space: LabelSpace
+) -> tuple[dict[str, float], str]:
+    """image_id -> its own mIoU, and the title of the held-out evaluation they come from: of the
+    first stage of masks that has one."""
+    held_out = {e.masks_stage: e for e in run.evaluations if e.split == run.held_out_split}
+    for stage in shown:
+        if evaluation := held_out.get(stage):
+            index = read_index(evaluation.folder.uri)
+            return dict(image_scores(index, label_space.num_classes)), evaluation.title
+    return {}, ""
 
 
 def image_scores(index: TableIndex, num_classes: int) -> Iterator[tuple[str, float]]:

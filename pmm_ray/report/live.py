@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
+
+import pyarrow as pa
 
 from pmm_ray.report.run_data import read_record
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.lease import beats, read_lease
+from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.tasks import PASSES
 
 _WINDOW = 300.0  # s, of which a rate is the mean
@@ -37,6 +42,8 @@ class StageNow:
     views: float | None = None
     """Of its network's passes, the mean; None: not known."""
     gpus: bool = False
+    hash: str = ""
+    """Of its folder; empty: an older run does not tell it."""
     finished: bool = False
 
     @property
@@ -89,15 +96,11 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
         stages=_stages(rows, now),
     )
     for row in rows:
-        if row["event"] == "chunk":
-            for name, count in row.get("kinds", {}).items():
-                kind, _, host = name.partition("@")
-                found.errors[row["stage"], kind, host] += count
-        elif row["event"] == "machine_fault":
+        if row["event"] == "machine_fault":
             found.faults[row["host"], row["text"]] += 1
         elif row["event"] == "node_avoided":
             found.avoided.append(f"{row['of_host']}: {row['why']}")
-    _training_errors(run_dir, record, found)
+    _errors(run_dir, record, found)
     _hours(rows, found, now)
     return found
 
@@ -107,23 +110,30 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
     stages: dict[str, StageNow] = {}
     begun: dict[str, Mapping[str, Any]] = {}
     chunks: dict[str, list[Mapping[str, Any]]] = {}
+    sizes: dict[str, list[tuple[float, int]]] = {}
     for row in rows:
         name, event = str(row.get("stage", "")), row["event"]
+        known = str(row.get("hash", ""))
         if event == "stage_start":
             stages.pop(name, None)
-            gpus = bool(row["producer_gpus"] if row["producer_gpus"] is not None else row["gpus"])
-            stages[name] = StageNow(name, "images", row["images"], row["done"], gpus=gpus)
+            two = row["producer_gpus"] is not None
+            gpus = bool(row["producer_gpus"] if two else row["gpus"])
+            counts = row["images"], row["done"]
+            stages[name] = StageNow(name, "images", *counts, gpus=gpus, hash=known)
             begun[name], chunks[name] = row, []
+            # those of the first of two pools are not in this event
+            sizes[name] = [] if two else [(float(row["time"]), row["workers"])]
+        elif event == "pools_resized" and name in sizes:
+            sizes[name].append((float(row["time"]), row["workers"][0]))
         elif event == "chunk" and name in stages:
             stages[name].done += row["images"]
-            stages[name].errors += row["errors"]
             chunks[name].append(row)
         elif event == "node_avoided" and name in stages:
             stages[name].done -= row["withdrawn"]
-            stages[name].errors -= row["withdrawn"]
         elif event == "training_start":
             stages.pop(name, None)
-            stages[name] = StageNow(name, "steps", row["steps"], gpus=bool(row.get("gpus", 1)))
+            gpus = bool(row.get("gpus", 1))
+            stages[name] = StageNow(name, "steps", row["steps"], gpus=gpus, hash=known)
             begun[name] = row
         elif event == "train_step" and name in stages:
             stage, batch = stages[name], begun[name]["batch_size"]
@@ -133,12 +143,16 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
         elif event == "stage_end" and name in stages:
             stages[name].finished = True
     for name, found in chunks.items():
-        _mapped(stages[name], begun[name], found, now)
+        _mapped(stages[name], begun[name], sizes[name], found, now)
     return list(stages.values())
 
 
 def _mapped(
-    stage: StageNow, start: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]], now: float
+    stage: StageNow,
+    start: Mapping[str, Any],
+    sizes: Sequence[tuple[float, int]],
+    chunks: Sequence[Mapping[str, Any]],
+    now: float,
 ) -> None:
     """Rate, busy share and batches of a stage that maps images."""
     if not chunks:
@@ -149,28 +163,52 @@ def _mapped(
     passed = max(until - since, 1e-9)
     stage.rate = sum(row["images"] for row in recent) / passed
     of_pool = "pool_seconds" if start["producer_gpus"] is None else "producer_pool_seconds"
-    stage.busy = min(1.0, sum(row[of_pool] for row in recent) / (passed * start["workers"]))
+    ends = [at for at, _ in sizes[1:]] + [until]
+    offered = sum(
+        max(0.0, min(end, until) - max(at, since)) * size
+        for (at, size), end in zip(sizes, ends, strict=False)
+    )
+    if offered:
+        stage.busy = min(1.0, sum(row[of_pool] for row in recent) / offered)
     # an older run does not tell them
     seen = {name: sum(row.get(name, 0) for row in chunks) for name in PASSES}
     stage.filled = seen["pixels"] / seen["room"] if seen["room"] else None
     stage.views = seen["views"] / seen["passes"] if seen["passes"] else None
 
 
-def _training_errors(run_dir: str, record: Mapping[str, Any], found: RunNow) -> None:
-    """Error rows of trainings, which are in no event."""
-    trained = {stage.stage: stage for stage in found.stages if stage.unit == "steps"}
-    for entry in record.get("stages", []):
-        if stage := trained.get(entry["stage"]):
-            errors = tables.read_errors(storage.join(run_dir, entry["folder"], "errors"))
-            stage.errors = len(errors)
-            found.errors.update((stage.stage, row.kind, row.host) for row in errors)
+def _errors(run_dir: str, record: Mapping[str, Any], found: RunNow) -> None:
+    """Error rows as they stand: some are withdrawn, and some images run again."""
+    hashes = {entry["stage"]: entry["hash"] for entry in record.get("stages", [])}
+    with ThreadPoolExecutor(tables.READERS) as readers:
+        for stage in found.stages:
+            folder_hash = stage.hash or hashes.get(stage.stage)
+            if folder_hash is None:
+                continue
+            folder = StageFolder.below(run_dir, stage.stage, folder_hash)
+            parts = storage.list_versions(folder.errors_uri, ".parquet")
+            for counts in readers.map(_rows_of, parts, parts.values()):
+                stage.errors += counts.total()
+                for (kind, host), count in counts.items():
+                    found.errors[stage.stage, kind, host] += count
+
+
+@cache
+def _rows_of(uri: str, version: tuple[int, int]) -> Counter[tuple[str, str]]:
+    """A part's error rows by kind and host; each is read once, however often one looks."""
+    try:
+        rows = tables.read_table(uri).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        if not isinstance(error, FileNotFoundError) and not tables.is_damage(error):
+            raise
+        return Counter()  # withdrawn just now, or damaged: its images run again
+    return Counter((row["kind"], row.get("host", "")) for row in rows)
 
 
 def _hours(rows: Sequence[Mapping[str, Any]], found: RunNow, now: float) -> None:
     """What was there, and how long: each word counts until the next one."""
     noted = [row for row in rows if row["event"] == "nodes"]
     ends = [float(row["time"]) for row in noted[1:]] + [now]
-    for row, end in zip(noted, ends, strict=True):
+    for row, end in zip(noted, ends, strict=False):  # no word before Ray is connected
         hours = max(0.0, min(end - float(row["time"]), _NODES_LAST)) / 3600
         found.core_hours += hours * row["cpus"]
         found.gpu_hours += hours * row["gpus"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -170,10 +171,6 @@ class RunData:
         final = self.final_segmenter
         return None if final is None else int(final.stage.rsplit("-r", 1)[-1])
 
-    def last_stage(self, prefix: str) -> StageRecord | None:
-        """The last stage of the pipeline whose name begins so."""
-        return next((s for s in reversed(self.stages) if s.stage.startswith(prefix)), None)
-
     def stage(self, name: str) -> StageRecord | None:
         """The stage of this name, if the run has one."""
         return next((s for s in self.stages if s.stage == name), None)
@@ -205,7 +202,8 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
     except FileNotFoundError:
         config_text = ""
     stages = tuple(_stage(run_dir, entry) for entry in record.get("stages", []))
-    return RunData(run_dir, record, config_text, stages, _curves(run_dir) if with_curves else ())
+    curves = _curves(run_dir, stages) if with_curves else ()
+    return RunData(run_dir, record, config_text, stages, curves)
 
 
 def read_record(run_dir: str) -> dict[str, Any]:
@@ -229,17 +227,24 @@ def _stage(run_dir: str, entry: dict[str, str]) -> StageRecord:
     return StageRecord(entry["stage"], folder, folder.summary(), tuple(errors))
 
 
-def _curves(run_dir: str) -> tuple[Curve, ...]:
-    """Training curves; a step that ran again after a crash counts once, as it ended."""
-    by_stage: dict[str, dict[int, tuple[float, float]]] = {}
-    for row in read_events(run_dir, "train_step"):
-        if row.get("loss") is None:
+def _curves(run_dir: str, stages: Sequence[StageRecord]) -> tuple[Curve, ...]:
+    """Curves of the record's trainings; a step that ran again after a crash counts once, as it
+    ended."""
+    hashes = {record.stage: record.folder.hash for record in stages}
+    runs = dict(hashes)  # what an older run's events do not tell
+    found: dict[str, list[tuple[int, float, float]]] = {stage: [] for stage in hashes}
+    for row in read_events(run_dir, "training_start", "train_step"):
+        stage = str(row["stage"])
+        if stage not in hashes:
             continue
-        points = by_stage.setdefault(str(row["stage"]), {})
-        points[int(row["step"])] = (float(row["loss"]), float(row["learning_rate"]))
-    curves = []
-    for stage, points in by_stage.items():
-        steps = tuple(sorted(points))
-        losses, rates = zip(*(points[step] for step in steps), strict=True)
-        curves.append(Curve(stage, steps, losses, rates))
-    return tuple(curves)
+        if row["event"] == "training_start":
+            runs[stage] = row.get("hash", hashes[stage])
+        elif runs[stage] == hashes[stage]:
+            points, step = found[stage], int(row["step"])
+            while points and points[-1][0] >= step:  # of an earlier attempt that came further
+                points.pop()
+            if row.get("loss") is not None:
+                points.append((step, float(row["loss"]), float(row["learning_rate"])))
+    return tuple(
+        Curve(stage, *zip(*points, strict=True)) for stage, points in found.items() if points
+    )

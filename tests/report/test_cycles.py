@@ -6,10 +6,14 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from rich.console import Console
 
+from pmm_ray.commands import run as run_command
+from pmm_ray.pipeline.tables.table import PaperTable, print_table
 from pmm_ray.report import build_report, print_stage_table
+from pmm_ray.report.console import plain_console
 from pmm_ray.report.cycles import cycles_of
 from pmm_ray.report.run_data import load_run
 
@@ -81,3 +85,23 @@ def test_masks_that_were_never_replaced(make_run: Callable[..., RunFolder]) -> N
     html = Path(build_report(run.uri)).read_text(encoding="utf-8")
     assert "choose_masks-r1 <small>val</small>" in html
     assert "Label churn" not in html
+
+
+def test_names_of_classes_are_no_markup(
+    full_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["[red] apple", "car [/side]", ":dog: [link]"]
+    churn = dict.fromkeys(names, CHURN["disc"])
+    metrics = {"agreement": 0.9, "mean_iou": 0.6, "foreground_after": 0.3}
+    full_run.stage("compare_masks-r1", metrics=metrics, details={"churn": churn})
+    run_command._report(full_run.uri)
+    said = capsys.readouterr().out
+    assert all(f"\n{name} " in said for name in names)
+
+
+def test_the_rows_of_the_papers_tables_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = PaperTable(6, "[i] of classes", ("class", "mIoU %"), (("[/side] car", 0.5),), "[note]")
+    print_table(table, plain_console(soft_wrap=True))
+    said = capsys.readouterr().out
+    for text in ("Table 6: [i] of classes", "[/side] car", "50.00", "[note]"):
+        assert text in said

@@ -11,8 +11,8 @@ import pytest
 
 from pmm_ray.commands.watch import lines, watch
 from pmm_ray.report.live import look
-from pmm_ray.runtime.core import events, lease, storage
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core import events, lease, storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import Board, EventLog, read_events
 
 START = 1_000_000.0
@@ -31,11 +31,24 @@ def chunk(stage: str, images: int, **more: Any) -> dict[str, Any]:
     return {"stage": stage, "images": images, **nothing, **more}
 
 
+def write_errors(run_dir: Path, name: str, *kinds: str) -> Path:
+    """Error rows (`kind@host`) of the stage of the fixture, as one part."""
+    folder = run_dir / "make_cams-1a2b3c4d" / "errors"
+    rows = [
+        ErrorRow(f"{name}-{number}", "make_cams", kind, "bad", host=host)
+        for number, (kind, host) in enumerate(text.split("@") for text in kinds)
+    ]
+    tables.write_errors(str(folder), name, rows)
+    return folder / f"part-{name}.parquet"
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     record = {"name": "night", "finished": None, "stages": []}
     (tmp_path / "run.json").write_text(json.dumps(record))
     start = {"images": 100, "done": 20, "workers": 2, "cpus": 0.0, "gpus": 1.0}
+    start["hash"] = "1a2b3c4d"
+    write_errors(tmp_path, "a", "decode@gpu-1", "decode@gpu-1", "missing@gpu-2")
     write(
         tmp_path,
         (0, "nodes", {"nodes": 3, "cpus": 64, "gpus": 4}),
@@ -99,19 +112,73 @@ def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(
 
 
 def test_a_second_attempt_begins_anew_and_withdrawn_rows_are_taken_back(run_dir: Path) -> None:
+    assert look(str(run_dir), START + 40).stages[0].errors == 3
     start = {"images": 100, "done": 60, "workers": 2, "cpus": 1.0, "gpus": 0.0}
-    again = {"stage": "make_cams", "producer_gpus": None, **start}
+    again = {"stage": "make_cams", "producer_gpus": None, "hash": "1a2b3c4d", **start}
     said = {"stage": "make_cams", "node": "n", "of_host": "gpu-2", "why": "sick", "withdrawn": 5}
+    withdrawn = write_errors(run_dir, "b", *["internal@gpu-2"] * 5)
     write(
         run_dir,
         (50, "stage_start", again),
-        (55, "chunk", chunk("make_cams", 10, errors=5)),
+        (55, "chunk", chunk("make_cams", 10, errors=5, kinds={"internal@gpu-2": 5})),
         (56, "node_avoided", said),
     )
+    assert look(str(run_dir), START + 60).errors["make_cams", "internal", "gpu-2"] == 5
+    withdrawn.unlink()
     now = look(str(run_dir), START + 60)
     [stage] = now.stages
-    assert (stage.done, stage.errors, stage.gpus) == (65, 0, False)
+    # those of the first attempt stand
+    assert (stage.done, stage.errors, stage.gpus) == (65, 3, False)
+    assert now.errors == {
+        ("make_cams", "decode", "gpu-1"): 2,
+        ("make_cams", "missing", "gpu-2"): 1,
+    }
     assert now.avoided == ["gpu-2: sick"]
+    # --retry-errors
+    (run_dir / "make_cams-1a2b3c4d" / "errors" / "part-a.parquet").unlink()
+    now = look(str(run_dir), START + 60)
+    assert (now.stages[0].errors, now.errors.total()) == (0, 0)
+
+
+def test_errors_of_a_run_whose_events_name_no_folder_are_counted(run_dir: Path) -> None:
+    events = run_dir / "events" / "driver.jsonl"
+    events.write_text(events.read_text().replace('"hash"', '"of_a_later_version"'))
+    assert look(str(run_dir), START + 40).errors.total() == 0
+    entry = {"stage": "make_cams", "hash": "1a2b3c4d", "folder": "make_cams-1a2b3c4d"}
+    record = {"name": "night", "finished": None, "stages": [entry]}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    write_errors(run_dir, "b", "decode@gpu-1").write_bytes(b"PAR1 damaged")
+    assert look(str(run_dir), START + 40).errors.total() == 3
+
+
+def test_before_ray_is_connected_nothing_is_paid_for(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"name": "night", "stages": []}))
+    write(tmp_path, (0, "lease", {}))
+    now = look(str(tmp_path), START + 1)
+    assert (now.nodes, now.core_hours, now.gpu_hours) == (0, 0.0, 0.0)
+
+
+def test_the_busy_share_is_of_the_first_pools_workers_that_are_there(run_dir: Path) -> None:
+    name = "predict_masks-r1"
+    start = {"images": 1000, "done": 0, "workers": 96, "cpus": 0.9, "gpus": 0.0}
+    worked = chunk(name, 10, pool_seconds=300.0, producer_pool_seconds=20.0)
+    write(
+        run_dir,
+        (100, "stage_start", {"stage": name, "producer_gpus": 1.0, **start}),
+        (101, "chunk", worked),
+    )
+    # a run of an older version does not tell how many GPUs there are
+    assert look(str(run_dir), START + 110).stages[-1].busy is None
+    write(
+        run_dir,
+        (100, "pools_resized", {"stage": name, "workers": [4, 96]}),
+        (108, "chunk", worked),
+        (110, "pools_resized", {"stage": name, "workers": [8, 96]}),
+        (115, "chunk", worked),
+    )
+    stage = look(str(run_dir), START + 120).stages[-1]
+    assert stage.busy == pytest.approx(60 / (10 * 4 + 10 * 8))
+    assert stage.gpus
 
 
 def test_a_training_tells_its_steps(run_dir: Path) -> None:

@@ -21,7 +21,6 @@ from pmm_ray.report.pictures import overlay_mask
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.rows.images import encode_mask
 from pmm_ray.stages.judge_masks import JUDGED
@@ -329,18 +328,6 @@ def test_the_stage_table_is_whole_in_a_narrow_terminal(full_run: RunFolder) -> N
     print_stage_table(full_run.uri, Console(file=wide, width=300))
     assert "\u2026" not in out.getvalue()
     assert out.getvalue().split() == wide.getvalue().split()
-
-
-def test_a_training_that_resumed_counts_each_step_once(make_run: Callable[..., RunFolder]) -> None:
-    run = make_run()
-    for attempt, loss in (("a", 5.0), ("b", 1.0)):
-        log = EventLog(run.uri, attempt)
-        for step in range(3):
-            values = {"loss": loss, "learning_rate": 0.1}
-            log.write("train_step", stage="train_classifier", step=step, **values)
-    (curve,) = load_run(run.uri).curves
-    assert curve.steps == (0, 1, 2)
-    assert curve.losses == (1.0, 1.0, 1.0)
 
 
 def test_sweeps_are_shown_and_the_cells_of_tables_are_not(

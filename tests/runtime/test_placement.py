@@ -229,6 +229,22 @@ def test_a_pool_that_lost_a_node_grows_back_to_what_was_asked_for() -> None:
     assert (list(sizes()), list(sizes())) == ([4], [8])
 
 
+def test_workers_of_nodes_that_may_come_are_not_there() -> None:
+    absent = Node(8, 4)
+    begun = replace(nodes_of(1, 8, 4), gpus=12, offered=(Node(8, 4, node_id="n0"), absent, absent))
+    come = replace(begun, offered=(*nodes_of(2, 8, 4).offered, absent))
+    gpus = Pool(1, actors=True, cpus=0.0, gpus=1.0, follows=True)
+    tasks = Pool(1, cpus=0.9, follows=True)
+    told: list[list[int]] = []
+    sizes = Sizes(changing(begun, begun, come), [gpus, tasks], 20, told.append)
+    assert told == [[4, 8]]
+    # actors are made for all that may come: the autoscaler adds nodes for them
+    assert (list(sizes()), list(sizes())) == ([12, 20], [12, 20])
+    assert told == [[4, 8], [8, 16]]
+    # without nodes by name, as in one process
+    assert ClusterResources(4, 0, 1, True).held(Pool(9)) == 4
+
+
 def test_every_stage_reads_the_cluster_again(tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -60,6 +60,19 @@ def test_events_are_lines_in_order_and_a_torn_one_is_passed_over(tmp_path: Path)
     assert [row["event"] for row in read_events(str(tmp_path), "chunk")] == ["chunk"]
 
 
+def test_a_torn_line_takes_no_other_along(tmp_path: Path) -> None:
+    file = tmp_path / "events" / "driver.jsonl"
+    EventLog(str(tmp_path), "driver").write("chunk", images=1)
+    file.write_text(file.read_text() + '{"time": 1, "ev')
+    log = EventLog(str(tmp_path), "driver")
+    log.write("stage_start", stage="make_cams")
+    log.write("broken_part", text="two\u2028lines\x85of it")
+    rows = list(read_events(str(tmp_path)))
+    assert [row["event"] for row in rows] == ["chunk", "stage_start", "broken_part"]
+    assert rows[-1]["text"] == "two\u2028lines\x85of it"
+    assert len(file.read_text().split("\n")) == 5
+
+
 def test_a_request_that_can_never_be_met_is_refused_by_name() -> None:
     cluster = ClusterResources(cpus=4, gpus=0, nodes=1, local=True)
     cluster.require("a worker", cpus=4)

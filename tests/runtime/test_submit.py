@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -210,3 +214,82 @@ def test_a_job_that_says_nothing_is_followed_while_its_head_answers(
     )
     assert follow(client, "a", write=lambda text: None) == EXIT_DONE
     assert not answers
+
+
+def test_a_connection_that_died_without_a_word_is_no_quiet_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submitting, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "HEAD_LOST_SECONDS", 0.1)
+    connections, shown = [], []
+
+    async def logs(job: str) -> AsyncIterator[str]:
+        connections.append(job)
+        yield "line 1\n"
+        if len(connections) < 4:
+            await asyncio.Event().wait()
+        yield "line 2\n"
+
+    quiet = SimpleNamespace(
+        tail_job_logs=logs,
+        get_job_status=lambda job: (
+            JobStatus.SUCCEEDED if len(connections) > 3 else JobStatus.RUNNING
+        ),
+        get_job_logs=lambda job: "line 1\nline 2\n",
+        get_job_info=lambda job: SimpleNamespace(status=JobStatus.SUCCEEDED, driver_exit_code=0),
+    )
+    assert ends_soon(quiet, shown.append) == EXIT_DONE
+    assert "".join(shown) == "line 1\nline 2\n"
+
+    async def dead(job: str) -> AsyncIterator[str]:
+        yield "line 1\n"
+        await asyncio.Event().wait()
+
+    def gone(job: str) -> Any:
+        raise ConnectionError("no route")
+
+    lost = SimpleNamespace(tail_job_logs=dead, get_job_status=gone)
+    assert ends_soon(lost, shown.append) == EXIT_TRY_AGAIN
+
+
+def ends_soon(client: Any, write: Any) -> int:
+    """The exit code of following a job; raises TimeoutError where that does not end."""
+
+    async def followed() -> int:
+        return await asyncio.wait_for(submitting._follow(client, "a", write), 20)
+
+    return asyncio.run(followed())
+
+
+def test_a_command_on_this_machine_hears_of_sigterm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ready = tmp_path / "ready"
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    child = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n"
+        f"open({str(ready)!r}, 'w').close()\n"
+        "time.sleep(5)\n"
+    )
+
+    def stop() -> None:
+        deadline = time.monotonic() + 20
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        assert submit(["python", "-c", child]) == 130
+        stopper.join()
+        # whoever asked us hears of the next one again
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -50,6 +50,8 @@ def test_it_learns_and_records_a_bad_image(
     assert summary.errors == 1
     assert tables.read_errors(folder.errors_uri)[0].kind == "missing"
     assert summary.details["workers"] == 2
+    [start] = read_events(context.run_dir, "training_start")
+    assert (start["stage"], start["hash"]) == (folder.stage, folder.hash)
     events = [e["loss"] for e in read_events(context.run_dir, "train_step")]
     assert len(events) == summary.details["steps"]
     assert sum(events[-3:]) < sum(events[:3])

@@ -45,14 +45,12 @@ def plan_recipe(
         cores: also predict for a cluster with so many CPUs.
         price: of a core for an hour, in any currency.
     """
-    from rich.console import Console
-
     from pmm_ray.commands.plan.computed import gpu_hours
     from pmm_ray.commands.plan.estimate import estimate
     from pmm_ray.commands.plan.measure import measure
     from pmm_ray.commands.plan.sample import usual_size
     from pmm_ray.commands.plan.table import card_table, notes, plan_table
-    from pmm_ray.report.console import print_whole
+    from pmm_ray.report.console import plain_console, print_whole
 
     started = time.monotonic()
     config = read_recipe(recipe, settings)
@@ -64,7 +62,7 @@ def plan_recipe(
     gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
     costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
     computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
-    console = Console(highlight=False)
+    console = plain_console()
     print_whole(plan_table(costs, here, gpus, cores, price), console)
     if computed:
         print_whole(card_table(computed), console)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -123,8 +124,8 @@ def follow(client: Any, job: str, write: Write = _print) -> int:
 async def _follow(client: Any, job: str, write: Write) -> int:
     log = _Log(write)
     while True:
-        # a log that breaks off, perhaps after hours, says nothing of the head: its status does
-        with contextlib.suppress(*_connection_errors()):
+        # a log that breaks off or is silent says nothing of the head: its status does
+        with contextlib.suppress(TimeoutError, *_connection_errors()):
             await log.tail(client, job)
         try:
             status = client.get_job_status(job)
@@ -176,8 +177,16 @@ class _Log:
         """Since when the head has not answered, on `time.monotonic`; None: it answers."""
 
     async def tail(self, client: Any, job: str) -> None:
-        seen = 0
-        async for text in client.tail_job_logs(job):
+        """Show the log until it ends; raises TimeoutError where nothing comes for long.
+
+        A connection that died without a word (a laptop that slept) is as silent as a quiet job.
+        """
+        seen, pieces = 0, aiter(client.tail_job_logs(job))
+        while True:
+            async with asyncio.timeout(HEAD_LOST_SECONDS):
+                text = await anext(pieces, None)
+            if text is None:
+                return
             self.show(text, seen)
             seen += len(text)
 
@@ -211,12 +220,16 @@ def _run_here(command: Sequence[str], env: Mapping[str, str]) -> int:
         process = subprocess.Popen([program, *command[1:]], env=os.environ | dict(env))
     except OSError as error:
         raise CannotRunError(f"cannot start {program}: {error.strerror}") from error
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            continue  # the terminal has told the command as well, which ends in its own way
-        return code if code >= 0 else EXIT_TRY_AGAIN
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal has told the command as well, which ends in its own way
+            return code if code >= 0 else EXIT_TRY_AGAIN
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _client() -> Any:

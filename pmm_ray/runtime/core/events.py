@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -68,8 +68,8 @@ class EventLog:
                 self._flush_soon()
             else:
                 path = storage.join(self._folder, f"{self._writer}.jsonl")
-                with storage.naming(path), open(path, "a") as file:
-                    file.write(line + "\n")
+                with storage.naming(path), open(path, "ab+") as file:
+                    file.write((_after(file) + line + "\n").encode())
 
     def _flush_soon(self) -> None:
         if self._timer is None:
@@ -107,8 +107,16 @@ class EventLog:
                     self._count += 1
 
 
-def read_events(run_dir: str, event: str | None = None) -> Iterator[dict[str, Any]]:
-    """All events of a run in order of time, optionally of one kind.
+def _after(file: IO[bytes]) -> str:
+    """What a line begins with: a newline where an attempt left half a line (full disk, power)."""
+    if not file.tell():
+        return ""
+    file.seek(-1, os.SEEK_END)
+    return "" if file.read(1) == b"\n" else "\n"
+
+
+def read_events(run_dir: str, *kinds: str) -> Iterator[dict[str, Any]]:
+    """All events of a run in order of time, or those of some kinds.
 
     A line torn by a crash in mid-write is passed over: it was never complete.
     """
@@ -116,12 +124,13 @@ def read_events(run_dir: str, event: str | None = None) -> Iterator[dict[str, An
     uris = storage.list_files(storage.join(run_dir, "events"), ".jsonl")
     with ThreadPoolExecutor(_READERS) as readers:
         for data in readers.map(storage.read_bytes, uris):
-            for line in data.decode(errors="replace").splitlines():
+            # not splitlines(): a text may hold U+2028
+            for line in data.decode(errors="replace").split("\n"):
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                if event is None or row.get("event") == event:
+                if not kinds or row.get("event") in kinds:
                     rows.append(row)
     yield from sorted(rows, key=lambda row: float(row["time"]))
 

@@ -210,6 +210,12 @@ class ClusterResources:
         room = self.room(pool.cpus, pool.gpus, pool.memory, pool.labels)
         return replace(pool, labels=labels, size=max(1, min(pool.size, room)))
 
+    def held(self, pool: Pool) -> int:
+        """How many of a pool's workers the nodes that are there hold, none of those to be added."""
+        there = [n for n in self.places if n.node_id or not self.offered]
+        rooms = [n.room(pool.cpus, pool.gpus, pool.memory) for n in there if n.accepts(pool.labels)]
+        return min(pool.size, sum(rooms))
+
     def elsewhere(self, pool: Pool, node_id: str) -> int:
         """How many of a pool's workers other nodes than this one hold, there or to be added."""
         import ray

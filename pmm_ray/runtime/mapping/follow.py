@@ -23,7 +23,8 @@ class Sizes:
         cluster: that is read again.
         pools: in the order of the plan, as they were asked for.
         chunks: no pool has more workers.
-        changed: hears of other sizes than at the last call.
+        changed: hears how many workers of each pool the nodes that are there hold: at once, and
+            when a call finds other numbers. Nodes that an autoscaler may add have a size, too.
     """
 
     def __init__(
@@ -37,17 +38,20 @@ class Sizes:
         self._pools = pools
         self._chunks = chunks
         self._changed = changed
-        self._last = self._on(cluster)
+        self._there: list[int] = []
+        self._on(cluster)
 
     def _on(self, cluster: ClusterResources) -> list[int]:
-        return [min(cluster.placed(pool).size, self._chunks) for pool in self._pools]
+        placed = [cluster.placed(pool) for pool in self._pools]
+        pools = [replace(pool, size=min(pool.size, self._chunks)) for pool in placed]
+        there = [cluster.held(pool) for pool in pools]
+        if there != self._there:
+            self._there = there
+            self._changed(there)
+        return [pool.size for pool in pools]
 
     def __call__(self) -> Sequence[int]:
-        sizes = self._on(self._cluster.now())
-        if sizes != self._last:
-            self._last = sizes
-            self._changed(sizes)
-        return sizes
+        return self._on(self._cluster.now())
 
 
 def resize(executor: StreamingExecutor, sizes: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from pmm_ray.runtime.core.resources import ClusterResources, Pool
+from pmm_ray.runtime.core.resources import ClusterResources
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
@@ -31,25 +31,24 @@ def _metrics() -> dict[str, Any]:
 
 
 class Meters:
-    """The metrics of one pass of a stage.
+    """The metrics of one stage.
 
     Args:
         cluster: a Ray of this process has no agent, and nobody who asks it.
-        pool: the first one, whose workers hold the GPUs.
-        two: whether there is a second one.
+        two: whether there are two pools. The busy share is of the first, which holds the GPUs.
     """
 
-    def __init__(self, stage: str, cluster: ClusterResources, pool: Pool, two: bool) -> None:
+    def __init__(self, stage: str, cluster: ClusterResources, two: bool) -> None:
         self._stage = stage
         self._on = not cluster.local
         self._prefix = "producer_" if two else ""
-        self._size = pool.size
+        self._size = 0
         self._since = time.monotonic()
         self._offered = 0.0  # worker seconds before the size changed
         self._busy = 0.0
 
     def resize(self, size: int) -> None:
-        """Note that the pool whose share is measured has another number of workers."""
+        """Note how many workers the pool whose share is measured has from now on."""
         self._offered = self._worker_seconds()
         self._since, self._size = time.monotonic(), size
 
@@ -70,3 +69,9 @@ class Meters:
         metrics["seconds"].observe(seconds / counts["images"], stage)
         self._busy += counts[f"{self._prefix}pool_seconds"]
         metrics["busy"].set(min(1.0, self._busy / max(self._worker_seconds(), 1e-9)), stage)
+
+    def end(self) -> None:
+        """Note that the stage is over: the last values would stay until the driver ends."""
+        if self._on:
+            _metrics()["queue"].set(0, {"stage": self._stage})
+            _metrics()["busy"].set(1.0, {"stage": self._stage})

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -67,6 +67,16 @@ class Passes:
             BudgetExceededError: too many error rows.
             CannotRunError: see `stream`; a stall; devices that fail and no node to go to.
         """
+        try:
+            self._map(batch_size)
+        finally:
+            self._meters.end()
+
+    @cached_property
+    def _meters(self) -> Meters:
+        return Meters(self.folder.stage, self.context.cluster, self.producer is not None)
+
+    def _map(self, batch_size: int) -> None:
         blame, size, silent_before = Blame(), batch_size, len(self.expected) + 1
         todo = self.ledger.uncommitted(self.expected)
         overlaps = self._pools[0].overlap > 1
@@ -114,12 +124,11 @@ class Passes:
         if pools[0].gpus and [*self.inputs] == ["manifest"]:
             todo = sizes_together(todo, self.inputs["manifest"])
         chunks = make_chunks(todo, self.inputs, size)
-        meters = Meters(stage, cluster, pools[0], producer is not None)
         limits = Limits(
             runtime.stall_seconds,
             runtime.nodes_seconds,
             self.progress.set_note,
-            Sizes(cluster, self._pools, len(chunks), partial(self._resized, meters)),
+            Sizes(cluster, self._pools, len(chunks), self._resized),
         )
         try:
             results = stream(chunks, self.factory, self.output, pools[-1], limits, producer)
@@ -135,7 +144,8 @@ class Passes:
                     self.network.update(passes)
                     kinds = json.loads(counts["kinds"])
                     self.context.events.write("chunk", stage=stage, kinds=kinds, **said, **passes)
-                    meters.chunk(counts, kinds, self.progress.total - self.progress.done)
+                    left = self.progress.total - self.progress.done
+                    self._meters.chunk(counts, kinds, left)
                     if counts["fault"]:
                         self._say_fault(counts["fault"])
                     if released := blame.second_opinion():
@@ -153,8 +163,8 @@ class Passes:
                             "stays. Check the GPU driver and the container image"
                         )
         except StalledError as error:
-            left = _named(self.ledger.uncommitted(todo))
-            raise MayPassError(f"{stage}: {error}\n  not finished: {left}") from error
+            named = _named(self.ledger.uncommitted(todo))
+            raise MayPassError(f"{stage}: {error}\n  not finished: {named}") from error
         return None
 
     @property
@@ -173,9 +183,9 @@ class Passes:
             found["filled"] = round(network["pixels"] / network["room"], 3)
         return found
 
-    def _resized(self, meters: Meters, sizes: Sequence[int]) -> None:
-        meters.resize(sizes[0])
-        self.context.events.write("pools_resized", stage=self.folder.stage, workers=list(sizes))
+    def _resized(self, there: Sequence[int]) -> None:
+        self._meters.resize(there[0])
+        self.context.events.write("pools_resized", stage=self.folder.stage, workers=list(there))
 
     def _say_fault(self, fault: str) -> None:
         about = json.loads(fault)

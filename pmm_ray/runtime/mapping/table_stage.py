@@ -145,6 +145,7 @@ def run_table_stage(
     context.events.write(
         "stage_start",
         stage=folder.stage,
+        hash=folder.hash,
         images=len(expected),
         done=earlier,
         workers=pool.size,

@@ -63,6 +63,7 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     context.events.write(
         "training_start",
         stage=job.stage,
+        hash=job.fingerprint.partition("-")[0],  # of the stage's folder
         steps=job.steps,
         batch_size=job.config.batch_size,
         workers=job.workers,
