@@ -45,7 +45,7 @@ from pmm_ray.sources.importing.photographs import (
     find_photographs,
     places_in,
 )
-from pmm_ray.sources.labels.joined_lines import join_lines
+from pmm_ray.sources.labels.joined_lines import join_lines, spellings
 from pmm_ray.sources.labels.label_columns import UNNAMED_CLASS
 from pmm_ray.sources.labels.label_files import ClassList, class_list, read_class_list
 from pmm_ray.sources.labels.label_lines import (
@@ -256,9 +256,9 @@ def _lone(missed: Sequence[LabelLine], photographs: Photographs) -> list[tuple[L
     stems = set(map(stem_path, photographs.files))
     missed = [line for line in missed if not (line.fault and line.name in stems)]
     written = [line.name for line in missed if not line.fault]
-    broken, _ = NameIndex(photographs.broken).find_all(written, _spellings)
+    broken, _ = NameIndex(photographs.broken).find_all(written, spellings)
     misnamed = photographs.misnamed()
-    there, _ = NameIndex(misnamed).find_all(written, _spellings)
+    there, _ = NameIndex(misnamed).find_all(written, spellings)
     texts = {
         name: f"the CSV names it; {misnamed[found.name]} is there, but has no ending of a "
         "photograph: rename or convert it"

@@ -23,7 +23,7 @@ class JoinedLines:
 
     def unsure(self, photographs: Iterable[str]) -> dict[str, LabelLine]:
         """The lines that may be of photographs which none is sure to name, by the photographs."""
-        written = {way: line for line in self.missed if line.fault for way in _spellings(line.name)}
+        written = {way: line for line in self.missed if line.fault for way in spellings(line.name)}
         index = NameIndex(written)
         found: dict[str, LabelLine] = {}
         for name in photographs:
@@ -45,7 +45,7 @@ def join_lines(lines: Sequence[LabelLine], index: NameIndex) -> JoinedLines:
     missed: list[LabelLine] = []
     how: Counter[str] = Counter()
     repeated = 0
-    found, unsure = index.find_all((line.name for line in lines), _spellings)
+    found, unsure = index.find_all((line.name for line in lines), spellings)
     for line in lines:
         file = found.get(line.name)
         if file is None:
@@ -69,7 +69,7 @@ def join_lines(lines: Sequence[LabelLine], index: NameIndex) -> JoinedLines:
     return JoinedLines(of, tuple(missed), tuple(notes))
 
 
-def _spellings(written: str) -> tuple[str, ...]:
+def spellings(written: str) -> tuple[str, ...]:
     """The ways to look up a name as it stands in a CSV, the best first.
 
     Below the folder of photographs if it begins with that, in any case and on any system. A
