@@ -334,3 +334,12 @@ def test_the_command_with_a_mirror(server: Server, tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "MD5" in done.output
     assert server.requests == [("benchmark.tgz", None)]
+
+
+def test_archives_are_not_unpacked_in_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CannotRunError, match="s3://bucket/voc is no local folder"):
+        download("voc12", "s3://bucket/voc")
+    assert not [*tmp_path.iterdir()]
