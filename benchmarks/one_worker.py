@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.training.job import TrainingJob
 from pmm_ray.runtime.training.reporter import Phase
@@ -35,6 +36,7 @@ def train_alone(
     job = TrainingJob(
         task=task,
         run_dir=str(run_dir),
+        attempt="a",
         model_uri=folder.path("model.pt"),
         checkpoints_uri=folder.path("train"),
         errors_uri=folder.errors_uri,
@@ -52,6 +54,7 @@ def train_alone(
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        return _Worker(job, reporter, 0, 1, device, Phase(reporter, 0)).run()
+        with lease.hold(job.run_dir, job.attempt):
+            return _Worker(job, reporter, 0, 1, device, Phase(reporter, 0)).run()
     finally:
         dist.destroy_process_group()

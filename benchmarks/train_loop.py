@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -33,7 +32,7 @@ from torch import nn
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.checkpoints import load_model
 from pmm_ray.runtime.cluster.connect import connect, one_thread
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
@@ -136,7 +135,7 @@ def on_ray(
     """Speed of a training on Ray Train, and the share of time it waited for images."""
     manifest = open_manifest(manifest_uri)
     recipe = config(crop, workers, processes)
-    with tempfile.TemporaryDirectory(prefix="pmm-train-") as place:
+    with tempfile.TemporaryDirectory(prefix="pmm-train-") as place, lease.hold(place, "a") as lost:
         context = SimpleNamespace(
             run_dir=place,
             config=recipe,
@@ -144,7 +143,8 @@ def on_ray(
             cluster=cluster,
             events=EventLog(place, "driver"),
             progress=Progress(stream=io.StringIO()),
-            attempt=uuid.uuid4().hex,
+            attempt="a",
+            lost=lost,
         )
         folder = StageFolder.below(place, "train_classifier", "0")
         task = task_of(manifest, recipe)

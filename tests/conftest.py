@@ -111,7 +111,7 @@ def make_context(ray_session: ClusterResources, tmp_path: Path) -> Iterator[Make
         place = str(run_dir or tmp_path / "run")
         attempt = uuid.uuid4().hex
         hold = lease.hold(place, attempt)
-        hold.__enter__()
+        lost = hold.__enter__()
         held.append(hold)
         return SimpleNamespace(
             run_dir=place,
@@ -121,6 +121,7 @@ def make_context(ray_session: ClusterResources, tmp_path: Path) -> Iterator[Make
             events=EventLog(place, "driver"),
             progress=Progress(stream=io.StringIO()),
             attempt=attempt,
+            lost=lost,
         )
 
     yield make

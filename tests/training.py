@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from pmm_ray.config import ClassifierConfig, TrainingConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import StageFolder
@@ -65,6 +66,7 @@ def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> Trai
     section = {"batch_size": 4, "amp": False, "checkpoint_seconds": 1e-9, "max_failures": 0}
     values: dict[str, Any] = {
         "run_dir": str(run_dir),
+        "attempt": (lease.read_lease(str(run_dir)) or {"attempt": "a"})["attempt"],
         "model_uri": folder.path("model.pt"),
         "checkpoints_uri": folder.path("train"),
         "errors_uri": folder.errors_uri,
@@ -87,7 +89,9 @@ def train(job: TrainingJob, rank: int = 0) -> dict[str, Any]:
     remote = SimpleNamespace(remote=lambda *_: None)
     reporter = SimpleNamespace(update=remote, failed=remote, saved=remote)
     phase = Phase(reporter, rank)
-    return _Worker(job, reporter, rank, job.workers, torch.device("cpu"), phase).run()
+    held = lease.read_lease(job.run_dir) is not None
+    with contextlib.nullcontext() if held else lease.hold(job.run_dir, job.attempt):
+        return _Worker(job, reporter, rank, job.workers, torch.device("cpu"), phase).run()
 
 
 def losses(run_dir: Path) -> list[tuple[int, float]]:

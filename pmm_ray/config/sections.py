@@ -101,7 +101,8 @@ class RuntimeConfig(Section):
     preflight: bool = execution(True)
     """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)
-    """Local folder of each node for memory-mapped masks; empty: the system's temporary folder."""
+    """Local folder of each node for memory-mapped masks; empty: `pmm-ray-UID`
+    in the system's temporary folder."""
 
 
 class RunConfig(Section):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.config import ClassifierConfig, MulticropConfig, RunConfig, to_yaml
+from pmm_ray.config import ClassifierConfig, RunConfig, to_yaml
 from pmm_ray.config.backbones import backbone_row
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -212,18 +212,13 @@ def needs_of_nodes(
     """
     from pmm_ray.runtime.cluster.preflight import training_scratch
 
-    trainings = [(step, step.section(config)) for step in steps if step.section]
-    sections = [section for _, section in trainings]
+    sections = [step.section(config) for step in steps if step.section]
     named = {"", "none", *(name for s in sections for name in backbone_row(s.backbone).files)}
     files = {config.data.root, *(section.weights for section in sections)} - named
-    # First classifiers learn from labels and need no file of masks. Trainings on the same masks
-    # share one: those of other backbones, and the variants of a round.
-    tables = {
-        (kind, "" if kind is MulticropConfig else step.name.rsplit("-", 1)[-1])
-        for step, section in trainings
-        if (kind := type(section)) is not ClassifierConfig
-    }
-    scratch = len(tables) * training_scratch(manifest_uri, config.data.train_split)
+    # First classifiers learn from labels and need no file of masks. Of the others each replaces the
+    # file of the one before.
+    masks = any(type(section) is not ClassifierConfig for section in sections)
+    scratch = training_scratch(manifest_uri, config.data.train_split) if masks else 0
     return sorted(storage.absolute(uri) for uri in files), scratch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pmm_ray.runtime.training import checkpoint
 from pmm_ray.runtime.training.checkpoint import (
     CheckpointWriter,
     checkpoints,
+    forget_local,
     load_best,
     load_checkpoint,
     local_copies,
@@ -43,8 +45,14 @@ def told() -> Told:
     return []
 
 
+def nothing() -> None: ...
+
+
 def writer(folder: str, scratch: Path, told: Told) -> CheckpointWriter:
-    return CheckpointWriter(folder, scratch, lambda event, **about: told.append((event, about)))
+    def tell(event: str, **about: Any) -> None:
+        told.append((event, about))
+
+    return CheckpointWriter(folder, scratch, tell, nothing)
 
 
 def test_a_state_is_copied_before_it_changes(tmp_path: Path, told: Told) -> None:
@@ -162,7 +170,7 @@ def test_the_writer_outlives_any_error_and_a_listener_that_fails(
 
     monkeypatch.setattr(storage, "write_bytes", write)
     monkeypatch.setattr(checkpoint, "_AGAIN_SECONDS", 0.2)
-    own = CheckpointWriter(str(tmp_path / "train"), tmp_path, told)
+    own = CheckpointWriter(str(tmp_path / "train"), tmp_path, told, nothing)
     own.save(1, content(1))
     while not failures:
         time.sleep(0.01)
@@ -188,13 +196,49 @@ def test_a_writer_that_is_closed_waits_for_nothing(
     assert time.monotonic() - began < 10
 
 
-def test_a_checkpoint_that_only_reached_the_nodes_disk_is_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, scratch = str(tmp_path / "bucket"), tmp_path / "scratch"
-    # a folder that counts as a bucket
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder that counts as a bucket."""
     remote = SimpleNamespace(**vars(storage) | {"is_remote": lambda uri: True})
     monkeypatch.setattr(checkpoint, "storage", remote)
+    return str(tmp_path / "bucket")
+
+
+def test_a_scratch_that_fails_costs_the_bucket_no_checkpoint(
+    tmp_path: Path, told: Told, bucket: str
+) -> None:
+    (tmp_path / "scratch").touch()
+    own = writer(bucket, tmp_path / "scratch", told)
+    for step in (1, 2):
+        own.save(step, content(step))
+        assert own.wait(20)
+        assert own.failure is None
+    own.close()
+    assert [step for step, _ in checkpoints(bucket)] == [1, 2]
+    assert [event for event, _ in told] == ["checkpoint_copy_failed", "checkpoint", "checkpoint"]
+    assert str(tmp_path / "scratch") in told[0][1]["reason"]
+
+
+def test_copies_of_a_training_that_is_done_and_old_ones_are_deleted(
+    tmp_path: Path, bucket: str
+) -> None:
+    scratch = tmp_path / "scratch"
+    kept = {}
+    for name in ("own", "new", "old"):
+        folder = f"{bucket}/{name}"
+        save_checkpoint(local_copies(scratch, folder), 4, content(4))
+        kept[name] = checkpoint._copies(scratch, folder)
+    week = time.time() - 8 * 24 * 3600
+    for path in [*kept["old"].rglob("*"), kept["old"]]:
+        os.utime(path, (week, week))
+    forget_local(f"{bucket}/own", scratch)
+    assert [name for name, path in kept.items() if path.exists()] == ["new"]
+
+
+def test_a_checkpoint_that_only_reached_the_nodes_disk_is_gone_on_from(
+    tmp_path: Path, bucket: str
+) -> None:
+    folder, scratch = bucket, tmp_path / "scratch"
     save_checkpoint(folder, 4, content(4))
     save_checkpoint(local_copies(scratch, folder), 6, content(6))
     # of another training: not ours to go on from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
@@ -16,10 +17,12 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from filelock import FileLock
 
-from pmm_ray.config import ClassifierConfig
+from pmm_ray.config import ClassifierConfig, RunConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.segmenter_config import normalisation
+from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import scan_parts, write_index
@@ -33,7 +36,7 @@ from pmm_ray.runtime.training.loader import (
     batches,
     training_rows,
 )
-from pmm_ray.runtime.training.mask_file import build_mask_file, mask_index
+from pmm_ray.runtime.training.mask_file import MaskFile, build_mask_file, mask_index
 from pmm_ray.runtime.training.sampling import BatchPlan, epoch_order, sample_seed
 from pmm_ray.stages.train_classifier import ClassifierSample
 
@@ -150,6 +153,17 @@ def test_an_epoch_holds_every_image_once_and_epochs_differ() -> None:
     assert BatchPlan(0, 3, 8, 2).batch(5)[1].shape == (8,)
 
 
+@pytest.mark.parametrize("images", [1, 3, 8, 20, 24])
+def test_a_step_takes_its_batch_without_copying_the_epoch(images: int) -> None:
+    plan = BatchPlan(5, images, 8, 2)
+    for step in range(2 * plan.steps_per_epoch):
+        epoch, indices = plan.batch(step)
+        order = epoch_order(5, epoch, images)
+        first = step % plan.steps_per_epoch * 8
+        assert indices.tolist() == np.resize(order, max(images, 8))[first : first + 8].tolist()
+        assert np.shares_memory(indices, order) == (images >= 8)
+
+
 def test_an_image_that_comes_again_in_an_epoch_looks_different(shapes: Manifest) -> None:
     """As a row of a rare class, and where a batch holds more than all images."""
     rows = training_rows(shapes.uri, "train", labelled=True)
@@ -250,6 +264,40 @@ def test_the_index_of_a_finished_table_is_read_instead_of_its_parts(
     table = tables.read_table(f"{uri}/index.parquet")
     storage.write_bytes(f"{uri}/index.parquet", tables.to_bytes(table))
     assert build_mask_file(uri, SPACE, tmp_path / "scratch").path != file.path
+
+
+def test_a_new_mask_file_takes_the_place_of_those_that_nobody_trains_on(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+
+    def file_of(name: str) -> MaskFile:
+        masks = {"p": np.ones((8, 8), np.uint8)}
+        return build_mask_file(write_masks(tmp_path / name, masks), SPACE, scratch)
+
+    used = file_of("used")
+    unused = file_of("unused").path
+    for litter in (unused.with_suffix(".123.tmp"), unused.with_suffix(".tmp")):
+        litter.touch()
+    begun = unused.with_name("begun.tmp")
+    begun.touch()
+    with FileLock(begun.with_suffix(".lock")):
+        last = file_of("last")
+    there = {path for path in used.path.parent.iterdir() if path.suffix != ".lock"}
+    assert there == {used.path, last.path, begun}
+    assert used.mask("p", (8, 8)).all()
+
+
+def test_a_scratch_of_another_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    uri = write_masks(tmp_path / "masks", {"p": np.ones((8, 8), np.uint8)})
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(CannotRunError, match=r"scratch/masks: .* set runtime\.scratch"):
+        build_mask_file(uri, SPACE, tmp_path / "scratch")
+    with pytest.raises(CannotRunError, match=rf"pmm-ray-{os.getuid()}: .* set runtime\.scratch"):
+        scratch_folder(RunConfig().runtime)
 
 
 def test_a_mask_outside_the_label_space_is_named(tmp_path: Path) -> None:

@@ -211,3 +211,11 @@ def test_no_mask_of_the_oracle_is_larger_than_is_asked_for(shared: Path) -> None
         height, width = read_mask_size(str(mask))
         most = height * width / preflight._PIXELS_PER_BYTE + preflight._BYTES_OF_A_MASK
         assert len(data) < most
+
+
+def test_what_earlier_trainings_left_in_scratch_is_room_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    question = Question(None, "", (), RuntimeConfig(scratch=str(tmp_path)))
+    with open(tmp_path / "masks" / "a.arrow", "wb") as file:
+        file.truncate(10**13)  # sparse: it takes no room
+    assert answer(question, "n1").scratch_free > 10**13

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, MayPassError
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import (
+    BudgetExceededError,
+    CannotRunError,
+    ErrorRow,
+    MayPassError,
+)
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
@@ -86,3 +92,35 @@ def test_an_attempt_that_may_not_begin_leaves_the_others_list(
 
 def _refuses(run_dir: str, attempt: str) -> None:
     raise CannotRunError("another run is alive in it")
+
+
+@pytest.mark.parametrize("errors", [True, False])
+def test_an_unfinished_training_that_learnt_from_substitutes_is_begun_anew_once(
+    tmp_path: Path, errors: bool
+) -> None:
+    stage = Stage("train_classifier", ("1",), lambda context, folder: pytest.fail("it ran"))
+    folder = stage.folder(str(tmp_path))
+    checkpoint = Path(folder.path("train", "step-000000005.pt"))
+
+    def interrupted(**selected: Any) -> None:
+        selection, progress = Selection(PLAN, **selected), Progress(stream=io.StringIO())
+        ends = pytest.raises(KeyboardInterrupt)
+        with ends, Session(str(tmp_path), RunConfig(), selection, progress) as session:
+            session.hold()
+            assert session._reuse(folder, stage, True) is None
+            raise KeyboardInterrupt
+
+    def leaves() -> None:
+        storage.write_bytes(str(checkpoint), b"state")
+        if errors:
+            tables.write_errors(folder.errors_uri, "a", [ErrorRow("a", "s", "decode", "cut")])
+
+    leaves()
+    interrupted(retry_errors=True)
+    assert checkpoint.exists() != errors
+    assert not tables.read_errors(folder.errors_uri)
+    # what this attempt learns is without the images that failed before
+    leaves()
+    interrupted(retry_errors=True)
+    assert checkpoint.exists()
+    assert bool(tables.read_errors(folder.errors_uri)) == errors

@@ -203,6 +203,7 @@ from pathlib import Path
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.core.events import EventLog
+from pmm_ray.runtime.core.lease import hold
 from pmm_ray.runtime.core.progress import Progress
 from types import SimpleNamespace
 from pmm_ray.runtime.core.stage import StageFolder
@@ -215,10 +216,14 @@ config = RunConfig.model_validate({
                    "output_stride": 32, "epochs": 40, "checkpoint_seconds": 0.2},
     "runtime": {"cpus": 2, "object_store_bytes": 150_000_000},
 })
-with connect("local", config.runtime, run_dir) as cluster:
+with (
+    hold(run_dir, "a") as lost,
+    connect("local", config.runtime, run_dir) as cluster,
+):
     context = SimpleNamespace(
         run_dir=run_dir, config=config, manifest=open_manifest(manifest), cluster=cluster,
-        events=EventLog(run_dir, "driver"), progress=Progress(stream=io.StringIO()), attempt="a")
+        events=EventLog(run_dir, "driver"), progress=Progress(stream=io.StringIO()),
+        attempt="a", lost=lost)
     folder = StageFolder.below(run_dir, "train_classifier", "0")
     train_classifier.run(config.classifier, context, folder)
 """

@@ -135,6 +135,16 @@ def test_the_reporter_tells_the_phase_of_the_slowest_that_counts() -> None:
     assert reporter.state().workers == 2
 
 
+def test_a_reporter_that_restarts_forgets_no_number_of_a_request() -> None:
+    reporter = Reporter()
+    reporter.ask_to_save(1)
+    known = reporter.beat(0, TRAINING, 0, 0)
+    reporter = Reporter()  # its process died
+    assert max(known, reporter.beat(0, TRAINING, 0, 0)) == known
+    reporter.ask_to_save(2)
+    assert max(known, reporter.beat(0, TRAINING, 0, 0)) > known
+
+
 def test_the_reporter_is_on_the_drivers_node_and_comes_back(ray_session: ClusterResources) -> None:
     reporter = make_reporter()
     try:

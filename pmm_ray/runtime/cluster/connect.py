@@ -21,7 +21,7 @@ from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.placement import place
 from pmm_ray.runtime.cluster.startup import check_start
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import MayPassError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.resources import ClusterResources
 
 # One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
@@ -245,7 +245,23 @@ def _keep_logs(session: Path, run_dir: str) -> None:
 
 
 def scratch_folder(config: RuntimeConfig) -> Path:
-    """A folder on this node's own disk."""
-    folder = Path(config.scratch) if config.scratch else Path(tempfile.gettempdir()) / "pmm-ray"
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder on this node's own disk, by default one of this user.
+
+    Raises:
+        CannotRunError: this user may not make it.
+    """
+    own = Path(tempfile.gettempdir()) / f"pmm-ray-{os.getuid()}"
+    folder = Path(config.scratch) if config.scratch else own
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise scratch_refused(error) from error
     return folder
+
+
+def scratch_refused(error: PermissionError) -> CannotRunError:
+    """What to say where a scratch folder is another user's."""
+    return CannotRunError(
+        f"{error.filename}: {error.strerror}: set runtime.scratch to a folder on this node's disk "
+        "that this user may write to"
+    )

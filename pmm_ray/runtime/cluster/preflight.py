@@ -62,6 +62,7 @@ class Facts:
     """Inputs that are not there."""
     scratch: str = ""
     scratch_free: int = 0
+    """With what earlier trainings left there, bytes."""
     gpus_seen: int | None = None
     """GPUs that torch sees; None: not asked."""
 
@@ -205,8 +206,11 @@ def answer(question: Question, node_id: str) -> Facts:
     try:
         folder = scratch_folder(question.runtime)
         scratch = str(folder)
-        free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
-    except OSError:
+        if os.access(folder, os.W_OK):
+            # a training reads its file of masks again, or writes its own in place of these
+            left = sum(file.stat().st_size for file in (folder / "masks").glob("*.arrow"))
+            free = shutil.disk_usage(folder).free + left
+    except (OSError, CannotRunError):
         pass  # no room at all is what the zero says
     return Facts(
         versions=own_versions(),

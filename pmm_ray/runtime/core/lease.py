@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,7 @@ def read_lease(run_dir: str) -> dict[str, Any] | None:
 
 
 def holds(run_dir: str, attempt: str) -> bool:
-    """Whether this attempt still holds the folder; part writers ask before they commit.
+    """Whether this attempt still holds the folder.
 
     A lease that cannot be read is looked at again: a store may show one badly while it is written.
     """
@@ -58,6 +59,12 @@ def holds(run_dir: str, attempt: str) -> bool:
         time.sleep(_LOOK_SECONDS)
         lease = read_lease(run_dir)
     return lease is not None and lease["attempt"] == attempt
+
+
+def require(run_dir: str, attempt: str) -> None:
+    """Raise CannotRunError where another run has taken the folder over: who commits asks first."""
+    if not holds(run_dir, attempt):
+        raise CannotRunError(f"{run_dir} was taken over by another run")
 
 
 def _age(run_dir: str) -> float:
@@ -124,8 +131,11 @@ def _one_at_a_time(run_dir: str) -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
-def hold(run_dir: str, attempt: str) -> Iterator[None]:
+def hold(run_dir: str, attempt: str) -> Iterator[threading.Event]:
     """Hold the run folder for the length of a `with` block.
+
+    Yields:
+        What is set when the heartbeat finds that the folder was lost.
 
     Raises:
         CannotRunError: another run is alive in it; the message names its host and process.
@@ -153,17 +163,20 @@ def hold(run_dir: str, attempt: str) -> Iterator[None]:
             )
         beat()
 
+    lost = threading.Event()
+
     def keep() -> bool:
         # a full disk or a store that fails must not end the heartbeat
         with contextlib.suppress(OSError, CannotRunError):
             if not holds(run_dir, attempt):
-                return False  # a process that slept too long was taken over
+                lost.set()  # a process that slept too long was taken over
+                return False
             beat()
         return True
 
     try:
         with repeated("lease", HEARTBEAT_SECONDS, keep):
-            yield
+            yield lost
     finally:
         # a store that fails right now must not hide why the run ends; the lease grows old
         with contextlib.suppress(OSError, CannotRunError):

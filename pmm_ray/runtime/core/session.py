@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
 from pmm_ray.config import RunConfig
-from pmm_ray.runtime.core import lease, storage
+from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, MayPassError
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.manifest import Manifest
@@ -54,6 +55,7 @@ class Session:
         self.events = EventLog(run_dir, "driver")
         self.work_done = False
         self.data: Manifest | None = None
+        self.lost = threading.Event()
         self.goes_on = False
         """Whether an interrupted attempt with the same selection began stages anew."""
         progress.heartbeat_seconds = config.runtime.heartbeat_seconds
@@ -72,7 +74,7 @@ class Session:
         hides = (OSError, CannotRunError) if kind else ()
         try:
             with contextlib.suppress(*hides):
-                if self._held and _has_ended(kind):
+                if self._held and _has_ended(kind) and lease.holds(self.run_dir, self.attempt):
                     self._renewals.end()
         finally:
             self._exit.close()
@@ -86,7 +88,7 @@ class Session:
             CannotRunError: another run is alive in it.
         """
         storage.make_folder(self.run_dir)
-        self._exit.enter_context(lease.hold(self.run_dir, self.attempt))
+        self.lost = self._exit.enter_context(lease.hold(self.run_dir, self.attempt))
         self._held = True
         self.goes_on = self._renewals.load()
         if self.goes_on:
@@ -113,8 +115,10 @@ class Session:
         """Do a stage unless it is done; returns its folder.
 
         Raises:
-            CannotRunError: it is not done, and not among the selected ones.
+            CannotRunError: it is not done, and not among the selected ones; or another run has
+                taken the folder over.
         """
+        self._require_folder()
         selection, folder = self.selection, stage.folder(self.run_dir)
         selected = selection.has(stage.name)
         summary = self._reuse(folder, stage, selected)
@@ -129,6 +133,7 @@ class Session:
             started = time.monotonic()
             summary = stage.run(self, folder)
             seconds = round(time.monotonic() - started, 3)
+            self._require_folder()
             summary = folder.finish(summary.model_copy(update={"seconds": seconds}))
         self._record.done(summary.seconds)
         return folder
@@ -155,13 +160,13 @@ class Session:
             return None
         failed = summary is None or (summary.errors > 0 and not begun)
         if selected and self.selection.retry_errors and failed:
-            # A table loses its error rows only, and so does an unfinished stage. A finished
-            # training or import is deleted and done again.
-            if summary is not None and stage.images is None:
-                folder.clear(stage.keeps)
-            else:
+            # A table loses its error rows only. A training has learnt from the substitutes of its
+            # failed images: it is deleted and done again, and so is an import.
+            if stage.images is not None:
                 folder.reopen()
                 storage.delete_folder(folder.errors_uri)
+            elif not begun and (summary is not None or tables.read_errors(folder.errors_uri)):
+                folder.clear(stage.keeps)
             self._renewals.add(folder)
             return None
         if summary is not None and selected and not stage.current(summary):
@@ -170,8 +175,17 @@ class Session:
             return None
         return summary if summary is not None and stage.took(summary) else None
 
+    def _require_folder(self) -> None:
+        if self._held:
+            lease.require(self.run_dir, self.attempt)
+
     def write_record(self, *, finished: bool = False) -> None:
-        """Write `run.json`: what ran, where, with what."""
+        """Write `run.json`: what ran, where, with what.
+
+        Raises:
+            CannotRunError: another run has taken the folder over.
+        """
+        self._require_folder()
         self._record.write(
             computed=self.work_done,
             finished=finished,

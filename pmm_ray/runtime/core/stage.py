@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -142,6 +143,10 @@ class RunContext(Protocol):
     @property
     def attempt(self) -> str:
         """Names this attempt at the run; it holds the lease of the run folder."""
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set when another run may have taken the folder over: ask `lease.require`."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
-from pmm_ray.runtime.core.errors import CannotRunError, error_budget
+from pmm_ray.runtime.core.errors import error_budget
 from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, without, write_index
 from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
@@ -177,8 +177,7 @@ def _finalize(passes: Passes, seconds: float, rate: float) -> Summary:
     """Check rows in = rows out + error rows, index the table, describe it."""
     context, folder = passes.context, passes.folder
     ledger, expected = passes.ledger, passes.expected
-    if not lease.holds(context.run_dir, context.attempt):
-        raise CannotRunError(f"{context.run_dir} was taken over by another run")
+    lease.require(context.run_dir, context.attempt)
     ledger.settle()
     # an earlier fused attempt may have left rows of images that now fail in the stage before
     index = ledger.index(expected)

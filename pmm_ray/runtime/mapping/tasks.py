@@ -165,8 +165,7 @@ def run_chunk(
             joined = zip(chunk["ids"], rows, strict=True)
             rows = [row | {table: row_of[i]} for i, row in joined if i in row_of]
         results.take(worker, rows, chunk["ids"])
-        if not lease.holds(output.run_dir, output.attempt):
-            raise CannotRunError(f"{output.run_dir} was taken over by another run")
+        lease.require(output.run_dir, output.attempt)
         done = [row["image_id"] for row in results.done]
         failed = [row.image_id for row in results.errors]
         # all of the chunk, unless a device failed in the midst of it

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,13 @@ from typing import Any
 import torch
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 
 _KEPT = 2
 # after a failure of the store, which itself tries for about a minute
 _AGAIN_SECONDS = 5.0
+# copies on a node's disk that nothing was written to for so long
+_OLD_SECONDS = 7 * 24 * 3600.0
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -130,13 +134,22 @@ class CheckpointWriter:
     Args:
         folder: uri of the checkpoints.
         scratch: of this node.
-        told: is called with an event and what it says: `checkpoint`, `checkpoint_failed`.
+        told: is called with an event and what it says: `checkpoint`, `checkpoint_failed`,
+            `checkpoint_copy_failed` (of this node's disk, once until it succeeds again).
+        require: raises where nothing may be written any more.
     """
 
-    def __init__(self, folder: str, scratch: Path, told: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        folder: str,
+        scratch: Path,
+        told: Callable[..., None],
+        require: Callable[[], None],
+    ) -> None:
         self._folder = folder
         self._local = local_copies(scratch, folder) if storage.is_remote(folder) else None
         self._told = told
+        self._require = require
         self._changed = threading.Condition()
         self._best: tuple[int, dict[str, Any]] | None = None
         self._state: tuple[int, dict[str, Any]] | None = None
@@ -144,6 +157,7 @@ class CheckpointWriter:
         self._working = self._ended = False
         self.failure: str | None = None
         """Why the last attempt failed; None: it succeeded."""
+        self._copy_failed = False
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -212,6 +226,7 @@ class CheckpointWriter:
         Returns whether it is written.
         """
         try:
+            self._require()
             if best is not None:
                 save_best(self._folder, *best)
             elif state is not None:
@@ -230,10 +245,20 @@ class CheckpointWriter:
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         if self._local is not None:
-            save_checkpoint(self._local, step, content)
+            self._keep(self._local, step, content)
         save_checkpoint(self._folder, step, content)
         forget_before(self._folder, content["best"][0])
         self._tell("checkpoint", step=step)
+
+    def _keep(self, folder: str, step: int, content: dict[str, Any]) -> None:
+        """Save on this node's disk; one that fails must not keep the bucket from its checkpoint."""
+        try:
+            save_checkpoint(folder, step, content)
+            self._copy_failed = False
+        except (OSError, CannotRunError) as error:
+            if not self._copy_failed:
+                self._tell("checkpoint_copy_failed", reason=str(error))
+            self._copy_failed = True
 
 
 def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
@@ -258,5 +283,14 @@ def newest(folder: str, scratch: Path, fingerprint: str) -> str | None:
 
 
 def forget_local(folder: str, scratch: Path) -> None:
-    """Delete this node's copies of a training that is done."""
-    storage.delete_folder(str(_copies(scratch, folder)))
+    """Delete this node's copies of a training that is done, and those that are old.
+
+    A node that only had the first worker for a time is told of no end.
+    """
+    own = _copies(scratch, folder)
+    for copies in own.parent.glob("*"):
+        # a disk that fails here must not fail a training that is done
+        with contextlib.suppress(OSError, CannotRunError):
+            written = max(path.stat().st_mtime for path in [copies, *copies.glob("*")])
+            if copies == own or time.time() - written > _OLD_SECONDS:
+                storage.delete_folder(str(copies))

@@ -40,11 +40,12 @@ class Drains:
         return found
 
 
-def save_at_once(reporter: Any, steps: int, progress: Progress) -> None:
+def save_at_once(reporter: Any, number: int, steps: int, progress: Progress) -> None:
     """Have the workers save a checkpoint, and wait until it is written.
 
     Args:
         reporter: handle of the training's `Reporter`.
+        number: of this request, see `Reporter.ask_to_save`.
         steps: of the whole training.
     """
     import ray
@@ -58,7 +59,7 @@ def save_at_once(reporter: Any, steps: int, progress: Progress) -> None:
             f"pmm: the training saves a checkpoint, for up to {_SAVE_SECONDS:.0f} s; "
             "interrupt again to end at once"
         )
-        reporter.ask_to_save.remote()
+        reporter.ask_to_save.remote(number)
         deadline = time.monotonic() + _SAVE_SECONDS
         while time.monotonic() < deadline:
             step = ray.get(reporter.saved_step.remote(), timeout=5)

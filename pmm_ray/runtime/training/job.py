@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_ray.config import TrainingConfig
+from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.training.task import TrainingTask
 
 
@@ -16,6 +17,8 @@ class TrainingJob:
 
     task: TrainingTask[Any]
     run_dir: str
+    attempt: str
+    """Holds the lease of the run folder, see `lease`."""
     model_uri: str
     """The trained network's file."""
     checkpoints_uri: str
@@ -32,6 +35,13 @@ class TrainingJob:
     """Of each worker, in a step: `accumulate`, or what an elastic training needs instead."""
     loader_processes: int
     scratch: Path
+
+    def require_folder(self) -> None:
+        """Raise CannotRunError where another run has taken the folder over.
+
+        The workers may outlive a driver that sleeps: they ask before they write what goes on.
+        """
+        lease.require(self.run_dir, self.attempt)
 
     @property
     def stage(self) -> str:

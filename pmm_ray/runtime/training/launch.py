@@ -8,11 +8,13 @@ at the wrong moment could not resume, and any other version of Ray refuses it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import cannot_run, require_budget
 from pmm_ray.runtime.core.resources import away_from
 from pmm_ray.runtime.training.clock import Clock
@@ -51,13 +53,22 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     Raises:
         CannotRunError: the cluster is too small, the data cannot be trained on, workers failed
             too often, no node came for `runtime.nodes_seconds`, preparing the data made no progress
-            for `runtime.prepare_seconds`, or no step was done for `runtime.stall_seconds`.
+            for `runtime.prepare_seconds`, no step was done for `runtime.stall_seconds`, or another
+            run has taken the folder over.
         BudgetExceededError: too many images cannot be used.
     """
-    if storage.exists(job.model_uri):
-        # of a run that was killed just after it wrote the network
-        storage.delete_folder(job.checkpoints_uri)
-        return
+    # it is there if a run was killed just after it wrote the network
+    values = {} if storage.exists(job.model_uri) else _train(job, context)
+    errors = tables.read_errors(job.errors_uri)
+    require_budget(job.stage, errors, job.error_budget, job.images)
+    if "stopped" in values:
+        raise cannot_run(values["stopped"], values["may_pass"])
+    lease.require(context.run_dir, context.attempt)
+    storage.delete_folder(job.checkpoints_uri)
+
+
+def _train(job: TrainingJob, context: RunContext) -> dict[str, Any]:
+    """What the workers return at the end, after as many attempts as it takes."""
     import ray
 
     context.events.write(
@@ -72,6 +83,8 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
     )
     reporter = make_reporter()
     losses = Losses(job, context)
+    # numbered here: a reporter whose process restarts has forgotten how many there were
+    requests = itertools.count(1)
     try:
         images = job.steps * job.config.batch_size
         with context.progress.stage(job.stage, images, unit="images") as progress:
@@ -80,14 +93,10 @@ def run_training(job: TrainingJob, context: RunContext) -> None:
                 if job.config.elastic:
                     job = fitted(job, context)
                 losses.begin(job)
-                values = _attempt(job, context, reporter, progress, losses)
+                values = _attempt(job, context, reporter, progress, losses, requests)
+            return values
     finally:
         ray.kill(reporter)
-    errors = tables.read_errors(job.errors_uri)
-    require_budget(job.stage, errors, job.error_budget, job.images)
-    if "stopped" in values:
-        raise cannot_run(values["stopped"], values["may_pass"])
-    storage.delete_folder(job.checkpoints_uri)
 
 
 def _attempt(
@@ -96,6 +105,7 @@ def _attempt(
     reporter: Any,
     progress: StageProgress,
     losses: Losses,
+    requests: Iterator[int],
 ) -> dict[str, Any] | None:
     """What the workers return; None: some were lost, and the training may begin again."""
     reporter.begin.remote()
@@ -105,15 +115,17 @@ def _attempt(
     try:
         while not fit.done(_POLL_SECONDS):
             _show(progress, reporter, job, clock)
+            if context.lost.is_set():
+                lease.require(context.run_dir, context.attempt)
             clock.check()
             if leaving := drains.new():
                 context.events.write("nodes_drained", stage=job.stage, nodes=leaving)
                 context.progress.message(
                     f"{job.stage}: {len(leaving)} nodes are taken away soon: a checkpoint is saved"
                 )
-                reporter.ask_to_save.remote()
+                reporter.ask_to_save.remote(next(requests))
     except KeyboardInterrupt:
-        save_at_once(reporter, job.steps, context.progress)
+        save_at_once(reporter, next(requests), job.steps, context.progress)
         raise
     _show(progress, reporter, job, clock, ended=True)
     if fit.error is None:

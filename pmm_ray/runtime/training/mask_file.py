@@ -6,8 +6,11 @@ file: the operating system keeps the bytes once, whatever the number of processe
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
@@ -22,6 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
+from pmm_ray.runtime.cluster.connect import scratch_refused
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
@@ -61,6 +65,7 @@ def build_mask_file(
 
     Its name is made from the size and the time of the table's index, or of its parts where it has
     none. One process of a node writes it while the others wait; it appears whole or not at all.
+    Before that the files of other tables are deleted, unless a process trains on them.
 
     Args:
         masks_uri: folder of `part-*.parquet` with the columns of `tables.MASKS`.
@@ -70,22 +75,41 @@ def build_mask_file(
 
     Raises:
         CannotRunError: no masks, or a mask that is damaged or holds another value; it is named
-            with the value and the allowed ones.
+            with the value and the allowed ones; or the scratch is another user's.
     """
     index = mask_index(masks_uri)
     folder = scratch / "masks"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_key(masks_uri, index, label_space)}.arrow"
-    # the lock of a process that died is free
-    with FileLock(target.with_suffix(".lock")):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # the lock of a process that died is free
+        lock = FileLock(target.with_suffix(".lock")).acquire()
+    except PermissionError as error:
+        raise scratch_refused(error) from error
+    with lock:
         if not target.exists():
-            temporary = target.with_suffix(f".{os.getpid()}.tmp")
+            _delete_unused(folder)
+            # one name: it replaces what a writer that was killed left
+            temporary = target.with_suffix(".tmp")
             try:
                 _write(index, label_space, temporary, told or (lambda done, total: None))
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
-    return MaskFile(target)
+        masks = MaskFile(target)
+        masks.keep()
+    return masks
+
+
+def _delete_unused(folder: Path) -> None:
+    """Delete the files that no process keeps, and what writers that were killed left."""
+    for path in [*folder.glob("*.arrow"), *folder.glob("*.tmp")]:
+        # one that is being written or looked for is locked, one that is trained on is kept; and
+        # another user's is not ours to delete
+        lock = FileLock(folder / f"{path.name.partition('.')[0]}.lock", timeout=0)
+        with contextlib.suppress(OSError), lock, open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 class MaskFile:
@@ -93,6 +117,12 @@ class MaskFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def keep(self) -> None:
+        """Keep the file from being deleted while this object lives."""
+        file = open(self.path, "rb")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_SH)
+        weakref.finalize(self, file.close)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MaskFile, (self.path,)

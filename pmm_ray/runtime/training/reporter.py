@@ -64,13 +64,17 @@ class Reporter:
         self._errors = max(self._errors, errors)
 
     def beat(self, rank: int, phase: str, done: int, total: int) -> int:
-        """A worker is there, and does this; returns how often the driver asked for a checkpoint."""
+        """A worker is there, and does this; returns the number of the last request to save."""
         self._beats[rank] = (time.monotonic(), phase, done, total)
         return self._asked
 
-    def ask_to_save(self) -> None:
-        """The next thing that the workers do is to save a checkpoint."""
-        self._asked += 1
+    def ask_to_save(self, number: int) -> None:
+        """The next thing that the workers do is to save a checkpoint.
+
+        Args:
+            number: of the request, larger than any before: a process that restarts knows of none.
+        """
+        self._asked = max(self._asked, number)
 
     def saved(self, step: int) -> None:
         """A checkpoint of a step is written."""
@@ -118,7 +122,7 @@ class Phase:
         self._rank = rank
         self._now = ("begins", 0, 0)
         self.asked = 0
-        """How often the driver asked for a checkpoint."""
+        """Number of the driver's last request for a checkpoint."""
 
     def set(self, name: str, done: int = 0, total: int = 0) -> None:
         """Say what is done now, and how much of it."""
@@ -130,7 +134,7 @@ class Phase:
         import ray
 
         def tell() -> None:
-            with suppress(ray.exceptions.RayError):  # it restarts, and does not know the number
+            with suppress(ray.exceptions.RayError):  # it restarts
                 beat = self._reporter.beat.remote(self._rank, *self._now)
                 self.asked = max(self.asked, ray.get(beat, timeout=10 * BEAT_SECONDS))
 

@@ -86,9 +86,9 @@ class BatchPlan:
     def batch(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """(epoch, image indices int64 [batch_size]) of a step."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.resize(
-            epoch_order(self.seed, epoch, self.images), max(self.images, self.batch_size)
-        )
+        order = epoch_order(self.seed, epoch, self.images)
+        if self.images < self.batch_size:
+            order = np.resize(order, self.batch_size)
         return epoch, order[position * self.batch_size : (position + 1) * self.batch_size]
 
 

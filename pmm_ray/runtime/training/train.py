@@ -102,6 +102,7 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
     return TrainingJob(
         task=task,
         run_dir=storage.absolute(context.run_dir),
+        attempt=context.attempt,
         model_uri=storage.absolute(folder.path("model.pt")),
         checkpoints_uri=storage.absolute(folder.path("train")),
         errors_uri=storage.absolute(folder.errors_uri),

@@ -156,7 +156,7 @@ class _Worker:
         if self.rank == 0:
             self.log = TrainLog(self.job, first, self.recent)
             self.writer = CheckpointWriter(
-                self.job.checkpoints_uri, self.job.scratch, self._written
+                self.job.checkpoints_uri, self.job.scratch, self._written, self.job.require_folder
             )
         self.feed.begin(
             batches(
@@ -234,9 +234,11 @@ class _Worker:
                 state = load_best(self.job.checkpoints_uri, chosen)
                 self.module.network.load_state_dict(state)
             self.writer.close()
+            self.job.require_folder()
             self.task.save(self.job.model_uri, self.module.network, training)
-            forget_local(self.job.checkpoints_uri, self.job.scratch)
         dist.barrier()
+        # on each node: the first worker may have been on another one before
+        forget_local(self.job.checkpoints_uri, self.job.scratch)
         return training, None
 
     def _validates(self, done: int) -> bool:
