@@ -40,9 +40,14 @@ def predict_folder(
         out: output folder; the same command goes on where it was interrupted.
         settings: `predict.key=value` overrides of the run's configuration.
         address: see `run_recipe`.
+
+    Raises:
+        CannotRunError: `out` is `source`, or holds files that we did not make; or see
+            `find_segmenter`.
     """
     place = storage.absolute(str(out))
-
+    if storage.is_below(source, place) and storage.is_below(place, source):
+        raise CannotRunError(f"--out {out} is the run itself, whose record would be overwritten")
     model, config = find_segmenter(source, settings)
     masks = storage.join(place, "masks")
     refuse_others_files(masks)

@@ -27,8 +27,9 @@ def normalize(cam_KHW: FloatArray, variant: Normalization = "paper") -> Float32A
         variant: `"paper"` is Eq. 1, with a constant map becoming zero. `"multi_crop"` and
             `"multi_scale"` are the released code's formulas for the two kinds of CAM: scores
             within 1e-5 of the minimum become 0 and the denominator gains 1e-5; multi-scale also
-            drops negative scores first and subtracts 1e-5 more. What the released code leaves
-            slightly negative (its minimum pixels) is 0 here.
+            drops negative scores first and subtracts 1e-5 more. The pixels of the minimum are 0
+            here; the released code leaves them slightly negative, or high where the minimum is
+            below 0, which SEAM's maps never are.
 
     Returns:
         float32 [K, H, W] in 0..1.
@@ -51,7 +52,7 @@ def normalize(cam_KHW: FloatArray, variant: Normalization = "paper") -> Float32A
     else:
         offset = _EPSILON if variant == "multi_scale" else 0.0
         normal = (cam - low - offset) / (high - low + _EPSILON)
-        # Released code sets them to 0 before, which is far above a minimum below 0.
+        # The released code sets them to 0 before: far above a minimum below 0.
         normal[cam < low + _EPSILON] = 0.0
     return np.clip(normal, 0.0, 1.0).astype(np.float32)
 

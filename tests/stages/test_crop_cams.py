@@ -133,8 +133,8 @@ def window_after_window(
 def normalised(average: NDArray[np.float32]) -> NDArray[np.float32]:
     low = average.min(axis=(1, 2), keepdims=True)
     high = average.max(axis=(1, 2), keepdims=True)
-    kept = np.where(average < low + 1e-5, 0, average)
-    return np.asarray(np.clip((kept - low) / (high - low + 1e-5), 0, 1), np.float32)
+    normal = np.clip((average - low) / (high - low + 1e-5), 0, 1)
+    return np.asarray(np.where(average < low + 1e-5, 0, normal), np.float32)
 
 
 @pytest.mark.parametrize("geometry", ["paper", "released"])
