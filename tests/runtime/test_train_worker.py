@@ -223,6 +223,7 @@ def test_two_workers_learn_what_one_learns_and_resume_after_an_exception(
     assert losses(run_dir) == found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pickled_by_value")
 def test_an_elastic_training_goes_on_with_more_workers(
     shapes: Manifest, group: None, make_context: Any, tmp_path: Path

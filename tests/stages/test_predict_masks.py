@@ -171,6 +171,7 @@ def test_predict_writes_a_png_for_each_photograph_and_a_row_for_what_it_cannot_r
     assert {p.name: p.stat().st_mtime_ns for p in (out / "masks").iterdir()} == written
 
 
+@pytest.mark.slow
 def test_a_folder_has_the_masks_of_these_photographs_and_settings(
     ray_session: ClusterResources, shapes: Manifest, checkpoint: str, tmp_path: Path
 ) -> None:
