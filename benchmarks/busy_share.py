@@ -129,7 +129,7 @@ def relabel_stage(network: Waiting, photographs: Photographs, pixels: int | None
     if pixels:
         config = config.model_copy(update={"pass_pixels": pixels})
     with mock.patch.object(predict_masks, "load_segmenter", return_value=(network, {})):
-        return predict_masks.score_worker("", config, photographs, "predict_masks", False)
+        return predict_masks.network_worker("", config, photographs, "predict_masks", False)
 
 
 def work(call: Callable[[str], dict[str, Any]], todo: Sequence[str], threads: int) -> None:

@@ -254,7 +254,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
     spent = {}
     for count in (1, len(points), 1, len(points)):
         configs = [sweep_masks.combined(MasksConfig(), point) for point in points[:count]]
-        worker = sweep_masks.score_worker(
+        worker = sweep_masks.sweep_worker(
             proportional_masks, list(map(mask_parameters, configs)), "lattice", photographs, "sweep"
         )
         list(worker(rows[:2]))

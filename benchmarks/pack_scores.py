@@ -33,7 +33,7 @@ from pmm_ray.config import PredictConfig
 from pmm_ray.nets.segmenter_views import checked
 from pmm_ray.nets.weak_labels import split_scores
 from pmm_ray.runtime.rows.masks import crf_parameters
-from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine, scores_row
+from pmm_ray.runtime.rows.scores import SCORES, pack_scores, refine_row, scores_row
 
 CONFIG = PredictConfig()
 
@@ -128,7 +128,9 @@ def measure(classes: int, options: argparse.Namespace) -> dict[str, Any]:
     ways["beside a GPU"] = seconds(beside, repeats)
     rows = {name: row for name, (_, row) in ways.items()}
     same = rows["on a CPU"] == rows["before"]
-    masks = [refine(row, height, width, CONFIG) for row in (rows["before"], rows["beside a GPU"])]
+    masks = [
+        refine_row(row, height, width, CONFIG) for row in (rows["before"], rows["beside a GPU"])
+    ]
     return {
         "classes": classes,
         "sent": len(rows["before"]["labels"]),

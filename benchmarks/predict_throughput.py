@@ -47,7 +47,7 @@ from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import MaskOutput, crf_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.rows.scores import pack_scores, refine
+from pmm_ray.runtime.rows.scores import pack_scores, refine_row
 from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.stages import predict_masks
 from pmm_ray.stages.predict_masks import Scorer
@@ -184,7 +184,7 @@ def traffic(options: argparse.Namespace, folder: Path) -> None:
     for row in tables.read_table(uri).to_pylist()[: options.images]:
         image, classes, scores = scorer(row)
         packed = pack_scores(row["image_id"], image, classes, scores, config)
-        mask = refine(packed, row["height"], row["width"], config)
+        mask = refine_row(packed, row["height"], row["width"], config)
         other += int((mask != plain_mask(image, classes, scores, config)).sum())
         pixels += mask.size
         kept.append(len(packed["labels"]))

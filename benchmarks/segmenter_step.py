@@ -29,7 +29,7 @@ from mmengine.runner import Runner
 from one_worker import train_alone
 
 from pmm_ray.config import SegmenterConfig
-from pmm_ray.nets.segmenter import build_segmenter, describe
+from pmm_ray.nets.segmenter import build_segmenter, description_of
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -119,7 +119,7 @@ def theirs(
             clock.tick()
 
     space = manifest.label_space
-    model = describe(build_segmenter(config, space.num_classes, space.ignore)).model
+    model = description_of(build_segmenter(config, space.num_classes, space.ignore)).model
     suffix = next((tree / "img").iterdir()).suffix
     pipeline = [
         {"type": "LoadImageFromFile"},

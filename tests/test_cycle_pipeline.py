@@ -16,7 +16,7 @@ from pmm_ray.commands.predict import find_segmenter
 from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig, SegmenterConfig
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
-from pmm_ray.nets.segmenter import describe
+from pmm_ray.nets.segmenter import description_of
 from pmm_ray.pipeline.data import prepare
 from pmm_ray.pipeline.rounds import Variant, evaluation, rounds
 from pmm_ray.pipeline.run import Run, Step, open_run
@@ -280,5 +280,7 @@ def test_every_round_begins_with_the_same_fresh_network_and_only_the_first_prete
         built.append(task.build().network)
     first, second = (network.state_dict() for network in built)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    kinds = [describe(network).model["decode_head"]["loss_decode"]["kind"] for network in built]
+    kinds = [
+        description_of(network).model["decode_head"]["loss_decode"]["kind"] for network in built
+    ]
     assert kinds == ["clamp", "none"]

@@ -15,7 +15,7 @@ import torch
 from pmm_ray.config import CamsConfig, ClassifierConfig, ConfigError, SegmenterConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier, load_classifier
-from pmm_ray.nets.segmenter import build_segmenter, describe, load_segmenter, predict_logits
+from pmm_ray.nets.segmenter import build_segmenter, description_of, load_segmenter, predict_logits
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import ErrorRow
@@ -104,7 +104,7 @@ def test_a_backbone_from_outside(
     segmenter = build_segmenter(section, 4, 255)
     step(segmenter)
     uri = str(tmp_path / "segmenter.pt")
-    save_model(uri, "segmenter", segmenter, describe(segmenter).meta())
+    save_model(uri, "segmenter", segmenter, description_of(segmenter).meta())
     loaded, _ = load_segmenter(uri)
     images = torch.randn(1, 3, 40, 56)
     with torch.no_grad():

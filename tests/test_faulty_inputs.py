@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pmm_ray.commands.eval import score
+from pmm_ray.commands.eval import score_folder
 from pmm_ray.commands.masks import make_masks_of
 from pmm_ray.config import DataConfig
 from pmm_ray.runtime.core import storage, tables
@@ -149,7 +149,7 @@ def score_cats(folder: Path, **more: Any) -> int:
     """The exit code of scoring the folder's masks, of one class."""
     (folder / "names").write_text("cat\n")
     places = folder / "masks", folder / "truth"
-    return score(*places, out=folder / "out", label_space=str(folder / "names"), **more)
+    return score_folder(*places, out=folder / "out", label_space=str(folder / "names"), **more)
 
 
 def test_masks_of_0_and_255_are_not_scored(

@@ -15,7 +15,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from pmm_ray.cli import app
-from pmm_ray.commands.eval import score
+from pmm_ray.commands.eval import score_folder
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import read_all
@@ -73,7 +73,7 @@ def oracle(truths: Masks, masks: Masks, space: LabelSpace) -> Any:
 
 
 def evaluate(tmp_path: Path, *arguments: Any, code: int = 0, **options: Any) -> dict[str, Any]:
-    assert score(*arguments, out=tmp_path / "out", **options) == code
+    assert score_folder(*arguments, out=tmp_path / "out", **options) == code
     path = tmp_path / "out" / "scores.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if code == 0 else {}
 

@@ -35,9 +35,9 @@ def evaluate(
     address: Address = "auto",
 ) -> int:
     """Score masks: mIoU and the IoU of each class."""
-    from pmm_ray.commands.eval import score
+    from pmm_ray.commands.eval import score_folder
 
-    return score(
+    return score_folder(
         masks,
         ground_truth,
         out=out,

@@ -17,7 +17,7 @@ from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
 from pmm_ray.pipeline.steps import steps as steps_of_run
 from pmm_ray.pipeline.tables import table_steps
-from pmm_ray.pipeline.tables.table import print_table, read_table
+from pmm_ray.pipeline.tables.table import print_table, read_paper_table
 from pmm_ray.report import build_report
 from pmm_ray.report.console import plain_console, print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
@@ -147,7 +147,7 @@ def run_table(progress: Progress, number: int, request: Ablation) -> None:
     config = read_recipe(request.recipe, request.settings)
     steps = table_steps(number, config, request.images)
     with _open(request, config, steps, progress) as run:
-        table = read_table(run[steps[-1].name])
+        table = read_paper_table(run[steps[-1].name])
         print_table(table, plain_console(soft_wrap=True))
 
 

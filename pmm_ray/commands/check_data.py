@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmm_ray.commands import command
-from pmm_ray.commands.data import say, show
+from pmm_ray.commands.data import say, show_report
 from pmm_ray.config import DataConfig, load_recipe
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -58,7 +58,7 @@ def check_data(progress: Progress, place: str, settings: Sequence[str] = ()) -> 
         return
     with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
         report = import_source(data, scratch, config.seed)
-        show(report)
+        show_report(report)
         for row in report.errors:
             file = f" ({row.uri})" if row.uri else ""
             say(f"{row.kind}: {row.image_id}: {row.message}{file}")

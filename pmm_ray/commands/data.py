@@ -51,7 +51,7 @@ def import_dataset(
     place = storage.absolute(out)
     with _filling(place, config.data.source):
         report = import_data.import_source(config.data, place, config.seed, splits)
-    show(report)
+    show_report(report)
     faults = _draw_masks(config, place, address, progress)
     close(report.accounting, f"{report.manifest.uri}, errors/ beside it{faults}", say)
 
@@ -63,7 +63,7 @@ def make_dataset(
     """Make the synthetic data set in the folder `out`; see `make_shapes`."""
     with _filling(storage.absolute(out), "shapes"):
         report = make_shapes(out, images=images, classes=classes, size=size, seed=seed)
-    show(report)
+    show_report(report)
     close(report.accounting, f"{report.manifest.uri}, errors/ beside it", say)
 
 
@@ -101,7 +101,7 @@ def _source_of(uri: str) -> str:
         return ""
 
 
-def show(report: ImportReport) -> None:
+def show_report(report: ImportReport) -> None:
     """Print what an import counted and understood."""
     for name, count in report.counts.items():
         print(f"{name}: {count}")

@@ -35,7 +35,7 @@ from pmm_ray.stages import score_masks
 
 
 @command
-def score(
+def score_folder(
     progress: Progress,
     masks: str | Path,
     ground_truth: str | Path,

@@ -14,6 +14,7 @@ from pmm_ray.pipeline.data import take_import
 from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
+from pmm_ray.runtime.core.files import MASKS_MARKER
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from pmm_ray.sources.cams.cam_detect import Detected
     from pmm_ray.sources.cams.cam_files import CamFolder
     from pmm_ray.sources.importing.import_report import ImportReport
-
-# says which settings the PNG files beside it were made with
-_MARKER = ".stage"
 
 
 @command
@@ -202,7 +200,7 @@ def refuse_others_files(masks: str) -> None:
     Raises:
         CannotRunError: see `read_marker`.
     """
-    read_marker(masks, _MARKER)
+    read_marker(masks, MASKS_MARKER)
 
 
 def clear_other_masks(masks: str, stage: StageFolder) -> bool:
@@ -215,10 +213,10 @@ def clear_other_masks(masks: str, stage: StageFolder) -> bool:
         CannotRunError: see `read_marker`.
     """
     made_by = stage.hash.encode()
-    if read_marker(masks, _MARKER) == made_by:
+    if read_marker(masks, MASKS_MARKER) == made_by:
         return False
     storage.delete_folder(masks)
-    storage.write_bytes(storage.join(masks, _MARKER), made_by)
+    storage.write_bytes(storage.join(masks, MASKS_MARKER), made_by)
     return True
 
 

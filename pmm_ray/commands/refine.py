@@ -108,8 +108,8 @@ def refine_folder(
         if truth is not None:
             reading = "contiguous" if truth.is_table else truth_ids
             space = run.data.manifest.label_space
-            found = refine_scores.scores(place, folder, space, truth, reading)
-            more = show(*found, place, compare)
+            found = refine_scores.scores_of_table(place, folder, space, truth, reading)
+            more = show_scores(*found, place, compare)
         total = report.accounting.after(read_errors(folder.errors_uri))
         close(total, f"{masks}, {place}/errors{more}", run.say)
 
@@ -182,7 +182,9 @@ def _strengths(said: str, setting: Setting) -> tuple[float, ...]:
     return numbers
 
 
-def show(metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool) -> str:
+def show_scores(
+    metrics: dict[str, float], details: dict[str, Any], place: str, compare: bool
+) -> str:
     """Print the scores, and keep them as `scores.json`.
 
     Returns:

@@ -89,7 +89,7 @@ def random_walk(
     return np.ascontiguousarray(spread_NM.T, np.float32).reshape(scores.shape)
 
 
-def pooled(map_MHW: Float32Array, height: int, width: int) -> NDArray[np.float32]:
+def averaged(map_MHW: Float32Array, height: int, width: int) -> NDArray[np.float32]:
     """Maps brought to a smaller grid by averaging, float32 [M, height, width].
 
     Args:

@@ -127,7 +127,7 @@ class ScaleBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = pooled(input, self.stride)
+        x = max_pooled(input, self.stride)
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         size = (x.shape[2], x.shape[3])
@@ -201,7 +201,7 @@ def _scalenet(allocation: Allocation, shape: Shape) -> ScaleNet:
     return ScaleNet(allocation, strides=shape.strides, dilations=shape.dilations)
 
 
-def pooled(maps_BChw: Tensor, stride: int) -> Tensor:
+def max_pooled(maps_BChw: Tensor, stride: int) -> Tensor:
     """Max-pooled by `stride`; a side shorter than it becomes one pixel."""
     if stride == 1:
         return maps_BChw

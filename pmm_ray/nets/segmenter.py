@@ -109,7 +109,7 @@ def build_segmenter(
     return network
 
 
-def describe(network: nn.Module) -> Description:
+def description_of(network: nn.Module) -> Description:
     """What a network from `build_segmenter` or `load_segmenter` is."""
     description = network.description
     assert isinstance(description, Description)
@@ -183,7 +183,7 @@ def predict_logits(model: nn.Module, images_B3HW: Tensor) -> Tensor:
     size = tuple(images_B3HW.shape[2:])
     meta = {"ori_shape": size, "img_shape": size, "pad_shape": size, "padding_size": [0] * 4}
     logits: Tensor = model.encode_decode(images_B3HW, [meta] * len(images_B3HW))  # type: ignore[operator]
-    outputs = describe(model).outputs
+    outputs = description_of(model).outputs
     if outputs is not None:
         logits = logits.index_select(1, _indices(outputs, logits.device))
     return logits.float()

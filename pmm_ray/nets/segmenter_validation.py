@@ -22,7 +22,7 @@ from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.runtime.rows.scores import pack_scores, refine
+from pmm_ray.runtime.rows.scores import pack_scores, refine_row
 from pmm_ray.runtime.training.mask_file import Told
 from pmm_ray.runtime.training.sampling import telling, validation_rows
 
@@ -155,14 +155,14 @@ class SegmenterValidation:
     def _predict(
         self, network: nn.Module, image_HW3: NDArray[np.uint8], device: torch.device
     ) -> NDArray[np.int64]:
-        from pmm_ray.nets.segmenter import describe, predict_logits
+        from pmm_ray.nets.segmenter import description_of, predict_logits
         from pmm_ray.nets.segmenter_views import view_size
 
         height, width = image_HW3.shape[:2]
         rows, columns = view_size(height, width, self.resize_base, 1.0)
         view = cv2.resize(image_HW3, (columns, rows), interpolation=cv2.INTER_LINEAR)
         pixels = torch.from_numpy(view).to(device).permute(2, 0, 1)[None]
-        about = describe(network)
+        about = description_of(network)
         logits = predict_logits(network, normalise_views(pixels, about.input_mean, about.input_std))
         logits = nn.functional.interpolate(logits, (height, width), mode="bilinear")
         return logits[0].argmax(0).cpu().numpy()
@@ -186,4 +186,4 @@ class SegmenterValidation:
             classes = np.arange(len(scores_CHW))
             packed = pack_scores(image.row["image_id"], image.pixels, classes, scores_CHW, config)
             height, width = image.truth.shape
-            yield image.truth, refine(packed, height, width, config)
+            yield image.truth, refine_row(packed, height, width, config)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pmm_ray.config import PredictConfig
 from pmm_ray.nets.batches import Batches, Piece
-from pmm_ray.nets.segmenter import Description, describe, predict_logits
+from pmm_ray.nets.segmenter import Description, description_of, predict_logits
 from pmm_ray.nets.transfer import staged
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
@@ -163,7 +163,7 @@ class SegmenterViews:
     """
 
     def __init__(self, model: nn.Module, config: PredictConfig, device: torch.device) -> None:
-        self._about = describe(model)
+        self._about = description_of(model)
         self._config = config
         self._device = device
         self.batches = Batches(partial(predict_logits, model), config.pass_pixels, device)

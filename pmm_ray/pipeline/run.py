@@ -222,7 +222,7 @@ def needs_of_nodes(
     return sorted(storage.absolute(uri) for uri in files), scratch
 
 
-def check_weights(section: str, config: RunConfig) -> None:
+def require_weights(section: str, config: RunConfig) -> None:
     """Find out now that the weights of a training are not where they should be.
 
     Raises:

@@ -19,7 +19,7 @@ from pmm_ray.config import RunConfig
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.rounds import evaluation, rounds
-from pmm_ray.pipeline.run import Run, Step, check_weights
+from pmm_ray.pipeline.run import Run, Step, require_weights
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
@@ -61,7 +61,7 @@ def train_classifier() -> Step:
 
         return train_classifier.stage(run.config.classifier, run.config, run.data)
 
-    check = partial(check_weights, "classifier")
+    check = partial(require_weights, "classifier")
     return Step("train_classifier", make, check=check, section=attrgetter("classifier"))
 
 
@@ -93,7 +93,7 @@ def train_multicrop() -> Step:
 
         return train_multicrop.stage(run.config.multicrop, run.config, run["make_base_masks"])
 
-    check = partial(check_weights, "multicrop")
+    check = partial(require_weights, "multicrop")
     return Step("train_multicrop", make, check=check, section=attrgetter("multicrop"))
 
 
@@ -134,7 +134,7 @@ def walk_steps() -> list[Step]:
 
         return walk_cams.stage(run.config.affinity, run["make_cams"], run["train_affinity"])
 
-    check = partial(check_weights, "affinity")
+    check = partial(require_weights, "affinity")
     return [
         Step("make_affinity_labels", labels),
         Step("train_affinity", network, check=check, section=attrgetter("affinity")),

@@ -20,7 +20,7 @@ from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 
 
 @dataclass(frozen=True)
-class Card:
+class GalleryImage:
     """One image of the gallery; pictures are data URIs, None where the run has none."""
 
     image_id: str
@@ -34,7 +34,7 @@ class Card:
 @dataclass(frozen=True)
 class Gallery:
     columns: tuple[str, ...]
-    cards: tuple[Card, ...]
+    cards: tuple[GalleryImage, ...]
     legend: tuple[LegendEntry, ...]
     scored_by: str
     """Title of the evaluation that the images were picked by; empty: the first ids."""
@@ -71,7 +71,7 @@ def make_gallery(run: RunData, count: int) -> Gallery | None:
     drawn = [draw_pictures(row, stored, manifest, seen) for row in rows]
     columns = [name for name in drawn[0] if any(pictures[name] for pictures in drawn)]
     cards = tuple(
-        Card(
+        GalleryImage(
             image_id=row["image_id"],
             labels=tuple(class_name(manifest.label_space, i) for i in row["labels"]),
             mean_iou=scores.get(row["image_id"]),

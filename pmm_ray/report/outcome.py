@@ -91,11 +91,11 @@ def account_run(run: RunData) -> Accounting:
         return total
     last = last_of_splits(records, manifest)
     made = pa.chunked_array([c for masks in last for c in masks.index.ids.chunks], pa.string())
-    errors, left_out = without(run, manifest, made, "no stage was asked for it")
+    errors, left_out = why_absent(run, manifest, made, "no stage was asked for it")
     return total.after(errors, left_out)
 
 
-def without(
+def why_absent(
     run: RunData, manifest: Manifest, made: Ids, otherwise: str
 ) -> tuple[list[ErrorRow], dict[str, list[str]]]:
     """Why each image of the manifest that is not among `made` is not: (error rows, left out).

@@ -126,7 +126,7 @@ class Scorer:
         return of.image, of.classes, checked(scores_CHW)
 
 
-def score_worker(
+def network_worker(
     checkpoint_uri: str, config: PredictConfig, photographs: Photographs, stage: str, use_gpu: bool
 ) -> Worker:
     """Makes the worker of one actor: photographs to rows of `SCORES`."""
@@ -209,7 +209,7 @@ def run(
         folder,
         factory=partial(refine_worker, config, folder.stage, output),
         pool=cpu_pool(context, memory=task_memory(context)),
-        producer=Producer("scores", partial(score_worker, *model), SCORES, actors),
+        producer=Producer("scores", partial(network_worker, *model), SCORES, actors),
         **shape,
     )
 

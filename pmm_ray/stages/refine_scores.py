@@ -164,7 +164,7 @@ def run(
     return summary.extended({}, pixel_labels_used=truth is not None)
 
 
-def scores(
+def scores_of_table(
     run_dir: str, folder: StageFolder, space: LabelSpace, truth: Truth, reading: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """(metrics, details) of a finished table: each metric before the CRF and after.

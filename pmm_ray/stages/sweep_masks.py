@@ -92,7 +92,7 @@ def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
     return MasksConfig.model_validate(config.model_dump() | alpha | combination)
 
 
-def score_worker(
+def sweep_worker(
     make: MakeMasks | None,
     combinations: Sequence[MaskParameters],
     backend: Backend,
@@ -154,7 +154,7 @@ def run(
         folder,
         inputs={"cams": cams},
         factory=partial(
-            score_worker,
+            sweep_worker,
             None if method == WALK else MASK_METHODS[method].load(),
             [mask_parameters(combined(config, c)) for c in combinations],
             config.backend,

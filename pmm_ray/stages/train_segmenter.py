@@ -158,10 +158,10 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
         return MIOU if self.config.choose == "best" and self.validation is not None else None
 
     def save(self, uri: str, network: nn.Module, training: dict[str, float]) -> None:
-        from pmm_ray.nets.segmenter import describe
+        from pmm_ray.nets.segmenter import description_of
 
         meta = {
-            **describe(network).meta(),
+            **description_of(network).meta(),
             "config": self.config.model_dump(mode="json"),
             "num_classes": self.space.num_classes,
             "ignore_index": self.space.ignore,

@@ -21,7 +21,7 @@ from torch import Tensor
 from pmm_ray.config import AffinityConfig, WalkConfig
 from pmm_ray.method.affinity import pair_affinities
 from pmm_ray.method.masks import background_score
-from pmm_ray.method.random_walk import pooled, random_walk
+from pmm_ray.method.random_walk import averaged, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, load_affinity
 from pmm_ray.nets.transfer import OnTheWay, staged
 from pmm_ray.nets.views import normalise_views
@@ -48,7 +48,7 @@ WALKED = pa.schema(
 
 
 @dataclass(frozen=True)
-class Subject:
+class WalkInput:
     """An image before its walk.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject:
         cam_KHW: NDArray[np.float32],
         config: WalkConfig,
         device: torch.device,
-    ) -> Subject:
+    ) -> WalkInput:
         """An image, RGB uint8, with its CAM of the same size, 0..1; the network is on `device`."""
         scores_MHW = np.concatenate([background_score(cam_KHW, config.alpha)[None], cam_KHW])
         if max(image_HW3.shape[:2]) > config.max_long:
@@ -76,7 +76,7 @@ class Subject:
 
 @torch.inference_mode()
 def affinities(
-    subject: Subject, network: AffinityNetwork, radius: int, device: torch.device
+    subject: WalkInput, network: AffinityNetwork, radius: int, device: torch.device
 ) -> OnTheWay:
     """Affinities of the pairs of an image, float32 [D, h, w], see `pair_affinities`.
 
@@ -93,7 +93,7 @@ def affinities(
 
 
 def walked(
-    subject: Subject, affinity_Dhw: NDArray[np.float32], radius: int, config: WalkConfig
+    subject: WalkInput, affinity_Dhw: NDArray[np.float32], radius: int, config: WalkConfig
 ) -> NDArray[np.float32]:
     """Scores of the background and the classes after the walk, float32 [K + 1, h, w], 0..1.
 
@@ -109,7 +109,7 @@ def walked(
     if not np.isfinite(affinity_Dhw).all():
         raise RowError("nonfinite", "the affinity network's features are not finite")
     return random_walk(
-        pooled(subject.scores, *affinity_Dhw.shape[1:]),
+        averaged(subject.scores, *affinity_Dhw.shape[1:]),
         affinity_Dhw,
         radius,
         beta=config.beta,
@@ -125,15 +125,15 @@ def walk_worker(
     network, _ = load_affinity(checkpoint_uri)
     network = network.to(device).eval()
 
-    def prepare(row: InputRow) -> Subject:
+    def prepare(row: InputRow) -> WalkInput:
         image = photographs.image(row["manifest"])
         _, cam_KHW = cam_at(image.shape[:2], row)
-        return Subject.of(image, cam_KHW, config.walk, device)
+        return WalkInput.of(image, cam_KHW, config.walk, device)
 
-    def see(subject: Subject) -> tuple[Subject, OnTheWay]:
+    def see(subject: WalkInput) -> tuple[WalkInput, OnTheWay]:
         return subject, affinities(subject, network, config.radius, device)
 
-    def finish(row: InputRow, seen: tuple[Subject, OnTheWay]) -> dict[str, Any]:
+    def finish(row: InputRow, seen: tuple[WalkInput, OnTheWay]) -> dict[str, Any]:
         subject, on_the_way = seen
         (affinity_Dhw,) = on_the_way.arrays()
         scores_Mhw = walked(subject, affinity_Dhw, config.radius, config.walk)

@@ -18,7 +18,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from pmm_ray.commands.data import import_dataset
-from pmm_ray.commands.eval import score
+from pmm_ray.commands.eval import score_folder
 from pmm_ray.commands.export import export_run
 from pmm_ray.commands.masks import make_masks_of
 from pmm_ray.commands.predict import predict_folder
@@ -165,7 +165,7 @@ def test_scores(said: Heard, masks: list[Item], truth: list[Item]) -> None:
     with tempfile.TemporaryDirectory() as place:
         there = make(f"{place}/masks", masks) + make(f"{place}/truth", truth)
         out = f"{place}/out"
-        code = score(
+        code = score_folder(
             f"{place}/masks", f"{place}/truth", out=out, label_space="voc12", settings=MANY
         )
         total = closing(code, said())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmm_ray.method.affinity import directions, pair_affinities
-from pmm_ray.method.random_walk import pooled, random_walk, transition_matrix
+from pmm_ray.method.random_walk import averaged, random_walk, transition_matrix
 
 
 def affinities(height: int, width: int, radius: int, seed: int = 0) -> np.ndarray:
@@ -107,9 +107,9 @@ def test_what_does_not_fit_is_refused(
 
 def test_pooling_averages_cells_of_any_size() -> None:
     plane = np.arange(12, dtype=np.float32).reshape(1, 2, 6)
-    np.testing.assert_allclose(pooled(plane, 1, 3), [[[3.5, 5.5, 7.5]]])
+    np.testing.assert_allclose(averaged(plane, 1, 3), [[[3.5, 5.5, 7.5]]])
     # a cell of 1.5 px takes half of the pixel between
     row = np.array([[[0.0, 3.0, 6.0]]], np.float32)
-    np.testing.assert_allclose(pooled(row, 1, 2), [[[1.0, 5.0]]])
+    np.testing.assert_allclose(averaged(row, 1, 2), [[[1.0, 5.0]]])
     same = np.random.default_rng(0).random((3, 5, 7)).astype(np.float32)
-    np.testing.assert_allclose(pooled(same, 5, 7), same, rtol=1e-6)
+    np.testing.assert_allclose(averaged(same, 5, 7), same, rtol=1e-6)

@@ -17,7 +17,7 @@ from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.inference import for_inference, in_bfloat16, in_channels_last
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.nets.scale_cams import ScaleCams
-from pmm_ray.nets.segmenter import build_segmenter, describe
+from pmm_ray.nets.segmenter import build_segmenter, description_of
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.tables import read_table
 from pmm_ray.runtime.rows.cams import decode_cam
@@ -147,7 +147,7 @@ def test_segmenters_are_asked_as_their_section_says(shapes: Manifest, tmp_path: 
     torch.manual_seed(0)
     network = build_segmenter(CONFIG.model_copy(update={"weights": "imagenet"}), 4, 255)
     uri = str(tmp_path / "model.pt")
-    save_model(uri, "segmenter", network, describe(network).meta())
+    save_model(uri, "segmenter", network, description_of(network).meta())
     row = read_table(shapes.uri).to_pylist()[0]
     scores = []
     for precision in ("float32", "bfloat16"):

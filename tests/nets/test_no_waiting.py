@@ -33,7 +33,7 @@ from pmm_ray.runtime.training.task import LossModule
 from pmm_ray.stages.train_affinity import AffinityLoss
 from pmm_ray.stages.train_classifier import ClassifierLoss, SiameseLoss
 from pmm_ray.stages.train_segmenter import SegmenterLoss
-from pmm_ray.stages.walk_cams import Subject, affinities
+from pmm_ray.stages.walk_cams import WalkInput, affinities
 
 from .waits import drain, noted_in, waits
 
@@ -133,7 +133,7 @@ def test_the_choice_among_classes_of_which_any_may_be_merged() -> None:
 def test_affinities() -> None:
     network = build_affinity(AffinityConfig.model_validate({"weights": "none"})).eval()
     cam = np.ones((1, 60, 90), np.float32)
-    subject = Subject.of(IMAGE, cam, AffinityConfig().walk, CPU)
+    subject = WalkInput.of(IMAGE, cam, AffinityConfig().walk, CPU)
     assert noted_in(lambda: affinities(subject, network, 3, CPU)) == []
 
 

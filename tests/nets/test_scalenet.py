@@ -14,7 +14,7 @@ from pmm_ray.nets.scalenet import (
     Row,
     ScaleBlock,
     ScaleNet,
-    pooled,
+    max_pooled,
     read_allocation,
 )
 
@@ -141,5 +141,5 @@ def test_a_table_is_read_from_the_norms() -> None:
 
 
 def test_pooling_never_empties_a_map() -> None:
-    assert pooled(torch.zeros(1, 1, 5, 1), 2).shape == (1, 1, 2, 1)
-    assert pooled(torch.zeros(1, 1, 5, 7), 2).shape == (1, 1, 2, 3)
+    assert max_pooled(torch.zeros(1, 1, 5, 1), 2).shape == (1, 1, 2, 1)
+    assert max_pooled(torch.zeros(1, 1, 5, 7), 2).shape == (1, 1, 2, 3)

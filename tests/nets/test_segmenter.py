@@ -14,7 +14,7 @@ from pmm_ray.config.segmenter import UnderfittingConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
-    describe,
+    description_of,
     forward_loss,
     load_segmenter,
     predict_logits,
@@ -69,9 +69,9 @@ def test_logits_have_the_input_size() -> None:
 
 def test_a_saved_segmenter_comes_back(tmp_path: Path) -> None:
     model = build_segmenter(CONFIG, 4, 255).eval()
-    save_model(str(tmp_path / "m.pt"), "segmenter", model, describe(model).meta())
+    save_model(str(tmp_path / "m.pt"), "segmenter", model, description_of(model).meta())
     loaded, _ = load_segmenter(str(tmp_path / "m.pt"))
-    assert describe(loaded) == describe(model)
+    assert description_of(loaded) == description_of(model)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(predict_logits(model, images), predict_logits(loaded, images))

@@ -16,7 +16,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
-    describe,
+    description_of,
     load_segmenter,
     predict_logits,
     try_model,
@@ -103,7 +103,7 @@ BGR = "data_preprocessor=dict(type='SegDataPreProcessor', mean=[1, 2, 3], std=[4
 def test_the_configs_own_normalisation_is_kept(tmp_path: Path) -> None:
     given = ", " + BGR.format(more=", bgr_to_rgb=True")
     network = build_segmenter(CONFIG, 4, 255, source=user_file(tmp_path, small(more=given)))
-    about = describe(network)
+    about = description_of(network)
     assert about.input_mean == pytest.approx([1 / 255, 2 / 255, 3 / 255])
     assert about.input_std == pytest.approx([4 / 255, 5 / 255, 6 / 255])
 
@@ -144,7 +144,7 @@ def test_a_model_file_runs_nothing_but_registered_modules(tmp_path: Path) -> Non
     }
     for message, part in evil.items():
         for head in ("decode_head", "auxiliary_head"):
-            meta = copy.deepcopy(describe(network).meta())
+            meta = copy.deepcopy(description_of(network).meta())
             meta["model"][head] |= part
             save_model(uri, "segmenter", network, meta)
             with pytest.raises(CannotRunError, match=message.replace(".", r"\.")):

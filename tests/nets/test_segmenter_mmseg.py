@@ -22,7 +22,7 @@ from pmm_ray.method.underfitting import (
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
-    describe,
+    description_of,
     forward_loss,
     load_segmenter,
     predict_logits,
@@ -120,7 +120,7 @@ def test_any_size_is_predicted(size: tuple[int, int]) -> None:
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "m.pt")
-    meta = describe(build_segmenter(CONFIG, 5, 255)).meta()
+    meta = description_of(build_segmenter(CONFIG, 5, 255)).meta()
     save_model(uri, "segmenter", build_segmenter(CONFIG, 4, 255), meta)
     with pytest.raises(CannotRunError, match=r"of another shape: .*conv_seg"):
         load_segmenter(uri)

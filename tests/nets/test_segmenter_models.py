@@ -17,7 +17,7 @@ from pmm_ray.nets.backbone import Shape, build_backbone
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
-    describe,
+    description_of,
     forward_loss,
     load_segmenter,
     predict_logits,
@@ -35,7 +35,7 @@ def test_a_step_of_each_network(name: str, tmp_path: Path) -> None:
     network = build_segmenter(CONFIG, 4, 255, source=source)
     assert "decode.loss_pus" in step(network)
     # kept and built again without the file
-    save_model(str(tmp_path / "m.pt"), "segmenter", network, describe(network).meta())
+    save_model(str(tmp_path / "m.pt"), "segmenter", network, description_of(network).meta())
     loaded, _ = load_segmenter(str(tmp_path / "m.pt"))
     images = torch.randn(1, 3, 65, 90)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_outputs_that_are_no_class_take_no_part() -> None:
     narrow = build_segmenter(config, 3, 255, underfitting=pus)
     wide = build_segmenter(config, 3, 255, underfitting=pus, outputs=ids)
     outputs_of(wide, ids, narrow)
-    assert describe(wide).model["decode_head"]["num_classes"] == 6
+    assert description_of(wide).model["decode_head"]["num_classes"] == 6
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, 64, 64, generator=generator)
     masks = torch.randint(0, 3, (2, 64, 64), generator=generator)

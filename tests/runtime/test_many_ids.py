@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex, index_of, table_of, without
+from pmm_ray.runtime.core.index import TableIndex, ids_without, index_of, table_of
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.chunks import make_chunks, read_chunk
 from pmm_ray.runtime.mapping.ledger import Ledger
@@ -58,4 +58,4 @@ def test_a_chunk_finds_the_rows_of_tables_in_other_orders(tmp_path: Path) -> Non
 def test_an_image_in_two_parts_is_found_in_the_first() -> None:
     index = index_of([("p", pa.chunked_array([["a", "b"]])), ("q", pa.chunked_array([["b", "c"]]))])
     assert index.locations() == {"a": ("p", 0), "b": ("p", 1), "c": ("q", 1)}
-    assert without(["c", "a", "d"], {"a"}).to_pylist() == ["c", "d"]
+    assert ids_without(["c", "a", "d"], {"a"}).to_pylist() == ["c", "d"]

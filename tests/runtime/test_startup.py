@@ -25,7 +25,7 @@ def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port()}")
     started = time.monotonic()
     with pytest.raises(CannotRunError, match=r"no Ray answers at RAY_ADDRESS=.*unset RAY_ADDRESS"):
-        startup.check_start(False, "auto")
+        startup.refuse_start(False, "auto")
     assert time.monotonic() - started < 15
     [check] = [c for c in doctor.check_start() if c.name == "Ray's cluster"]
     assert check.fatal
@@ -54,7 +54,7 @@ def test_a_program_that_is_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(CannotRunError, match="is no head of a Ray cluster"):
-            startup.check_start(False, address)
+            startup.refuse_start(False, address)
 
 
 def test_a_head_is_known_by_its_answer(ray_session: ClusterResources) -> None:
@@ -79,9 +79,9 @@ def test_a_temporary_folder_too_deep_for_sockets(
     monkeypatch.setenv("TMPDIR", str(deep))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with pytest.raises(CannotRunError, match=r"too long for Ray's sockets: set RAY_TMPDIR=/tmp"):
-        startup.check_start(True, "local")
+        startup.refuse_start(True, "local")
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
-    startup.check_start(True, "local")
+    startup.refuse_start(True, "local")
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/is-not-there")
     assert "not there or not writable" in startup.temporary_folder_fault()
 

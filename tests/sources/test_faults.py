@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmm_ray.config import DataConfig
+from pmm_ray.config import DataConfig, section_hash
 from pmm_ray.labels import is_background
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import MASKS_MARKER
 from pmm_ray.sources.datasets.coco import import_coco
 from pmm_ray.sources.datasets.folder import import_folder
 from pmm_ray.sources.importing.understood import console, unused_splits
@@ -203,10 +204,27 @@ def test_results_of_ours_are_no_photographs(tmp_path: Path) -> None:
     assert "results of an earlier command" in again.accounting.left_out
 
 
+@pytest.mark.parametrize("photographs", ["", "images/"])
+def test_masks_that_a_command_made_beside_the_photographs_are_no_truth(
+    tmp_path: Path, photographs: str
+) -> None:
+    noise(tmp_path / f"{photographs}a.jpg")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (64, 48), 1).save(tmp_path / "masks/a.png")
+    (tmp_path / "masks" / MASKS_MARKER).write_text(section_hash("predict_masks", 1))
+    report = import_folder(str(tmp_path), str(tmp_path / "out"))
+    assert rows(report)["a"]["ground_truth_uri"] is None
+    assert "is not read as ground truth: delete" in " ".join(report.notes)
+    (tmp_path / "masks" / MASKS_MARKER).unlink()
+    report = import_folder(str(tmp_path), str(tmp_path / "out"))
+    assert rows(report)["a"]["ground_truth_uri"] == str(tmp_path / "masks/a.png")
+
+
 def test_other_programs_may_have_files_of_our_names(tmp_path: Path) -> None:
     noise(tmp_path / "trip/a.jpg")
     (tmp_path / "trip/summary.json").write_text('{"photos": 1}')
     (tmp_path / "trip/run.json").write_text("[" * 100_000)
+    (tmp_path / "trip/.stage").write_text("live")
     (tmp_path / "trip/manifest.parquet").write_bytes(b"PAR1")
     report = import_folder(str(tmp_path), str(tmp_path / "out"))
     assert report.rows == 1

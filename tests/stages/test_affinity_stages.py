@@ -15,7 +15,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.method.affinity import pair_affinities
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.masks import background_score
-from pmm_ray.method.random_walk import pooled, random_walk
+from pmm_ray.method.random_walk import averaged, random_walk
 from pmm_ray.nets.affinity import AffinityNetwork, build_affinity, load_affinity
 from pmm_ray.nets.backbone import Backbone, FeatureInfo
 from pmm_ray.runtime.core import storage, tables
@@ -31,7 +31,7 @@ from pmm_ray.runtime.training.loader import TrainingRow
 from pmm_ray.runtime.training.mask_file import build_mask_file
 from pmm_ray.stages import make_affinity_labels, train_affinity, walk_cams
 from pmm_ray.stages.train_affinity import AffinityLoss, PairSample
-from pmm_ray.stages.walk_cams import Subject, affinities, walked
+from pmm_ray.stages.walk_cams import WalkInput, affinities, walked
 
 from .truth_cams import cams_of_truth
 
@@ -71,11 +71,11 @@ def test_a_walk_is_the_method_s_on_averaged_scores() -> None:
     config = WalkConfig(alpha=6, beta=8, log_steps=2)
     network = colours()
     full = upsample_cam(cam, 9, 14)
-    subject = Subject.of(image, full, config, CPU)
+    subject = WalkInput.of(image, full, config, CPU)
     (affinity,) = affinities(subject, network, 3, CPU).arrays()
     got = walked(subject, affinity, 3, config)
     assert got.shape == (3, 5, 7)
-    scores = pooled(np.concatenate([background_score(full, 6.0)[None], full]), 5, 7)
+    scores = averaged(np.concatenate([background_score(full, 6.0)[None], full]), 5, 7)
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         affinity = pair_affinities(network(pixels), 3)[0].numpy()
@@ -90,7 +90,7 @@ def test_large_images_are_shrunk() -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     cam = np.ones((1, 5, 10), np.float16)
     config = WalkConfig(max_long=16, log_steps=0)
-    subject = Subject.of(image, cam, config, CPU)
+    subject = WalkInput.of(image, cam, config, CPU)
     (affinity,) = affinities(subject, colours(), 2, CPU).arrays()
     scores = walked(subject, affinity, 2, config)
     assert scores.shape == (2, 4, 8)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.nets.segmenter import build_segmenter, describe, load_segmenter, predict_logits
+from pmm_ray.nets.segmenter import build_segmenter, description_of, load_segmenter, predict_logits
 from pmm_ray.runtime.core.manifest import Manifest
 
 from ..training import losses, train
@@ -40,7 +40,7 @@ def test_both_layouts_train_and_score_alike(
 
         def build(original: Any = original, layout: str = layout) -> Any:
             module = original()
-            outputs = describe(module.network).outputs
+            outputs = description_of(module.network).outputs
             assert outputs == (None if layout == "contiguous" else (0, 2, 5, 6))
             generator = torch.Generator().manual_seed(0)
             for name, parameter in module.network.named_parameters():
@@ -57,7 +57,7 @@ def test_both_layouts_train_and_score_alike(
         task.build = build  # type: ignore[attr-defined]
         train(this)
         network, meta = load_segmenter(this.model_uri)
-        assert describe(network).model["decode_head"]["num_classes"] == (
+        assert description_of(network).model["decode_head"]["num_classes"] == (
             4 if layout == "contiguous" else 7
         )
         assert meta["num_classes"] == 4

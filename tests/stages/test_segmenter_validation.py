@@ -16,7 +16,7 @@ from PIL import Image
 from latticecrf import CrfParameters, DenseCrf
 from pmm_ray.config import PredictConfig
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
-from pmm_ray.nets.segmenter import build_segmenter, describe, predict_logits
+from pmm_ray.nets.segmenter import build_segmenter, description_of, predict_logits
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterShare
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core import storage
@@ -33,7 +33,7 @@ def test_validation_is_the_evaluators_miou_whatever_the_number_of_workers(
 ) -> None:
     torch.manual_seed(0)
     network = build_segmenter(section(), 4, 255).eval()
-    about = describe(network)
+    about = description_of(network)
     total = np.zeros((4, 4), np.int64)
     this = validation(shapes)
     assert len(this.rows()) == shapes.splits["val"]

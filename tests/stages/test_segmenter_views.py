@@ -12,7 +12,7 @@ from torch import nn
 
 from pmm_ray.config import PredictConfig, SegmenterConfig
 from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
-from pmm_ray.nets.segmenter import Description, build_segmenter, describe
+from pmm_ray.nets.segmenter import Description, build_segmenter, description_of
 from pmm_ray.nets.segmenter_views import view_size, window_starts
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
@@ -51,7 +51,7 @@ def test_windows_are_those_of_mmsegmentation(
     values = {"ratios": [1.0], "flip": False, "resize_base": sorted(size), "crop_size": 64}
     values |= {"stride": 40, "pass_pixels": windows * 64**2}
     config = PredictConfig.model_validate(values)
-    about = describe(small_net)
+    about = description_of(small_net)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     view = normalise_views(pixels, about.input_mean, about.input_std)
     test_cfg = {"mode": "slide", "crop_size": (64, 64), "stride": (40, 40)}

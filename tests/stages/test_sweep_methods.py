@@ -25,7 +25,7 @@ from pmm_ray.runtime.rows.cams import decode_cam
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import sweep_masks
-from pmm_ray.stages.sweep_masks import WALK, combined, grid, score_worker
+from pmm_ray.stages.sweep_masks import WALK, combined, grid, sweep_worker
 
 from .truth_cams import cams_of_truth
 
@@ -119,7 +119,7 @@ def test_a_walk_has_one_mask_and_no_exponent(shapes: Manifest, rows: list[dict[s
     cams = row["cams"]
     size = cams["cam_height"] * cams["cam_width"]
     sure = {"background": np.zeros(size, "<f2").tobytes(), "peaks": [1.0] * len(cams["labels"])}
-    worker = score_worker(None, [mask_parameters(CONFIG)], "lattice", photographs(shapes), WALK)
+    worker = sweep_worker(None, [mask_parameters(CONFIG)], "lattice", photographs(shapes), WALK)
     [out] = worker([{**row, "cams": cams | sure}])
     assert isinstance(out, dict)
     [cells] = out["cells"]
@@ -134,7 +134,7 @@ def test_what_cannot_be_scored_is_an_error_row(
     bad["cams"]["cam"] = np.full(len(bad["cams"]["cam"]) // 2, np.inf, "<f2").tobytes()
     parameters = [mask_parameters(combined(CONFIG, point)) for point in POINTS]
     make = MASK_METHODS["cam_argmax"].load()
-    worker = score_worker(make, parameters, "lattice", photographs(shapes), "stage")
+    worker = sweep_worker(make, parameters, "lattice", photographs(shapes), "stage")
     first, second = worker([good, bad])
     assert isinstance(first, dict)
     assert [sum(counts) for counts in first["counts"]] == [

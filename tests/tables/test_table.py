@@ -10,7 +10,13 @@ from rich.console import Console
 
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import open_run
-from pmm_ray.pipeline.tables.table import PaperTable, print_table, read_table, show, table_step
+from pmm_ray.pipeline.tables.table import (
+    PaperTable,
+    cell_text,
+    print_table,
+    read_paper_table,
+    table_step,
+)
 from pmm_ray.report import build_report
 from pmm_ray.runtime.core.progress import Progress
 
@@ -24,7 +30,12 @@ TABLE = PaperTable(
 
 
 def test_cells() -> None:
-    assert [show(cell) for cell in (0.52724, None, "PPMG", 0.0)] == ["52.72", "-", "PPMG", "0.00"]
+    assert [cell_text(cell) for cell in (0.52724, None, "PPMG", 0.0)] == [
+        "52.72",
+        "-",
+        "PPMG",
+        "0.00",
+    ]
 
 
 def test_a_table_is_printed_in_its_order() -> None:
@@ -45,7 +56,7 @@ def test_a_table_is_kept_once_and_shown_in_the_report(tmp_path: Path) -> None:
         with open_run(str(tmp_path), RunConfig(), [step], progress, adds=[step.name]) as run:
             run.follow()
             run.session.write_record(finished=True)
-            assert read_table(run[step.name]) == table
+            assert read_paper_table(run[step.name]) == table
             build_report(str(tmp_path))
     stages = json.loads((tmp_path / "run.json").read_text())["stages"]
     assert [stage["stage"] for stage in stages] == ["table-2"]

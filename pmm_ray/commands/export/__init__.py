@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pmm_ray.commands import command
-from pmm_ray.report.outcome import without
+from pmm_ray.report.outcome import why_absent
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
 from pmm_ray.runtime.core.marker import read_marker
@@ -52,7 +52,7 @@ def _close(masks: RunMasks, written: Written, place: str, progress: Progress) ->
     """Keep the error rows, and say what became of every image of the run."""
     passed = {image_id for ids in written.left_out.values() for image_id in ids}
     known = written.image_ids | {row.image_id for row in written.errors} | passed
-    errors, left_out = without(masks.run, masks.manifest, known, "no mask to export")
+    errors, left_out = why_absent(masks.run, masks.manifest, known, "no mask to export")
     if written.errors:
         tables.write_errors(storage.join(place, "errors"), "export", written.errors)
     total = account(

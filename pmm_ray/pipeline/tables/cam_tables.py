@@ -112,7 +112,7 @@ def held_out_cams(
     return Step(stage_name, make, pool="cams.actors")
 
 
-def score(name: str, cams: str, method: str, images: int | None) -> Step:
+def score_step(name: str, cams: str, method: str, images: int | None) -> Step:
     """One way from the CAMs of a step to masks, under every exponent of the table."""
     stage_name = score_name(name, method)
 
@@ -202,7 +202,7 @@ def check_backbone(backbone: str, config: RunConfig) -> None:
         ) from error
 
 
-def note(scores: Sequence[Score], config: RunConfig) -> str:
+def measured_on(scores: Sequence[Score], config: RunConfig) -> str:
     """What a table was measured on."""
     images, split = min(score.images for score in scores), scores[0].split
     alphas = ", ".join(f"{alpha:g}" for alpha in config.ablate.alphas)

@@ -57,7 +57,7 @@ def variant_of(
     return Variant(name or kind, {"underfitting": underfitting}, rounds=0, masks=masks)
 
 
-def note(config: RunConfig, text: str) -> str:
+def trained_on(config: RunConfig, text: str) -> str:
     """What a reader of the table must know."""
     return (
         f"mIoU of split {config.data.held_out_split!r} with its ground truth (pixel labels used), "

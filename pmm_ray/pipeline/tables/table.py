@@ -49,7 +49,7 @@ def table_step(number: int, make: Callable[[Run], PaperTable]) -> Step:
     return Step(table_stage(number), keep)
 
 
-def read_table(folder: StageFolder) -> PaperTable:
+def read_paper_table(folder: StageFolder) -> PaperTable:
     """The table of a finished step."""
     found = folder.finished().details["table"]
     rows = tuple(tuple(row) for row in found["rows"])
@@ -65,13 +65,13 @@ def print_table(table: PaperTable, console: Console) -> None:
         text = any(isinstance(row[number], str) for row in table.rows)
         grid.add_column(column, justify="left" if text else "right", no_wrap=True)
     for row in table.rows:
-        grid.add_row(*map(show, row))
+        grid.add_row(*map(cell_text, row))
     console.print(f"Table {table.number}: {table.title}")
     console.print(grid)
     console.print(table.note)
 
 
-def show(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """A score as %, text as it is, nothing as a dash."""
     if cell is None:
         return "-"

@@ -9,10 +9,10 @@ from pmm_ray.pipeline.steps import base_steps, train_classifier
 from pmm_ray.pipeline.tables.cam_tables import (
     classifier,
     held_out_cams,
+    measured_on,
     multicrop,
-    note,
     read_score,
-    score,
+    score_step,
     table_backbones,
     whole_cams,
     window_cams,
@@ -45,7 +45,7 @@ def steps(config: RunConfig, images: int | None) -> list[Step]:
         ):
             name = f"{backbone}-{_NAMES[setting]}"
             found += [held_out_cams(name, maps, network, images)]
-            found += [score(name, f"make_cams-{name}", "cam_argmax", images)]
+            found += [score_step(name, f"make_cams-{name}", "cam_argmax", images)]
     return [*found, table_step(1, _table)]
 
 
@@ -62,4 +62,4 @@ def _table(run: Run) -> PaperTable:
     columns = ("setting", "backbone", "CAM mIoU %", "alpha", "paper")
     kind = f" First classifier: {config.classifier.kind}, second: {config.multicrop.kind}."
     title = "CAM mIoU of different settings"
-    return PaperTable(1, title, columns, tuple(rows), note(scores, config) + kind)
+    return PaperTable(1, title, columns, tuple(rows), measured_on(scores, config) + kind)

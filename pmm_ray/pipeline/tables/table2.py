@@ -16,9 +16,9 @@ from pmm_ray.pipeline.steps import (
 from pmm_ray.pipeline.tables.cam_tables import (
     Score,
     held_out_cams,
-    note,
+    measured_on,
     read_score,
-    score,
+    score_step,
     whole_cams,
     window_cams,
 )
@@ -61,10 +61,10 @@ def steps(config: RunConfig, images: int | None) -> list[Step]:
     if config.multicrop.enabled:
         places[second] = "make_cams"
     for _, method, _, _ in ROWS:
-        found += [score(name, cams, method, images) for name, cams in places.items()]
+        found += [score_step(name, cams, method, images) for name, cams in places.items()]
     if config.affinity.enabled:
         found += walk_steps()
-        found += [score("walked", "walk_cams", method, images) for _, method in WALKED]
+        found += [score_step("walked", "walk_cams", method, images) for _, method in WALKED]
     return [*found, table_step(2, _table)]
 
 
@@ -83,4 +83,4 @@ def _table(run: Run) -> PaperTable:
             rows.append((title, None, None, None, found.mean_iou, found.exponent, None))
     columns = ("setting", "baseline", "alpha", "paper", "ours", "alpha", "paper")
     title = "mIoU of different ways from CAM to mask"
-    return PaperTable(2, title, columns, tuple(rows), note(scores, config))
+    return PaperTable(2, title, columns, tuple(rows), measured_on(scores, config))

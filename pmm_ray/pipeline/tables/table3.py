@@ -5,7 +5,7 @@ from __future__ import annotations
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import steps_to_cams, walk_steps
-from pmm_ray.pipeline.tables.cam_tables import Score, note, read_score, score
+from pmm_ray.pipeline.tables.cam_tables import Score, measured_on, read_score, score_step
 from pmm_ray.pipeline.tables.table import Cell, PaperTable, table_step
 from pmm_ray.stages.sweep_masks import WALK
 
@@ -21,7 +21,7 @@ _PLACES = {"recipe": "make_cams", "walked": "walk_cams"}
 
 def steps(config: RunConfig, images: int | None) -> list[Step]:
     """The recipe's CAMs, the walk on them, and every row, scored."""
-    scored = [score(name, _PLACES[name], method, images) for _, name, method, _ in ROWS]
+    scored = [score_step(name, _PLACES[name], method, images) for _, name, method, _ in ROWS]
     return [*steps_to_cams(config, "table 3"), *walk_steps(), *scored, table_step(3, _table)]
 
 
@@ -34,4 +34,4 @@ def _table(run: Run) -> PaperTable:
         scores.append(found)
     columns = ("masks from", "mIoU %", "alpha", "paper")
     title = "mIoU with and without an affinity network and a random walk"
-    return PaperTable(3, title, columns, tuple(rows), note(scores, run.config))
+    return PaperTable(3, title, columns, tuple(rows), measured_on(scores, run.config))

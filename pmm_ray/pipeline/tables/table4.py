@@ -8,8 +8,8 @@ from pmm_ray.pipeline.rounds import Variant, rounds
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.tables.segmenter_tables import (
     WALKED,
-    note,
     steps_to_masks,
+    trained_on,
     variant_of,
     walked_masks,
 )
@@ -54,7 +54,7 @@ def _table(run: Run) -> PaperTable:
         "pretended under-fitting, by its operation on the loss",
         ("pus", "masks", "beta", "kappa", f"segmenter, {config.data.held_out_split} %", "paper"),
         tuple(rows),
-        note(
+        trained_on(
             config,
             f"round 0, scope {pus.scope}; ours: {ours}; RW: argmax of the recipe's CAMs after a "
             "random walk",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pmm_ray.config import RunConfig
 from pmm_ray.pipeline.rounds import Variant, rounds
 from pmm_ray.pipeline.run import Run, Step
-from pmm_ray.pipeline.tables.segmenter_tables import note, steps_to_masks
+from pmm_ray.pipeline.tables.segmenter_tables import steps_to_masks, trained_on
 from pmm_ray.pipeline.tables.table import Cell, PaperTable, table_step
 
 PAPER = (0.6673, 0.6850, 0.6827)
@@ -42,5 +42,5 @@ def _table(run: Run) -> PaperTable:
         "cyclic masks, by the number of cycles",
         ("cycles", f"segmenter, {config.data.held_out_split} %", "masks kept, train %", "paper"),
         tuple(rows),
-        note(config, "masks kept: pixels whose class the cycle did not change"),
+        trained_on(config, "masks kept: pixels whose class the cycle did not change"),
     )

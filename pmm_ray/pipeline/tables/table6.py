@@ -9,8 +9,8 @@ from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import ladder_steps
 from pmm_ray.pipeline.tables.segmenter_tables import (
     WALKED,
-    note,
     steps_to_masks,
+    trained_on,
     variant_of,
     walked_masks,
 )
@@ -61,7 +61,7 @@ def _table(run: Run) -> PaperTable:
         "what each step adds",
         ("step", f"{config.data.held_out_split} %", "paper"),
         tuple(rows),
-        note(
+        trained_on(
             config,
             f"classifier {config.classifier.network}, segmenter {config.segmenter.backbone}; "
             "RW is not part of the steps below it; for the paper's last row (70.01) set "

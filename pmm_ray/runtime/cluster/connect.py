@@ -19,7 +19,7 @@ from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.placement import place
-from pmm_ray.runtime.cluster.startup import check_start
+from pmm_ray.runtime.cluster.startup import refuse_start
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.resources import ClusterResources
@@ -55,7 +55,7 @@ def connect(
         yield _resources(config, local=False)
         return
     local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
-    check_start(local, address)
+    refuse_start(local, address)
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

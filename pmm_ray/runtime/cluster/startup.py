@@ -24,7 +24,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS_FRAME = 4
 
 
-def check_start(local: bool, address: str) -> None:
+def refuse_start(local: bool, address: str) -> None:
     """Refuse what Ray would wait for or fail on.
 
     Args:

@@ -68,7 +68,7 @@ class EventLog:
                 self._flush_soon()
             else:
                 path = storage.join(self._folder, f"{self._writer}.jsonl")
-                with storage.naming(path), open(path, "ab+") as file:
+                with storage.naming_path(path), open(path, "ab+") as file:
                     file.write((_after(file) + line + "\n").encode())
 
     def _flush_soon(self) -> None:

@@ -49,7 +49,7 @@ def ids_hash(image_ids: Ids) -> str:
     return digest.hexdigest()[:8]
 
 
-def without(image_ids: Ids, left_out: Ids) -> pa.ChunkedArray:
+def ids_without(image_ids: Ids, left_out: Ids) -> pa.ChunkedArray:
     """The ids that are not among others, in their order."""
     column = id_column(image_ids)
     return column.filter(pc.invert(pc.is_in(column, value_set=id_column(left_out))))

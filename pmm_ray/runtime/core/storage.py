@@ -152,7 +152,7 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
+def naming_path(path: str) -> Iterator[None]:
     """Add the path to an OSError of a write that lacks it, so that the message names the disk."""
     try:
         yield
@@ -178,7 +178,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     make_folder(str(target.parent))
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with naming(path), open(temporary, "wb") as file:
+        with naming_path(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

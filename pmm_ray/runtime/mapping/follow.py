@@ -54,7 +54,7 @@ class Sizes:
         return self._on(self._cluster.now())
 
 
-def resize(executor: StreamingExecutor, sizes: Sequence[int]) -> None:
+def resize_pools(executor: StreamingExecutor, sizes: Sequence[int]) -> None:
     """Set how many workers each pool of a running plan has, in the order of the plan.
 
     Actors beyond the size end when they have nothing to do, tasks when they are done.

@@ -22,7 +22,7 @@ _SCHEMA = pa.schema([("image_id", pa.string()), ("part", pa.int32())])
 
 
 @dataclass(frozen=True)
-class Entry:
+class CommittedPart:
     """A part that was committed whole."""
 
     uri: str
@@ -38,7 +38,7 @@ class Journal:
         self._root = folder
         self._folder = storage.join(folder, "journal")
 
-    def write(self, entries: Sequence[Entry], *, alone: bool) -> None:
+    def write(self, entries: Sequence[CommittedPart], *, alone: bool) -> None:
         """Add parts.
 
         Args:

@@ -23,14 +23,14 @@ from pmm_ray.runtime.core.index import (
     Parts,
     TableIndex,
     id_column,
+    ids_without,
     index_of,
     is_part,
     part_files,
     read_parts,
-    without,
 )
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.mapping.journal import Entry, Journal
+from pmm_ray.runtime.mapping.journal import CommittedPart, Journal
 
 # what a run that is killed has committed since is read whole by the next one
 _JOURNAL_SECONDS = 60.0
@@ -51,7 +51,7 @@ class Ledger:
         self.failed: set[str] = set()
         """Images with an error row and no row."""
         self.journal = Journal(folder.uri)
-        self._unwritten: list[Entry] = []
+        self._unwritten: list[CommittedPart] = []
         self._written = time.monotonic()
 
     def scan(self) -> list[str]:
@@ -82,9 +82,9 @@ class Ledger:
         self._error_parts = {uri for uri, _ in errors}
         found = [chunk for _, ids in errors for chunk in ids.chunks]
         failed = pa.chunked_array(found, pa.string())
-        self.failed = set(without(failed, self._ids).to_pylist())
+        self.failed = set(ids_without(failed, self._ids).to_pylist())
         if any(uri not in known for uri, _ in parts + errors):
-            self._unwritten = [Entry(u, ids, versions[u][0]) for u, ids in parts + errors]
+            self._unwritten = [CommittedPart(u, ids, versions[u][0]) for u, ids in parts + errors]
             self._write_journal(alone=True)
         return broken + broken_errors
 
@@ -102,7 +102,7 @@ class Ledger:
         if done:
             uri = tables.part_uri(self._folder.uri, counts["part"])
             self._parts.append((uri, id_column(done)))
-            self._unwritten.append(Entry(uri, self._parts[-1][1], counts["bytes"]))
+            self._unwritten.append(CommittedPart(uri, self._parts[-1][1], counts["bytes"]))
         if failed:
             self._add_errors(counts["part"], failed, counts["error_bytes"])
         if time.monotonic() - self._written > _JOURNAL_SECONDS:
@@ -112,7 +112,7 @@ class Ledger:
         uri = tables.part_uri(self._folder.errors_uri, name)
         self._error_parts.add(uri)
         self.failed.update(image_ids)
-        self._unwritten.append(Entry(uri, id_column(image_ids), size))
+        self._unwritten.append(CommittedPart(uri, id_column(image_ids), size))
 
     def _write_journal(self, alone: bool = False) -> None:
         """Write what is new to the journal, see `Journal.write`."""
@@ -159,7 +159,7 @@ class Ledger:
 
     def uncommitted(self, image_ids: Ids) -> pa.ChunkedArray:
         """The images that have neither a row nor an error row."""
-        return without(without(image_ids, self._ids), self.failed)
+        return ids_without(ids_without(image_ids, self._ids), self.failed)
 
     def settle(self) -> None:
         """Leave every image in one file only, as it stands once in the index.

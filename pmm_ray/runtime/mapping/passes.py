@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import BudgetExceededError, ErrorRow, MayPassError
-from pmm_ray.runtime.core.index import TableIndex, id_column, without
+from pmm_ray.runtime.core.index import TableIndex, id_column, ids_without
 from pmm_ray.runtime.core.progress import StageProgress
 from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
@@ -87,7 +87,7 @@ class Passes:
             verdict = self._pass(todo, size, blame, overlaps)
             if verdict is not None:
                 self._avoid(verdict)
-                left = without(self.ledger.uncommitted(self.expected), verdict.image_ids)
+                left = ids_without(self.ledger.uncommitted(self.expected), verdict.image_ids)
                 todo = pa.chunked_array([*id_column(verdict.image_ids).chunks, *left.chunks])
                 continue
             todo = self.ledger.uncommitted(todo)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core.progress import format_seconds
 from pmm_ray.runtime.core.resources import Node, Pool
-from pmm_ray.runtime.mapping.follow import resize
+from pmm_ray.runtime.mapping.follow import resize_pools
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -77,7 +77,7 @@ def watchdog(limits: Limits, pools: Sequence[Pool]) -> type[Any]:
             self._looked = now
             if limits.sizes is not None and now - self._followed > _FOLLOW_EVERY_SECONDS:
                 self._followed = now
-                resize(executor, limits.sizes())
+                resize_pools(executor, limits.sizes())
             operator = executor._output_node[0]
             outputs = operator.metrics.num_outputs_taken
             if outputs != self._outputs or operator.has_completed():
@@ -100,12 +100,12 @@ def watchdog(limits: Limits, pools: Sequence[Pool]) -> type[Any]:
                 limits.note(f"waits for nodes: {missing}")
                 if now - self._alone > limits.nodes_seconds:
                     first = f"no node came for {format_seconds(limits.nodes_seconds)}: {missing}."
-                    raise StalledError(f"{first}\n{describe(executor)}")
+                    raise StalledError(f"{first}\n{describe_operators(executor)}")
                 return
             self._found()
             if now - self._changed - self._waited > limits.stall_seconds:
                 first = f"no image finished for {format_seconds(limits.stall_seconds)}."
-                raise StalledError(f"{first}\n{describe(executor)}")
+                raise StalledError(f"{first}\n{describe_operators(executor)}")
 
     return Watchdog
 
@@ -123,7 +123,7 @@ def missing_nodes(pools: Sequence[Pool]) -> str:
     return ""
 
 
-def describe(executor: StreamingExecutor) -> str:
+def describe_operators(executor: StreamingExecutor) -> str:
     """What each operator of a running plan waits for, and what to do about it."""
     import ray
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import error_budget
-from pmm_ray.runtime.core.index import TableIndex, ids_hash, index_file, without, write_index
+from pmm_ray.runtime.core.index import TableIndex, ids_hash, ids_without, index_file, write_index
 from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.mapping.ledger import Ledger
@@ -182,9 +182,9 @@ def _finalize(passes: Passes, seconds: float, rate: float) -> Summary:
     # an earlier fused attempt may have left rows of images that now fail in the stage before
     index = ledger.index(expected)
     got, bad = len(index), ledger.failed_of(expected)
-    missing = without(without(expected, index.ids), bad)
+    missing = ids_without(ids_without(expected, index.ids), bad)
     assert not len(missing), f"{folder.stage}: rows are missing"
-    assert len(without(bad, index.ids)) == len(bad), f"{folder.stage}: a row and an error row"
+    assert len(ids_without(bad, index.ids)) == len(bad), f"{folder.stage}: a row and an error row"
     write_index(folder.uri, index, passes.output.schema)
     ledger.journal.delete()
     if len(bad):

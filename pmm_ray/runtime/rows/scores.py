@@ -65,7 +65,7 @@ def scores_row(
     }
 
 
-def refine(
+def refine_row(
     row: dict[str, Any], height: int, width: int, config: PredictConfig
 ) -> NDArray[np.int64]:
     """Class ids [H, W] of a row of `SCORES`: the joint CRF, then the strongest class."""
@@ -82,7 +82,7 @@ def refine_worker(config: PredictConfig, stage: str, output: MaskOutput) -> Work
 
     def make(row: InputRow) -> dict[str, Any]:
         manifest = row["manifest"]
-        ids_HW = refine(row["scores"], manifest["height"], manifest["width"], config)
+        ids_HW = refine_row(row["scores"], manifest["height"], manifest["width"], config)
         return output(manifest, ids_HW)
 
     return row_by_row(stage, make)

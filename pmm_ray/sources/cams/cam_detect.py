@@ -120,7 +120,7 @@ def detect(cams: CamFolder, reader: CamReader, *, as_it_is: bool = False) -> Det
         raise CannotRunError("a cams table of ours says what it holds: leave the flags out")
     # what numbers mean comes last: the classes are not known yet
     reader = replace(reader, reading=replace(reading, class_ids="contiguous"))
-    peeks, faults = look_into(cams.index, _LOOKED_INTO, partial(_peek, reader))
+    peeks, faults = peek_into_rows(cams.index, _LOOKED_INTO, partial(_peek, reader))
     if not peeks and faults and not cams.is_table:
         fault = f"{faults[0].uri}: {faults[0].message}"
         if reading != UNREAD:
@@ -191,7 +191,7 @@ def _like_background(planes: Planes) -> bool:
     return bool(np.maximum(np.diff(rising), 0).sum() < _SMALL_STEPS * np.ptp(own))
 
 
-def look_into(
+def peek_into_rows(
     index: TableIndex, most: int, peek: Callable[[str, dict[str, Any]], T]
 ) -> tuple[list[T], list[RowError]]:
     """What `peek` makes of (image id, row) of rows at equal steps, and the faults of the others."""

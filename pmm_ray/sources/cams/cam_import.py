@@ -37,7 +37,7 @@ from pmm_ray.sources.cams.cam_reader import CamReader
 from pmm_ray.sources.datasets.folder import read_folder_classes
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
-from pmm_ray.sources.importing.photographs import Photographs, find_photographs
+from pmm_ray.sources.importing.photographs import PhotographFolder, find_photographs
 from pmm_ray.sources.labels.joined_lines import JoinedLines, join_lines
 from pmm_ray.sources.labels.label_files import class_pairs
 from pmm_ray.sources.labels.label_lines import LabelLine, label_lines, names_of
@@ -140,7 +140,7 @@ def import_photographs(
 
 
 def _match(
-    photographs: Photographs, cams: CamFolder
+    photographs: PhotographFolder, cams: CamFolder
 ) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]], Mapping[str, int]]:
     """The photographs of each CAM, of its id, else paired by their paths; those that may be meant
     where more than one fits; and how often which weaker rule found one."""

@@ -55,7 +55,7 @@ class CamReader:
             RowError: `missing`, `decode`, `label`, `nonfinite` or `too_large`, with the file.
         """
         manifest, source = row["manifest"], row["cams"]
-        with naming(source):
+        with naming_file(source):
             cam = self._read(source)
             self._check(cam, (manifest["height"], manifest["width"]))
             labels, scores = self._allowed(cam, manifest["labels"] or [])
@@ -66,7 +66,7 @@ class CamReader:
 
         Raises RowError as above.
         """
-        with naming(source):
+        with naming_file(source):
             planes = self._read(source)
             fault = ""
             try:
@@ -186,7 +186,7 @@ def from_coco(labels: list[int]) -> list[int]:
 
 
 @contextmanager
-def naming(source: Mapping[str, Any]) -> Iterator[None]:
+def naming_file(source: Mapping[str, Any]) -> Iterator[None]:
     """Turns what is wrong with a file of planes into a RowError that names it."""
     uri = source.get("cam_uri") or ""
     try:

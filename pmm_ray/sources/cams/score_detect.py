@@ -12,7 +12,7 @@ import numpy as np
 
 from pmm_ray.labels import COCO14, LAST_8BIT_CLASS, VOC12, LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.sources.cams.cam_detect import class_ids_of, look_into
+from pmm_ray.sources.cams.cam_detect import class_ids_of, peek_into_rows
 from pmm_ray.sources.cams.cam_files import CamFolder
 from pmm_ray.sources.cams.said import Said, Values
 from pmm_ray.sources.cams.score_files import (
@@ -103,7 +103,7 @@ def detect_scores(
         raise CannotRunError(f"{scores.index.parts[0]} is a cams table of ours: {NO_BACKGROUND}")
     nameless = LabelSpace.from_names([f"class {i}" for i in range(1, LAST_8BIT_CLASS + 1)])
     reader = ScoreReader(space or nameless, trust_pickle, max_pixels, reading)
-    peeks, faults = look_into(scores.index, _LOOKED_INTO, partial(_peek, reader))
+    peeks, faults = peek_into_rows(scores.index, _LOOKED_INTO, partial(_peek, reader))
     if not peeks and faults:
         raise CannotRunError(f"not one file can be used: {faults[0].uri}: {faults[0].message}")
     numbered = [peek for peek in peeks if peek.planes.numbers is not None]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pmm_ray.labels import COCO14, LabelSpace
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cams.cam_layouts import LAYOUTS as CAM_LAYOUTS
-from pmm_ray.sources.cams.cam_reader import from_coco, naming
+from pmm_ray.sources.cams.cam_reader import from_coco, naming_file
 from pmm_ray.sources.cams.plane_files import (
     KINDS,
     MOST_VALUES_PER_PIXEL,
@@ -233,14 +233,14 @@ class ScoreReader:
             RowError: `missing`, `decode`, `label`, `nonfinite` or `too_large`, with the file.
         """
         manifest, source = row["manifest"], row["cams"]
-        with naming(source):
+        with naming_file(source):
             planes = self._read(source)
             labels = self._labels(planes)
             values = self._values(planes)
             size = manifest["height"], manifest["width"]
             check_aspect(planes.scores.shape[1:], size, "scores")
             kept = [k for k, label in enumerate(labels) if label >= 0]
-            scores = resize(planes.scores, kept, *size)
+            scores = resize_planes(planes.scores, kept, *size)
         if values == "logits":
             scores -= scores.max(axis=0)
             np.exp(scores, out=scores)
@@ -249,7 +249,7 @@ class ScoreReader:
 
     def peek(self, source: Mapping[str, Any]) -> ScorePlanes:
         """What a row of `CamFolder.index` holds. Raises RowError as above."""
-        with naming(source):
+        with naming_file(source):
             return self._read(source)
 
     def _read(self, source: Mapping[str, Any]) -> ScorePlanes:
@@ -332,7 +332,7 @@ NOT_SHARES = (
 """What is wrong with numbered planes that may be CAMs."""
 
 
-def resize(
+def resize_planes(
     scores_Mhw: NDArray[Any], kept: list[int], height: int, width: int
 ) -> NDArray[np.float32]:
     """Some planes at another size, bilinear, float32 [M, height, width]; a copy."""

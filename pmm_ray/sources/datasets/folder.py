@@ -23,6 +23,7 @@ from typing import Literal
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.files import MASKS_MARKER
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS
 from pmm_ray.sources.datasets.class_folders import (
     deeper_folders_note,
@@ -41,7 +42,7 @@ from pmm_ray.sources.importing.photographs import (
     LEFT_OUT,
     MASK_FOLDERS,
     TABLES,
-    Photographs,
+    PhotographFolder,
     find_photographs,
     places_in,
 )
@@ -211,7 +212,7 @@ def import_folder(
     return images.finish(counts, found=photographs.found + len(lone))
 
 
-def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
+def _lines_of_folders(photographs: PhotographFolder) -> list[LabelLine]:
     """A line for each photograph in a folder of its class.
 
     Raises:
@@ -235,7 +236,7 @@ def _lines_of_folders(photographs: Photographs) -> list[LabelLine]:
     return lines
 
 
-def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
+def _unread(root: str, photographs: PhotographFolder, csv_uri: str) -> list[str]:
     """What may hold the labels of a folder that has none, and is not read."""
     if csv_uri:
         return [f"{csv_uri} has no line but the first"]
@@ -251,7 +252,9 @@ def _unread(root: str, photographs: Photographs, csv_uri: str) -> list[str]:
     ]
 
 
-def _lone(missed: Sequence[LabelLine], photographs: Photographs) -> list[tuple[LabelLine, str]]:
+def _lone(
+    missed: Sequence[LabelLine], photographs: PhotographFolder
+) -> list[tuple[LabelLine, str]]:
     """The lines of which no photograph has an error row already, and what is wrong with each."""
     stems = set(map(stem_path, photographs.files))
     missed = [line for line in missed if not (line.fault and line.name in stems)]
@@ -272,7 +275,7 @@ def _lone(missed: Sequence[LabelLine], photographs: Photographs) -> list[tuple[L
     ]
 
 
-def _lookalikes(photographs: Photographs) -> list[str]:
+def _lookalikes(photographs: PhotographFolder) -> list[str]:
     """A line where photographs look like the masks of others, by their names."""
     found = lookalikes(photographs.files)
     if not found:
@@ -284,7 +287,7 @@ def _lookalikes(photographs: Photographs) -> list[str]:
     ]
 
 
-def _label_files(root: str, photographs: Photographs) -> dict[str, str]:
+def _label_files(root: str, photographs: PhotographFolder) -> dict[str, str]:
     """The label files of a folder, and the sub-folder that each is of: empty for the whole."""
     whole = places_in(root, LABEL_FILES, photographs.names)
     if len(whole) > 1:
@@ -311,11 +314,17 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
 
 
 def _masks(
-    root: str, photographs: Photographs, notes: list[str]
+    root: str, photographs: PhotographFolder, notes: list[str]
 ) -> tuple[dict[str, list[str]], dict[str, str], int]:
     """The masks of each photograph by its path without the ending; where it is not sure which one
     is its own, why; and how many are of none."""
     places = places_in(root, MASK_FOLDERS, photographs.names)
+    for place in photographs.results.intersection(places):
+        places.remove(place)
+        notes.append(
+            f"{place} holds masks that a command made, and is not read as ground truth: delete "
+            f"{place}/{MASKS_MARKER} if it is"
+        )
     if len(places) > 1:
         held = {place: storage.list_files(place, recursive=True) for place in places}
         full = [place for place in places if any(has_ending(uri, ".png") for uri in held[place])]

@@ -38,7 +38,7 @@ from pmm_ray.sources.datasets.parquet_files import (
     find_files,
     label_values,
     open_file,
-    read_rows,
+    shard_rows,
 )
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
@@ -122,7 +122,7 @@ def import_parquet(
     places = Places([storage.parent(root) if has_ending(root, ".parquet") else root], out)
     rows = _Rows(importer, RowIds(files, root), read, places)
     for file in files:
-        for number, row in enumerate(read_rows(file)):
+        for number, row in enumerate(shard_rows(file)):
             found += 1
             rows.add(file, number, row)
     rows.finish()

@@ -171,7 +171,7 @@ def _metadata_names(schema: pa.Schema, label: str | None, field: str) -> tuple[s
         return None
 
 
-def read_rows(shard: Shard) -> Iterator[dict[str, Any]]:
+def shard_rows(shard: Shard) -> Iterator[dict[str, Any]]:
     """The rows, of the columns that count."""
     optional = (shard.label_column, shard.split_column, ID_COLUMN if shard.ids else None)
     yield from _batches(shard, [shard.image, *filter(None, optional)], _BATCH_ROWS)

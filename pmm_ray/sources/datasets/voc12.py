@@ -28,7 +28,7 @@ from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError, system_failure
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES, MAX_PIXELS, decode_mask, encode_mask
 from pmm_ray.sources.datasets.sbd import find_sbd, read_sbd_mask, sbd_masks, train_aug_ids
-from pmm_ray.sources.datasets.voc_masks import find_masks
+from pmm_ray.sources.datasets.voc_masks import find_voc_masks
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.photographs import places_in
@@ -94,7 +94,7 @@ def import_voc12(
     voc = _find_voc(root)
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
     photographs = grouped(_files(f"{voc}/JPEGImages", IMAGE_SUFFIXES), file_stem)
-    png_masks, mask_notes = find_masks(voc, photographs)
+    png_masks, mask_notes = find_voc_masks(voc, photographs)
     masks = (sbd_masks(sbd) if sbd else {}) | png_masks
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)

@@ -15,7 +15,7 @@ from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, ste
 _FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 
 
-def find_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def find_voc_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Find the masks of photographs in `SegmentationClass` and `SegmentationClassAug`.
 
     A mask is called as its photograph, perhaps with `_gt` or the like behind, and may be in a

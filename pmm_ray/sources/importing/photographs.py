@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.files import (
     IMPORT_MARKER,
     MANIFEST_FILE,
+    MASKS_MARKER,
     RECORD_FILE,
     SUMMARY_FILE,
 )
@@ -52,19 +54,20 @@ LEFT_OUT = {
 _MASKS = {name.casefold() for name in MASK_FOLDERS}
 _LABELS = {name.casefold() for name in (*LABEL_FILES, *CLASS_FILES)}
 # what a folder of our own results holds
-_OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE)
+_OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE, MASKS_MARKER)
+_HASH = re.compile(rb"[0-9a-f]{8}")
 # of a run's record, and of a stage's summary
 _OUR_KEYS = {"stages", "pixel_labels_used"}
 
 
 @dataclass(frozen=True)
-class Photographs:
+class PhotographFolder:
     """What is in a folder.
 
     `names` are those of the files and folders of `root`, but for empty folders; `files` are the
     uris of photographs by their paths below `folder`, with their endings; `broken` is what is wrong
     with those that cannot be opened, by the same; `left_out` the names of all other files by
-    reason.
+    reason; `results` the uris of the folders that hold results of ours.
     """
 
     root: str
@@ -73,6 +76,7 @@ class Photographs:
     files: dict[str, str]
     broken: dict[str, RowError]
     left_out: dict[str, list[str]]
+    results: set[str]
 
     @property
     def found(self) -> int:
@@ -103,7 +107,7 @@ class Photographs:
             importer.leave_out(reason, *names)
 
 
-def find_photographs(root: str, out: str) -> Photographs:
+def find_photographs(root: str, out: str) -> PhotographFolder:
     """All photographs below a folder, sub-folders too.
 
     Args:
@@ -148,7 +152,7 @@ def find_photographs(root: str, out: str) -> Photographs:
             raise CannotRunError(f"{root} {what}")
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
-    return Photographs(root, folder, names, files, broken, left_out)
+    return PhotographFolder(root, folder, names, files, broken, left_out, results)
 
 
 def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
@@ -179,6 +183,8 @@ def result_folders(uris: Iterable[str], out: str) -> set[str]:
 def _ours(uri: str) -> bool:
     """Whether a file is ours by what it holds: others call theirs `summary.json`, too."""
     try:
+        if posixpath.basename(uri) == MASKS_MARKER:
+            return _HASH.fullmatch(storage.read_bytes(uri)) is not None
         if has_ending(uri, ".parquet"):
             return any(key.startswith("pmm.") for key in tables.table_metadata(uri))
         content = json.loads(storage.read_bytes(uri))
