@@ -33,6 +33,7 @@ class Head(HTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.refusals = 0
         self.reason = BUSY
+        self.silent_seconds = 0.0
         self.submitted: list[dict[str, Any]] = []
 
 
@@ -45,6 +46,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(self.server.silent_seconds)
         if self.server.refusals:
             self.server.refusals -= 1
             self.answer(500, self.server.reason)
@@ -64,6 +66,16 @@ class Answers(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+def dumb_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
+    """Takes connections and never says a word, as a head does whose machine swaps."""
+    server = Head()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(submitting, "_REQUEST_SECONDS", 0.2)
+    yield server
+    server.server_close()
+
+
+@pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     server = Head()
     thread = threading.Thread(target=server.serve_forever)
@@ -78,6 +90,21 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 
 def send(**options: Any) -> int:
     return submit(["python", "a b.py"], working_dir="https://host/code.zip", wait=False, **options)
+
+
+@pytest.mark.usefixtures("dumb_head")
+def test_a_head_that_never_answers_is_not_waited_for() -> None:
+    with pytest.raises(CannotRunError, match=r"cannot submit to .*timed out"):
+        send()
+
+
+def test_a_submission_without_an_answer_may_have_been_taken(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "_REQUEST_SECONDS", 0.2)
+    head.silent_seconds = 0.6
+    with pytest.raises(CannotRunError, match="submit again with --submission-id pmm-"):
+        send()
 
 
 def test_a_head_without_an_agent_is_waited_for_and_the_reason_told_once(

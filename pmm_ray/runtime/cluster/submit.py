@@ -30,6 +30,8 @@ from pmm_ray.runtime.core.errors import (
 # A head that answers nothing for this long is gone, and its jobs with it.
 HEAD_LOST_SECONDS = 120.0
 _RETRY_SECONDS = 2.0
+# Ray's client waits for an answer for ever.
+_REQUEST_SECONDS = 60.0
 
 Write = Callable[[str], Any]
 
@@ -68,9 +70,16 @@ def submit(
     """
     if cluster_address() is None:
         return _run_here(command, env or {})
-    client = _client()
     job = submission_id or f"pmm-{uuid.uuid4().hex[:12]}"
-    known = bool(submission_id) and job in [own.submission_id for own in client.list_jobs()]
+    try:
+        client = _client()
+        known = bool(submission_id) and job in [own.submission_id for own in client.list_jobs()]
+    except _connection_errors() as error:
+        raise CannotRunError(
+            f"cannot submit to {cluster_address()}: {error}. RAY_API_SERVER_ADDRESS is the "
+            "dashboard's address, such as http://127.0.0.1:8265; a cluster with tokens also needs "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        ) from error
     if not known:
         runtime_env = {"working_dir": working_dir, "env_vars": _STOP | dict(env or {})}
         _submit(client, job, shlex.join(command), runtime_env)
@@ -84,6 +93,8 @@ _STOP = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, Any]) -> None:
     """Submit, waiting for a head that has just started and has no agent yet."""
+    import requests
+
     started = time.monotonic()
     told = False
     while True:
@@ -92,6 +103,11 @@ def _submit(client: Any, job: str, entrypoint: str, runtime_env: Mapping[str, An
                 entrypoint=entrypoint, submission_id=job, runtime_env=dict(runtime_env)
             )
             return
+        except requests.Timeout as error:
+            raise CannotRunError(
+                f"the head does not answer; it may have taken the job all the same: submit again "
+                f"with --submission-id {job}, which then follows it"
+            ) from error
         except _connection_errors() as error:
             patient = time.monotonic() - started < HEAD_LOST_SECONDS
             if not patient or "again later" not in str(error):
@@ -235,14 +251,11 @@ def _run_here(command: Sequence[str], env: Mapping[str, str]) -> int:
 def _client() -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    try:
-        return JobSubmissionClient()
-    except _connection_errors() as error:
-        raise CannotRunError(
-            f"cannot submit to {cluster_address()}: {error}. RAY_API_SERVER_ADDRESS is the "
-            "dashboard's address, such as http://127.0.0.1:8265; a cluster with tokens also needs "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
-        ) from error
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **options: Any) -> Any:
+            return super()._do_request(*args, **{"timeout": _REQUEST_SECONDS} | options)
+
+    return Client()
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
