@@ -286,11 +286,12 @@ def test_a_new_mask_file_takes_the_place_of_those_that_nobody_trains_on(tmp_path
     assert used.mask("p", (8, 8)).all()
 
 
-def test_a_scratch_of_another_user_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.EROFS])
+def test_a_scratch_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
 ) -> None:
     def refused(self: Path, **options: Any) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        raise OSError(fault, os.strerror(fault), str(self))
 
     uri = write_masks(tmp_path / "masks", {"p": np.ones((8, 8), np.uint8)})
     monkeypatch.setattr(Path, "mkdir", refused)

@@ -47,6 +47,7 @@ def test_a_sound_node_is_no_finding() -> None:
         ({"missing": ("/data/VOC",)}, "input", "/data/VOC is not there"),
         ({"versions": VERSIONS | {"torch": "2.12.0"}}, "torch", "2.12.0, the driver has 2.13.0"),
         ({"versions": {"python": "3.11", "torch": "2.13.0"}}, "pmm-ray", "none, the driver has"),
+        ({"scratch_error": "[Errno 30] Read-only file system"}, "scratch", "Read-only"),
         ({"scratch_free": 9 * GIB}, "scratch", "9.0 GiB free in /tmp/pmm-ray"),
         ({"gpus_seen": 0}, "GPU", "torch sees 0, Ray counts 4"),
     ],
@@ -75,6 +76,7 @@ def test_a_node_tells_its_faults_as_facts(tmp_path: Path) -> None:
     assert "cannot read what the driver wrote" in facts.storage_error
     assert facts.missing == (str(tmp_path / "gone"),)
     assert facts.scratch_free == 0
+    assert facts.scratch_error == f"[Errno 20] Not a directory: '{blocked / 'below'}'"
     assert facts.gpus_seen is None
 
 

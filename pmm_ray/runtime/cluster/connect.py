@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -31,6 +32,8 @@ THREAD_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 _MAX_DEFAULT_STORE = 2 * 1024**3
+SCRATCH_ADVICE = "set runtime.scratch to a folder on this node's disk that this user may write to"
+_NEVER_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -248,20 +251,27 @@ def scratch_folder(config: RuntimeConfig) -> Path:
     """A folder on this node's own disk, by default one of this user.
 
     Raises:
-        CannotRunError: this user may not make it.
+        CannotRunError: this user may not make it or write there.
     """
     own = Path(tempfile.gettempdir()) / f"pmm-ray-{os.getuid()}"
     folder = Path(config.scratch) if config.scratch else own
-    try:
+    with in_scratch():
         folder.mkdir(parents=True, exist_ok=True)
-    except PermissionError as error:
-        raise scratch_refused(error) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable", str(folder))
     return folder
 
 
-def scratch_refused(error: PermissionError) -> CannotRunError:
-    """What to say where a scratch folder is another user's."""
-    return CannotRunError(
-        f"{error.filename}: {error.strerror}: set runtime.scratch to a folder on this node's disk "
-        "that this user may write to"
-    )
+@contextlib.contextmanager
+def in_scratch() -> Iterator[None]:
+    """Name the setting where a scratch folder is another user's, a file, or on a read-only disk.
+
+    Raises:
+        CannotRunError: so it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NEVER_WRITABLE:
+            raise
+        raise CannotRunError(f"{error.filename}: {error.strerror}: {SCRATCH_ADVICE}") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pmm_ray
 from pmm_ray.config import RuntimeConfig
-from pmm_ray.runtime.cluster.connect import scratch_folder
+from pmm_ray.runtime.cluster.connect import SCRATCH_ADVICE, scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, last_line
 from pmm_ray.runtime.core.store_faults import reaching
@@ -61,6 +61,7 @@ class Facts:
     missing: tuple[str, ...] = ()
     """Inputs that are not there."""
     scratch: str = ""
+    scratch_error: str = ""
     scratch_free: int = 0
     """With what earlier trainings left there, bytes."""
     gpus_seen: int | None = None
@@ -202,22 +203,22 @@ def answer(question: Question, node_id: str) -> Facts:
         missing = tuple(uri for uri in question.inputs if not _visible(uri))
     except MayPassError as failure:
         store_failure = str(failure)
-    scratch, free = question.runtime.scratch or "", 0
+    scratch, scratch_error, free = question.runtime.scratch or "", "", 0
     try:
         folder = scratch_folder(question.runtime)
         scratch = str(folder)
-        if os.access(folder, os.W_OK):
-            # a training reads its file of masks again, or writes its own in place of these
-            left = sum(file.stat().st_size for file in (folder / "masks").glob("*.arrow"))
-            free = shutil.disk_usage(folder).free + left
-    except (OSError, CannotRunError):
-        pass  # no room at all is what the zero says
+        # a training reads its file of masks again, or writes its own in place of these
+        left = sum(file.stat().st_size for file in (folder / "masks").glob("*.arrow"))
+        free = shutil.disk_usage(folder).free + left
+    except (OSError, CannotRunError) as failure:
+        scratch_error = str(failure.__cause__ or failure)
     return Facts(
         versions=own_versions(),
         storage_error=error,
         store_failure=store_failure,
         missing=missing,
         scratch=scratch,
+        scratch_error=scratch_error,
         scratch_free=free,
         gpus_seen=_visible_gpus() if question.gpus else None,
     )
@@ -250,7 +251,9 @@ def judge(
             advice = "use one image, or pip install -c constraints.txt everywhere"
             findings.append(Finding(node, package, found, advice))
     needed = max(scratch_bytes, _LEAST_SCRATCH)
-    if facts.scratch_free < needed:
+    if facts.scratch_error:
+        findings.append(Finding(node, "scratch", facts.scratch_error, SCRATCH_ADVICE))
+    elif facts.scratch_free < needed:
         found = f"{facts.scratch_free / _GIB:.1f} GiB free in {facts.scratch}"
         advice = f"{needed / _GIB:.1f} GiB are needed: set runtime.scratch to a larger disk"
         findings.append(Finding(node, "scratch", found, advice))

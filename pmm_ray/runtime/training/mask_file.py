@@ -25,7 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
-from pmm_ray.runtime.cluster.connect import scratch_refused
+from pmm_ray.runtime.cluster.connect import in_scratch
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex, read_index, scan_parts
@@ -75,17 +75,15 @@ def build_mask_file(
 
     Raises:
         CannotRunError: no masks, or a mask that is damaged or holds another value; it is named
-            with the value and the allowed ones; or the scratch is another user's.
+            with the value and the allowed ones; or see `in_scratch`.
     """
     index = mask_index(masks_uri)
     folder = scratch / "masks"
     target = folder / f"{_key(masks_uri, index, label_space)}.arrow"
-    try:
+    with in_scratch():
         folder.mkdir(parents=True, exist_ok=True)
         # the lock of a process that died is free
         lock = FileLock(target.with_suffix(".lock")).acquire()
-    except PermissionError as error:
-        raise scratch_refused(error) from error
     with lock:
         if not target.exists():
             _delete_unused(folder)
