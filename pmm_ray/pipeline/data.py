@@ -38,11 +38,15 @@ def _import_data(run: Run) -> Stage | None:
 
 
 def _open_data(run: Run, needs_truth: str) -> None:
+    from pmm_ray.stages.import_data import changes_since
+
     data = run.config.data
     if data.source == "manifest" and not data.root:
         raise CannotRunError("data.source = manifest needs --set data.root=FILE.parquet")
     imported = run.folders.get("import_data")
     run.data = DataSet.open(imported.path(MANIFEST_FILE) if imported else data.root)
+    for line in changes_since(imported.finished()) if imported else ():
+        run.say(line)
     prepare(run, needs_truth)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from pmm_ray.sources.datasets.parquet import import_parquet
 from pmm_ray.sources.datasets.raster import require_pycocotools
 from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.datasets.voc12 import import_voc12
+from pmm_ray.sources.importing.contents import contents, other_contents
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.understood import console, understood
 from pmm_ray.sources.reading.noted import noted
@@ -139,10 +140,32 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
             "labels_from": labels_from,
             "understood": understood(report),
             "accounting": report.accounting.as_dict(),
+            "contents": _contents(data, read, report),
             "read": {uri: storage.version(uri) for uri in itertools.islice(read, _MOST_LOOKED_AT)},
         },
         pixel_labels_used=labels_from == "masks",
     )
+
+
+def _contents(
+    data: DataConfig, read: Iterable[str], report: ImportReport
+) -> dict[str, list[int | None]]:
+    """See `contents`; of the sources that have no list of all their photographs."""
+    if data.source not in ("folder", "parquet"):
+        return {}
+    manifest = report.manifest
+    photographs = tables.read_table(manifest.uri, ["uri"])["uri"].to_pylist()
+    uris = read if data.source == "parquet" else map(manifest.locate, photographs)
+    return contents(uris, storage.absolute(data.root))
+
+
+def changes_since(summary: Summary) -> list[str]:
+    """A line for each folder in which there are more or fewer photographs than at the import."""
+    return [
+        f"{STAGE}: there is more or less in {folder} than at the import: `--fresh --only {STAGE}` "
+        "reads it again, and the next run computes what follows"
+        for folder in other_contents(summary.details.get("contents", {}))
+    ]
 
 
 def stage(config: RunConfig) -> Stage:

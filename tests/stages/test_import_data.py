@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pmm_ray.sources.reading.noted import noted
 from pmm_ray.stages import import_data
 
 from ..sources.faulty import a_coco, noise
+from ..sources.test_parquet import encoded, write
 
 PLAN = ("import_data", "make_cams")
 Attempt = Callable[..., tuple[dict[str, Any], str]]
@@ -75,6 +77,44 @@ def test_what_is_gone_or_cannot_be_reached_cannot_be_read_again(
 
 def _fails(uri: str) -> None:
     raise MayPassError("the store fails")
+
+
+def test_new_photographs_without_a_list_are_said(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for name in ("cat/a", "cat/b", "dog/c"):
+        noise(root / f"{name}.jpg")
+    data = {"source": "folder", "root": str(root), "labels_from": "folders"}
+    config = RunConfig.model_validate({"data": data})
+    with Session(str(tmp_path / "run"), config, Selection(PLAN), Progress()) as session:
+        session.hold()
+        summary = session.do(import_data.stage(config)).finished()
+    (root / "cat/.DS_Store").touch()
+    (root / "cat/a.jpg").touch()
+    assert import_data.changes_since(summary) == []
+    noise(root / "cat/d.jpg")
+    (root / "dog/c.jpg").unlink()
+    noise(root / "emu/e.jpg")
+    said = import_data.changes_since(summary)
+    assert [line.split(" in ")[1].split(" than ")[0] for line in said] == [
+        str(root),
+        str(root / "cat"),
+        str(root / "dog"),
+    ]
+    shutil.rmtree(root)  # a disk that is not there
+    assert import_data.changes_since(summary) == []
+
+
+def test_new_shards_are_said(tmp_path: Path) -> None:
+    root = tmp_path / "shards"
+    write(root / "train-0.parquet", [(encoded(), "a.jpg")], ["cat"])
+    config = RunConfig.model_validate({"data": {"source": "parquet", "root": str(root)}})
+    with Session(str(tmp_path / "run"), config, Selection(PLAN), Progress()) as session:
+        session.hold()
+        summary = session.do(import_data.stage(config)).finished()
+    assert import_data.changes_since(summary) == []
+    write(root / "train-1.parquet", [(encoded(), "b.jpg")], ["dog"])
+    [line] = import_data.changes_since(summary)
+    assert f"in {root} than" in line
 
 
 def test_annotations_are_noted_and_photographs_are_not(tmp_path: Path) -> None:
