@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from pmm_ray.commands import command
 from pmm_ray.commands.masks import clear_other_masks
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE
+from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE, TRUTH_MARKER
 from pmm_ray.runtime.core.manifest import SOURCE_KEY
 from pmm_ray.runtime.core.marker import held_in, read_marker
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.record import refuse_others_run
 from pmm_ray.runtime.core.stage import Stage
 from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import read_errors
@@ -74,8 +75,10 @@ def _filling(place: str, source: str) -> Iterator[None]:
     A marker says so until the manifest does.
 
     Raises:
-        CannotRunError: it holds what the import may write, and none of ours.
+        CannotRunError: it holds what the import may write, and none of ours; or it is the folder
+            of another command.
     """
+    refuse_others_run(place, [rasterize_masks.STAGE])
     writes = {*_WRITES, *_WRITES_MORE.get(source, ())}
     marker = storage.join(place, IMPORT_MARKER)
     known = _source_of(storage.join(place, MANIFEST_FILE)) == source
@@ -126,12 +129,12 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     def make(run: Run) -> Stage:
         stage = rasterize_masks.stage(config.data, run.data)
         folder = stage.folder(run.session.run_dir)
-        if clear_other_masks(storage.join(place, MASKS), folder):
+        if clear_other_masks(storage.join(place, MASKS), folder, TRUTH_MARKER):
             storage.delete_folder(folder.uri)
         return stage
 
     draw = Step("rasterize_masks", make)
-    with open_run(place, config, [draw], progress, address, **RETRY) as run:
+    with open_command(place, config, [draw], progress, address) as run:
         run.data = DataSet.open(uri)
         run.follow()
         folder = run["rasterize_masks"]

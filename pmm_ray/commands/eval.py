@@ -12,7 +12,7 @@ from typing import Any
 from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.labels import LabelSpace
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
 from pmm_ray.runtime.core.errors import (
@@ -70,9 +70,8 @@ def score_folder(
     def make(run: Run) -> Stage:
         return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
 
-    with open_run(
-        place, config, [Step(score_masks.STAGE, make)], progress, address, **RETRY
-    ) as run:
+    steps = [Step(score_masks.STAGE, make)]
+    with open_command(place, config, steps, progress, address) as run:
         found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
         truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
         space = _label_space(label_space, found, truth)

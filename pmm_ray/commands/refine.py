@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.commands import command
-from pmm_ray.commands.masks import mask_step, refuse_others_files
+from pmm_ray.commands.masks import mask_step, masks_folder
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.run import RETRY, Run, open_run
+from pmm_ray.pipeline.run import Run, open_command
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -70,10 +70,9 @@ def refine_folder(
         raise CannotRunError("--compare needs --ground-truth")
     config = load_recipe(None, settings)
     setting = setting_of(preset, config, settings, confidence, strengths)
-    masks = storage.join(place, "masks")
+    masks = masks_folder(place)
     if ground_truth is not None:
         _refuse_truth_in(masks, str(ground_truth))
-    refuse_others_files(masks)
 
     def make(run: Run) -> Stage:
         backend = config.predict.backend
@@ -82,7 +81,7 @@ def refine_folder(
         )
 
     steps = [mask_step(refine_scores.STAGE, masks, make)]
-    with open_run(place, config, steps, progress, address, **RETRY) as run:
+    with open_command(place, config, steps, progress, address) as run:
         listing = storage.join(place, "score-files.parquet")
         files = find_cams(
             str(scores),

@@ -12,6 +12,7 @@ from pmm_ray.config.backbones import backbone_row
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RESOLVED_FILE
+from pmm_ray.runtime.core.record import refuse_others_run
 from pmm_ray.runtime.core.selection import Selection, base_name
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder
@@ -138,10 +139,6 @@ class Run:
         self.session.write_record(finished=True)
 
 
-RETRY: dict[str, Any] = {"retry_errors": True}
-"""For commands without `--retry-errors`: the same command takes failed images again."""
-
-
 @contextlib.contextmanager
 def open_run(
     place: str,
@@ -188,6 +185,23 @@ def open_run(
         session.hold()
         beside = adds is not None and storage.exists(storage.join(place, RESOLVED_FILE))
         yield Run(session, steps, writes_config=not beside)
+
+
+@contextlib.contextmanager
+def open_command(
+    place: str, config: RunConfig, steps: Sequence[Step], progress: Progress, address: str = "auto"
+) -> Iterator[Run]:
+    """`open_run` for a command that has a folder to itself, and no `--retry-errors`.
+
+    The same command goes on there, and takes failed images again.
+
+    Raises:
+        CannotRunError: it is another command's; or see `open_run`.
+    """
+    refuse_others_run(place, [step.name for step in steps])
+    with open_run(place, config, steps, progress, address, retry_errors=True) as run:
+        run.session.write_record()  # the folder is this command's from now on
+        yield run
 
 
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
