@@ -90,6 +90,22 @@ def find_files(root: str, out: str) -> list[tuple[str, str]]:
     return found
 
 
+def hold_photographs(root: str) -> bool:
+    """Whether one of the Parquet files of a folder has a column of images, or is damaged."""
+    try:
+        files = find_files(root, root)
+    except CannotRunError:
+        return False
+    return any(_has_images(uri) for uri, _ in files)
+
+
+def _has_images(uri: str) -> bool:
+    try:
+        return _column(tables.schema_of(uri).names, _IMAGE_COLUMNS) is not None
+    except (pa.ArrowInvalid, OSError):
+        return True
+
+
 def _split(uri: str) -> str:
     """`train-00000-of-00002.parquet` -> `train`, and so is `train-0.parquet`."""
     stem = posixpath.basename(uri).removesuffix(".parquet")
