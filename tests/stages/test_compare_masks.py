@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
 from pmm_ray.runtime.rows.masks import mask_row
