@@ -198,6 +198,7 @@ def test_columns_are_found_as_people_write_them(first: str, tmp_path: Path) -> N
         ("names: [null, cat]", "the name None is no text"),
         ("names: [[cat], [dog]]", r"the name \['cat'\] is no text"),
         ("nc: 3\nnames: [cat, dog]", "`nc` is 3, and there are 2"),
+        ("names: {0: cat, 0: dog}", "line 1: '0' is there already"),
         ("names: {1: cat}", r"has the ids \[1\], not 0, 1"),
     ],
 )
