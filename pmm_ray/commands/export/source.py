@@ -68,7 +68,7 @@ class RunMasks:
         """Rows of `tables.MASKS`, some dozens at a time."""
         for uri, rows in zip(masks.index.parts, masks.index.rows_of_parts(), strict=True):
             if len(rows):
-                yield tables.read_table(uri).take(rows).to_pylist()
+                yield tables.read_finished(uri).take(rows).to_pylist()
 
     def each(
         self, split: SplitMasks, progress: Progress, work: Callable[[dict[str, Any]], T]
