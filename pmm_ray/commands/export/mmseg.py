@@ -18,12 +18,12 @@ from typing import Any
 
 from pmm_ray.commands.export.mmseg_config import Tree, config_text
 from pmm_ray.commands.export.out import Out
-from pmm_ray.commands.export.source import RunMasks, Written, in_threads, portable
+from pmm_ray.commands.export.source import FEW_READ, RunMasks, Written, in_threads, portable
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.rows.images import FEW_READ, FORMATS, decode_mask, encode_mask, read_file
+from pmm_ray.runtime.rows.images import FORMATS, decode_mask, encode_mask, read_file
 
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 # mmsegmentation keeps class ids in 8 bits

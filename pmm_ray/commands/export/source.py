@@ -17,7 +17,6 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, Row
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.images import (
-    FEW_READ,
     decode_rgb,
     encode_rgb,
     format_and_turn,
@@ -26,6 +25,9 @@ from pmm_ray.runtime.rows.images import (
 
 # images that are read or written at once: what hides the latency of a disk's sync or a bucket
 _THREADS = 16
+FEW_READ = ("AVIF", "HEIF", "JXL")
+"""Formats that other programs often do not read, or do not turn as EXIF says."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 

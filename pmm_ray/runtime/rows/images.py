@@ -49,9 +49,6 @@ FORMATS = {
 """Formats that are read, by Pillow's names, and their endings; the first frame counts. No other
 format is tried, whatever an ending says: Pillow hands PostScript to another program."""
 
-FEW_READ = ("AVIF", "HEIF", "JXL")
-"""Formats that other programs often do not read, or do not turn as EXIF says."""
-
 EXTRAS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 """Formats that need a package of the optional extra `photos`."""
 
