@@ -165,9 +165,9 @@ def test_callers_mistakes(photograph: Any, maps: Any) -> None:
 
 @pytest.mark.parametrize(("preset", "most"), [(Preset.SEAM, 254), (Preset.EXCEL, 255)])
 def test_no_label_has_the_number_that_means_ignored(preset: Preset, most: int) -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
     maps_KHW = np.zeros((most + 1, 2, 2), np.float32)
     maps_KHW[-2:] = [[[0.9]], [[0.0]]]
-    found = preset.value.labels(maps_KHW[:most], lambda scores: scores)
-    assert (found == 254).all()
+    assert (preset.labels(image, maps_KHW[:most]) == 254).all()
     with pytest.raises(ValueError, match="256 labels compete in one image: at most 255 can"):
-        preset.value.labels(maps_KHW, lambda scores: scores)
+        preset.labels(image, maps_KHW)

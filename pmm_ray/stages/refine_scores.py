@@ -39,7 +39,7 @@ from pmm_ray.stages.make_masks import mask_pool
 from pmm_ray.stages.score_masks import counts_of
 
 STAGE = "refine_scores"
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 MOMENTS = ("before", "after")
 """Of the CRF."""
@@ -96,11 +96,12 @@ def refining_worker(
             planes = upsample_cam(planes, *image_HW3.shape[:2])
         truth, fault = _truth(row.get("truth"), image_HW3.shape[:2], photographs.label_space)
         mask = refine(setting, image_HW3, labels, planes, ignore, backend)
-        refined = output(manifest, mask) | {"truth_fault": fault}
+        counts: dict[str, list[int]] = {}
         if truth is not None:
             plain = before_crf(setting, labels, planes, ignore)
-            refined |= _counted("before", truth, plain) | _counted("after", truth, mask)
-        return refined
+            counts = _counted("before", truth, plain) | _counted("after", truth, mask)
+        # writes a file: nothing may fail behind it
+        return output(manifest, mask) | {"truth_fault": fault} | counts
 
     return photographs.row_by_row(stage, make)
 
