@@ -127,7 +127,16 @@ class Preset(Enum):
         strengths=(1.0,),
         least_posterior=0.95,
     )
-    EXCEL = Setting("ExCEL tools/infer_lam.py; MoRe, DHR", CrfParameters.segmentation())
+    EXCEL = Setting(
+        "ExCEL tools/infer_lam.py; MoRe tools/infer_seg_voc.py, DHR produce_wss_masks.py",
+        CrfParameters.segmentation(),
+    )
+    MORE = Setting(
+        "MoRe tools/infer_lam.py",
+        CrfParameters.segmentation(),
+        background="exponent",
+        strengths=(1.0,),
+    )
     TOCO = Setting("ToCo tools/infer_seg_voc.py; DuPL, SeCo", CrfParameters(10, 1, 1, 121, 5, 4))
     TOCO_CAM = Setting(
         "ToCo, labels of CAMs",
