@@ -41,6 +41,8 @@ from pmm_ray.stages.score_masks import counts_of
 STAGE = "refine_scores"
 CODE_VERSION = 3
 
+TRUTH = "truth"
+"""The part of a run's errors for truth that cannot be used."""
 MOMENTS = ("before", "after")
 """Of the CRF."""
 _COUNTS = {"truth": pa.uint16(), "mask": pa.uint16(), "pixels": pa.int64()}
@@ -182,9 +184,8 @@ def scores_of_table(
     table = read_all(folder.uri, ["image_id", *REFINED.names[len(tables.MASKS) :]])
     ids = table.column("image_id").to_pylist()
     faults = dict(zip(ids, table.column("truth_fault").to_pylist(), strict=True))
-    wrong = {image_id: text for image_id, text in faults.items() if text} | {
-        i: truth.unsure[i] for i in ids if i in truth.unsure
-    }
+    wrong = {i: truth.wrong[i] for i in ids if i in truth.wrong}
+    wrong |= {image_id: text for image_id, text in faults.items() if text}
     counts = {when: counts_of(table, [f"{when}_{n}" for n in _COUNTS]) for when in MOMENTS}
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
@@ -206,7 +207,7 @@ def scores_of_table(
         scored -= len(strange)
         details |= {"readings": dict(zip(SIDES, readings, strict=True)), "note": note}
     rows = [ErrorRow(i, STAGE, "label", text) for i, text in sorted(wrong.items())]
-    tables.write_errors(storage.join(run_dir, "errors"), "truth", rows)
+    tables.write_errors(storage.join(run_dir, "errors"), TRUTH, rows)
     return metrics, details | {"scored": scored, "truth_errors": len(rows)}
 
 
