@@ -66,11 +66,11 @@ def test_a_data_set_stays(name: str, tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_ground_truth_that_an_import_drew_stays(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     stage = StageFolder.below(str(tmp_path), "rasterize_masks", "0123abcd")
-    assert clear_other_masks(str(masks), stage, TRUTH_MARKER)
+    assert clear_other_masks(str(masks), stage, marker=TRUTH_MARKER)
     (masks / "a.png").write_bytes(b"drawn")
     with pytest.raises(CannotRunError, match="holds files that this command did not make"):
         masks_folder(str(tmp_path))
-    assert not clear_other_masks(str(masks), stage, TRUTH_MARKER)
+    assert not clear_other_masks(str(masks), stage, marker=TRUTH_MARKER)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"stages": [], "finished": null}', '{"name": 1}', "{"])

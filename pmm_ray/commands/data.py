@@ -114,7 +114,7 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     def make(run: Run) -> Stage:
         stage = rasterize_masks.stage(config.data, run.data)
         folder = stage.folder(run.session.run_dir)
-        if clear_other_masks(storage.join(place, MASKS), folder, TRUTH_MARKER):
+        if clear_other_masks(storage.join(place, MASKS), folder, marker=TRUTH_MARKER):
             storage.delete_folder(folder.uri)
         return stage
 

@@ -18,7 +18,6 @@ from pmm_ray.runtime.core.accounting import account, close
 from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
-    ErrorKind,
     ErrorRow,
     error_budget,
 )
@@ -132,10 +131,7 @@ def _match(
     for side, what in ((masks, "mask"), (truth, "ground truth")):
         for reason, names in side.left_out.items():
             left_out.setdefault(reason, []).extend(names)
-        second = f"a second {what} of that name; the first one counts"
-        faulty: list[tuple[str, ErrorKind, str]] = [(uri, "label", second) for uri in side.repeated]
-        faulty += [(entry.uri, "missing", entry.fault) for entry in side.broken]
-        for uri, kind, text in faulty:
+        for uri, kind, text in side.faults(what):
             image_id = safe_image_id(stem_path(uri, side.place))
             if listed is None or image_id in asked:
                 errors.append(ErrorRow(image_id, stage, kind, text, storage.printable(uri)))
@@ -173,7 +169,7 @@ def _show(summary: Summary, place: str) -> None:
     for name, value in details["class_iou"].items():
         shown = "-" if value is None else f"{value * 100:.2f}"
         print(f"{name:{width}}  {shown:>6}  {details['truth_pixels'][name] / total * 100:7.3f}")
-    if details["scored"]:
+    if any(details["truth_pixels"].values()):
         _show_means(summary.metrics, details)
     else:
         print("no mask could be scored")

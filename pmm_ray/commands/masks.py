@@ -167,13 +167,16 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     )
 
 
-def mask_step(name: str, masks: str, make: Callable[[Run], Stage]) -> Step:
+def mask_step(
+    name: str, masks: str, make: Callable[[Run], Stage], told: Sequence[str] = ()
+) -> Step:
     """A step whose stage also writes files: the folder has its masks, all of them and no others.
 
     Args:
         name: of the stage.
         masks: the folder.
         make: see `Step`; its stage writes the masks that it computes.
+        told: files that say something of the masks, and go with them.
     """
 
     def late(run: Run) -> Stage:
@@ -182,13 +185,13 @@ def mask_step(name: str, masks: str, make: Callable[[Run], Stage]) -> Step:
         def body(context: RunContext, folder: StageFolder) -> Summary:
             # a Ray that cannot be reached costs nobody a mask
             _ = context.cluster
-            clear_other_masks(masks, folder)
+            clear_other_masks(masks, folder, told)
             return stage.run(context, folder)
 
         return replace(stage, run=body)
 
     def complete(run: Run) -> None:
-        clear_other_masks(masks, run[name])
+        clear_other_masks(masks, run[name], told)
         _write_missing(masks, run[name])
 
     return Step(name, late, after=complete)
@@ -210,10 +213,13 @@ def masks_folder(place: str) -> str:
     return masks
 
 
-def clear_other_masks(masks: str, stage: StageFolder, marker: str = MASKS_MARKER) -> bool:
-    """Delete masks of other settings, so that the folder never mixes two kinds.
+def clear_other_masks(
+    masks: str, stage: StageFolder, told: Sequence[str] = (), *, marker: str = MASKS_MARKER
+) -> bool:
+    """Delete masks of other settings and what is told of them: the folder never mixes two kinds.
 
     Args:
+        told: files that go with the masks.
         marker: of the folder.
 
     Returns:
@@ -225,6 +231,8 @@ def clear_other_masks(masks: str, stage: StageFolder, marker: str = MASKS_MARKER
     made_by = stage.hash.encode()
     if read_marker(masks, marker) == made_by:
         return False
+    for uri in told:
+        storage.delete_file(uri)
     storage.delete_folder(masks)
     storage.write_bytes(storage.join(masks, marker), made_by)
     return True
