@@ -124,7 +124,8 @@ def import_photographs(
         )
     for entry in cams.broken:
         importer.fail(stem_path(entry.uri, cams.place), "missing", entry.fault, entry.uri)
-    importer.leave_out(f"no {cams.what}", *cams.left_out)
+    for reason, passed in cams.left_out.items():
+        importer.leave_out(reason, *passed)
     with_cam = {name for files in matched.values() for name in files}
     lone = [name for name in photographs.files if name not in with_cam]
     without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
@@ -132,7 +133,8 @@ def import_photographs(
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
-    cam_files = len(cams.index) + sum(map(len, (cams.repeated, cams.broken, cams.left_out)))
+    cam_files = len(cams.index) + len(cams.repeated) + len(cams.broken)
+    cam_files += sum(map(len, cams.left_out.values()))
     return importer.finish(
         {without: len(lone)} if lone else None,
         found=cam_files + others + photographs.found - len(with_cam),

@@ -13,6 +13,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.importing.photographs import LEFT_OUT
 from pmm_ray.sources.masks.mask_files import MaskFiles, find_masks, write_listing
 from pmm_ray.sources.reading.names import (
     NameIndex,
@@ -184,7 +185,7 @@ class Truth:
         count: images that have one.
         is_table: whether it is a table of ours, which holds contiguous ids.
         unsure: what may be the truth of an image, by its id, where more than one mask may be.
-        notes: count pairs found by another rule than one name.
+        notes: count pairs found by another rule than one name, and results of ours among the files.
     """
 
     index: TableIndex
@@ -202,7 +203,7 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
     Args:
         place: a masks table, or a folder of PNG files.
         images: index of the manifest.
-        out: folder that gets the lists of files.
+        out: folder that gets the lists of files; what is below it is no truth.
 
     Raises:
         CannotRunError: no masks, or not one of an image.
@@ -221,8 +222,17 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
     none = write_listing(storage.join(out, "no-truth.parquet"), dict.fromkeys(lacking, ""))
     unsure = {i: text for i, text in matched.unsure.items() if i in set(lacking)}
     index = _joined(matched.truth, none)
+    why = LEFT_OUT["results"]
+    ours = [name for name in truth.left_out.get(why, ()) if has_ending(name, ".png")]
+    notes = [f"left out as {why}: {len(ours)} masks, such as {ours[0]}"] if ours else []
     return Truth(
-        index, truth.fingerprint, truth.place, len(known), truth.is_table, unsure, matched.notes
+        index,
+        truth.fingerprint,
+        truth.place,
+        len(known),
+        truth.is_table,
+        unsure,
+        (*matched.notes, *notes),
     )
 
 
