@@ -120,8 +120,8 @@ def detect_scores(
             peek.image_id: {n + 1 - first for n in peek.planes.numbers or ()} - {0}
             for peek in numbered
         }
-        if class_ids_of(seen, space, {}) == "coco90":
-            reading = replace(reading, class_ids="coco90")
+        if (ids := class_ids_of(seen, space, {})) != "contiguous":
+            reading = replace(reading, class_ids=ids)
     reading = replace(reading, values=_values(peeks, reading))
     return DetectedScores(
         reading,
@@ -190,9 +190,7 @@ def _refuse_unclear_first_class(peeks: Sequence[_Peek], reading: ScoreReading) -
 
 def _refuse_classes_last(peeks: Sequence[_Peek], space: LabelSpace | None) -> None:
     """Arrays [h, w, classes], told by their last axis."""
-    known = set(_KNOWN) if space is None else {space.num_classes}
-    if space is not None and space.names == COCO14.names:
-        known.add(COCO14.dataset_ids[-1] + 1)
+    known = set(_KNOWN) if space is None else {space.num_classes, max(space.dataset_ids) + 1}
 
     def turned(peek: _Peek) -> bool:
         return peek.count not in known and peek.planes.scores.shape[2] in known
