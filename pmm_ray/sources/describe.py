@@ -104,7 +104,8 @@ def _sections() -> Iterable[str]:
         *_table(("`--layout`", "file", "written by"), _layouts(score_files.LAYOUTS)),
         "",
         "Numbers are mask values or values of the class list, 0 the background; planes without "
-        "numbers stand in the order of the classes, the background first. Refused, with the flag to use: scores without a "
+        "numbers stand in the order of the classes, the background first. Refused, with the flag "
+        "to use: scores without a "
         "background, numbered planes that do not add up to one, and values that may be logits or "
         "probabilities.",
     )
