@@ -25,8 +25,8 @@ Normalize = Annotated[
     Literal["max", "minmax", "none"] | None, typer.Option(help="Bring each map to 0..1.")
 ]
 ClassIds = Annotated[
-    Literal["auto", "contiguous", "coco90"],
-    typer.Option(help="Classes without gaps, or COCO's 90 ids."),
+    Literal["auto", "contiguous", "coco90", "dataset"],
+    typer.Option(help="Classes without gaps, COCO's 90 ids, or the values of the class list."),
 ]
 
 

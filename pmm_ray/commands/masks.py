@@ -90,7 +90,7 @@ def detect_cams(run: Run, found: CamFolder, said: Said) -> Detected:
     from pmm_ray.sources.cams.cam_reader import CamReader
 
     max_pixels = run.config.data.max_pixels
-    reader = CamReader(MAX_FOREGROUND, said.trust_pickle, max_pixels, asked(said))
+    reader = CamReader(range(MAX_FOREGROUND + 1), said.trust_pickle, max_pixels, asked(said))
     return detect(found, reader, as_it_is=said.normalize == "none")
 
 
@@ -163,7 +163,7 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     return Cams(
         found.index.select(run.data.images.ids),
         section_hash(run.data.hash, found.fingerprint, *known),
-        CamReader(space.num_foreground, said.trust_pickle, run.config.data.max_pixels, reading),
+        CamReader(space.dataset_ids, said.trust_pickle, run.config.data.max_pixels, reading),
     )
 
 

@@ -99,7 +99,7 @@ def test_cams(kind: str) -> None:
             [(uri, row)] = found.index.locations().values()
             manifest = {"height": 12, "width": 16, "labels": []}
             joined = {"manifest": manifest, "cams": tables.read_rows(uri, [row])[0]}
-            cam = ours(lambda: CamReader(20, True, 10**6)(joined), RowError)
+            cam = ours(lambda: CamReader(range(21), True, 10**6)(joined), RowError)
             assert cam is None or len(cam[0]) == len(cam[1])
 
     read()

@@ -19,7 +19,7 @@ from pmm_ray.sources.cams.cam_reader import CamReader
 
 HEIGHT, WIDTH = 24, 32
 MANIFEST = {"image_id": "a", "height": HEIGHT, "width": WIDTH, "labels": []}
-READER = CamReader(num_foreground=20, trust_pickle=True, max_pixels=10_000)
+READER = CamReader(dataset_ids=range(21), trust_pickle=True, max_pixels=10_000)
 
 
 def maps(count: int = 2, height: int = 6, width: int = 8) -> Any:
@@ -236,6 +236,11 @@ def test_what_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     listing = str(tmp_path / "list.parquet")
     with pytest.raises(CannotRunError, match="no CAMs"):
         find_cams(str(tmp_path), listing, trust_pickle=False)
+    with pytest.raises(CannotRunError, match="camz does not exist"):
+        find_cams(str(tmp_path / "camz"), listing, trust_pickle=False)
+    (tmp_path / "cams.zip").write_bytes(b"")
+    with pytest.raises(CannotRunError, match=r"cams\.zip is no folder: unpack it"):
+        find_cams(str(tmp_path / "cams.zip"), listing, trust_pickle=False)
     np.save(tmp_path / "a.npy", {})
     with pytest.raises(CannotRunError, match="--trust-pickle"):
         find_cams(str(tmp_path), listing, trust_pickle=False)

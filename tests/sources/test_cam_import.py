@@ -124,6 +124,18 @@ def test_names_from_a_class_list(folder: Path) -> None:
     assert [(e.image_id, e.kind) for e in report.errors] == [("b", "label")]
 
 
+def test_numbers_in_the_csv_may_be_the_values_of_the_class_list(folder: Path) -> None:
+    (folder / "photos" / "classes.txt").write_text("0 background\n2 cat\n3 dog\n5 fox\n")
+    report = run(folder, "image_id,labels\na,2\nb,cat\nc,5;3\n")
+    assert labels_of(report) == {"a": [1], "b": [1], "c": [2, 3]}
+    report = run(folder, "image_id,labels\na,1\nb,cat\nc,2;3\n")
+    assert labels_of(report) == {"a": [1], "b": [1], "c": [2, 3]}
+    with pytest.raises(
+        CannotRunError, match=r"labels.csv: the numbers \[2\] may be values .*names"
+    ):
+        run(folder, "image_id,labels\na,2\nb,cat\nc,fox\n")
+
+
 def test_names_by_mask_value(folder: Path) -> None:
     report = run(folder, "id, name\n0,background\n8,Katze\n12,Hund\n")
     space = report.manifest.label_space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ def find(folder: Path, **flags: Any) -> tuple[CamFolder, Detected]:
     reading = asked(Said(**flags))
     listing = str(folder.parent / "listing.parquet")
     found = find_cams(str(folder), listing, trust_pickle=True, layout=reading.layout)
-    return found, detect(found, CamReader(1000, True, 10**6, reading))
+    return found, detect(found, CamReader(range(1001), True, 10**6, reading))
 
 
-def read(found: CamFolder, detected: Detected, image_id: str) -> tuple[list[int], Any]:
-    reader = CamReader(90, True, 10**6, detected.reading)
+def read(
+    found: CamFolder, detected: Detected, image_id: str, ids: Sequence[int] = range(91)
+) -> tuple[list[int], Any]:
+    reader = CamReader(ids, True, 10**6, detected.reading)
     return planes_of(reader, found, image_id, HEIGHT, WIDTH)
 
 
@@ -169,7 +172,7 @@ def test_two_large_maps_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["max", "minmax"])
 def test_raw_maps_are_normalized_on_demand(how: str, tmp_path: Path) -> None:
-    maps = writers.blobs([3, 8], HEIGHT, WIDTH) * 9 - 2
+    maps = writers.blobs([3, 8], HEIGHT, WIDTH) * 9 - 7
     writers.save(tmp_path / "cams", "a", dict(zip([3, 8], maps, strict=True)))
     with pytest.raises(CannotRunError, match=r"a, and so all 1 .*--normalize max or minmax"):
         find(tmp_path / "cams")
@@ -178,8 +181,9 @@ def test_raw_maps_are_normalized_on_demand(how: str, tmp_path: Path) -> None:
         read(*find(tmp_path / "cams"), "a")
     scores = read(*find(tmp_path / "cams", normalize=how), "a")[1]
     np.testing.assert_allclose(scores.max((1, 2)), 1)
-    low = maps.min((1, 2)) / maps.max((1, 2)) if how == "max" else np.zeros(2)
-    np.testing.assert_allclose(scores.min((1, 2)), low, atol=1e-6)
+    np.testing.assert_allclose(scores.min((1, 2)), 0, atol=1e-6)
+    # what is below 0 is no part of a class
+    assert ((scores == 0).mean() > 0.5) == (how == "max")
 
 
 @pytest.mark.parametrize("value", [0, -0.25])
@@ -242,6 +246,44 @@ def test_the_labels_tell_which_ids_are_meant(tmp_path: Path) -> None:
     assert ids_of(folder, COCO14, {"a": [22]}) == {"a": [22, 1], "b": [5]}
     elephant = COCO14.names.index("elephant")
     assert ids_of(folder, COCO14, {"a": [elephant]}) == {"a": [elephant, 1], "b": [5]}
+
+
+# class lists that state other values
+
+
+PETS = LabelSpace("custom", ("background", "cat", "dog", "fox"), (0, 2, 3, 5))
+
+
+def of_pets(folder: Path, labels: Any = None, **flags: Any) -> dict[str, Any]:
+    found, detected = find(folder, **flags)
+    detected = with_class_ids(detected, PETS, labels or {})
+    return {i: read(found, detected, i, PETS.dataset_ids)[0] for i in found.index.image_ids}
+
+
+def test_numbers_that_are_the_values_of_the_class_list(tmp_path: Path) -> None:
+    folder = write(tmp_path / "cams", "SEAM", {"a": [2, 3], "b": [5]})
+    with pytest.raises(CannotRunError, match="--first-class 1"):
+        of_pets(folder)
+    # no class 5 without gaps
+    assert of_pets(folder, first_class=1) == {"a": [1, 2], "b": [3]}
+    with pytest.raises(RowError, match="--class-ids coco90 if they are COCO's, dataset if"):
+        of_pets(folder, first_class=0)
+    with pytest.raises(RowError, match=r"\[4\] are no values of the class list: \[0, 2, 3, 5\]"):
+        of_pets(folder, first_class=0, class_ids="dataset")
+    (folder / "b.npy").unlink()
+    with pytest.raises(
+        CannotRunError, match=r"values of the class list \(\[2, 3, 5\]\).* fit both"
+    ):
+        of_pets(folder, first_class=1)
+    assert of_pets(folder, {"a": [1, 2]}, first_class=1) == {"a": [1, 2]}
+    assert of_pets(folder, {"a": [2, 3]}, first_class=1) == {"a": [2, 3]}
+    assert of_pets(folder, first_class=1, class_ids="dataset") == {"a": [1, 2]}
+    assert of_pets(folder, first_class=1, class_ids="contiguous") == {"a": [2, 3]}
+
+
+def test_numbers_that_count_the_classes_of_a_list_with_other_values(tmp_path: Path) -> None:
+    folder = write(tmp_path / "cams", "SEAM", {"a": [0, 1], "b": [2]})
+    assert of_pets(folder) == {"a": [1, 2], "b": [3]}
 
 
 # a file per class

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
+from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.sources.cams.cam_detect import asked, detect, with_class_ids
 from pmm_ray.sources.cams.cam_files import find_cams
@@ -96,7 +97,7 @@ def test_maps_that_nowhere_come_near_1_were_never_normalized(factor: float, tmp_
     with pytest.raises(CannotRunError, match="--normalize max"):
         find(folder)
     find(folder, normalize="max")
-    reader = CamReader(1000, True, 10**6, asked(Said(normalize="none")))
+    reader = CamReader(range(1001), True, 10**6, asked(Said(normalize="none")))
     found = find_cams(str(folder), str(tmp_path / "list.parquet"), trust_pickle=True)
     assert len(detect(found, reader, as_it_is=True).peeks) == 3
 
@@ -177,13 +178,36 @@ def test_a_first_class_is_no_background(tmp_path: Path) -> None:
 # files of one class
 
 
+def classes_of(folder: Path, *names: str) -> dict[str, list[int]]:
+    """By image id; files that are there already stay."""
+    for name in names:
+        noise(folder / f"{name}.png")
+    found = find_cams(str(folder), str(folder.parent / "list.parquet"), trust_pickle=False)
+    places = found.index.locations().items()
+    return {i: sorted(tables.read_rows(uri, [row])[0]["classes"]) for i, (uri, row) in places}
+
+
 @pytest.mark.parametrize("width", [2, 3])
 def test_class_numbers_may_be_padded(width: int, tmp_path: Path) -> None:
-    for number in (3, 12):
-        noise(tmp_path / "cams" / f"2007_000032_{number:0{width}d}.png")
-    found = find_cams(str(tmp_path / "cams"), str(tmp_path / "list.parquet"), trust_pickle=False)
-    assert found.index.image_ids == ["2007_000032"]
-    [(uri, row)] = found.index.locations().values()
-    from pmm_ray.runtime.core import tables
+    cams = tmp_path / "cams"
+    names = [f"2007_000032_{number:0{width}d}" for number in (3, 12)]
+    assert classes_of(cams, *names) == {"2007_000032": [3, 12]}
+    # a number as wide as it must be, the pictures themselves, and a picture of something else
+    others = ("2007_000032_1014", "2007_000032", "2007_000033", "preview_2021")
+    assert classes_of(cams, *others) == {"2007_000032": [3, 12, 1014], "preview": [2021]}
 
-    assert tables.read_rows(uri, [row])[0]["classes"] == [3, 12]
+
+def test_a_padded_class_from_100(tmp_path: Path) -> None:
+    assert classes_of(tmp_path / "cams", "a_06", "a_14", "b_101") == {"a": [6, 14], "b": [101]}
+
+
+@pytest.mark.parametrize("names", [("a_06", "b_6"), ("a_006", "b_06"), ("a_006", "b_16")])
+def test_numbers_of_which_only_some_are_padded_are_refused(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(CannotRunError, match=f"of {names[0]} is a class .* of {names[1]} lacks"):
+        classes_of(tmp_path / "cams", *names)
+
+
+def test_the_picture_of_an_image_does_not_tell_how_numbers_are_written(tmp_path: Path) -> None:
+    assert classes_of(tmp_path / "cams", "f_01", "f_01_3", "f_01_14") == {"f_01": [3, 14]}

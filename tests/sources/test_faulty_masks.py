@@ -37,7 +37,7 @@ def test_maps_under_the_names_of_the_field(name: str, tmp_path: Path) -> None:
 
 def read_cam(folder: Path, height: int = 3, width: int = 4) -> tuple[list[int], Any]:
     found = find_cams(str(folder), str(folder / "listing.parquet"), trust_pickle=True)
-    return planes_of(CamReader(20, True, 10_000), found, "a", height, width)
+    return planes_of(CamReader(range(21), True, 10_000), found, "a", height, width)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

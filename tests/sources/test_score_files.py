@@ -289,6 +289,29 @@ def test_class_numbers_may_be_cocos_90_ids(tmp_path: Path) -> None:
         assert read(*find(tmp_path / "scores", **flags), "a")[0] == [0, 12, 80]
 
 
+PETS = LabelSpace("custom", ("background", "cat", "dog", "fox"), (0, 2, 3, 5))
+
+
+def test_class_numbers_may_be_the_values_of_the_class_list(tmp_path: Path) -> None:
+    shares = writers.softmax(logits_of("a"))[[0, 4, 15]]
+    writers.save(tmp_path / "scores", "a", {"prob": shares, "keys": np.array([0, 2, 3])})
+    with pytest.raises(CannotRunError, match="--class-ids dataset or contiguous"):
+        find(tmp_path / "scores", PETS)
+    for ids, labels in {"dataset": [0, 1, 2], "contiguous": [0, 2, 3]}.items():
+        assert read(*find(tmp_path / "scores", PETS, class_ids=ids), "a")[0] == labels
+    # no class 5 without gaps
+    writers.save(tmp_path / "scores", "b", {"prob": shares, "keys": np.array([0, 2, 5])})
+    found, known = find(tmp_path / "scores", PETS)
+    assert [read(found, known, name)[0] for name in "ab"] == [[0, 1, 2], [0, 1, 3]]
+
+
+def test_planes_may_stand_at_the_values_of_the_class_list(tmp_path: Path) -> None:
+    writers.deeplab(tmp_path / "scores", "a", logits_of("a", 20)[[0, 9, 4, 15, 9, 7]])
+    labels, scores = read(*find(tmp_path / "scores", PETS), "a")
+    assert labels == [0, 1, 2, 3]
+    assert set(np.unique(scores.argmax(0))) == {0, 1, 2}
+
+
 def test_a_class_0_that_few_files_have_is_asked_for(tmp_path: Path) -> None:
     for number, name in enumerate("abcd"):
         shares = writers.softmax(logits_of("a"))[[4, 15]]

@@ -250,6 +250,17 @@ def list_entries(folder: str, *, recursive: bool = False) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.uri)
 
 
+def refuse_no_folder(uri: str) -> None:
+    """Of a folder in which nothing was found. Raises CannotRunError of a local uri that is none."""
+    if not is_remote(uri) and not Path(uri).is_dir():
+        what = (
+            "is no folder: unpack it, or give the folder that it is in"
+            if Path(uri).exists()
+            else "does not exist"
+        )
+        raise CannotRunError(f"{uri} {what}")
+
+
 def _is(kind: Callable[[], bool]) -> bool:
     try:
         return kind()

@@ -20,7 +20,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.sources.cams.cam_files import CamFolder
 from pmm_ray.sources.cams.cam_layouts import LAYOUTS, OWN, UNREAD, Planes, Reading
-from pmm_ray.sources.cams.cam_reader import HIGHEST, SHARES, TABLE, CamReader, adds_up
+from pmm_ray.sources.cams.cam_reader import HIGHEST, SHARES, TABLE, CamReader, adds_up, told_ids
 from pmm_ray.sources.cams.said import ClassIds, Said
 
 T = TypeVar("T")
@@ -31,8 +31,6 @@ _LOOKED_INTO = 20
 _NEAR_ONE = 0.75
 # of a plane that is the same everywhere; and of its range, all steps upwards of one that only falls
 _SAME, _SMALL_STEPS = 1e-4, 0.05
-# COCO's ids up to here are the same as numbers without gaps
-_SAME_IDS = 11
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ class Detected:
         rules = [where]
         if reading.class_ids == "coco90":
             rules.append("COCO's 90 ids become 1..80")
+        if reading.class_ids == "dataset":
+            rules.append("numbers are values of the class list")
         if reading.normalize != "none":
             rules.append(f"maps are normalized ({reading.normalize})")
         return rules
@@ -247,7 +247,8 @@ def with_class_ids(
         labels: contiguous image-level labels by image id, where they are known.
 
     Raises:
-        CannotRunError: the numbers may be COCO's 90 ids, and nothing tells.
+        CannotRunError: the numbers may be COCO's 90 ids or values of the class list, and nothing
+            tells.
     """
     reading = found.reading
     if reading.first_class is None and not reading.background_channel:
@@ -256,17 +257,22 @@ def with_class_ids(
         return found
     seen = {peek.image_id: set(peek.labels) for peek in found.peeks}
     ids = class_ids_of(seen, space, labels)
-    return replace(found, reading=replace(reading, class_ids=ids)) if ids == "coco90" else found
+    return found if ids == "contiguous" else replace(found, reading=replace(reading, class_ids=ids))
 
 
 def _refuse_beyond(peeks: Sequence[Peek], reading: Reading, space: LabelSpace) -> None:
-    """Numbers that end one beyond the classes, and never are 0, count from 1."""
+    """Numbers that never are 0 count from 1 where they end one beyond the classes, or are all among
+    the values of a class list that has gaps."""
     seen = {number for peek in peeks for number in peek.numbers if peek.layout != TABLE}
     last, classes = max(seen, default=0), space.num_foreground
+    coco = space.names == COCO14.names
     if _nameless(space):
         beyond = last in (VOC12.num_foreground, COCO14.num_foreground, COCO14.dataset_ids[-1])
     else:
-        beyond = last == classes or (space.names == COCO14.names and last > classes)
+        values = (
+            not coco and _has_gaps(space) and 0 < len(seen & set(space.dataset_ids)) == len(seen)
+        )
+        beyond = last == classes or values or (coco and last > classes)
     if 0 in seen or not beyond or reading.class_ids == "coco90":
         return
     raise CannotRunError(
@@ -280,42 +286,52 @@ def class_ids_of(
 ) -> ClassIds:
     """How the classes of some files, from 1, are numbered, by image id; see `with_class_ids`."""
     seen = {label for found in labels_in.values() for label in found}
-    gapless = set(range(1, COCO14.num_classes))
-    own = set(COCO14.dataset_ids[1:])
-    coco = space.names == COCO14.names
-    # a class beyond 80 says COCO's ids, one that COCO lacks says none of them
-    if not seen <= own or not (coco or _nameless(space)):
+    nameless = _nameless(space)
+    coco = nameless or space.names == COCO14.names
+    ids = COCO14.dataset_ids if coco else space.dataset_ids
+    # a class beyond the last says the ids with gaps, one that they lack says none of them
+    told = told_ids(seen, ids)
+    if nameless and told == "dataset":
+        raise CannotRunError(
+            f"classes go up to {max(seen)}, and none is one that COCO lacks among its 90 ids: "
+            "say --class-ids coco90 if they are COCO's, else --class-ids contiguous"
+        )
+    if nameless or told == "contiguous":
         return "contiguous"
-    if not seen <= gapless:
-        if not coco:
-            raise CannotRunError(
-                f"classes go up to {max(seen)}, and none is one that COCO lacks among its 90 ids: "
-                "say --class-ids coco90 if they are COCO's, else --class-ids contiguous"
-            )
-        return "coco90"
-    if not coco or max(seen, default=0) <= _SAME_IDS:
-        return "contiguous"
-    return _by_labels(labels_in, labels)
+    own: ClassIds = "coco90" if coco else "dataset"
+    if told == "dataset" or _by_labels(labels_in, ids, labels, own) == "dataset":
+        return own
+    return "contiguous"
 
 
 def _nameless(space: LabelSpace) -> bool:
     return space.names[1] == "class 1"
 
 
-def _by_labels(labels_in: Mapping[str, Set[int]], labels: Mapping[str, Sequence[int]]) -> ClassIds:
+def _has_gaps(space: LabelSpace) -> bool:
+    return space.dataset_ids != tuple(range(space.num_classes))
+
+
+def _by_labels(
+    labels_in: Mapping[str, Set[int]],
+    ids: Sequence[int],
+    labels: Mapping[str, Sequence[int]],
+    own: ClassIds,
+) -> ClassIds:
     """The ids under which every file has the classes that its image-level labels name."""
-    fits = {"contiguous": True, "coco90": True}
+    contiguous = dataset = True
     known = False
     for image_id, found in labels_in.items():
         wanted = list(labels.get(image_id) or ())
-        known |= any(label > _SAME_IDS for label in wanted)
-        fits["contiguous"] &= set(wanted) <= found
-        fits["coco90"] &= {COCO14.dataset_ids[i] for i in wanted} <= found
-    if known and fits["contiguous"] != fits["coco90"]:
-        return "contiguous" if fits["contiguous"] else "coco90"
+        known |= any(ids[label] != label for label in wanted)
+        contiguous &= set(wanted) <= found
+        dataset &= {ids[label] for label in wanted} <= found
+    if known and contiguous != dataset:
+        return "contiguous" if contiguous else "dataset"
+    what = "COCO's 90 ids" if own == "coco90" else f"values of the class list ({list(ids)[1:6]})"
     raise CannotRunError(
-        "the classes of the files may be COCO's 90 ids or numbered without gaps, and those looked "
-        "into fit both: say --class-ids coco90 or contiguous"
+        f"the classes of the files may be {what} or numbered without gaps, and those looked "
+        f"into fit both: say --class-ids {own} or contiguous"
     )
 
 

@@ -3,7 +3,7 @@
 The CSV (UTF-8) is one of two kinds, told apart by its first line:
 
     image_id,labels      the classes of each photograph, separated by ';': others are left out.
-                         Names, or mask values (1 is the first class)
+                         Names, mask values (1 is the first class), or values of the class list
     id,name              the name of each class by its mask value
 
 What the numbers of the CAMs are called: the run whose folder the cams table is in names them, else
@@ -33,7 +33,8 @@ from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.cams.cam_files import CamFolder
 from pmm_ray.sources.cams.cam_layouts import UNREAD, Reading
-from pmm_ray.sources.cams.cam_reader import CamReader
+from pmm_ray.sources.cams.cam_reader import CamReader, to_contiguous, told_ids
+from pmm_ray.sources.cams.said import ClassIds
 from pmm_ray.sources.datasets.folder import read_folder_classes
 from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
@@ -91,8 +92,9 @@ def import_photographs(
     matched, unsure, how = _match(photographs, cams)
     named_by_csv = space is None and lines is not None
     if space is None:
-        reader = CamReader(LAST_8BIT_CLASS, trust_pickle, max_pixels, reading)
+        reader = CamReader(range(LAST_8BIT_CLASS + 1), trust_pickle, max_pixels, reading)
         space = _space_of(joined.of, matched, cams, reader, labels_csv or "")
+    numbers = _numbers_of(of or {}, space, labels_csv or "")
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
     importer.labels_from = labels_csv or f"the {cams.what}s: every class of one counts"
     importer.notes += [*joined.notes, *_lone(joined, of or {})]
@@ -116,7 +118,7 @@ def import_photographs(
             for uri in uris:
                 importer.fail(image_id, "label", text, uri)
             continue
-        labels = partial(_label_ids, files[0], of, space)
+        labels = partial(_label_ids, files[0], of, space, numbers)
         importer.add(image_id, uris[0], "train", labels)
     for uri in cams.repeated:
         importer.fail(
@@ -124,7 +126,8 @@ def import_photographs(
         )
     for entry in cams.broken:
         importer.fail(stem_path(entry.uri, cams.place), "missing", entry.fault, entry.uri)
-    importer.leave_out(f"no {cams.what}", *cams.left_out)
+    for reason, passed in cams.left_out.items():
+        importer.leave_out(reason, *passed)
     with_cam = {name for files in matched.values() for name in files}
     lone = [name for name in photographs.files if name not in with_cam]
     without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
@@ -132,7 +135,8 @@ def import_photographs(
     photographs.report(importer)
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
-    cam_files = len(cams.index) + sum(map(len, (cams.repeated, cams.broken, cams.left_out)))
+    cam_files = len(cams.index) + len(cams.repeated) + len(cams.broken)
+    cam_files += sum(map(len, cams.left_out.values()))
     return importer.finish(
         {without: len(lone)} if lone else None,
         found=cam_files + others + photographs.found - len(with_cam),
@@ -162,7 +166,27 @@ def _lone(joined: JoinedLines, of: Mapping[str, LabelLine]) -> list[str]:
     return [f"lines of the CSV without a photograph: {such}"] if lone else []
 
 
-def _label_ids(name: str, lines: Mapping[str, LabelLine] | None, space: LabelSpace) -> list[int]:
+def _numbers_of(lines: Mapping[str, LabelLine], space: LabelSpace, csv: str) -> ClassIds:
+    """What the CSV's numbers are: `contiguous`, or `dataset`, values that the class list states.
+
+    Raises:
+        CannotRunError: they may be either.
+    """
+    sound = (line for line in lines.values() if not line.fault)
+    words = {word for line in sound for word in line.labels_in(space)}
+    numbers = {int(word) for word in words if word.isdecimal()}
+    told = told_ids(numbers, space.dataset_ids)
+    if told == "auto":
+        raise CannotRunError(
+            f"{csv}: the numbers {sorted(numbers)[:8]} may be values of the class list "
+            f"({list(space.dataset_ids)[1:6]}), or count its classes from 1: write the names"
+        )
+    return told
+
+
+def _label_ids(
+    name: str, lines: Mapping[str, LabelLine] | None, space: LabelSpace, numbers: ClassIds
+) -> list[int]:
     """The contiguous ids of a photograph's CSV line; none where there is no CSV."""
     if lines is None:
         return []
@@ -174,7 +198,12 @@ def _label_ids(name: str, lines: Mapping[str, LabelLine] | None, space: LabelSpa
     labels = line.labels_in(space)
     if not labels:
         raise ValueError("the CSV names no class for this photograph")
-    ids = [int(word) if word.isdecimal() else space.id_of(word) for word in labels]
+    ids = [
+        to_contiguous([int(word)], numbers, space.dataset_ids)[0]
+        if word.isdecimal()
+        else space.id_of(word)
+        for word in labels
+    ]
     if 0 in ids:
         raise ValueError(f"0 is the {BACKGROUND!r}, no label: classes count from 1")
     return ids

@@ -87,7 +87,7 @@ class Reading:
         background_channel: whether class 0 (or the first of K + 1 planes) is the background.
         normalize: how each map is brought to 0..1: divided by its maximum, stretched from its
             minimum to its maximum, or as it is.
-        class_ids: whether classes are numbered without gaps, or by COCO's 90 ids.
+        class_ids: see `Said`.
     """
 
     layout: str = ""

@@ -7,7 +7,7 @@ Labels count from 1, whatever files count from. Scores are within 0..1, or are b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from pmm_ray.method.cams import normalize
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cams.cam_layouts import UNREAD, Planes, Reading, read_planes
 from pmm_ray.sources.cams.plane_files import MOST_VALUES_PER_PIXEL, check_aspect, read_content
-from pmm_ray.sources.cams.said import Normalize
+from pmm_ray.sources.cams.said import ClassIds, Normalize
 from pmm_ray.sources.cams.score_values import are_shares
 
 TABLE = "table"
@@ -35,13 +35,14 @@ class CamReader:
     """Reads and checks the CAM of a joined row; small and picklable.
 
     Attributes:
-        num_foreground: the highest label that the masks can hold.
+        dataset_ids: id of each class in the class list, the background's first; the masks can hold
+            as many labels as there are.
         trust_pickle: whether the user vouches for `.npy` files.
         max_pixels: of a photograph; larger CAMs are refused before they are read.
         reading: what is known of the files.
     """
 
-    num_foreground: int
+    dataset_ids: Sequence[int]
     trust_pickle: bool
     max_pixels: int
     reading: Reading = UNREAD
@@ -102,9 +103,8 @@ class CamReader:
         most = self.max_pixels * MOST_VALUES_PER_PIXEL
         content = read_content(uri, files, trust_pickle=self.trust_pickle, most_values=most)
         planes = read_planes(content, self.reading)
-        if self.reading.class_ids == "coco90":
-            return replace(planes, labels=from_coco(planes.labels))
-        return planes
+        labels = to_contiguous(planes.labels, self.reading.class_ids, self.dataset_ids)
+        return replace(planes, labels=labels)
 
     def _check(self, cam: Planes, photograph: tuple[int, int]) -> None:
         scores = cam.scores
@@ -143,12 +143,13 @@ class CamReader:
             )
         kept = [k for k, label in enumerate(cam.labels) if not wanted or label in wanted]
         labels = [cam.labels[k] for k in kept]
-        if max(labels, default=0) > self.num_foreground:
+        last = len(self.dataset_ids) - 1
+        if max(labels, default=0) > last:
             raise RowError(
                 "label",
-                f"the CAM has class {max(labels)}, the last known one is {self.num_foreground}: "
-                "name all classes (docs/guides/bring-your-own-cams.md), or say --first-class 1 if "
-                "its numbers count from 1, --class-ids coco90 if they are COCO's",
+                f"the CAM has class {max(labels)}, the last known one is {last}: name all classes "
+                "(docs/guides/bring-your-own-cams.md), or say --first-class 1 if its numbers count "
+                "from 1, --class-ids coco90 if they are COCO's, dataset if the class list's values",
             )
         return labels, cam.scores[kept]
 
@@ -173,16 +174,39 @@ def _normalized(scores_Khw: NDArray[Any], how: Normalize) -> NDArray[Any]:
         return scores_Khw
     if how == "minmax":
         return normalize(scores_Khw)
-    highest = scores_Khw.max(axis=(1, 2), keepdims=True).astype(np.float32)
-    return scores_Khw / np.where(highest > 0, highest, np.float32(1))
+    # as the programs do, which apply a ReLU first
+    positive = np.maximum(scores_Khw, 0)
+    highest = positive.max(axis=(1, 2), keepdims=True).astype(np.float32)
+    return positive / np.where(highest > 0, highest, np.float32(1))
 
 
-def from_coco(labels: list[int]) -> list[int]:
-    """Contiguous labels of COCO's own ids; 0 stays. Raises RowError `label` of other ids."""
-    strange = sorted(set(labels) - set(COCO14.dataset_ids))
+def to_contiguous(labels: list[int], class_ids: ClassIds, dataset_ids: Sequence[int]) -> list[int]:
+    """Contiguous labels of COCO's ids or the class list's; 0 stays, as do labels without gaps.
+
+    Raises:
+        RowError: `label`, of other ids.
+    """
+    if class_ids not in ("coco90", "dataset"):
+        return labels
+    coco = class_ids == "coco90"
+    ids = COCO14.dataset_ids if coco else dataset_ids
+    strange = sorted(set(labels) - set(ids))
     if strange:
-        raise RowError("label", f"{strange} are no ids of COCO, whose classes have 80 of 1..90")
-    return [COCO14.dataset_ids.index(label) for label in labels]
+        text = "ids of COCO, whose classes have 80 of 1..90"
+        raise RowError(
+            "label",
+            f"{strange} are no {text if coco else f'values of the class list: {list(ids)[:12]}'}",
+        )
+    return [ids.index(label) for label in labels]
+
+
+def told_ids(seen: Set[int], dataset_ids: Sequence[int]) -> ClassIds:
+    """Which of the two numbers from 1 are: `dataset` or `contiguous`; `auto`: either."""
+    if not seen <= set(dataset_ids):
+        return "contiguous"
+    if not seen <= set(range(len(dataset_ids))):
+        return "dataset"
+    return "auto" if any(dataset_ids[k] != k for k in seen) else "contiguous"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from pmm_ray.runtime.core.errors import CannotRunError
 
 Normalize = Literal["max", "minmax", "none"]
-ClassIds = Literal["auto", "contiguous", "coco90"]
+ClassIds = Literal["auto", "contiguous", "coco90", "dataset"]
 Values = Literal["auto", "logits", "probabilities"]
 
 
@@ -24,7 +24,8 @@ class Said:
         background_channel: whether class 0 is the background.
         values: what scores are.
         normalize: how each map of a CAM is brought to 0..1; None: maps that are not are refused.
-        class_ids: whether classes are numbered without gaps, or by COCO's 90 ids.
+        class_ids: whether classes are numbered without gaps, by COCO's 90 ids, or by the dataset's
+            own, the values that the class list states.
         label_space: `voc12`, `coco14`, or a file of class names.
         trust_pickle: whether the user vouches for `.npy` files, which are pickles.
     """

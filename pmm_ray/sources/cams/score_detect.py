@@ -118,8 +118,8 @@ def detect_scores(
         space = COCO14 if reading.class_ids == "coco90" else nameless
     if numbered and reading.class_ids == "auto":
         seen = {peek.image_id: set(peek.planes.labels or ()) - {0} for peek in numbered}
-        if class_ids_of(seen, space, {}) == "coco90":
-            reading = replace(reading, class_ids="coco90")
+        if (ids := class_ids_of(seen, space, {})) != "contiguous":
+            reading = replace(reading, class_ids=ids)
     reading = replace(reading, values=_values(peeks, reading))
     return DetectedScores(
         reading,
@@ -188,9 +188,7 @@ def _refuse_unclear_first_class(peeks: Sequence[_Peek], reading: ScoreReading) -
 
 def _refuse_classes_last(peeks: Sequence[_Peek], space: LabelSpace | None) -> None:
     """Arrays [h, w, classes], told by their last axis."""
-    known = set(_KNOWN) if space is None else {space.num_classes}
-    if space is not None and space.names == COCO14.names:
-        known.add(COCO14.dataset_ids[-1] + 1)
+    known = set(_KNOWN) if space is None else {space.num_classes, max(space.dataset_ids) + 1}
 
     def turned(peek: _Peek) -> bool:
         return peek.count not in known and peek.planes.scores.shape[2] in known

@@ -1,7 +1,7 @@
 """Class scores with a background plane that others made: told, read, and brought to an image.
 
-Class numbers are mask values here: 0 is the background. Scores are probabilities or logits, which
-are told apart by their sums.
+Class numbers are mask values here, or values of the class list: 0 is the background. Scores
+are probabilities or logits, which are told apart by their sums.
 """
 
 # M: planes of one file, the background first or among them; h, w: as stored; H, W: photograph.
@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pmm_ray.labels import COCO14, LabelSpace
+from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cams.cam_layouts import LAYOUTS as CAM_LAYOUTS
-from pmm_ray.sources.cams.cam_reader import from_coco, naming_file
+from pmm_ray.sources.cams.cam_reader import naming_file, to_contiguous
 from pmm_ray.sources.cams.plane_files import (
     KINDS,
     MOST_VALUES_PER_PIXEL,
@@ -90,7 +90,7 @@ class ScoreReading:
         background_channel: whether the user says that class 0 is the background, though the
             planes do not add up to one.
         values: logits, which a softmax makes probabilities, or these; `auto`: told from each file.
-        class_ids: whether class numbers have no gaps, or are COCO's 90 ids.
+        class_ids: see `Said`.
     """
 
     layout: str = ""
@@ -286,7 +286,7 @@ class ScoreReader:
             ids = self.space.dataset_ids
             if count == classes:
                 return list(range(classes))
-            if self.space.names == COCO14.names and count == ids[-1] + 1:
+            if count == max(ids) + 1:
                 return [ids.index(k) if k in ids else -1 for k in range(count)]
             raise RowError(
                 "label",
@@ -296,8 +296,7 @@ class ScoreReader:
         labels = planes.labels
         if len(set(labels)) < len(labels):
             raise RowError("label", f"classes occur twice: {planes.numbers}")
-        if self.reading.class_ids == "coco90":
-            labels = from_coco(labels)
+        labels = to_contiguous(labels, self.reading.class_ids, self.space.dataset_ids)
         if min(labels) < 0 or max(labels) >= classes:
             raise RowError(
                 "label",

@@ -46,6 +46,7 @@ from pmm_ray.sources.importing.photographs import (
     find_photographs,
     places_in,
 )
+from pmm_ray.sources.importing.results import is_result
 from pmm_ray.sources.labels.joined_lines import join_lines, spellings
 from pmm_ray.sources.labels.label_columns import UNNAMED_CLASS
 from pmm_ray.sources.labels.label_files import ClassList, class_list, read_class_list
@@ -349,7 +350,7 @@ def _masks(
     others: list[str] = []
     for entry in storage.list_entries(place, recursive=True):
         name = path_below(entry.uri, place)
-        if is_hidden(name):
+        if is_hidden(name) or is_result(entry.uri, place, photographs.results):
             continue
         if entry.folder:
             notes.append(f"{entry.uri}: {entry.fault}; its masks are not read")

@@ -86,6 +86,7 @@ def find_files(root: str, out: str) -> list[tuple[str, str]]:
         in_root = folder in (root, storage.join(root, "data"))
         found.append((uri, _split(uri) or ("" if in_root else folder.rsplit("/", 1)[-1])))
     if not found:
+        storage.refuse_no_folder(root)
         raise CannotRunError(f"no .parquet files in {root}")
     return found
 

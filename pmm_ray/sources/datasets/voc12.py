@@ -94,7 +94,7 @@ def import_voc12(
     voc = _find_voc(root)
     sbd = find_sbd(root, voc, storage.parent(voc), storage.parent(storage.parent(voc)))
     photographs = grouped(_files(f"{voc}/JPEGImages", IMAGE_SUFFIXES), file_stem)
-    png_masks, mask_notes = find_voc_masks(voc, photographs)
+    png_masks, mask_notes = find_voc_masks(voc, photographs, out)
     masks = (sbd_masks(sbd) if sbd else {}) | png_masks
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
     pickled = next((uri for uri in candidates if storage.exists(uri)), None)

@@ -6,7 +6,11 @@ from collections.abc import Collection
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.importing.photographs import places_in
+from pmm_ray.sources.importing.photographs import (
+    LEFT_OUT,
+    places_in,
+)
+from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
 from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, stem_path
 
@@ -15,7 +19,9 @@ from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, ste
 _FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 
 
-def find_voc_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def find_voc_masks(
+    voc: str, image_ids: Collection[str], out: str
+) -> tuple[dict[str, str], list[str]]:
     """Find the masks of photographs in `SegmentationClass` and `SegmentationClassAug`.
 
     A mask is called as its photograph, perhaps with `_gt` or the like behind, and may be in a
@@ -24,6 +30,7 @@ def find_voc_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str]
     Args:
         voc: the folder `VOC2012`.
         image_ids: of the photographs.
+        out: where results go: what is there is no mask of VOC's, nor are older results.
 
     Returns:
         The uri of each image's mask by its id, and what is not used, and why.
@@ -35,7 +42,7 @@ def find_voc_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str]
     for folder in reversed(_FOLDERS):
         for place in places_in(voc, [folder], names):
             read.append(place.rsplit("/", 1)[-1])
-            of, said = _in_folder(place, image_ids)
+            of, said = _in_folder(place, image_ids, out)
             found |= of
             notes += said
     notes += [
@@ -46,14 +53,22 @@ def find_voc_masks(voc: str, image_ids: Collection[str]) -> tuple[dict[str, str]
     return found, notes
 
 
-def _in_folder(place: str, image_ids: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def _in_folder(
+    place: str, image_ids: Collection[str], out: str
+) -> tuple[dict[str, str], list[str]]:
     """The mask of each image by its id, and what is not used."""
     ways: dict[str, dict[int, list[str]]] = {}
+    ours: list[str] = []
     others: list[str] = []
     lone: list[str] = []
-    for uri in storage.list_files(place, recursive=True):
+    uris = [entry.uri for entry in storage.list_entries(place, recursive=True) if not entry.fault]
+    results = results_in(uris, place, out)
+    for uri in uris:
         name = path_below(uri, place)
         if is_hidden(name) or not has_ending(name, IMAGE_SUFFIXES):
+            continue
+        if is_result(uri, place, results):
+            ours.append(uri)
             continue
         if not has_ending(name, ".png"):
             others.append(uri)
@@ -70,6 +85,7 @@ def _in_folder(place: str, image_ids: Collection[str]) -> tuple[dict[str, str], 
     notes = [
         f"masks that are not used, as {why}: {len(uris)}, such as {uris[0]}"
         for why, uris in (
+            (f"they are {LEFT_OUT['results']}", ours),
             ("they are no PNG files (JPEG changes their values)", others),
             ("no photograph has their name", lone),
             ("another one fits the photograph as well", [u for uris in unsure for u in uris]),

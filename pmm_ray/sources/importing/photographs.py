@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
@@ -135,9 +134,8 @@ def find_photographs(root: str, out: str) -> PhotographFolder:
             f"\n  {len(names)} left out: {reason} ({storage.printable(', '.join(names[:3]))})"
             for reason, names in sorted(left_out.items())
         )
-        if not entries and not storage.is_remote(root) and not Path(root).is_dir():
-            what = "is no folder: unpack it" if Path(root).exists() else "does not exist"
-            raise CannotRunError(f"{root} {what}")
+        if not entries:
+            storage.refuse_no_folder(root)
         endings = ", ".join(IMAGE_SUFFIXES[:8])
         raise CannotRunError(f"no photographs ({endings}, ...) in {folder}{there}")
     return PhotographFolder(root, folder, names, files, broken, left_out, results)

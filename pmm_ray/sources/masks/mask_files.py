@@ -5,7 +5,7 @@ A tree's masks are known by their paths below it, without the ending.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,11 @@ from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
-from pmm_ray.sources.importing.photographs import beside_table
+from pmm_ray.sources.importing.photographs import (
+    LEFT_OUT,
+    beside_table,
+)
+from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.reading.names import (
     has_ending,
     is_hidden,
@@ -77,11 +81,12 @@ def find_masks(place: str, listing: str) -> MaskFiles:
     Args:
         place: a masks table (a stage's folder, or one Parquet file), or a folder of PNG files,
             which may be in subfolders.
-        listing: Parquet file to write the list of PNG files to; not written for a table.
+        listing: Parquet file to write the list of PNG files to; not written for a table. It is
+            where results go: what is there is left out, as are older results below `place`.
 
     Raises:
-        CannotRunError: nothing there, no masks in it, a run folder (which has several tables), or
-            a table without masks.
+        CannotRunError: nothing there, no folder, no masks in it, a run folder (which has several
+            tables), or a table without masks.
     """
     place = storage.absolute(place)
     if not storage.exists(place):
@@ -108,12 +113,15 @@ def find_masks(place: str, listing: str) -> MaskFiles:
 
 def _find_files(place: str, listing: str) -> MaskFiles:
     entries = storage.list_entries(place, recursive=True)
+    if not entries:
+        storage.refuse_no_folder(place)
+    results = results_in((entry.uri for entry in entries), place, storage.parent(listing))
     files: dict[str, str] = {}
     repeated: list[str] = []
     broken: list[Entry] = []
     left_out: dict[str, list[str]] = {}
     for entry in entries:
-        reason = _left_out(entry, place)
+        reason = _left_out(entry, place, results)
         if reason:
             left_out.setdefault(reason, []).append(path_below(entry.uri, place))
         elif entry.fault:
@@ -121,7 +129,7 @@ def _find_files(place: str, listing: str) -> MaskFiles:
         elif files.setdefault(stem_path(entry.uri, place), entry.uri) != entry.uri:
             repeated.append(entry.uri)
     if not files:
-        there = [text for names in left_out.values() for text in names]
+        there = [f"{text} ({why})" for why, names in left_out.items() for text in names]
         there += [f"{entry.uri}: {entry.fault}" for entry in broken]
         shown = storage.printable(", ".join(there[:3])) or "nothing"
         raise CannotRunError(
@@ -142,11 +150,13 @@ def _find_files(place: str, listing: str) -> MaskFiles:
     )
 
 
-def _left_out(entry: Entry, place: str) -> str:
+def _left_out(entry: Entry, place: str, results: Collection[str]) -> str:
     """Why a file of a tree is passed over; empty for a mask."""
     path = path_below(entry.uri, place)
     if is_hidden(path):
-        return "hidden"
+        return LEFT_OUT["hidden"]
+    if is_result(entry.uri, place, results):
+        return LEFT_OUT["results"]
     return "" if has_ending(path, ".png") or entry.folder else "no PNG"
 
 

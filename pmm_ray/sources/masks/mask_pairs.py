@@ -13,6 +13,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
+from pmm_ray.sources.importing.photographs import LEFT_OUT
 from pmm_ray.sources.masks.mask_files import MaskFiles, find_masks, write_listing
 from pmm_ray.sources.reading.names import (
     NameIndex,
@@ -185,8 +186,8 @@ class Truth:
         is_table: whether it is a table of ours, which holds contiguous ids.
         wrong: by the id of an image, why a mask that may be its truth is none that counts: it
             cannot be opened, is there twice, or fits several images.
-        notes: count pairs found by another rule than one name, and name folders that cannot be
-            listed.
+        notes: count pairs found by another rule than one name, and results of ours among the files;
+            name folders that cannot be listed.
     """
 
     index: TableIndex
@@ -204,7 +205,7 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
     Args:
         place: a masks table, or a folder of PNG files.
         images: index of the manifest.
-        out: folder that gets the lists of files.
+        out: folder that gets the lists of files; what is below it is no truth.
 
     Raises:
         CannotRunError: no masks, or not one of an image.
@@ -232,6 +233,9 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
         f"{storage.printable(entry.uri)}: {entry.fault}" for entry in truth.broken if entry.folder
     ]
     index = _joined(matched.truth, none)
+    why = LEFT_OUT["results"]
+    ours = [name for name in truth.left_out.get(why, ()) if has_ending(name, ".png")]
+    notes = [f"left out as {why}: {len(ours)} masks, such as {ours[0]}"] if ours else []
     return Truth(
         index,
         truth.fingerprint,
@@ -239,7 +243,7 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
         len(known),
         truth.is_table,
         wrong,
-        (*matched.notes, *folders),
+        (*matched.notes, *folders, *notes),
     )
 
 
