@@ -18,6 +18,7 @@ and `masks/` use the file's own name, never the made id.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -150,7 +151,6 @@ def import_folder(
     images.notes += _lookalikes(photographs)
     joined = join_lines(lines, NameIndex(photographs.files))
     images.notes += joined.notes
-    unsure = {line.name: line.fault for line in joined.missed if line.fault}
     of_folders = splits_of_folders(photographs.files)
     images.notes += notes
     truth_masks = TruthMasks(space, classes.colours, out)
@@ -159,8 +159,7 @@ def import_folder(
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         stem = stem_path(name)
-        # a name that may mean this photograph or another is a fault of both
-        line = joined.of.get(name, LabelLine(name, (), "", unsure.get(stem, "")))
+        line = joined.of.get(name, LabelLine(name, (), ""))
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
         unsaid += [] if line.split or own else [name]
@@ -255,9 +254,7 @@ def _unread(root: str, photographs: PhotographFolder, csv_uri: str) -> list[str]
 def _lone(
     missed: Sequence[LabelLine], photographs: PhotographFolder
 ) -> list[tuple[LabelLine, str]]:
-    """The lines of which no photograph has an error row already, and what is wrong with each."""
-    stems = set(map(stem_path, photographs.files))
-    missed = [line for line in missed if not (line.fault and line.name in stems)]
+    """The lines of which no photograph is broken, and what is wrong with each."""
     written = [line.name for line in missed if not line.fault]
     broken, _ = NameIndex(photographs.broken).find_all(written, spellings)
     misnamed = photographs.misnamed()
@@ -369,5 +366,12 @@ def _masks(
         name: f"it may have the mask {', '.join(stems)}, and more than one fits, or another "
         "photograph: give masks the paths of their photographs"
         for name, stems in pairs.several.items()
+    }
+    times = Counter(map(stem_path, photographs.files))
+    unsure |= {
+        name: f"the mask {stem} may be of any of {times[name]} photographs of that name: call the "
+        "others otherwise"
+        for name, stem in pairs.of.items()
+        if times[name] > 1
     }
     return {name: uris[stem] for name, stem in pairs.of.items()}, unsure, unused
