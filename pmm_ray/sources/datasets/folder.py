@@ -68,7 +68,13 @@ from pmm_ray.sources.reading.names import (
     path_below,
     stem_path,
 )
-from pmm_ray.sources.reading.split_names import same_split, splits_of_folders, untold_splits
+from pmm_ray.sources.reading.noted import note
+from pmm_ray.sources.reading.split_names import (
+    is_split,
+    same_split,
+    splits_of_folders,
+    untold_splits,
+)
 
 
 @reads_source
@@ -113,6 +119,9 @@ def import_folder(
     lines: list[LabelLine] = []
     if labels_from == "folders":
         lines = _lines_of_folders(photographs)
+    if labels_from == "auto":
+        note(*(storage.join(root, name) for name in LABEL_FILES))
+        note(*(uri for uri, of in _tables_of_folders(root, photographs).items() if is_split(of)))
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder, label_column)
@@ -291,10 +300,14 @@ def _label_files(root: str, photographs: PhotographFolder) -> dict[str, str]:
         raise CannotRunError(f"{' and '.join(whole)} both hold labels: keep one of them")
     if whole:
         return {whole[0]: ""}
-    # as Roboflow exports it: a folder a split, each with its own
-    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
-    found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
+    found = _tables_of_folders(root, photographs)
     return {uri: folder for uri, folder in found.items() if storage.exists(uri)}
+
+
+def _tables_of_folders(root: str, photographs: PhotographFolder) -> dict[str, str]:
+    """Where a label file may be of each sub-folder, as Roboflow exports it: a folder a split."""
+    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
+    return {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
 
 
 def read_folder_classes(root: str, name: str) -> ClassList | None:
@@ -303,11 +316,14 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
     Raises:
         CannotRunError: one that makes no label space, or two that differ.
     """
-    found = [(uri, read_class_list(uri, name)) for uri in places_in(root, CLASS_FILES)]
-    for uri, classes in found[1:]:
-        if classes.space != found[0][1].space:
-            raise CannotRunError(f"{found[0][0]} and {uri} list different classes: keep one")
-    return found[0][1] if found else None
+    note(*(storage.join(root, file) for file in CLASS_FILES))
+    found = {uri: read_class_list(uri, name) for uri in places_in(root, CLASS_FILES)}
+    first = next(iter(found), "")
+    for uri, classes in found.items():
+        if classes.space != found[first].space:
+            raise CannotRunError(f"{first} and {uri} list different classes: keep one")
+    # CVAT's names the colours of the masks, too
+    return max(found.values(), key=lambda classes: bool(classes.colours), default=None)
 
 
 def _masks(
