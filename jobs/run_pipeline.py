@@ -8,7 +8,7 @@ cluster; see cluster/README.md. Exit codes are those of `pmm run`.
 
 import argparse
 
-from pmm_ray.cli.app import app
+from pmm_ray.cli import main
 from pmm_ray.runtime.cluster.submit import stop_own_job
 from pmm_ray.runtime.core.errors import EXIT_BUDGET, EXIT_CANNOT_RUN, EXIT_USAGE
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     )
     given, options = parser.parse_known_args()
     try:
-        app(["run", given.recipe, *options])
+        main(["run", given.recipe, *options])
     except SystemExit as end:
         if given.stop_job and end.code in (EXIT_CANNOT_RUN, EXIT_USAGE, EXIT_BUDGET):
             stop_own_job()

@@ -10,6 +10,7 @@ import sys
 
 from pmm_ray.runtime.cluster.submit import submit
 from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, CannotRunError
+from pmm_ray.runtime.core.progress import lenient_stdout
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     for pair in given.env:
         if "=" not in pair:
             parser.error(f"--env {pair}: write it as KEY=VALUE")
+    lenient_stdout()
     try:
         code = submit(
             given.command,

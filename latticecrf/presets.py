@@ -20,7 +20,8 @@ Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Solve = Callable[[FloatArray], FloatArray]
 
-IGNORE = 255
+# What `Preset.labels` gives ignored pixels, and `Setting.labels` any number of labels.
+_IGNORED_ID, IGNORED = 255, -1
 # What Caffe's networks take from blue, green and red.
 _MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 
@@ -68,21 +69,15 @@ class Setting:
             solve: Makes posteriors [M, H, W] of scores [M, H, W]: `DenseCrf.joint`, or nothing.
 
         Returns:
-            As `Preset.labels`.
-
-        Raises:
-            ValueError: There are more labels than ids below 255, which means ignored.
+            As `Preset.labels`, of any number of labels: `IGNORED` where a pixel is ignored.
         """
-        count = len(planes) + (self.background != "given")
-        if count > IGNORE:
-            raise ValueError(f"{count} labels compete in one image: at most {IGNORE} can")
         if self.background == "given":
             return self._strongest(solve(planes))
         found = [self._strongest(solve(self._scores(planes, s))) for s in self.strengths]
         labels_HW = found[0]
         if len(found) == 2:
             sure_foreground, sure_background = found
-            labels_HW = np.where(sure_foreground > 0, sure_foreground, IGNORE)
+            labels_HW = np.where(sure_foreground > 0, sure_foreground, IGNORED)
             labels_HW[(sure_foreground == 0) & (sure_background == 0)] = 0
         return labels_HW
 
@@ -104,7 +99,7 @@ class Setting:
 
     def _strongest(self, posterior_MHW: FloatArray) -> Labels:
         labels_HW = posterior_MHW.argmax(axis=0)
-        labels_HW[posterior_MHW.max(axis=0) < self.least_posterior] = IGNORE
+        labels_HW[posterior_MHW.max(axis=0) < self.least_posterior] = IGNORED
         return labels_HW
 
 
@@ -132,7 +127,16 @@ class Preset(Enum):
         strengths=(1.0,),
         least_posterior=0.95,
     )
-    EXCEL = Setting("ExCEL tools/infer_lam.py; MoRe, DHR", CrfParameters.segmentation())
+    EXCEL = Setting(
+        "ExCEL tools/infer_lam.py; MoRe tools/infer_seg_voc.py, DHR produce_wss_masks.py",
+        CrfParameters.segmentation(),
+    )
+    MORE = Setting(
+        "MoRe tools/infer_lam.py",
+        CrfParameters.segmentation(),
+        background="exponent",
+        strengths=(1.0,),
+    )
     TOCO = Setting("ToCo tools/infer_seg_voc.py; DuPL, SeCo", CrfParameters(10, 1, 1, 121, 5, 4))
     TOCO_CAM = Setting(
         "ToCo, labels of CAMs",
@@ -173,9 +177,14 @@ class Preset(Enum):
             the plane.
 
         Raises:
-            ValueError: An argument does not fit.
+            ValueError: An argument does not fit, or there are more labels than ids below 255.
         """
         crf = self.value.crf(image_HW3)
         height, width = image_HW3.shape[:2]
         checked = check_array("planes", planes, "KHW", (None, height, width))
-        return self.value.labels(checked, crf.joint)
+        count = len(checked) + (self.value.background != "given")
+        if count > _IGNORED_ID:
+            raise ValueError(f"{count} labels compete in one image: at most {_IGNORED_ID} can")
+        labels_HW = self.value.labels(checked, crf.joint)
+        labels_HW[labels_HW == IGNORED] = _IGNORED_ID
+        return labels_HW

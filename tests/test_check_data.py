@@ -12,6 +12,7 @@ from PIL import Image
 
 from pmm_ray.commands.check_data import check_data, source_of
 from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY
+from pmm_ray.sources.datasets.folder import import_folder
 
 from .sources.coco_tree import annotation, box, entry, photo, write
 
@@ -60,6 +61,36 @@ def test_what_cannot_be_used_ends_with_1(tmp_path: Path, capfd: pytest.CaptureFi
     assert "has a label: there is nothing to learn" in capfd.readouterr().err
 
 
+def test_a_manifest_is_checked_as_the_folder_is_that_it_was_made_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, lines, code in (("bare", (), 1), ("set", ("a,cat,train", "b,dog,val"), 0)):
+        root = photographs(tmp_path / name, *lines)
+        import_folder(str(root), str(tmp_path / f"{name}-out"))
+        said = []
+        for place in (root, tmp_path / f"{name}-out"):
+            assert check_data(str(place)) == code
+            out, err = capfd.readouterr()
+            counts = ("split ", "with ground truth", "unlabelled", "classes with", "no image")
+            said.append(([line for line in out.splitlines() if line.startswith(counts)], err))
+        assert len(said[1][0]) >= 4
+        assert said[0] == said[1]
+
+
+def test_a_row_of_a_manifest_with_other_labels_is_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = photographs(tmp_path / "set", "a,cat,train", "b,cat,train", "c,cat,train")
+    uri = import_folder(str(root), str(tmp_path / "out")).manifest.uri
+    table = pq.read_table(uri)
+    labels = pa.array([[7], [1], [1]], table.schema.field("labels").type)
+    place = table.column_names.index("labels")
+    pq.write_table(table.set_column(place, table.schema.field("labels"), labels), uri)
+    assert check_data(uri, ["errors.budget=0"]) == 3
+    assert check_data(uri) == 0
+    assert "label: a: labels [7] are outside 1..1" in capfd.readouterr().out
+
+
 def test_the_layout_is_told_from_what_is_there(tmp_path: Path) -> None:
     photo(tmp_path / "coco/train/a.jpg")
     kinds = [{"id": 1, "name": "cat"}]
@@ -73,5 +104,16 @@ def test_the_layout_is_told_from_what_is_there(tmp_path: Path) -> None:
     pq.write_table(schema.empty_table(), tmp_path / "set/manifest.parquet")
     assert source_of(str(tmp_path / "set")) == "manifest"
     assert source_of(str(tmp_path / "set/manifest.parquet")) == "manifest"
+    (tmp_path / "hf/train").mkdir(parents=True)
+    (tmp_path / "set2/images").mkdir(parents=True)
+    images = pa.table({"image": [b""]})
+    pq.write_table(images, tmp_path / "hf/train/0000.parquet")
+    assert source_of(str(tmp_path / "hf")) == "parquet"
+    pq.write_table(pa.table({"size": [1]}), tmp_path / "set2/meta.parquet")
+    assert source_of(str(tmp_path / "set2")) == "folder"
+    pq.write_table(images, tmp_path / "set2/train.parquet")
+    assert source_of(str(tmp_path / "set2")) == "parquet"
+    (tmp_path / "set2/labels.csv").write_text("image_id,labels")
+    assert source_of(str(tmp_path / "set2")) == "folder"
     (tmp_path / "voc/ImageSets").mkdir(parents=True)
     assert source_of(str(tmp_path / "voc")) == "voc12"

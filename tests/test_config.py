@@ -51,6 +51,14 @@ def test_unknown_key_names_the_nearest(recipe: Path) -> None:
         ("segmenter.batch_size=5", r"5 images of one pass .* no whole number of groups"),
         ("ablate.backbones=[resnet83]", r"did you mean resnet38\?"),
         ("ablate.weights={resnet83: none}", r"did you mean resnet38\?"),
+        ("name=2026-02-30", r"not valid YAML: line 1: 2026-02-30: day is out of range.*quotes"),
+        ("masks={alpha: 3, alpha: 4}", r"line 1: 'alpha' is there already, in line 1"),
+        ("cams.crops.stride=500", r"cams\.crops = .*stride 500 is larger than size 448"),
+        ("multicrop.crops.size=200", "stride 300 is larger than size 200"),
+        ("predict.stride=513", "stride 513 is larger than crop_size 512"),
+        ("masks.alpha=.inf", r"masks\.alpha = inf: Input should be a finite number"),
+        ("classifier.learning_rate=.inf", r"learning_rate = inf: Input should be a finite"),
+        ("segmenter.resize_ratio=[0.5, .inf]", "finite number"),
     ],
 )
 def test_bad_settings_are_explained(recipe: Path, setting: str, message: str) -> None:
@@ -58,7 +66,7 @@ def test_bad_settings_are_explained(recipe: Path, setting: str, message: str) ->
         load_recipe(recipe, [setting])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "name: 2026-02-30\n"])
 def test_bad_files_are_explained(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -66,6 +74,19 @@ def test_bad_files_are_explained(tmp_path: Path, text: str) -> None:
         load_recipe(path)
     with pytest.raises(ConfigError, match="cannot read"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_section_that_is_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("masks: {alpha: 3}\nseed: 1\nmasks: {smoothing: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml.*line 3: 'masks' is .* in line 1"):
+        load_recipe(path)
+
+
+def test_a_key_beside_what_it_takes_over_is_not_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("base: &base {alpha: 3}\nmasks: &masks {<<: *base, alpha: 4}\n")
+    assert load_recipe(path).masks.alpha == 4
 
 
 def test_configuration_is_frozen_and_round_trips(recipe: Path, tmp_path: Path) -> None:

@@ -160,7 +160,45 @@ def test_truth_that_is_found_by_its_number_is_said(
     assert "ground truth: pairs found" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["irn", "clip-es", "toco"])
+def test_truth_that_is_not_there_or_there_twice_is_said_and_goes_with_its_masks(
+    folder: Path, ray_session: ClusterResources
+) -> None:
+    for name in PRESENT:
+        writers.toco_logits(folder / "scores", name, logits_of(name))
+    truth = write_truth(folder, "ab")
+    shutil.copy(truth / "a.png", truth / "a.PNG")
+    (truth / "c.png").symlink_to(folder / "nowhere.png")
+    # no photograph has this name
+    (truth / "other.png").symlink_to(folder / "nowhere.png")
+    assert run(folder, ground_truth=truth) == 0
+    rows = {row.image_id: row.message for row in tables.read_errors(str(folder / "out/errors"))}
+    assert rows.keys() == {"a", "c"}
+    assert "a second ground truth of that name; the first one counts" in rows["a"]
+    assert "truth/c.png: " in rows["c"]
+    scores = folder / "out/scores.json"
+    assert json.loads(scores.read_text())["scored"] == 2
+
+    assert run(folder, preset="weclip") == 0
+    assert not scores.exists()
+    assert not tables.read_errors(str(folder / "out/errors"))
+
+
+def test_truth_without_a_labelled_pixel_gives_no_score(
+    folder: Path, ray_session: ClusterResources, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        writers.toco_logits(folder / "scores", name, logits_of(name))
+    (folder / "truth").mkdir()
+    for name, value in {"a": 255, "b": 37}.items():
+        values = np.full((HEIGHT, WIDTH), value, np.uint8)
+        values[0] = 255 if name == "a" else 0
+        Image.fromarray(values).save(folder / "truth" / f"{name}.png")
+    assert run(folder, ground_truth=folder / "truth") == 0
+    assert "no image could be scored" in capfd.readouterr().err
+    assert not (folder / "out/scores.json").exists()
+
+
+@pytest.mark.parametrize("preset", ["irn", "clip-es", "more", "toco", "excel"])
 def test_the_presets_are_those_of_the_library(
     preset: str, folder: Path, ray_session: ClusterResources
 ) -> None:
@@ -168,6 +206,8 @@ def test_the_presets_are_those_of_the_library(
     for name, numbers in PRESENT.items():
         if preset == "toco":
             writers.deeplab(folder / "scores", name, logits_of(name))
+        elif preset == "excel":
+            writers.excel_scores(folder / "scores", name, logits_of(name))
         else:
             maps = writers.blobs(numbers, HEIGHT, WIDTH)
             writers.toco(folder / "scores", name, numbers, maps)
@@ -176,13 +216,18 @@ def test_the_presets_are_those_of_the_library(
     for name, numbers in PRESENT.items():
         planes = writers.softmax(logits_of(name))
         ids = np.arange(256)
-        if preset != "toco":
+        present = np.array(numbers) + 1
+        if preset == "excel":
+            present.sort()
+            planes = np.concatenate([1 - planes[present].max(0, keepdims=True), planes[present]])
+        elif preset != "toco":
             planes = writers.blobs(numbers, HEIGHT, WIDTH)
-            ids[1 : len(numbers) + 1] = np.array(numbers) + 1
+        if preset != "toco":
+            ids[1 : len(numbers) + 1] = present
         wanted = ids[known.labels(image_of(name), planes)]
         assert (mask(folder, name) == wanted).mean() > 0.995
         ignored += (wanted == 255).sum()
-    assert (ignored > 0) == (preset != "toco")
+    assert (ignored > 0) == (preset in ("irn", "clip-es"))
 
 
 def test_pixels_below_a_confidence_are_ignored(folder: Path, ray_session: ClusterResources) -> None:

@@ -289,16 +289,25 @@ class TestWhatIsMissing:
         assert ("write one id a line" in capfd.readouterr().err) == several
         assert several or found["scored"] == 1
 
+    @pytest.mark.parametrize(
+        ("truths", "mask", "scored"), [({"a": 0}, 77, 0), ({"a": 255, "b": 37}, 1, 1)]
+    )
     def test_no_mask_that_can_be_scored_gives_no_figure(
-        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+        self,
+        truths: dict[str, int],
+        mask: int,
+        scored: int,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
-        truth = save(tmp_path / "t", {"a": np.zeros((2, 2), np.uint8)})
-        made = save(tmp_path / "m", {"a": np.full((2, 2), 77, np.uint8)})
-        settings = ["errors.budget=1"]
-        evaluate(tmp_path, made, truth, label_space="voc12", settings=settings, code=1)
+        full = {name: np.full((2, 2), value, np.uint8) for name, value in truths.items()}
+        truth = save(tmp_path / "t", full)
+        made = save(tmp_path / "m", dict.fromkeys(truths, np.full((2, 2), mask, np.uint8)))
+        code, settings = int(not scored), ["errors.budget=1"]
+        evaluate(tmp_path, made, truth, label_space="voc12", settings=settings, code=code)
         found = json.loads((tmp_path / "out/scores.json").read_text())
         assert found["mean_iou"] is None
-        assert found["scored"] == 0
+        assert found["scored"] == scored
         said = capfd.readouterr().out
         assert "no mask could be scored" in said
         assert "nan" not in said

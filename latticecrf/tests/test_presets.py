@@ -21,6 +21,7 @@ NUMBERS: dict[str, tuple[float, ...]] = {
     "DEEPLAB": (1, 3, 67, 3, 4),
     "CLIP_ES": (1, 3, 67, 3, 4),
     "EXCEL": (1, 3, 67, 3, 4),
+    "MORE": (1, 3, 67, 3, 4),
     "TOCO": (1, 1, 121, 5, 4),
     "TOCO_CAM": (3, 3, 36, 3, 4),
     "WECLIP": (3, 3, 64, 5, 4),
@@ -116,6 +117,14 @@ def test_clip_es(photograph: Any, maps: Any) -> None:
     assert_labels(Preset.CLIP_ES.labels(photograph, maps), truth)
 
 
+def test_more(photograph: Any, maps: Any) -> None:
+    background = np.power(1 - np.max(maps, axis=0, keepdims=True), 1)
+    unary = unary_from_softmax(np.concatenate([background, maps]))
+    assert_labels(
+        Preset.MORE.labels(photograph, maps), reference("MORE", unary, photograph).argmax(0)
+    )
+
+
 def test_seam(photograph: Any, maps: Any) -> None:
     found = []
     for alpha in (4, 24):
@@ -151,7 +160,7 @@ def test_toco_on_maps(photograph: Any, maps: Any) -> None:
     assert_labels(Preset.TOCO_CAM.labels(photograph, maps), truth)
 
 
-@pytest.mark.parametrize("name", ["SEAM", "IRN", "CLIP_ES", "TOCO_CAM"])
+@pytest.mark.parametrize("name", ["SEAM", "IRN", "CLIP_ES", "MORE", "TOCO_CAM"])
 def test_an_image_without_classes_is_background(name: str, photograph: Any, maps: Any) -> None:
     assert not Preset[name].labels(photograph, maps[:0]).any()
 
@@ -165,9 +174,9 @@ def test_callers_mistakes(photograph: Any, maps: Any) -> None:
 
 @pytest.mark.parametrize(("preset", "most"), [(Preset.SEAM, 254), (Preset.EXCEL, 255)])
 def test_no_label_has_the_number_that_means_ignored(preset: Preset, most: int) -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
     maps_KHW = np.zeros((most + 1, 2, 2), np.float32)
     maps_KHW[-2:] = [[[0.9]], [[0.0]]]
-    found = preset.value.labels(maps_KHW[:most], lambda scores: scores)
-    assert (found == 254).all()
+    assert (preset.labels(image, maps_KHW[:most]) == 254).all()
     with pytest.raises(ValueError, match="256 labels compete in one image: at most 255 can"):
-        preset.value.labels(maps_KHW, lambda scores: scores)
+        preset.labels(image, maps_KHW)

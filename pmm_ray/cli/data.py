@@ -96,20 +96,9 @@ def data_download(
     parallel: Annotated[int, typer.Option(min=1, help="Archives loaded at once.")] = 3,
 ) -> int:
     """Download and extract a data set; the same command goes on where it was interrupted."""
-    from pmm_ray.runtime.core.errors import (
-        EXIT_CANNOT_RUN,
-        EXIT_DONE,
-        EXIT_INTERRUPTED,
-        CannotRunError,
-    )
+    from pmm_ray.runtime.core.guard import guarded
     from pmm_ray.sources.download import download
 
-    try:
-        download(dataset, root, mirror=mirror, parallel=parallel, say=typer.echo)
-    except CannotRunError as error:
-        typer.echo(f"pmm: {error}", err=True)
-        return EXIT_CANNOT_RUN
-    except KeyboardInterrupt:
-        typer.echo("pmm: interrupted; run the same command again to go on", err=True)
-        return EXIT_INTERRUPTED
-    return EXIT_DONE
+    return guarded(
+        lambda progress: download(dataset, root, mirror=mirror, parallel=parallel, say=typer.echo)
+    )

@@ -29,7 +29,7 @@ def refine(
         str | None,
         typer.Option(
             help="Whose CRF: deeplab, toco, weclip, excel, mctformer, weaktr, cosa; "
-            "irn, seam, clip-es, toco-cam take CAMs. Default: predict.crf."
+            "irn, seam, clip-es, more, toco-cam take CAMs. Default: predict.crf."
         ),
     ] = None,
     ground_truth: Annotated[

@@ -64,10 +64,10 @@ def report(run_dir: Annotated[str, typer.Argument(help="A run folder.")]) -> int
 @app.command()
 def watch(
     run_dir: Annotated[str, typer.Argument(help="A run folder or uri.")],
-    every: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between two looks.")] = 30.0,
     once: Annotated[bool, typer.Option(help="Look once.")] = False,
-    price_per_core_hour: Annotated[float, typer.Option(help="Of the cluster's CPUs.")] = 0.0,
-    price_per_gpu_hour: Annotated[float, typer.Option(help="Of the cluster's GPUs.")] = 0.0,
+    price_per_core_hour: Annotated[float, typer.Option(min=0, help="Of the cluster's CPUs.")] = 0.0,
+    price_per_gpu_hour: Annotated[float, typer.Option(min=0, help="Of the cluster's GPUs.")] = 0.0,
 ) -> int:
     """Follow a run from any machine that sees its folder."""
     from pmm_ray.commands.watch import watch as follow

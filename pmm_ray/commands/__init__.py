@@ -16,7 +16,7 @@ def command(does: Callable[Concatenate[Progress, P], None]) -> Callable[P, int]:
     """Make a command of what it does: it is called without `progress` and returns an exit code.
 
     That is 0: done; 1: cannot run; 3: error budget exceeded; 75: may succeed later; 130:
-    interrupted. See `guarded`.
+    interrupted; 141: nobody reads the output. See `guarded`.
     """
 
     @wraps(does)

@@ -12,13 +12,17 @@ import pyarrow.parquet as pq
 from pmm_ray.commands import command
 from pmm_ray.commands.data import say, show_report
 from pmm_ray.config import DataConfig, load_recipe
-from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.errors import CannotRunError, require_budget
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.accounting import account, close
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow, require_budget
 from pmm_ray.runtime.core.files import MANIFEST_FILE
-from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, open_manifest
+from pmm_ray.runtime.core.manifest import LABEL_SPACE_KEY, Manifest, check_labels, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.recipes import read_recipe
+from pmm_ray.sources.datasets.coco import has_annotations
+from pmm_ray.sources.datasets.parquet_files import hold_photographs
+from pmm_ray.sources.importing.import_report import ImportReport, counted
+from pmm_ray.sources.importing.photographs import LABEL_FILES, places_in
 from pmm_ray.sources.reading.names import has_ending
 from pmm_ray.stages.import_data import import_source
 
@@ -54,21 +58,40 @@ def check_data(progress: Progress, place: str, settings: Sequence[str] = ()) -> 
     if data.source == "manifest":
         if not is_recipe and not has_ending(place, ".parquet"):
             data = data.model_copy(update={"root": storage.join(place, MANIFEST_FILE)})
-        _require_training_images(open_manifest(data.root), data)
-        return
-    with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
-        report = import_source(data, scratch, config.seed)
-        show_report(report)
-        for row in report.errors:
-            file = f" ({row.uri})" if row.uri else ""
-            say(f"{row.kind}: {row.image_id}: {row.message}{file}")
-        close(report.accounting, "nothing is kept of this check", say)
-        require_budget("import", report.errors, config.errors.budget, report.total)
-        _require_training_images(report.manifest, data)
-        if not any(counts.get(data.train_split) for counts in report.classes.values()):
-            raise CannotRunError(
-                f"no image of split {data.train_split} has a label: there is nothing to learn"
-            )
+        report = _read_manifest(data)
+        total = report.rows
+    else:
+        with tempfile.TemporaryDirectory(prefix="pmm-check-") as scratch:
+            report = import_source(data, scratch, config.seed)
+        total = report.total
+    show_report(report)
+    for row in report.errors:
+        file = f" ({row.uri})" if row.uri else ""
+        say(f"{row.kind}: {row.image_id}: {row.message}{file}")
+    close(report.accounting, "nothing is kept of this check", say)
+    require_budget("import", report.errors, config.errors.budget, total)
+    _require_training_images(report.manifest, data)
+    if not any(counts.get(data.train_split) for counts in report.classes.values()):
+        raise CannotRunError(
+            f"no image of split {data.train_split} has a label: there is nothing to learn"
+        )
+
+
+def _read_manifest(data: DataConfig) -> ImportReport:
+    """What a manifest holds, as an import says it; its rows with wrong labels are errors."""
+    manifest = open_manifest(data.root)
+    rows: list[tuple[str, Sequence[int]]] = []
+    errors: list[ErrorRow] = []
+    columns = ["image_id", "uri", "labels", "split"]
+    for row in tables.read_table(manifest.uri, columns).to_pylist():
+        try:
+            rows.append((row["split"], check_labels(row["labels"], manifest.label_space)))
+        except ValueError as error:
+            errors.append(ErrorRow(row["image_id"], data.source, "label", str(error), row["uri"]))
+    counts, classes = counted(manifest, rows)
+    accounting = account("images", found=manifest.num_rows, made=len(rows), errors=errors)
+    asked = (data.train_split, data.held_out_split)
+    return ImportReport(manifest, tuple(errors), counts, accounting, classes, asked=asked)
 
 
 def source_of(place: str) -> str:
@@ -91,14 +114,11 @@ def source_of(place: str) -> str:
     for source, names in _LAYOUTS:
         if any(storage.exists(storage.join(place, name)) for name in names):
             return source
-    from pmm_ray.sources.datasets.coco import has_annotations
-
     if has_annotations(place):
         return "coco"
-    folders = (place, storage.join(place, "data"))
-    if any(storage.list_files(folder, ".parquet") for folder in folders):
-        return "parquet"
-    return "folder"
+    if places_in(place, LABEL_FILES):
+        return "folder"
+    return "parquet" if hold_photographs(place) else "folder"
 
 
 def _is_manifest(uri: str) -> bool:

@@ -8,27 +8,23 @@ from collections.abc import Iterator, Sequence
 from pmm_ray.commands import command
 from pmm_ray.commands.masks import clear_other_masks
 from pmm_ray.config import RunConfig
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.pipeline.run import Run, Step, open_command
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE
-from pmm_ray.runtime.core.manifest import SOURCE_KEY
+from pmm_ray.runtime.core.files import IMPORT_MARKER, MANIFEST_FILE, TRUTH_MARKER
 from pmm_ray.runtime.core.marker import held_in, read_marker
 from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.record import refuse_others_run
 from pmm_ray.runtime.core.stage import Stage
-from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.core.tables import read_errors
 from pmm_ray.runtime.rows.dataset import DataSet
-from pmm_ray.sources.datasets.coco_files import MASKS, OBJECTS_FOLDER
+from pmm_ray.sources.datasets.coco_files import MASKS
 from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.results import SOURCE_WRITES, source_of_manifest
 from pmm_ray.sources.importing.understood import console
 from pmm_ray.stages import import_data, rasterize_masks
-
-_WRITES = (MANIFEST_FILE, "errors", MASKS, OBJECTS_FOLDER, "differences.csv")
-"""What an import may write."""
-_WRITES_MORE = {"parquet": ("images",), "shapes": ("images", "labels.csv", "classes.txt")}
 
 
 @command
@@ -74,11 +70,13 @@ def _filling(place: str, source: str) -> Iterator[None]:
     A marker says so until the manifest does.
 
     Raises:
-        CannotRunError: it holds what the import may write, and none of ours.
+        CannotRunError: it holds what the import may write, and none of ours; or it is the folder
+            of another command.
     """
-    writes = {*_WRITES, *_WRITES_MORE.get(source, ())}
+    refuse_others_run(place, [rasterize_masks.STAGE])
+    writes = {MANIFEST_FILE, "errors", MASKS, *SOURCE_WRITES.get(source, ())}
     marker = storage.join(place, IMPORT_MARKER)
-    known = _source_of(storage.join(place, MANIFEST_FILE)) == source
+    known = source_of_manifest(storage.join(place, MANIFEST_FILE)) == source
     if not known and read_marker(place, IMPORT_MARKER, writes) is None:
         storage.write_bytes(marker, source.encode())
     try:
@@ -89,16 +87,6 @@ def _filling(place: str, source: str) -> Iterator[None]:
             held = held_in(place, writes)
             if MANIFEST_FILE in held or not held:
                 storage.delete_file(marker)
-
-
-def _source_of(uri: str) -> str:
-    """The source of a manifest; empty if there is none of ours."""
-    try:
-        return tables.table_metadata(uri).get(SOURCE_KEY, "")
-    except (OSError, ValueError) as error:
-        if passing(error):
-            raise
-        return ""
 
 
 def show_report(report: ImportReport) -> None:
@@ -126,12 +114,12 @@ def _draw_masks(config: RunConfig, place: str, address: str, progress: Progress)
     def make(run: Run) -> Stage:
         stage = rasterize_masks.stage(config.data, run.data)
         folder = stage.folder(run.session.run_dir)
-        if clear_other_masks(storage.join(place, MASKS), folder):
+        if clear_other_masks(storage.join(place, MASKS), folder, marker=TRUTH_MARKER):
             storage.delete_folder(folder.uri)
         return stage
 
     draw = Step("rasterize_masks", make)
-    with open_run(place, config, [draw], progress, address, **RETRY) as run:
+    with open_command(place, config, [draw], progress, address) as run:
         run.data = DataSet.open(uri)
         run.follow()
         folder = run["rasterize_masks"]

@@ -12,13 +12,12 @@ from typing import Any
 from pmm_ray.commands import command
 from pmm_ray.config import load_recipe
 from pmm_ray.labels import LabelSpace
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
 from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
-    ErrorKind,
     ErrorRow,
     error_budget,
 )
@@ -70,9 +69,8 @@ def score_folder(
     def make(run: Run) -> Stage:
         return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)
 
-    with open_run(
-        place, config, [Step(score_masks.STAGE, make)], progress, address, **RETRY
-    ) as run:
+    steps = [Step(score_masks.STAGE, make)]
+    with open_command(place, config, steps, progress, address) as run:
         found = find_masks(str(masks), storage.join(place, "mask-files.parquet"))
         truth = find_masks(str(ground_truth), storage.join(place, "truth-files.parquet"))
         space = _label_space(label_space, found, truth)
@@ -133,10 +131,7 @@ def _match(
     for side, what in ((masks, "mask"), (truth, "ground truth")):
         for reason, names in side.left_out.items():
             left_out.setdefault(reason, []).extend(names)
-        second = f"a second {what} of that name; the first one counts"
-        faulty: list[tuple[str, ErrorKind, str]] = [(uri, "label", second) for uri in side.repeated]
-        faulty += [(entry.uri, "missing", entry.fault) for entry in side.broken]
-        for uri, kind, text in faulty:
+        for uri, kind, text in side.faults(what):
             image_id = safe_image_id(stem_path(uri, side.place))
             if listed is None or image_id in asked:
                 errors.append(ErrorRow(image_id, stage, kind, text, storage.printable(uri)))
@@ -174,7 +169,7 @@ def _show(summary: Summary, place: str) -> None:
     for name, value in details["class_iou"].items():
         shown = "-" if value is None else f"{value * 100:.2f}"
         print(f"{name:{width}}  {shown:>6}  {details['truth_pixels'][name] / total * 100:7.3f}")
-    if details["scored"]:
+    if any(details["truth_pixels"].values()):
         _show_means(summary.metrics, details)
     else:
         print("no mask could be scored")

@@ -11,10 +11,11 @@ from pmm_ray.commands import command
 from pmm_ray.config import load_recipe, section_hash
 from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
 from pmm_ray.pipeline.data import take_import
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
-from pmm_ray.runtime.core.files import MASKS_MARKER
+from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import MANIFEST_FILE, MASKS_MARKER, RECORD_FILE
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
@@ -60,18 +61,17 @@ def make_masks_of(
 
     place, said = storage.absolute(str(out)), said or Said()
     config = load_recipe(None, settings)
-    masks = storage.join(place, "masks")
     # before anything is written
     asked(said)
     mask_parameters(config.masks)
-    refuse_others_files(masks)
+    masks = masks_folder(place)
 
     def make(run: Run) -> Stage:
         maps = cams_of(run, found, detected, said)
         return make_masks.stage(config.masks, maps, png_folder=masks)
 
     steps = [mask_step("make_masks", masks, make)]
-    with open_run(place, config, steps, progress, address, **RETRY) as run:
+    with open_command(place, config, steps, progress, address) as run:
         listing = storage.join(place, "cam-files.parquet")
         found = find_cams(
             str(cams), listing, trust_pickle=said.trust_pickle, layout=said.layout or ""
@@ -167,13 +167,16 @@ def cams_of(run: Run, found: CamFolder, detected: Detected, said: Said) -> Cams:
     )
 
 
-def mask_step(name: str, masks: str, make: Callable[[Run], Stage]) -> Step:
+def mask_step(
+    name: str, masks: str, make: Callable[[Run], Stage], told: Sequence[str] = ()
+) -> Step:
     """A step whose stage also writes files: the folder has its masks, all of them and no others.
 
     Args:
         name: of the stage.
         masks: the folder.
         make: see `Step`; its stage writes the masks that it computes.
+        told: files that say something of the masks, and go with them.
     """
 
     def late(run: Run) -> Stage:
@@ -182,29 +185,42 @@ def mask_step(name: str, masks: str, make: Callable[[Run], Stage]) -> Step:
         def body(context: RunContext, folder: StageFolder) -> Summary:
             # a Ray that cannot be reached costs nobody a mask
             _ = context.cluster
-            clear_other_masks(masks, folder)
+            clear_other_masks(masks, folder, told)
             return stage.run(context, folder)
 
         return replace(stage, run=body)
 
     def complete(run: Run) -> None:
-        clear_other_masks(masks, run[name])
+        clear_other_masks(masks, run[name], told)
         _write_missing(masks, run[name])
 
     return Step(name, late, after=complete)
 
 
-def refuse_others_files(masks: str) -> None:
-    """Look at the folder of masks before anything is written.
+def masks_folder(place: str) -> str:
+    """The folder below OUT that a command fills with masks, before anything is written.
 
     Raises:
-        CannotRunError: see `read_marker`.
+        CannotRunError: it, or the manifest in OUT, is of another command; see `read_marker`.
     """
+    manifest, record = storage.join(place, MANIFEST_FILE), storage.join(place, RECORD_FILE)
+    if storage.exists(manifest) and not storage.exists(record):
+        raise CannotRunError(
+            f"{manifest} is of another command and would be overwritten: choose another --out"
+        )
+    masks = storage.join(place, "masks")
     read_marker(masks, MASKS_MARKER)
+    return masks
 
 
-def clear_other_masks(masks: str, stage: StageFolder) -> bool:
-    """Delete masks of other settings, so that the folder never mixes two kinds.
+def clear_other_masks(
+    masks: str, stage: StageFolder, told: Sequence[str] = (), *, marker: str = MASKS_MARKER
+) -> bool:
+    """Delete masks of other settings and what is told of them: the folder never mixes two kinds.
+
+    Args:
+        told: files that go with the masks.
+        marker: of the folder.
 
     Returns:
         Whether the folder's were of others, or of none.
@@ -213,10 +229,12 @@ def clear_other_masks(masks: str, stage: StageFolder) -> bool:
         CannotRunError: see `read_marker`.
     """
     made_by = stage.hash.encode()
-    if read_marker(masks, MASKS_MARKER) == made_by:
+    if read_marker(masks, marker) == made_by:
         return False
+    for uri in told:
+        storage.delete_file(uri)
     storage.delete_folder(masks)
-    storage.write_bytes(storage.join(masks, MASKS_MARKER), made_by)
+    storage.write_bytes(storage.join(masks, marker), made_by)
     return True
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pmm_ray.commands import command
-from pmm_ray.commands.masks import mask_step, refuse_others_files
+from pmm_ray.commands.masks import mask_step, masks_folder
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.pipeline.data import pin_precision, pinned, take_import
-from pmm_ray.pipeline.run import RETRY, Run, Step, open_run
+from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.report.run_data import load_run
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -42,16 +42,13 @@ def predict_folder(
         address: see `run_recipe`.
 
     Raises:
-        CannotRunError: `out` is `source`, or holds files that we did not make; or see
+        CannotRunError: `out` is another command's, or holds files that we did not make; or see
             `find_segmenter`.
     """
     place = storage.absolute(str(out))
-    if storage.is_below(source, place) and storage.is_below(place, source):
-        raise CannotRunError(f"--out {out} is the run itself, whose record would be overwritten")
     model, config = find_segmenter(source, settings)
-    masks = storage.join(place, "masks")
-    refuse_others_files(masks)
-    with open_run(place, config, [_predict(model, masks)], progress, address, **RETRY) as run:
+    masks = masks_folder(place)
+    with open_command(place, config, [_predict(model, masks)], progress, address) as run:
         report = _import(run, model, str(images))
         pin_precision(run, pinned(run))
         run.follow()

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.commands import command
-from pmm_ray.commands.masks import mask_step, refuse_others_files
+from pmm_ray.commands.masks import mask_step, masks_folder
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
 from pmm_ray.config import RunConfig, load_recipe
-from pmm_ray.pipeline.run import RETRY, Run, open_run
+from pmm_ray.pipeline.run import Run, open_command
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.stage import Stage
-from pmm_ray.runtime.core.tables import read_errors
+from pmm_ray.runtime.core.tables import part_uri, read_errors
 from pmm_ray.runtime.rows.masks import crf_parameters
 from pmm_ray.sources.cams.said import Said
 
 if TYPE_CHECKING:
     from latticecrf.presets import Setting
+
+SCORES = "scores.json"
 
 
 @command
@@ -70,10 +72,9 @@ def refine_folder(
         raise CannotRunError("--compare needs --ground-truth")
     config = load_recipe(None, settings)
     setting = setting_of(preset, config, settings, confidence, strengths)
-    masks = storage.join(place, "masks")
+    masks = masks_folder(place)
     if ground_truth is not None:
         _refuse_truth_in(masks, str(ground_truth))
-    refuse_others_files(masks)
 
     def make(run: Run) -> Stage:
         backend = config.predict.backend
@@ -81,8 +82,12 @@ def refine_folder(
             setting, run.data, seeds, backend=backend, truth=truth, png_folder=masks
         )
 
-    steps = [mask_step(refine_scores.STAGE, masks, make)]
-    with open_run(place, config, steps, progress, address, **RETRY) as run:
+    told = (
+        storage.join(place, SCORES),
+        part_uri(storage.join(place, "errors"), refine_scores.TRUTH),
+    )
+    steps = [mask_step(refine_scores.STAGE, masks, make, told)]
+    with open_command(place, config, steps, progress, address) as run:
         listing = storage.join(place, "score-files.parquet")
         files = find_cams(
             str(scores),
@@ -192,11 +197,11 @@ def show_scores(
     """
     unusable = details["truth_errors"]
     more = f"; {unusable} images have ground truth that cannot be used" if unusable else ""
-    if not details["scored"]:
+    truth = details["after"]["truth_pixels"] if "after" in details else {}
+    named = [name for name, pixels in truth.items() if pixels]
+    if not named:
         return f"{more}; no image could be scored"
     moments = ("before", "after") if compare else ("after",)
-    truth = details["after"]["truth_pixels"]
-    named = [name for name, pixels in truth.items() if pixels]
     width = max(len(name) for name in named)
     print(f"{'class':{width}}" + "".join(f"  {when:>6}" for when in moments) + "   IoU %")
     for name in named:
@@ -212,7 +217,7 @@ def show_scores(
         print(f"the masks leave {open_:.2f} % of the pixels without a class: they count as wrong")
     if details["note"]:
         print(details["note"])
-    uri = storage.join(place, "scores.json")
+    uri = storage.join(place, SCORES)
     content = metrics | {
         key: details[key] for key in ("scored", "truth_errors", "readings", "note", *moments)
     }

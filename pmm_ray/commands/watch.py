@@ -34,7 +34,7 @@ def watch(
         now = look(storage.absolute(run_dir))
         for line in lines(now, price_per_core_hour, price_per_gpu_hour):
             progress.message(line)
-        if once or now.finished or not now.held_by:
+        if once or not now.held_by:
             return
         time.sleep(every)
 

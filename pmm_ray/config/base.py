@@ -36,6 +36,24 @@ IntRange = Annotated[tuple[int, int], AfterValidator(_ascending)]
 FloatRange = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
+def check_windows(stride: int, size: int, name: str) -> None:
+    """Refuse windows that leave pixels between them.
+
+    Args:
+        stride: from window to window, px.
+        size: side of a window, px.
+        name: of the key of `size`.
+
+    Raises:
+        ValueError: the stride is larger.
+    """
+    if stride > size:
+        raise ValueError(
+            f"stride {stride} is larger than {name} {size}: pixels between the windows would "
+            "belong to none"
+        )
+
+
 def execution(default: Any, **constraints: Any) -> Any:
     """A field that cannot change the result: left out of the section's hash."""
     return Field(default, json_schema_extra={"identity": False}, **constraints)
@@ -47,9 +65,11 @@ def added(default: Any, **constraints: Any) -> Any:
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; an unknown key is an error."""
+    """A frozen part of the configuration; an unknown key, and a number without end, is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, nested sections included, as plain values."""

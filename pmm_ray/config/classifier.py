@@ -8,7 +8,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pmm_ray.config.backbones import BackboneName
-from pmm_ray.config.base import Auto, IntRange, Natural, Positive, Scale, Section, added, execution
+from pmm_ray.config.base import (
+    Auto,
+    IntRange,
+    Natural,
+    Positive,
+    Scale,
+    Section,
+    added,
+    check_windows,
+    execution,
+)
 from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.training import EpochTrainingConfig
 
@@ -34,7 +44,12 @@ class CropsConfig(Section):
     size: Positive = 448
     """Side of a window, px."""
     stride: Positive = 300
-    """From one window to the next, px."""
+    """From one window to the next, px, at most `size`."""
+
+    @model_validator(mode="after")
+    def _windows_cover_the_image(self) -> CropsConfig:
+        check_windows(self.stride, self.size, "size")
+        return self
 
 
 class AnyClassifierConfig(EpochTrainingConfig):

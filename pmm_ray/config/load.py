@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pmm_ray.config.base import ConfigError, Section
+from pmm_ray.config.plain_yaml import read_yaml
 from pmm_ray.config.sections import RunConfig
 
 
@@ -44,7 +45,7 @@ def load_recipe(path: str | Path | None, settings: Iterable[str] = ()) -> RunCon
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown (the nearest known key is
-            named) or a value does not fit.
+            named) or written twice, or a value does not fit.
     """
     if path is None:
         return parse_recipe(b"", settings, "the configuration")
@@ -81,7 +82,7 @@ def parse_recipe(
 
 def _parse(content: bytes, path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(content.decode()) or {}
+        tree = read_yaml(content.decode()) or {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8: {error}: save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -104,9 +105,9 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
             raise ConfigError(f"--set {setting}: {name} is a value, not a section")
         node = child
     try:
-        node[last] = yaml.safe_load(value)
+        node[last] = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
+        raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from error
 
 
 def _explain(error: ValidationError, path: str | Path) -> str:

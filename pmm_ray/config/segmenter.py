@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from latticecrf import CrfParameters
 from pmm_ray.config.backbones import BackboneName
-from pmm_ray.config.base import Auto, FloatRange, Positive, Scale, Section, execution
+from pmm_ray.config.base import Auto, FloatRange, Positive, Scale, Section, check_windows, execution
 from pmm_ray.config.inference import InferenceConfig
 from pmm_ray.config.masks import CrfConfig
 from pmm_ray.config.training import TrainingConfig
@@ -167,11 +167,7 @@ class PredictConfig(InferenceConfig):
 
     @model_validator(mode="after")
     def _windows_cover_the_view(self) -> PredictConfig:
-        if self.stride > self.crop_size:
-            raise ValueError(
-                f"stride {self.stride} is larger than crop_size {self.crop_size}: pixels between "
-                "the windows would belong to none"
-            )
+        check_windows(self.stride, self.crop_size, "crop_size")
         return self
 
 

@@ -176,6 +176,21 @@ def mean_iou(confusion: Confusion) -> tuple[float, list[int]]:
     return mean, np.flatnonzero(absent_C).tolist()
 
 
+NO_CLASS = "the truth holds no class, only background or the ignore value"
+"""Why there is no `mean_score`."""
+
+
+def mean_score(confusion: Confusion) -> float | None:
+    """The mean IoU, 0..1, as a score; None: `NO_CLASS`.
+
+    Of background alone it says nothing: the emptiest mask has 1.
+
+    Args:
+        confusion: int64 [C, C].
+    """
+    return mean_iou(confusion)[0] if confusion[1:].any() else None
+
+
 def _check_confusion(confusion: object) -> None:
     matrix = check_array("confusion", confusion, "CC", kinds="iu")
     if matrix.shape[0] != matrix.shape[1]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from latticecrf import merge_weak_labels
 from latticecrf.checks import Float32Array
 from latticecrf.dense_crf import Backend
-from latticecrf.presets import IGNORE, Setting
+from latticecrf.presets import Setting
 
 Image = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -59,6 +59,8 @@ def refine(
     kept, merged = merge_weak_labels(planes, setting.parameters)
     if len(merged) > 1:
         merged = setting.crf(image_HW3, backend).joint(merged)
+    else:
+        merged = np.ones_like(merged)
     chosen = setting.labels(merged[: len(kept)], lambda posterior_MHW: posterior_MHW)
     return _ids(chosen, setting, [labels[k] for k in kept], ignore)
 
@@ -66,6 +68,5 @@ def refine(
 def _ids(chosen_HW: Ids, setting: Setting, labels: Sequence[int], ignore: int) -> Ids:
     """Class ids of what a setting chose: planes, or of maps the background and each map."""
     planes = list(labels) if setting.background == "given" else [0, *labels]
-    table = np.full(IGNORE + 1, ignore, np.int64)
-    table[: len(planes)] = planes
-    return table[chosen_HW]
+    # `IGNORED` is the last place
+    return np.array([*planes, ignore], np.int64)[chosen_HW]

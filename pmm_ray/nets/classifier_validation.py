@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pmm_ray.method.cams import normalize, upsample_cam
-from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
+from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_score
 from pmm_ray.method.precision import average_precision
 from pmm_ray.nets.cam_network import CamNetwork, present_classes
 from pmm_ray.nets.seam import SeamNetwork
@@ -102,7 +102,8 @@ class ClassifierValidation:
         return share
 
     def metrics(self, shares: list[ClassifierShare]) -> dict[str, float]:
-        """`mean_average_precision`; with truth `cam_miou` at its best background score, too."""
+        """`mean_average_precision`; with truth that holds a class `cam_miou` at its best background
+        score, too."""
         scores = [s for share in shares for s in share.scores]
         found: dict[str, float] = {}
         if scores:
@@ -114,10 +115,13 @@ class ClassifierValidation:
             found["mean_average_precision"] = float(np.nanmean(precision_C))
         confusions = [c for share in shares for c in share.confusions]
         if confusions:
-            by_score = [mean_iou(confusion)[0] for confusion in np.sum(confusions, axis=0)]
-            best = int(np.nanargmax(by_score))
-            found["cam_miou"] = by_score[best]
-            found["cam_threshold"] = BACKGROUND_SCORES[best]
+            total = np.sum(confusions, axis=0)
+            # all have the same truth: none has a score, or each
+            by_score = [score for score in map(mean_score, total) if score is not None]
+            if by_score:
+                best = int(np.argmax(by_score))
+                found["cam_miou"] = by_score[best]
+                found["cam_threshold"] = BACKGROUND_SCORES[best]
         return found
 
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from pmm_ray.config.plain_yaml import read_yaml
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.store_faults import unreadable
@@ -119,7 +120,7 @@ def _shipped_table() -> dict[str, list[int]]:
     text = files(_HERE).joinpath("imagenet_groups.yaml").read_text("utf-8")
     return {
         _key(name): _numbers(group, "imagenet_groups.yaml", joint)
-        for joint, group in yaml.safe_load(text).items()
+        for joint, group in read_yaml(text).items()
         for name in joint.split(",")
     }
 
@@ -127,12 +128,20 @@ def _shipped_table() -> dict[str, list[int]]:
 def _user_table(uri: str) -> dict[str, list[int]]:
     where = f"classifier.head_classes: {uri}"
     try:
-        content = yaml.safe_load(storage.read_bytes(uri).decode("utf-8-sig"))
+        content = read_yaml(storage.read_bytes(uri).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise unreadable(f"{where} cannot be read", error) from error
     if not isinstance(content, dict):
         raise CannotRunError(f"{where} is no table of names: write `hound: [beagle, 160-170]`")
-    return {_key(str(name)): _numbers(group, where, str(name)) for name, group in content.items()}
+    table: dict[str, list[int]] = {}
+    for name, group in content.items():
+        if _key(str(name)) in table:
+            raise CannotRunError(
+                f"{where}: {name!r} is there already: case, hyphens and underscores do not count: "
+                "keep one"
+            )
+        table[_key(str(name))] = _numbers(group, where, str(name))
+    return table
 
 
 def _numbers(group: object, where: str, name: str) -> list[int]:

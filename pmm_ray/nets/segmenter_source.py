@@ -119,12 +119,20 @@ def our_backbone(model: Mapping[str, Any]) -> str | None:
 def backbone_weights(weights: str, source: ModelSource) -> str | None:
     """The file that the backbone of a user's model starts from; None: at random.
 
+    Raises:
+        CannotRunError: see `named_weights`, or the file is missing.
+    """
+    return find_weights(*named_weights(weights, source))
+
+
+def named_weights(weights: str, source: ModelSource) -> tuple[str, str]:
+    """What the weights of a user's model are called, and of which backbone: see `find_weights`.
+
     Args:
         weights: as the section has them; `imagenet` is what the model's file names.
 
     Raises:
-        CannotRunError: the config names an address in the net, a classifier's names nothing, or
-            the file is missing.
+        CannotRunError: the config names an address in the net, or a classifier's names nothing.
     """
     ours = our_backbone(source.model)
     option = f"{source.key.partition('.')[0]}.weights"
@@ -135,7 +143,7 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
         )
     name = ours or "efficientnet_lite0"
     if weights != "imagenet":
-        return find_weights(weights, name)
+        return weights, name
     named = source.pretrained
     if named is None and source.key != SEGMENTER_KEY:
         raise CannotRunError(
@@ -143,13 +151,13 @@ def backbone_weights(weights: str, source: ModelSource) -> str | None:
             "to none"
         )
     if named is None:
-        return None
+        return "none", name
     if "://" in named and not named.startswith(("s3://", "gs://", "file://")):
         raise CannotRunError(
             f"{source.uri} starts from {named}, which is not fetched from the net: download it and "
             f"set {option} to the file, or set {option}: none"
         )
-    return find_weights(named, name)
+    return named, name
 
 
 @contextlib.contextmanager

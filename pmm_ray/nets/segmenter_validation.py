@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pmm_ray.config import PredictConfig
-from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_iou
+from pmm_ray.method.confusion import Confusion, confusion_matrix, mean_score
 from pmm_ray.nets.views import normalise_views
 from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.photographs import Photographs
@@ -108,10 +108,15 @@ class SegmenterValidation:
         return SegmenterShare(total, images)
 
     def metrics(self, shares: list[SegmenterShare]) -> dict[str, float]:
-        """mIoU over the classes that have truth, and of how many images; nothing without truth."""
-        total = np.sum([share.confusion for share in shares], axis=0)
+        """mIoU over the classes that have truth, and of how many images; nothing without these.
+
+        Where the truth holds no class there is no mIoU, which would choose the emptiest network.
+        """
         images = sum(share.images for share in shares)
-        return {MIOU: mean_iou(total)[0], SCORED: float(images)} if total.any() else {}
+        if not images:
+            return {}
+        score = mean_score(np.sum([share.confusion for share in shares], axis=0))
+        return {SCORED: float(images)} | ({} if score is None else {MIOU: score})
 
     def unusable(self) -> dict[str, str]:
         """Which of the images `measure` leaves out, and why, by reading all of them."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import Any
 
-from pmm_ray.config import AnyClassifierConfig, ConfigError
+from pmm_ray.config import AnyClassifierConfig, ConfigError, SegmenterConfig
 from pmm_ray.config.backbones import BACKBONES, backbone_row, imported
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -54,17 +54,52 @@ def pretrained_file(section: Any) -> str | None:
     """The file that a training starts from; None: at random.
 
     Args:
-        section: of a classifier or of the affinity network.
+        section: of a training.
 
     Raises:
-        CannotRunError: see `find_weights` and `classifier_source`.
+        CannotRunError: see `find_weights`, `classifier_source` and `read_model`.
     """
-    from pmm_ray.nets.segmenter_source import backbone_weights, classifier_source
+    return find_weights(*_named_weights(section))
 
-    source = classifier_source(section) if isinstance(section, AnyClassifierConfig) else None
+
+def worker_files(section: Any) -> dict[str, str]:
+    """The files that each worker of a training opens: absolute uris, by the section's key.
+
+    Names, relative paths and `$PMM_WEIGHTS` may mean another file on another machine; these are
+    the ones that this process finds. Weights of an installed package are left out: each node has
+    its own.
+
+    Args:
+        section: of a training.
+
+    Raises:
+        CannotRunError: see `pretrained_file`.
+    """
+    weights, backbone = _named_weights(section)
+    found = {"weights": find_weights(weights, backbone)}
+    if _is_packaged(weights, backbone):
+        del found["weights"]
+    found["head_classes"] = getattr(section, "head_classes", None)
+    return {key: storage.absolute(uri) for key, uri in found.items() if uri is not None}
+
+
+def _named_weights(section: Any) -> tuple[str, str]:
+    """What a section's weights are called, and of which backbone: see `find_weights`."""
+    from pmm_ray.nets.segmenter_source import classifier_source, named_weights, read_model
+
+    source = None
+    if isinstance(section, AnyClassifierConfig):
+        source = classifier_source(section)
+    elif isinstance(section, SegmenterConfig) and section.config is not None:
+        source = read_model(section.config)
     if source is None:
-        return find_weights(section.weights, section.backbone)
-    return backbone_weights(section.weights, source)
+        return section.weights, section.backbone
+    return named_weights(section.weights, source)
+
+
+def _is_packaged(weights: str, backbone: str) -> bool:
+    """Whether an installed package has them."""
+    return ":" in backbone_row(backbone).files.get(weights, "")
 
 
 def _packaged(function: str) -> str:
@@ -98,7 +133,7 @@ def weights_identity(weights: str, backbone: str) -> str:
     Raises:
         CannotRunError: the file cannot be read.
     """
-    if weights == "none" or ":" in backbone_row(backbone).files.get(weights, ""):
+    if weights == "none" or _is_packaged(weights, backbone):
         return weights
     uri = find_weights(weights, backbone)
     assert uri is not None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import ClassifierConfig, RunConfig, to_yaml
-from pmm_ray.config.backbones import backbone_row
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.files import RESOLVED_FILE
-from pmm_ray.runtime.core.selection import Selection, base_name
+from pmm_ray.runtime.core.record import refuse_others_run
+from pmm_ray.runtime.core.selection import Selection, base_name, section_name
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder
 from pmm_ray.runtime.rows.dataset import DataSet
@@ -120,6 +120,7 @@ class Run:
         for step in self.steps:
             if selection.has(step.name):
                 step.check(self.config)
+                _require_files(step, self.config)
         ended: set[str] = set()
         for step in self.steps:
             if step.cycle and step.cycle in ended:
@@ -136,10 +137,6 @@ class Run:
             if step.after(self):
                 ended.add(step.cycle)
         self.session.write_record(finished=True)
-
-
-RETRY: dict[str, Any] = {"retry_errors": True}
-"""For commands without `--retry-errors`: the same command takes failed images again."""
 
 
 @contextlib.contextmanager
@@ -190,6 +187,23 @@ def open_run(
         yield Run(session, steps, writes_config=not beside)
 
 
+@contextlib.contextmanager
+def open_command(
+    place: str, config: RunConfig, steps: Sequence[Step], progress: Progress, address: str = "auto"
+) -> Iterator[Run]:
+    """`open_run` for a command that has a folder to itself, and no `--retry-errors`.
+
+    The same command goes on there, and takes failed images again.
+
+    Raises:
+        CannotRunError: it is another command's; or see `open_run`.
+    """
+    refuse_others_run(place, [step.name for step in steps])
+    with open_run(place, config, steps, progress, address, retry_errors=True) as run:
+        run.session.write_record()  # the folder is this command's from now on
+        yield run
+
+
 def _look_at_nodes(session: Session, steps: Sequence[Step]) -> None:
     """Refuse a cluster of several nodes if one of them cannot do its part."""
     from pmm_ray.runtime.cluster.preflight import inspect_cluster
@@ -209,27 +223,34 @@ def needs_of_nodes(
     Args:
         steps: that will run.
         manifest_uri: of the data set; None: not imported yet, its masks are not counted.
+
+    Raises:
+        CannotRunError: see `worker_files`.
     """
+    from pmm_ray.nets.weight_files import worker_files
     from pmm_ray.runtime.cluster.preflight import training_scratch
 
     sections = [step.section(config) for step in steps if step.section]
-    named = {"", "none", *(name for s in sections for name in backbone_row(s.backbone).files)}
-    files = {config.data.root, *(section.weights for section in sections)} - named
+    files = {uri for section in sections for uri in worker_files(section).values()}
+    if config.data.root:
+        files.add(storage.absolute(config.data.root))
     # First classifiers learn from labels and need no file of masks. Of the others each replaces the
     # file of the one before.
     masks = any(type(section) is not ClassifierConfig for section in sections)
     scratch = training_scratch(manifest_uri, config.data.train_split) if masks else 0
-    return sorted(storage.absolute(uri) for uri in files), scratch
+    return sorted(files), scratch
 
 
-def require_weights(section: str, config: RunConfig) -> None:
-    """Find out now that the weights of a training are not where they should be.
+def _require_files(step: Step, config: RunConfig) -> None:
+    """Find out now that a file of a training is not where it should be.
 
     Raises:
-        CannotRunError: see `pretrained_file`.
+        CannotRunError: see `worker_files`.
     """
-    from pmm_ray.nets.weight_files import pretrained_file
+    from pmm_ray.nets.weight_files import worker_files
 
-    uri = pretrained_file(getattr(config, section))
-    if uri is not None and not storage.exists(uri):
-        raise CannotRunError(f"{section}.weights: there is no file {uri}")
+    if step.section is None:
+        return
+    for key, uri in worker_files(step.section(config)).items():
+        if not storage.exists(uri):
+            raise CannotRunError(f"{section_name(step.name)}.{key}: there is no file {uri}")

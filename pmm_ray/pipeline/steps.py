@@ -12,14 +12,13 @@ use its parts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from operator import attrgetter
 
 from pmm_ray.config import RunConfig
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.pipeline.data import data_steps
 from pmm_ray.pipeline.rounds import evaluation, rounds
-from pmm_ray.pipeline.run import Run, Step, require_weights
+from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage, StageFolder
 from pmm_ray.runtime.rows.cams import Cams
@@ -61,8 +60,7 @@ def train_classifier() -> Step:
 
         return train_classifier.stage(run.config.classifier, run.config, run.data)
 
-    check = partial(require_weights, "classifier")
-    return Step("train_classifier", make, check=check, section=attrgetter("classifier"))
+    return Step("train_classifier", make, section=attrgetter("classifier"))
 
 
 def base_steps() -> list[Step]:
@@ -93,8 +91,7 @@ def train_multicrop() -> Step:
 
         return train_multicrop.stage(run.config.multicrop, run.config, run["make_base_masks"])
 
-    check = partial(require_weights, "multicrop")
-    return Step("train_multicrop", make, check=check, section=attrgetter("multicrop"))
+    return Step("train_multicrop", make, section=attrgetter("multicrop"))
 
 
 def last_classifier(run: Run) -> StageFolder:
@@ -134,10 +131,9 @@ def walk_steps() -> list[Step]:
 
         return walk_cams.stage(run.config.affinity, run["make_cams"], run["train_affinity"])
 
-    check = partial(require_weights, "affinity")
     return [
         Step("make_affinity_labels", labels),
-        Step("train_affinity", network, check=check, section=attrgetter("affinity")),
+        Step("train_affinity", network, section=attrgetter("affinity")),
         Step("walk_cams", walk, pool="affinity.walk.actors"),
     ]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pmm_ray.report.run_data import read_record
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.lease import beats, read_lease
+from pmm_ray.runtime.core.record import read_record
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.tasks import PASSES
 
@@ -58,6 +58,7 @@ class RunNow:
 
     name: str
     finished: bool
+    """An earlier attempt was, and no driver is alive that began another."""
     held_by: str
     """Host of the driver; empty: none is alive."""
     age: float
@@ -87,10 +88,11 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
     record = read_record(run_dir)
     rows = list(read_events(run_dir))
     lease = read_lease(run_dir)
+    held_by = str(lease["host"]) if lease is not None and beats(run_dir, lease, now) else ""
     found = RunNow(
         name=record["name"],
-        finished=bool(record.get("finished")),
-        held_by=str(lease["host"]) if lease is not None and beats(run_dir, lease, now) else "",
+        finished=bool(record.get("finished")) and not held_by,
+        held_by=held_by,
         # the driver's clock may be ahead of this one
         age=max(0.0, now - float(rows[-1]["time"])) if rows else 0.0,
         stages=_stages(rows, now),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +13,11 @@ import yaml
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
+from pmm_ray.runtime.core.errors import ErrorRow
 from pmm_ray.runtime.core.events import read_events
-from pmm_ray.runtime.core.files import RECORD_FILE, RESOLVED_FILE
+from pmm_ray.runtime.core.files import RESOLVED_FILE
 from pmm_ray.runtime.core.manifest import open_manifest
+from pmm_ray.runtime.core.record import read_record
 from pmm_ray.runtime.core.stage import StageFolder, Summary
 
 _EVALUATION = "evaluate-"
@@ -201,24 +202,17 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
         config_text = storage.read_bytes(storage.join(run_dir, RESOLVED_FILE)).decode()
     except FileNotFoundError:
         config_text = ""
-    stages = tuple(_stage(run_dir, entry) for entry in record.get("stages", []))
-    curves = _curves(run_dir, stages) if with_curves else ()
-    return RunData(run_dir, record, config_text, stages, curves)
+    run = RunData(run_dir, record, config_text, (), ())
+    most = int(run.setting("cycles", "rounds"))
+    entries = [entry for entry in record["stages"] if _round_of(entry["stage"]) <= most]
+    stages = tuple(_stage(run_dir, entry) for entry in entries)
+    return replace(run, stages=stages, curves=_curves(run_dir, stages) if with_curves else ())
 
 
-def read_record(run_dir: str) -> dict[str, Any]:
-    """`run.json` of a run folder.
-
-    Raises:
-        CannotRunError: there is none that can be read.
-    """
-    try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_dir, RECORD_FILE)))
-    except FileNotFoundError as error:
-        raise CannotRunError(f"{run_dir} holds no run.json: it is not a run folder") from error
-    except ValueError as error:
-        raise CannotRunError(f"{run_dir}/run.json is not valid JSON: {error}") from error
-    return record
+def _round_of(stage: str) -> int:
+    """The round of the run's own segmenter; tables train more of them than the run has."""
+    found = re.search(r"(?:_masks|_segmenter)-r(\d+)(?:-|$)", stage)
+    return int(found.group(1)) if found else 0
 
 
 def _stage(run_dir: str, entry: dict[str, str]) -> StageRecord:

@@ -103,7 +103,8 @@ def _sections() -> Iterable[str]:
         "",
         *_table(("`--layout`", "file", "written by"), _layouts(score_files.LAYOUTS)),
         "",
-        "Numbers are mask values, 0 the background; planes without numbers stand in the order of "
+        "Numbers are mask values, 0 the background; ExCEL's are one less, and its first plane is "
+        "the background; planes without numbers stand in the order of "
         "the classes, the background first. Refused, with the flag to use: scores without a "
         "background, numbered planes that do not add up to one, and values that may be logits or "
         "probabilities.",

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from pmm_ray.labels import LabelSpace
-from pmm_ray.method.confusion import mean_iou
+from pmm_ray.method.confusion import NO_CLASS, mean_score
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_all
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.stages.evaluate import total_confusion
@@ -37,32 +36,36 @@ def run(
 
     Returns:
         Its metrics are both mIoU, 0..1; `details["update"]` says whether the segmenter's is higher.
+
+    Raises:
+        CannotRunError: the truth of the images that they share holds no class.
     """
     space = context.manifest.label_space
     tables = [read_all(place.uri) for place in (segmenter, supervision)]
     first, second = (table["image_id"] for table in tables)
     common = first.filter(pc.is_in(first, second))
-    scores = [
-        _mean_iou(table.filter(pc.is_in(table["image_id"], common)), space) for table in tables
-    ]
+    ours, theirs = (
+        mean_score(total_confusion(table.filter(pc.is_in(table["image_id"], common)), space))
+        for table in tables
+    )
+    if ours is None or theirs is None:
+        raise CannotRunError(
+            f"{folder.stage}: cycles.update: if_better has no scores of split {split!r} to compare "
+            f"({len(common)} images): {NO_CLASS}. Set cycles.update: always"
+        )
     return Summary(
         stage=folder.stage,
         hash=folder.hash,
         images=len(common),
-        metrics={"segmenter": round(scores[0], 6), "supervision": round(scores[1], 6)},
+        metrics={"segmenter": round(ours, 6), "supervision": round(theirs, 6)},
         details={
-            "update": bool(scores[0] > scores[1]),
+            "update": ours > theirs,
             "split": split,
             "segmenter": segmenter.stage,
             "supervision": supervision.stage,
         },
         pixel_labels_used=True,
     )
-
-
-def _mean_iou(table: pa.Table, space: LabelSpace) -> float:
-    total = total_confusion(table, space)
-    return mean_iou(total)[0] if total.any() else 0.0
 
 
 def stage(segmenter: StageFolder, supervision: StageFolder, split: str, name: str) -> Stage:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import (
+    NO_CLASS,
     Confusion,
     confusion_matrix,
     from_sparse,
     iou,
-    mean_iou,
+    mean_score,
     to_sparse,
 )
 from pmm_ray.runtime.core import tables
@@ -73,17 +74,17 @@ def scores(total: Confusion, space: LabelSpace) -> tuple[dict[str, float], dict[
 
     Where no class but the background has truth there is no score, and `not_scored` says why.
     """
-    if not total[1:].any():
-        reason = "the truth holds no class, only background or the ignore value"
-        return {}, {"not_scored": reason, "class_iou": {}, "excluded": list(space.names)}
-    mean, excluded = mean_iou(total)
+    mean = mean_score(total)
+    if mean is None:
+        return {}, {"not_scored": NO_CLASS, "class_iou": {}, "excluded": list(space.names)}
     accuracy = float(np.trace(total) / total.sum())
     per_class = {
         name: None if np.isnan(value) else round(float(value), 6)
         for name, value in zip(space.names, iou(total), strict=True)
     }
     metrics = {"mean_iou": round(mean, 6), "pixel_accuracy": round(accuracy, 6)}
-    return metrics, {"class_iou": per_class, "excluded": [space.names[c] for c in excluded]}
+    excluded = [name for name, value in per_class.items() if value is None]
+    return metrics, {"class_iou": per_class, "excluded": excluded}
 
 
 def run(

@@ -10,6 +10,7 @@ import numpy as np
 from pmm_ray.config import DataConfig
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.files import OBJECTS_FOLDER
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_all, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.core.tables import FLOAT, LABELS, TEXT, columns
@@ -17,7 +18,7 @@ from pmm_ray.runtime.mapping.table_stage import run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker, row_by_row
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import encode_mask
-from pmm_ray.sources.datasets.coco_files import OBJECTS_FOLDER, OBJECTS_KEY
+from pmm_ray.sources.datasets.coco_files import OBJECTS_KEY
 from pmm_ray.sources.datasets.raster import draw_objects, require_pycocotools
 
 STAGE = "rasterize_masks"

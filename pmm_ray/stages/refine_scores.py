@@ -39,8 +39,10 @@ from pmm_ray.stages.make_masks import mask_pool
 from pmm_ray.stages.score_masks import counts_of
 
 STAGE = "refine_scores"
-CODE_VERSION = 2
+CODE_VERSION = 3
 
+TRUTH = "truth"
+"""The part of a run's errors for truth that cannot be used."""
 MOMENTS = ("before", "after")
 """Of the CRF."""
 _COUNTS = {"truth": pa.uint16(), "mask": pa.uint16(), "pixels": pa.int64()}
@@ -96,11 +98,12 @@ def refining_worker(
             planes = upsample_cam(planes, *image_HW3.shape[:2])
         truth, fault = _truth(row.get("truth"), image_HW3.shape[:2], photographs.label_space)
         mask = refine(setting, image_HW3, labels, planes, ignore, backend)
-        refined = output(manifest, mask) | {"truth_fault": fault}
+        counts: dict[str, list[int]] = {}
         if truth is not None:
             plain = before_crf(setting, labels, planes, ignore)
-            refined |= _counted("before", truth, plain) | _counted("after", truth, mask)
-        return refined
+            counts = _counted("before", truth, plain) | _counted("after", truth, mask)
+        # writes a file: nothing may fail behind it
+        return output(manifest, mask) | {"truth_fault": fault} | counts
 
     return photographs.row_by_row(stage, make)
 
@@ -181,9 +184,8 @@ def scores_of_table(
     table = read_all(folder.uri, ["image_id", *REFINED.names[len(tables.MASKS) :]])
     ids = table.column("image_id").to_pylist()
     faults = dict(zip(ids, table.column("truth_fault").to_pylist(), strict=True))
-    wrong = {image_id: text for image_id, text in faults.items() if text} | {
-        i: truth.unsure[i] for i in ids if i in truth.unsure
-    }
+    wrong = {i: truth.wrong[i] for i in ids if i in truth.wrong}
+    wrong |= {image_id: text for image_id, text in faults.items() if text}
     counts = {when: counts_of(table, [f"{when}_{n}" for n in _COUNTS]) for when in MOMENTS}
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
@@ -205,7 +207,7 @@ def scores_of_table(
         scored -= len(strange)
         details |= {"readings": dict(zip(SIDES, readings, strict=True)), "note": note}
     rows = [ErrorRow(i, STAGE, "label", text) for i, text in sorted(wrong.items())]
-    tables.write_errors(storage.join(run_dir, "errors"), "truth", rows)
+    tables.write_errors(storage.join(run_dir, "errors"), TRUTH, rows)
     return metrics, details | {"scored": scored, "truth_errors": len(rows)}
 
 

@@ -206,7 +206,7 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
     if not len(index):
         raise CannotRunError(f"{folder.stage}: no combination can be chosen: {NONE_SCORED}")
     for part in index.parts:
-        for row in tables.read_table(part, ["cells", "counts"]).to_pylist():
+        for row in tables.read_finished(part, ["cells", "counts"]).to_pylist():
             for total, cells, counts in zip(totals, row["cells"], row["counts"], strict=True):
                 for cell, number in zip(cells, counts, strict=True):
                     total[cell] = total.get(cell, 0) + number

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pmm_ray.config import RunConfig, SegmenterConfig, UnderfittingConfig
 from pmm_ray.config.backbones import Triple
 from pmm_ray.labels import LabelSpace
+from pmm_ray.method.confusion import NO_CLASS
 from pmm_ray.nets.checkpoints import load_model, save_model
 from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
@@ -257,6 +258,11 @@ def run(
     if validation is None:
         return summary
     scored = summary.details.get(SCORED, 0)
+    if scored and MIOU not in summary.metrics:
+        kept = ", the last weights are kept" if task.choose_by else ""
+        context.progress.message(
+            f"{folder.stage}: no score of split {validation.split!r}{kept}: {NO_CLASS}"
+        )
     if scored < len(validation.rows()):
         unusable = validation.unusable()
         for image_id, reason in list(unusable.items())[:_MOST_NAMED]:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmcv.transforms import TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pmm_ray.commands.export import export_run
 from pmm_ray.nets.segmenter_modules import PretendedUnderfittingLoss
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import index_file
-from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
+from pmm_ray.runtime.core.manifest import ExifRule, ManifestRow, write_manifest
 
 from ..nets.segmenter_models import small, user_file
 from .runs import SEGMENTER, make_run
@@ -153,6 +154,34 @@ def test_photographs_of_several_kinds_keep_their_suffix(tmp_path: Path) -> None:
     assert (out / "masks" / rows[0]["split"] / f"{names[0]}.png").exists()
     config = read_config(out)
     assert config.train_dataloader.dataset.img_suffix == ""
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("AVIF", ".avif"), ("AVIF", ".jpg"), ("JPEG", ".jpg")]
+)
+def test_opencv_shows_photographs_as_their_masks_are(
+    tmp_path: Path, kind: str, ending: str, exif: ExifRule
+) -> None:
+    manifest = make_run(tmp_path / "run", "make_masks")
+    rows = tables.read_table(manifest.uri).to_pylist()
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    for row in rows:
+        photograph = Path(manifest.locate(row["uri"])).with_suffix(ending)
+        Image.new("RGB", (64, 48), "red").save(photograph, kind, exif=tags)
+        row["uri"] = str(photograph)
+    space = manifest.label_space
+    new = [ManifestRow(**row) for row in rows]
+    write_manifest(manifest.uri, new, space, source="test", exif=exif)
+    out = tmp_path / "out"
+    assert export_run(str(tmp_path / "run"), str(out), "mmseg") == 0
+    dataset = read_config(out).train_dataloader.dataset
+    load = TRANSFORMS.build(dataset.pipeline[0])
+    shown = (64, 48) if exif == "apply" else (48, 64)
+    name = rows[0]["image_id"] + dataset.img_suffix
+    [path] = (out / "images").rglob(name)
+    assert load({"img_path": str(path)})["img"].shape[:2] == shown
 
 
 def test_without_masks_to_learn_from_it_is_refused(

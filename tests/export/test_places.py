@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pmm_ray.commands.export import export_run
-from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.index import read_all, scan_parts, write_index
 
 from .runs import make_run
 
@@ -52,6 +53,45 @@ def test_an_export_may_be_repeated_in_any_format(tmp_path: Path) -> None:
     assert export_run(str(tmp_path / "run"), str(out), "voc", "make_masks") == 0
 
 
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def withdraw(run: Path) -> None:
+    """Take the held-out images, and one of training, out of a run's masks."""
+    manifest = tables.read_table(str(run / "data/manifest.parquet")).to_pylist()
+    train = [row["image_id"] for row in manifest if row["split"] == "train"]
+    folder = run / "make_masks-00000000"
+    rows = read_all(str(folder)).to_pylist()
+    kept = [row for row in rows if row["image_id"] in train[1:]]
+    tables.write_rows(str(folder / "part-0.parquet"), kept, tables.MASKS)
+    write_index(str(folder), scan_parts(str(folder))[0])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"), [*((name, name) for name in FORMATS), ("mmseg", "yolo")]
+)
+def test_what_an_earlier_export_wrote_and_this_one_does_not_is_deleted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], earlier: str, later: str
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    make_run(run, "make_masks")
+    assert export_run(str(run), str(out), earlier) == 0
+    of_the_user = [out / "images/train/mine.jpg", out / "labels/train/mine.txt", out / "notes"]
+    for path in of_the_user:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"of the user")
+    withdraw(run)
+    assert export_run(str(run), str(tmp_path / "new"), later) == 0
+    assert "did not write" not in capfd.readouterr().err
+    assert export_run(str(run), str(out), later) == 0
+    kept = {str(path.relative_to(out)) for path in of_the_user}
+    assert files(out) == files(tmp_path / "new") | kept
+    said = " ".join(capfd.readouterr().err.split())
+    if later == "yolo":
+        assert f"2 files are in its folders that this export did not write, such as {out}" in said
+
+
 def test_an_export_that_was_interrupted_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +109,11 @@ def test_an_export_that_was_interrupted_goes_on(
         assert export_run(str(tmp_path / "run"), str(out), "voc") == 130
     assert list((out / "SegmentationClass").iterdir())
     assert export_run(str(tmp_path / "run"), str(out), "voc") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", stop)
+        assert export_run(str(tmp_path / "run"), str(out), "voc") == 130
+    assert export_run(str(tmp_path / "run"), str(out), "hf") == 0
+    assert not list((out / "SegmentationClass").iterdir())
 
 
 def test_masks_of_pmm_predict_are_exported(tmp_path: Path) -> None:

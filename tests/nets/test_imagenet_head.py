@@ -58,6 +58,8 @@ def test_a_table_of_ones_own_comes_first(tmp_path: Path) -> None:
         ("cat: [990-1000]", "cat: '990-1000' is no class"),
         ("- cat", "is no table of names"),
         ("cat: [", "cannot be read"),
+        ("cat: tabby\ncat: [beagle]", "line 2: 'cat' is there already, in line 1"),
+        ("big cat: tabby\nBig-Cat: [beagle]", "'Big-Cat' is there already: case, hyphens"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:

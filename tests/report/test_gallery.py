@@ -44,7 +44,7 @@ def test_an_ablation_changes_nothing(tmp_path: Path) -> None:
 def test_a_round_that_was_refused_is_not_scored(tmp_path: Path) -> None:
     run = own_run(tmp_path / "run")
     config = yaml.safe_load((run.root / "resolved.yaml").read_text())
-    config["cycles"] = {"update": "if_better"}
+    config["cycles"] = {"update": "if_better", "rounds": 2}
     (run.root / "resolved.yaml").write_text(yaml.safe_dump(config))
     before = gallery(run)
     run.stage("choose_masks-r1", details={"update": True})

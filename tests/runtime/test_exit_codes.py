@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from pmm_ray.config import ConfigError, load_recipe
-from pmm_ray.runtime.core import lease, storage
+from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import (
     BudgetExceededError,
     CannotRunError,
@@ -33,6 +38,7 @@ DENIED = OSError("AWS Error ACCESS_DENIED during HeadObject")
         (ConfigError("masks.alpha is no number"), 1),
         (CannotRunError("no stage is called 'x'"), 1),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1),
+        (OSError(errno.EROFS, "Read-only file system", "runs"), 1),
         (BudgetExceededError("make_masks", 11, 10, []), 3),
         (MayPassError("no node came"), 75),
         (FULL, 75),
@@ -54,6 +60,67 @@ def test_a_recipe_on_a_disk_that_fails_may_be_read_later(capfd: pytest.CaptureFi
     assert guarded(lambda progress: load_recipe("/proc/self/mem")) == 75
     assert "cannot read the recipe /proc/self/mem: Input/output error" in capfd.readouterr().err
     assert guarded(lambda progress: load_recipe("/no/recipe.yaml")) == 1
+
+
+PRINTING = """import sys
+from pmm_ray.runtime.core.guard import guarded
+sys.exit(guarded(lambda progress: print('a', flush={flush})))
+"""
+
+
+def test_what_nobody_reads_ends_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for flush in (True, False):
+        command = [sys.executable, "-c", PRINTING.format(flush=flush)]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (141, b"")
+    os.close(writing)
+
+
+def test_a_pipe_that_is_not_the_output_is_no_reader_s_end() -> None:
+    def body(progress: Progress) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert guarded(body) == 75
+
+
+def test_names_in_letters_that_the_console_lacks_are_said(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image_id,labels\na,кот\n", encoding="utf-8")
+    plain = ("LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0")
+    pmm = ["env", *plain, sys.executable, "-m", "pmm_ray.cli"]
+    made = [*pmm, "data", "import", "folder", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(made, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u043a\u043e\u0442" in done.stdout
+    done = subprocess.run([*pmm, "report", "/кот"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(rb"pmm: /")
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("reach", [storage.exists, storage.read_bytes, tables.read_table])
+def test_a_name_that_is_not_utf_8_is_said(
+    reach: Callable[[str], object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(bytes(tmp_path) + b"/\xe9")
+    assert guarded(lambda progress: void(reach(name))) == 1
+    assert rf"{tmp_path}/\xe9: a name that is not UTF-8: rename it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("reach", [storage.exists, storage.make_folder, tables.read_table])
+def test_a_name_that_is_too_long_is_said(
+    reach: Callable[[str], object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    long = str(tmp_path / ("x" * 300))
+    assert guarded(lambda progress: void(reach(long))) == 1
+    said = capfd.readouterr().err
+    assert f"{long}: File name too long: choose another place" in said
+
+
+def void(made: object) -> None:
+    """Takes what a body of `guarded` does not give back."""
 
 
 def told(error: Exception) -> CannotRunError:

@@ -88,8 +88,21 @@ def test_a_part_that_is_damaged_later_is_named_with_the_way_out(tmp_path: Path) 
     part.write_bytes(data)
     with pytest.raises(CannotRunError, match=rf"{part} is damaged .*Delete the summary\.json"):
         tables.read_rows(str(part), [2])
-    with pytest.raises(FileNotFoundError):
-        tables.read_rows(str(tmp_path / "part-b.parquet"), [0])
+
+
+def test_a_file_of_a_finished_stage_that_is_gone_is_named_with_the_way_out(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    tables.write_rows(f"{folder}/part-a.parquet", rows(0, 9), SCHEMA)
+    write_index(folder, scan_parts(folder)[0])
+    (tmp_path / "part-a.parquet").unlink()
+    said = r"parquet is missing\. Delete the summary\.json"
+    with pytest.raises(CannotRunError, match=rf"part-a\.{said}"):
+        read_all(folder)
+    with pytest.raises(CannotRunError, match=rf"part-a\.{said}"):
+        tables.read_rows(f"{folder}/part-a.parquet", [0])
+    (tmp_path / "index.parquet").unlink()
+    with pytest.raises(CannotRunError, match=rf"index\.{said}"):
+        read_index(folder)
 
 
 def test_names_and_hashes_do_not_depend_on_order() -> None:

@@ -5,6 +5,7 @@ Each test is a case of faults found with inputs of public bug reports, or its ki
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -202,6 +203,23 @@ def test_results_of_ours_are_no_photographs(tmp_path: Path) -> None:
     again = import_folder(str(tmp_path), str(tmp_path / "other"))
     assert again.rows == 1
     assert "results of an earlier command" in again.accounting.left_out
+
+
+def test_photographs_beside_results_of_ours_stay_photographs(tmp_path: Path) -> None:
+    for name in ("a.jpg", "day1/b.jpg", "day1/trip/c.jpg", "day1/make_cams-0a1b2c3d/d.jpg"):
+        noise(tmp_path / name)
+    report = import_folder(str(tmp_path / "day1"), str(tmp_path / "day1"))
+    assert report.rows == 3
+    # as `pmm predict` leaves it that was stopped
+    record = {"stages": [{"stage": "make_cams", "folder": "make_cams-0a1b2c3d"}]}
+    (tmp_path / "day1/run.json").write_text(json.dumps(record))
+    for out in ("day1", "out"):
+        report = import_folder(str(tmp_path), str(tmp_path / out))
+        assert {Path(row["uri"]).name for row in rows(report).values()} == {
+            *("a.jpg", "b.jpg", "c.jpg")
+        }
+        assert report.accounting.left_out["results of an earlier command"].count == 4
+        assert report.accounting.found == 7
 
 
 @pytest.mark.parametrize("photographs", ["", "images/"])

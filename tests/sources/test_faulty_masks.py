@@ -5,6 +5,7 @@ Each test is a case of faults found with inputs of public bug reports, or its ki
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.sources.cams.cam_files import find_cams
 from pmm_ray.sources.cams.cam_reader import CamReader
 from pmm_ray.sources.masks.mask_files import find_masks
-from pmm_ray.sources.masks.mask_pairs import match_masks
+from pmm_ray.sources.masks.mask_pairs import find_truth, match_masks
 from pmm_ray.sources.reading.names import safe_image_id
 
 from .faulty import planes_of
@@ -110,3 +111,26 @@ def test_lines_of_a_list(line: str, tmp_path: Path) -> None:
     found = matched(tmp_path, masks, truth, [line, "nobody"])
     assert [Path(uri).stem for uri in uris(found.masks).values()] == [wanted]
     assert list(found.lacking.values()) == ["the list names 'nobody': neither side has it"]
+
+
+def test_truth_that_cannot_be_reached_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = masks_in(tmp_path / "images", "a", "b", "000000000009").index
+    truth = tmp_path / "t"
+    masks_in(truth, "sub/a", "locked/b")
+    # found by its number, as a mask that can be opened is
+    for name in ("9.png", "of no image.png"):
+        (truth / name).symlink_to("/nowhere")
+    scan = os.scandir
+
+    def refuse(place: str) -> Any:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr("pmm_ray.runtime.core.storage.os.scandir", refuse)
+    found = find_truth(str(truth), images, str(tmp_path))
+    assert found.count == 1
+    assert found.wrong == {"000000000009": f"{truth}/9.png: a link to nothing"}
+    assert f"{truth}/locked: the folder cannot be listed: Permission denied" in found.notes

@@ -140,6 +140,29 @@ def test_a_photograph_of_one_entry_is_not_anothers(
     assert len(report.errors) == len(listed) - len(found)
 
 
+@pytest.mark.parametrize(
+    ("place", "written", "is_photograph"),
+    [
+        ("masks", "b.png", False),
+        ("train/masks", "b.png", False),
+        (".thumbs", "b.jpg", False),
+        ("images/masks", "C:\\set\\masks\\b.png", True),
+    ],
+)
+def test_a_photograph_that_is_missing_is_no_mask_or_thumbnail(
+    place: str, written: str, is_photograph: bool, tmp_path: Path
+) -> None:
+    for name in ("images/a.png", "masks/a.png", f"{place}/{written[-5:]}"):
+        photo(tmp_path / name)
+    images = [entry(n, name, split="train") for n, name in enumerate(("a.png", written))]
+    annotations = [annotation(n, 1, [box(1, 1, 5, 5)]) for n in range(2)]
+    write_coco(tmp_path / "annotations.json", images, annotations)
+    report = import_coco(str(tmp_path), str(tmp_path / "out"))
+    found = [row["uri"].removeprefix(f"{tmp_path}/") for row in rows(report).values()]
+    assert sorted(found) == ["images/a.png"] + ["images/masks/b.png"] * is_photograph
+    assert [error.kind for error in report.errors] == ["missing"] * (not is_photograph)
+
+
 def test_a_name_of_a_list_takes_no_mask_of_another(tmp_path: Path) -> None:
     masks, truth = (masks_in(tmp_path / side, "a/1", "a/2", "01") for side in "mt")
     found = matched(tmp_path, masks, truth, ["a/1", "b/1", "1", "01"])

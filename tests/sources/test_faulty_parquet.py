@@ -71,6 +71,34 @@ def test_paths_of_another_system_are_found_and_said(
     assert any(note.startswith("photographs found ") for note in report.notes)
 
 
+def test_a_path_means_no_mask_and_no_hidden_file(tmp_path: Path) -> None:
+    for name in ("images/a.png", "masks/a.png", "masks/b.png", ".thumbs/b.jpg"):
+        noise(tmp_path / "set" / name)
+    columns = {"image": ["a.png", "b.png"], "label": ["cat", "dog"]}
+    report = read(tmp_path, {"train.parquet": columns, ".old/train.parquet": columns})
+    assert [row["uri"] for row in rows(report).values()] == [str(tmp_path / "set/images/a.png")]
+    assert [error.kind for error in report.errors] == ["missing"]
+
+
+def test_a_column_may_spell_the_split_of_its_file_otherwise(tmp_path: Path) -> None:
+    name = "validation-00000-of-00001.parquet"
+    columns = {"image": [drawn(1), drawn(2)], "label": ["cat", "dog"], "split": ["val", "test"]}
+    report = read(tmp_path, {name: columns})
+    assert report.manifest.splits == {"val": 1}
+    assert "its column says split 'test'" in report.errors[0].message
+
+
+def test_a_folder_may_be_imported_in_place_again(tmp_path: Path) -> None:
+    columns = {"image": [drawn(1), b"junk"], "label": ["cat", "cat"]}
+    inside = {"day1/train.parquet": columns}
+    for root, shards in ((tmp_path / "set/day1", inside), (tmp_path / "set", {})):
+        for _ in range(2):
+            read(tmp_path, shards)
+            report = import_parquet(str(root), str(root))
+            assert [Path(row["uri"]).parent.name for row in rows(report).values()] == ["images"]
+            assert len(report.errors) == 1
+
+
 def test_ids_may_begin_anew_in_each_split(tmp_path: Path) -> None:
     shards = {
         f"{split}-00000-of-00001.parquet": {

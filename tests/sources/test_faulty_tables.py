@@ -24,6 +24,12 @@ from .faulty import a_folder, rows
         ('image_id,labels\na,"[0, 1, 1]"\nb,"[1, 0, 0]"\n', "0 or 1 for each of 3 classes"),
         ('image_id,labels\na,"1,1"\nb,"1,0"\n', "0 or 1 for each of 2 classes"),
         ('image_id,labels\na,"dog\nb,cat\n', "begins a cell and never ends"),
+        ('image_id,labels\na,"x"y\nb,"cat\n', "line 3: a quote .* never ends"),
+        ('image_id,labels\n\na,"a"b,"dog\nb,cat\n', "lines 3 to 4 one row: put"),
+        (
+            'image_id,labels,note\na,dog,"nice\nb,cat,"good\n',
+            "line 2: a quote .* has text behind it, which makes lines 2 to 3 one row: put",
+        ),
         ("version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
     ],
 )
@@ -40,6 +46,7 @@ def test_tables_that_say_two_things_are_refused(csv: str, said: str, tmp_path: P
         "sep=|\nimage_id|labels\na|dog\nb|cat\n",
         "sep=,\rimage_id,labels\ra,dog\rb,cat\r",
         'image_id,labels,size\na,dog,12" screen\nb,cat,\n',
+        'image_id,labels,size\na,dog,"The" dog\nb,cat,"two\nlines"\n',
     ],
 )
 def test_tables_that_say_one_thing_are_read(csv: str, tmp_path: Path) -> None:
@@ -191,6 +198,7 @@ def test_columns_are_found_as_people_write_them(first: str, tmp_path: Path) -> N
         ("names: [null, cat]", "the name None is no text"),
         ("names: [[cat], [dog]]", r"the name \['cat'\] is no text"),
         ("nc: 3\nnames: [cat, dog]", "`nc` is 3, and there are 2"),
+        ("names: {0: cat, 0: dog}", "line 1: '0' is there already"),
         ("names: {1: cat}", r"has the ids \[1\], not 0, 1"),
     ],
 )

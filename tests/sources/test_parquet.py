@@ -233,8 +233,8 @@ def test_results_below_the_root_are_no_data(tmp_path: Path) -> None:
         report = import_parquet(str(tmp_path), str(tmp_path / "out"))
         assert list(rows(report)) == ["a"]
     # of another command
-    write(tmp_path / "run/cams/part-0.parquet", [(encoded(), "b.jpg")], ["dog"])
-    (tmp_path / "run/run.json").write_text('{"stages": []}')
+    write(tmp_path / "run/cams-0a1b2c3d/part-0.parquet", [(encoded(), "b.jpg")], ["dog"])
+    (tmp_path / "run/run.json").write_text('{"stages": [{"folder": "cams-0a1b2c3d"}]}')
     assert list(rows(import_parquet(str(tmp_path), str(tmp_path / "new")))) == ["a"]
 
 

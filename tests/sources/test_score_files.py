@@ -14,7 +14,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.sources.cams.cam_files import CamFolder, find_cams
 from pmm_ray.sources.cams.said import Said
 from pmm_ray.sources.cams.score_detect import DetectedScores, asked_scores, detect_scores
-from pmm_ray.sources.cams.score_files import ScoreReader
+from pmm_ray.sources.cams.score_files import ForegroundReader, ScoreReader
 
 from . import writers
 from .faulty import planes_of
@@ -61,13 +61,14 @@ def test_every_layout_is_told_and_read_right(program: str, declared: bool, tmp_p
     flags = {"layout": layout} if declared else {}
     found, known = find(write(tmp_path / "scores", program), **flags)
     assert f"layout {layout} " in known.line
-    named = layout in ("crf", "prob")
+    named = layout in ("crf", "prob", "excel")
     assert (known.space == VOC12) is not named
     for name in PRESENT:
         labels, scores = read(found, known, name)
         assert scores.shape == (len(labels), 2 * HEIGHT, 2 * WIDTH)
         assert scores.min() >= 0
-        assert scores.sum(0).max() <= 1.01
+        # where two of ExCEL's maps meet, its planes add up to more
+        assert scores.sum(0).max() <= (1.5 if layout == "excel" else 1.01)
         won = np.array(labels)[scores.argmax(0)]
         truth = logits_of(name).argmax(0)
         assert (won[::2, ::2] == truth).mean() > 0.9
@@ -110,6 +111,37 @@ def test_cams_are_refused_with_where_they_belong(program: str, tmp_path: Path) -
     writers.CAMS[program][1](tmp_path / "cams", "a", [3, 8], writers.blobs([3, 8], HEIGHT, WIDTH))
     with pytest.raises(CannotRunError, match=r"pmm masks --cams.*--preset irn"):
         find(tmp_path / "cams")
+
+
+def test_excels_first_plane_is_the_background(tmp_path: Path) -> None:
+    folder = write(tmp_path / "scores", "ExCEL")
+    for flags, labels in (
+        ({}, [0, 4, 15]),
+        ({"key": "valid_lam"}, [0, 4, 15]),
+        ({"first_class": 0}, [0, 4, 15]),
+        ({"first_class": 1}, [0, 3, 14]),
+    ):
+        assert read(*find(folder, **flags), "a")[0] == labels
+    shares = writers.softmax(logits_of("a"))[[4, 15]]
+    writers.save(tmp_path / "no" / "scores", "a", {"valid_lam": shares, "keys_gt": np.arange(2)})
+    with pytest.raises(CannotRunError, match="2 planes for 2 classes and the background"):
+        find(tmp_path / "no" / "scores")
+
+
+def test_classes_that_win_no_pixel_are_none_for_a_preset_with_its_own_background(
+    tmp_path: Path,
+) -> None:
+    scores = np.empty((3, 6, 6), np.float32)
+    scores[:] = np.array([0.9, 0.06, 0.04])[:, None, None]
+    scores[:, 2, 3] = 0.2, 0.3, 0.5
+    path = tmp_path / "scores" / "a.npz"
+    path.parent.mkdir()
+    np.savez(path, scores=scores)
+    found, known = find(path.parent)
+    reader = ForegroundReader(ScoreReader(known.space, True, 10**6, known.reading))
+    labels, maps = planes_of(reader, found, "a", 6, 6)
+    assert labels == [2]
+    np.testing.assert_allclose(maps, scores[2:], atol=1e-6)
 
 
 def test_numbered_cams_are_refused(tmp_path: Path) -> None:

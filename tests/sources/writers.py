@@ -170,6 +170,14 @@ def weaktr(folder: Path, name: str, logits: Maps) -> None:
     save(folder, name, {"prob": shares[keys], "keys": keys})
 
 
+def excel_scores(folder: Path, name: str, logits: Maps) -> None:
+    """ExCEL tools/infer_lam.py: maps from 0 to 1 behind `1 - max`, which has no number."""
+    shares = softmax(logits)[1:]
+    classes = np.flatnonzero(shares.max((1, 2)) > 0.05)
+    planes = np.concatenate([1 - shares[classes].max(0, keepdims=True), shares[classes]])
+    save(folder, name, {"valid_lam": planes, "keys_gt": classes})
+
+
 def toco_logits(folder: Path, name: str, logits: Maps) -> None:
     """ToCo, DuPL, SeCo: with a batch axis."""
     save(folder, name, {"msc_seg": logits[None]})
@@ -193,6 +201,7 @@ def own_scores(folder: Path, name: str, logits: Maps) -> None:
 SCORES: dict[str, tuple[str, Callable[[Path, str, Maps], None]]] = {
     "SEAM after the CRF": ("crf", crf_dictionary),
     "WeakTr": ("prob", weaktr),
+    "ExCEL": ("excel", excel_scores),
     "ToCo": ("logits", toco_logits),
     "WeCLIP": ("logits", weclip_logits),
     "deeplab-pytorch": ("array", deeplab),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import confusion_matrix, to_sparse
 from pmm_ray.runtime.core import tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder, Summary
@@ -141,3 +142,7 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
     # no better than the masks it learnt from: they stay
     equal = choose(segmenter, segmenter)
     assert not equal.details["update"]
+    # background alone is best where a mask is empty
+    empty = evaluation(tmp_path / "e", [cells("a", [[0, 0, 255]], [[0, 0, 1]])])
+    with pytest.raises(CannotRunError, match=r"no class, only background .*cycles\.update: always"):
+        choose(empty, empty)

@@ -221,14 +221,6 @@ def test_masks_that_a_user_drew_are_not_overwritten(
     assert {path.name for path in (tmp_path / "photos").iterdir()} == {"masks", f"a{source.suffix}"}
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert predict_folder(str(tmp_path), tmp_path, tmp_path / "link") == 1
-    assert "is the run itself" in capfd.readouterr().err
-    assert (tmp_path / "run.json").read_text() == "{}"
-
-
 def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="neither a run folder nor"):
         find_segmenter(str(tmp_path), ())

@@ -59,6 +59,14 @@ def test_validation_is_the_evaluators_miou_whatever_the_number_of_workers(
     )
 
 
+@pytest.mark.parametrize("pixels", [0, 99])
+def test_truth_without_a_class_gives_no_score_to_choose_by(shapes: Manifest, pixels: int) -> None:
+    """All of it 255, or background, in which the emptiest mask has IoU 1."""
+    total = np.zeros((4, 4), np.int64)
+    total[0, 0] = pixels
+    assert validation(shapes).metrics([SegmenterShare(total, 2)]) == {SCORED: 2}
+
+
 @pytest.mark.parametrize("use_crf", [True, False])
 def test_the_test_pipeline_scores_what_predict_would_make(shapes: Manifest, use_crf: bool) -> None:
     torch.manual_seed(0)

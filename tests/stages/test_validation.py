@@ -100,3 +100,12 @@ def test_without_truth_only_the_ranking_is_measured(validation: ClassifierValida
     share.confusions.clear()
     assert set(validation.metrics([share])) == {"mean_average_precision"}
     assert validation.metrics([]) == {}
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_truth_without_a_class_scores_no_maps(
+    validation: ClassifierValidation, tmp_path: Path, value: int
+) -> None:
+    for file in tmp_path.glob("*-mask.png"):
+        Image.fromarray(np.full((32, 48), value, np.uint8)).save(file)
+    assert metrics(validation, Colours()) == {"mean_average_precision": 1.0}

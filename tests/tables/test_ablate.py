@@ -131,11 +131,13 @@ def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> N
         do(table, "table-2", "1")
         table.write_record(finished=True)
     assert folders()[1:] == ["make_masks 1", "sweep_masks 1", "sweep_masks 2", "table-2 1"]
-    with session("make_cams", "sweep_masks", adds=True) as sweep:
-        do(sweep, "make_cams", "2")  # another classifier: the masks are of no run any more
-        do(sweep, "sweep_masks", "3")
-        sweep.write_record(finished=True)
-    assert folders() == ["make_cams 2", "sweep_masks 3"]
+    kept = (tmp_path / "run.json").read_text()
+    with (
+        session("make_cams", "sweep_masks", adds=True) as sweep,
+        pytest.raises(CannotRunError, match=r"make_cams of the run in .* other settings"),
+    ):
+        do(sweep, "make_cams", "2")  # of another classifier
+    assert (tmp_path / "run.json").read_text() == kept
 
 
 def test_an_ablation_leaves_the_configuration_of_its_run_alone(tmp_path: Path) -> None:

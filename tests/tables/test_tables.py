@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.cli import app
+from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig
 from pmm_ray.method.masks import exponent_of
 from pmm_ray.pipeline.run import needs_of_nodes
@@ -31,6 +32,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.sources.datasets.shapes import make_shapes
 
+SHAPES = Path(__file__).parents[2] / "recipes" / "shapes.yaml"
 RECIPE = """
 name: tables
 data: {source: shapes, images: 16, classes: 2, size: 64}
@@ -109,18 +111,45 @@ def test_every_node_must_see_the_weights_of_every_backbone(shapes: Manifest) -> 
     assert scratch == training_scratch(shapes.uri, "train")
 
 
-def test_names_of_weights_are_no_files(
+def test_every_node_must_see_what_the_driver_found(
     shapes: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_row.py").write_text(
         "from pmm_ray.config.backbones import BackboneRow\n"
         "ROW = BackboneRow(make='own_row:make', taps=('a', 'b'), files={'tiny': 'tiny.pth'})\n"
     )
+    (tmp_path / "own.py").write_text(
+        "model = dict(type='EncoderDecoder', backbone=dict(type='ResNet', pretrained='b.pth'),"
+        " decode_head=dict(type='FCNHead'))"
+    )
+    (tmp_path / "tiny.pth").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    for weights, inputs in (("tiny", []), ("imagenet", []), ("/a/tiny.pth", ["/a/tiny.pth"])):
-        backbone = "own_row:ROW" if weights != "imagenet" else "efficientnet_lite0"
-        asked = config(classifier={"backbone": backbone, "weights": weights})
-        assert needs_of_nodes(asked, steps(asked), shapes.uri)[0] == inputs
+    monkeypatch.setenv("PMM_WEIGHTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for section, inputs in (
+        ({"classifier": {"backbone": "own_row:ROW", "weights": "tiny"}}, ["tiny.pth"]),
+        ({"classifier": {"backbone": "own_row:ROW", "weights": "a/b.pth"}}, ["a/b.pth"]),
+        ({"classifier": {"backbone": "own_row:ROW", "weights": "none"}}, []),
+        # each node has its own package
+        ({"classifier": {"weights": "imagenet"}}, []),
+        ({"classifier": {"head_classes": "names.yaml"}}, ["names.yaml"]),
+        ({"segmenter": {"config": "own.py"}}, ["b.pth"]),
+    ):
+        asked = config(**section)
+        found = [str(tmp_path / name) for name in inputs]
+        assert needs_of_nodes(asked, steps(asked), shapes.uri)[0] == found
+
+
+def test_a_run_that_lacks_a_file_of_a_training_does_nothing(
+    shapes: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for setting in ("classifier.head_classes", "affinity.weights"):
+        settings = ["data.source=manifest", f"data.root={shapes.uri}", "affinity.enabled=true"]
+        run_dir = tmp_path / setting
+        code = run_recipe(SHAPES, run_dir=str(run_dir), settings=[*settings, f"{setting}=gone"])
+        assert code == 1
+        assert f"{setting}: there is no file" in " ".join(capfd.readouterr().err.split())
+        assert not list(run_dir.glob("import_data-*"))
 
 
 def test_table_6_of_a_recipe_without_a_crf() -> None:

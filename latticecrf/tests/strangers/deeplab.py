@@ -1,4 +1,4 @@
-"""As deeplab-pytorch, CLIP-ES and DHR call pydensecrf: a class, BGR, a pool of processes."""
+"""As deeplab-pytorch and CLIP-ES call pydensecrf: a class, BGR, a pool of processes."""
 
 import multiprocessing
 import sys

@@ -1,8 +1,8 @@
 """`pmm export`: the masks of a finished run in formats that other programs read.
 
 A format is a module of this package, imported when it is asked for. Its function
-`write(masks: RunMasks, out: str, progress: Progress) -> Written` writes below the folder or uri
-`out`; `progress` shows the images done.
+`write(masks: RunMasks, out: Out, progress: Progress) -> Written` writes files at the places that
+`out` gives; `progress` shows the images done.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ from pmm_ray.commands import command
 from pmm_ray.report.outcome import why_absent
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.accounting import account, close
-from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.progress import Progress
 
 if TYPE_CHECKING:
     from pmm_ray.commands.export.source import RunMasks, Written
-
-# says that what is beside it was exported
-_MARKER = ".pmm-export"
 
 
 @command
 def export_run(
     progress: Progress, run_dir: str, out: str, name: str, stage: str | None = None
 ) -> None:
-    """Write a run's masks in another format; a later export overwrites what an earlier one wrote.
+    """Write a run's masks in another format; files of an earlier export are overwritten or deleted.
 
     Args:
         run_dir: uri of a finished run.
@@ -37,24 +33,28 @@ def export_run(
         stage: the stage whose masks are taken, for example `make_masks`; None: for each split the
             last stage that made some.
     """
+    from pmm_ray.commands.export.out import Out
     from pmm_ray.commands.export.source import open_masks
 
     module = importlib.import_module(f"{__name__}.{name}")
-    masks, place = open_masks(run_dir, stage), storage.absolute(out)
-    if read_marker(place, _MARKER) is None:
-        text = "Made by pmm export, which may overwrite the files of this folder.\n"
-        storage.write_bytes(storage.join(place, _MARKER), text.encode())
-    written = module.write(masks, place, progress)
-    _close(masks, written, place, progress)
+    masks, place = open_masks(run_dir, stage), Out(storage.absolute(out))
+    try:
+        written = module.write(masks, place, progress)
+        if written.errors:
+            errors = [row.as_dict() for row in written.errors]
+            tables.write_rows(place.place("errors", "part-export.parquet"), errors, tables.ERRORS)
+    except BaseException:
+        place.keep_names()
+        raise
+    place.close(progress)
+    _account(masks, written, place.uri, progress)
 
 
-def _close(masks: RunMasks, written: Written, place: str, progress: Progress) -> None:
-    """Keep the error rows, and say what became of every image of the run."""
+def _account(masks: RunMasks, written: Written, place: str, progress: Progress) -> None:
+    """Say what became of every image of the run."""
     passed = {image_id for ids in written.left_out.values() for image_id in ids}
     known = written.image_ids | {row.image_id for row in written.errors} | passed
     errors, left_out = why_absent(masks.run, masks.manifest, known, "no mask to export")
-    if written.errors:
-        tables.write_errors(storage.join(place, "errors"), "export", written.errors)
     total = account(
         "images",
         found=masks.manifest.num_rows,

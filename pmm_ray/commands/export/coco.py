@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pmm_ray.commands.export.out import Out
 from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
@@ -28,7 +29,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 _COLUMNS = ["image_id", "uri", "height", "width"]
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     """Write `instances_<split>.json` below `out` for every split.
 
     Raises:
@@ -42,7 +43,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         ) from error
     written = Written()
     for split in masks.splits:
-        uri = storage.join(out, f"instances_{split.split}.json")
+        uri = out.place(f"instances_{split.split}.json")
         storage.write_bytes(uri, b"".join(_document(masks, split, progress)))
         written.image_ids |= set(split.index.image_ids)
         progress.message(f"{uri}: from {split.stage}")

@@ -14,12 +14,12 @@ reads images and labels.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from pmm_ray.commands.export.out import Out
 from pmm_ray.commands.export.source import RunMasks, Written, in_threads, portable
 from pmm_ray.labels import LabelSpace
 from pmm_ray.report.outcome import SplitMasks
@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     """Write `data/SPLIT-*.parquet` below `out` for every split."""
     written = Written()
     schema = _SCHEMA.with_metadata({"huggingface": _features(masks.manifest.label_space)})
@@ -49,27 +49,22 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         uris = [masks.photographs[image_id]["uri"] for image_id in split.image_ids]
         files = max(1, -(-sum(in_threads(_size, uris)) // _FILE_BYTES))
         rows = _rows(masks, split, progress, written)
-        _write_split(storage.join(out, "data"), split, files, rows, schema)
-        progress.message(f"{out}: {split.split} from {split.stage}")
+        _write_split(out, split, files, rows, schema)
+        progress.message(f"{out.uri}: {split.split} from {split.stage}")
     return written
 
 
 def _write_split(
-    folder: str, split: SplitMasks, files: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
+    out: Out, split: SplitMasks, files: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
 ) -> None:
     """Write the rows as so many files, each of as many images."""
-    # an earlier export may have had another number of files: `datasets` would read both
-    earlier = re.compile(rf"{re.escape(split.split)}-\d{{5,}}-of-\d{{5,}}\.parquet")
-    for uri in storage.list_files(folder, ".parquet"):
-        if earlier.fullmatch(uri.rsplit("/", 1)[-1]):
-            storage.delete_file(uri)
     each = -(-len(split.index) // files)
     for number in range(files):
         name = f"{split.split}-{number:05d}-of-{files:05d}.parquet"
         content = [row for _, row in zip(range(each), rows, strict=False)]
         table = pa.Table.from_pylist(content, schema=schema)
         data = tables.to_bytes(table, row_group_size=_ROW_GROUP)
-        storage.write_bytes(storage.join(folder, name), data)
+        storage.write_bytes(out.place("data", name), data)
 
 
 def _rows(

@@ -2,7 +2,8 @@
 
     OUT/config.py              trains, validates and tests the run's segmenter: `tools/train.py`
     OUT/splits/SPLIT.txt       names of a split's images
-    OUT/images/SPLIT/          the photographs, byte for byte
+    OUT/images/SPLIT/          the photographs, byte for byte; as PNG where OpenCV does not read
+                               their format, or EXIF turns them and not their masks
     OUT/masks/SPLIT/           indexed PNG: pseudo-masks of the training split; of other splits the
                                ground truth where there is some
 
@@ -16,16 +17,18 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pmm_ray.commands.export.mmseg_config import Tree, config_text
-from pmm_ray.commands.export.source import RunMasks, Written, in_threads
+from pmm_ray.commands.export.out import Out
+from pmm_ray.commands.export.source import FEW_READ, RunMasks, Written, in_threads, portable
 from pmm_ray.report.outcome import SplitMasks
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.rows.images import decode_mask, encode_mask, read_file
+from pmm_ray.runtime.rows.images import FORMATS, decode_mask, encode_mask, read_file
 
 _COLUMNS = ["image_id", "uri", "split", "ground_truth_uri"]
 # mmsegmentation keeps class ids in 8 bits
 _MOST_CLASSES = 255
+_NOT_OPENCVS = tuple(ending for name in FEW_READ for ending in FORMATS[name])
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class _Split:
     """Whether the masks are its ground truth."""
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     """Write the project below `out`.
 
     Raises:
@@ -56,7 +59,7 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
         raise CannotRunError(f"the run has no masks of its training split {train!r}")
     table = tables.read_table(manifest.uri, _COLUMNS).to_pylist()
     splits = [_split(masks, split, table) for split in masks.splits]
-    suffixes = {PurePosixPath(row["uri"]).suffix for split in splits for row in split.rows}
+    suffixes = {_suffix(row) for split in splits for row in split.rows}
     # mmsegmentation knows one suffix: with several, it is part of an image's name
     suffix = suffixes.pop() if len(suffixes) == 1 else ""
     written = Written()
@@ -71,11 +74,17 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
     taught = next(s.masks for s in splits if s.masks.split == train)
     cyclic = taught.stage.startswith("predict_masks")
     text = config_text(masks.config, manifest, tree, cyclic=cyclic)
-    storage.write_bytes(storage.join(out, "config.py"), text.encode())
+    storage.write_bytes(out.place("config.py"), text.encode())
     told = [f"{s.masks.split} from {'ground truth' if s.truth else s.masks.stage}" for s in splits]
     used = ["pixel labels used"] if any(s.truth for s in splits) else []
-    progress.message(f"{out}: {', '.join(told + used)}")
+    progress.message(f"{out.uri}: {', '.join(told + used)}")
     return written
+
+
+def _suffix(row: dict[str, Any]) -> str:
+    """The ending that a row of the manifest's photograph has here."""
+    own = PurePosixPath(row["uri"]).suffix
+    return ".png" if own.lower() in _NOT_OPENCVS else own
 
 
 def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _Split:
@@ -88,14 +97,12 @@ def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _
 
 
 def _write_split(
-    masks: RunMasks, split: _Split, suffix: str, out: str, progress: Progress, written: Written
+    masks: RunMasks, split: _Split, suffix: str, out: Out, progress: Progress, written: Written
 ) -> None:
     """Write one split; images that cannot be used become error rows of `written`."""
     manifest, name = masks.manifest, split.masks.split
-    images, labels = (storage.join(out, kind, name) for kind in ("images", "masks"))
     stems = {
-        row["image_id"]: tables.check_image_id(row["image_id"])
-        + ("" if suffix else PurePosixPath(row["uri"]).suffix)
+        row["image_id"]: tables.check_image_id(row["image_id"]) + ("" if suffix else _suffix(row))
         for row in split.rows
     }
 
@@ -103,7 +110,8 @@ def _write_split(
         stem = stems[row["image_id"]]
         uri = manifest.locate(row["uri"])
         try:
-            data, png = read_file(uri), b""
+            # OpenCV goes by the content: a PNG may have its photograph's name
+            data, png = portable(uri, apply_exif=manifest.apply_exif)[0], b""
             if split.truth:
                 uri = manifest.locate(row["ground_truth_uri"])
                 png = encode_mask(decode_mask(read_file(uri), uri=uri), manifest.label_space)
@@ -111,14 +119,14 @@ def _write_split(
             return error
         except ValueError as error:
             return RowError("label", str(error), uri)
-        storage.write_bytes(storage.join(images, stem + suffix), data)
+        storage.write_bytes(out.place("images", name, stem + suffix), data)
         if split.truth:
-            storage.write_bytes(storage.join(labels, f"{stem}.png"), png)
+            storage.write_bytes(out.place("masks", name, f"{stem}.png"), png)
         return None
 
     def write_mask(row: dict[str, Any]) -> None:
         if stem := stems.get(row["image_id"]):
-            storage.write_bytes(storage.join(labels, f"{stem}.png"), row["mask_png"])
+            storage.write_bytes(out.place("masks", name, f"{stem}.png"), row["mask_png"])
 
     with progress.stage(f"export {name}", len(split.rows)) as shown:
         for row, problem in zip(split.rows, in_threads(copy, split.rows), strict=True):
@@ -132,5 +140,5 @@ def _write_split(
                 for _ in in_threads(write_mask, part):
                     pass
     listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
-    storage.write_bytes(storage.join(out, "splits", f"{name}.txt"), listed.encode())
+    storage.write_bytes(out.place("splits", f"{name}.txt"), listed.encode())
     written.image_ids |= set(stems)

@@ -134,9 +134,7 @@ def _weigh_classes(model: dict[str, Any], ids: Sequence[int]) -> None:
 def _data(config: RunConfig, manifest: Manifest, tree: Tree) -> dict[str, Any]:
     section, space = config.segmenter, manifest.label_space
     colours = [[int(x) for x in space.palette[c]] for c in range(space.num_classes)]
-    # our masks fit photographs that are turned by their EXIF orientation, or not
-    color_type = "color" if manifest.apply_exif else "color_ignore_orientation"
-    load: dict[str, Any] = {"type": "LoadImageFromFile", "color_type": color_type}
+    load: dict[str, Any] = {"type": "LoadImageFromFile"}
     annotations: dict[str, Any] = {"type": "LoadAnnotations", "reduce_zero_label": False}
     crop = (section.crop_size, section.crop_size)
     train: list[dict[str, Any]] = [

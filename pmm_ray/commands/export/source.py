@@ -16,10 +16,18 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, is_turned, read_file
+from pmm_ray.runtime.rows.images import (
+    decode_rgb,
+    encode_rgb,
+    format_and_turn,
+    read_file,
+)
 
 # images that are read or written at once: what hides the latency of a disk's sync or a bucket
 _THREADS = 16
+FEW_READ = ("AVIF", "HEIF", "JXL")
+"""Formats that other programs often do not read, or do not turn as EXIF says."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -68,7 +76,7 @@ class RunMasks:
         """Rows of `tables.MASKS`, some dozens at a time."""
         for uri, rows in zip(masks.index.parts, masks.index.rows_of_parts(), strict=True):
             if len(rows):
-                yield tables.read_table(uri).take(rows).to_pylist()
+                yield tables.read_finished(uri).take(rows).to_pylist()
 
     def each(
         self, split: SplitMasks, progress: Progress, work: Callable[[dict[str, Any]], T]
@@ -111,7 +119,8 @@ def portable(
     """A photograph as other programs show it as we do: its bytes, and the ending of their format.
 
     Usually the file's own bytes. A PNG of its pixels instead, if other programs would turn it by
-    EXIF and its mask was not turned, or if they do not read its format.
+    EXIF and its mask was not turned, or if they do not read its format, by its ending or content.
+    Those of `FEW_READ` they do not read, or turn each in another way.
 
     Args:
         apply_exif: whether its mask was made with the EXIF orientation.
@@ -122,7 +131,8 @@ def portable(
     """
     data, ending = read_file(uri), PurePosixPath(uri).suffix
     known = endings is None or ending.lower() in endings
-    if known and (apply_exif or not is_turned(data, uri=uri)):
+    found, turned = format_and_turn(data, uri=uri)
+    if known and found not in FEW_READ and (apply_exif or not turned):
         return data, ending
     return encode_rgb(decode_rgb(data, apply_exif=apply_exif, uri=uri)), ".png"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pmm_ray.commands.export.out import Out
 from pmm_ray.commands.export.source import RunMasks, Written
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -22,25 +23,26 @@ CLASS_NAMES = "class_names.txt"
 _OTHER = "--format coco"
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     """Write the tree below `out`.
 
     Raises:
         CannotRunError: a class whose name cannot stand on a line of `class_names.txt`.
     """
-    _write_names(masks.manifest.label_space.names, storage.join(out, CLASS_NAMES))
-    folder = storage.join(out, MASKS)
+    _write_names(masks.manifest.label_space.names, out.place(CLASS_NAMES))
     written = Written()
 
     def write_mask(row: dict[str, Any]) -> None:
         name = f"{tables.check_image_id(row['image_id'])}.png"
-        storage.write_bytes(storage.join(folder, name), row["mask_png"])
+        storage.write_bytes(out.place(MASKS, name), row["mask_png"])
 
     for split in masks.splits:
         written.image_ids |= {row["image_id"] for row, _ in masks.each(split, progress, write_mask)}
         text = "".join(f"{image_id}\n" for image_id in split.image_ids)
-        storage.write_bytes(storage.join(out, LISTS, f"{split.split}.txt"), text.encode())
-    progress.message(f"{folder}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
+        storage.write_bytes(out.place(LISTS, f"{split.split}.txt"), text.encode())
+    progress.message(
+        f"{out.uri}/{MASKS}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}"
+    )
     return written
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pmm_ray.commands.export.out import Out
 from pmm_ray.commands.export.source import RunMasks, Written, portable
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import RowError
@@ -32,7 +33,7 @@ from pmm_ray.runtime.rows.images import decode_mask
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def write(masks: RunMasks, out: str, progress: Progress) -> Written:
+def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     """Write the data set below `out`."""
     manifest, written = masks.manifest, Written()
 
@@ -45,15 +46,15 @@ def write(masks: RunMasks, out: str, progress: Progress) -> Written:
             return error
         lines = "".join(_lines(decode_mask(row["mask_png"]), manifest.label_space.ignore))
         name = image_id + ending
-        storage.write_bytes(storage.join(out, "images", split, name), data)
-        storage.write_bytes(storage.join(out, "labels", split, f"{image_id}.txt"), lines.encode())
+        storage.write_bytes(out.place("images", split, name), data)
+        storage.write_bytes(out.place("labels", split, f"{image_id}.txt"), lines.encode())
         return None
 
     for split in masks.splits:
         for row, fault in masks.each(split, progress, partial(write_image, split.split)):
             written.add(row["image_id"], fault)
-    storage.write_bytes(storage.join(out, "data.yaml"), _data_yaml(masks).encode())
-    progress.message(f"{out}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
+    storage.write_bytes(out.place("data.yaml"), _data_yaml(masks).encode())
+    progress.message(f"{out.uri}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
     places = _places(masks).values()
     left_out = [s.split for s in masks.splits if f"images/{s.split}" not in places]
     if left_out:

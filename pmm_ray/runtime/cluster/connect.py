@@ -22,7 +22,8 @@ from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.cluster.placement import place
 from pmm_ray.runtime.cluster.startup import refuse_start
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
+from pmm_ray.runtime.core.errors import OF_A_NAME, CannotRunError, MayPassError
+from pmm_ray.runtime.core.progress import console_text
 from pmm_ray.runtime.core.resources import ClusterResources
 
 # One thread per task: Ray owns the cores (OpenCV is told in the worker, it ignores these).
@@ -33,7 +34,6 @@ THREAD_ENVIRONMENT = {
 }
 _MAX_DEFAULT_STORE = 2 * 1024**3
 SCRATCH_ADVICE = "set runtime.scratch to a folder on this node's disk that this user may write to"
-_NEVER_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def _native_stderr_to(run_dir: str | None) -> Iterator[None]:
         log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 2)
     os.close(log)
-    sys.stderr = os.fdopen(os.dup(console), "w", buffering=1)
+    sys.stderr = console_text(os.dup(console))
     try:
         yield
     finally:
@@ -264,7 +264,7 @@ def scratch_folder(config: RuntimeConfig) -> Path:
 
 @contextlib.contextmanager
 def in_scratch() -> Iterator[None]:
-    """Name the setting where a scratch folder is another user's, a file, or on a read-only disk.
+    """Name the setting where a system refuses a scratch folder: another user's, a read-only disk.
 
     Raises:
         CannotRunError: so it is.
@@ -272,6 +272,6 @@ def in_scratch() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NEVER_WRITABLE:
+        if error.errno not in OF_A_NAME:
             raise
         raise CannotRunError(f"{error.filename}: {error.strerror}: {SCRATCH_ADVICE}") from error

@@ -20,6 +20,8 @@ EXIT_BUDGET = 3
 EXIT_TRY_AGAIN = 75
 """As of sysexits.h: the same command may succeed later, or on other machines."""
 EXIT_INTERRUPTED = 130
+EXIT_NOT_READ = 141
+"""Who read our output ended first, as `head` does. What a shell gives for SIGPIPE."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,22 @@ class BudgetExceededError(Exception):
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what a system says of one name, place or right: asked again, it says the same
-_OF_A_NAME = (
+OF_A_NAME = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EEXIST, errno.ENOTEMPTY, errno.EROFS),
 )
+"""What a system says of one name, place or right: asked again, it says the same."""
 
 
-def system_failure(error: BaseException, uri: str = "") -> str | None:
+def system_failure(error: BaseException) -> str | None:
     """What to say if a disk, or this machine, failed rather than one file; else None.
 
     Such an error has a number: a full disk, an input/output error, a mount that does not answer,
     too many open files.
-
-    Args:
-        uri: what was read or written, if the error does not name it.
     """
-    if not isinstance(error, OSError) or error.errno is None or error.errno in _OF_A_NAME:
+    if not isinstance(error, OSError) or error.errno is None or error.errno in OF_A_NAME:
         return None
-    place = error.filename or uri
+    place = error.filename or ""
     if error.errno in _FULL:
         return (
             f"the disk is full: cannot write {place}. Free some space and run the same command"

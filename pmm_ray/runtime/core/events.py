@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.store_faults import naming_path
 
 FLUSH_SECONDS = 30.0
 """A reader of any storage is at most so far behind."""
@@ -68,7 +69,7 @@ class EventLog:
                 self._flush_soon()
             else:
                 path = storage.join(self._folder, f"{self._writer}.jsonl")
-                with storage.naming_path(path), open(path, "ab+") as file:
+                with naming_path(path), open(path, "ab+") as file:
                     file.write((_after(file) + line + "\n").encode())
 
     def _flush_soon(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import sys
 from collections.abc import Callable
 
 from pmm_ray.config import ConfigError
@@ -12,7 +15,9 @@ from pmm_ray.runtime.core.errors import (
     EXIT_CANNOT_RUN,
     EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_NOT_READ,
     EXIT_TRY_AGAIN,
+    OF_A_NAME,
     BudgetExceededError,
     CannotRunError,
     MayPassError,
@@ -28,6 +33,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         body(progress)
+        sys.stdout.flush()
     except (CannotRunError, ConfigError) as error:
         progress.message(f"pmm: {error}")
         # a recipe on a disk that fails
@@ -37,6 +43,8 @@ def guarded(body: Callable[[Progress], None]) -> int:
         progress.message(f"pmm: {error}")
         return EXIT_BUDGET
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_NOT_READ
         again = passing(error)
         message = again or _place_refused(error)
         if message is None:
@@ -51,9 +59,20 @@ def guarded(body: Callable[[Progress], None]) -> int:
     return EXIT_DONE
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that its reader closed; then what is still printed goes nowhere."""
+    stdout = 1
+    asked = select.poll()
+    asked.register(stdout, 0)
+    closed = any(events & select.POLLERR for _, events in asked.poll(0))
+    if closed:
+        # Python flushes once more at its end, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return closed
+
+
 def _place_refused(error: OSError) -> str | None:
     """What to say of a file or folder that the user named and the system refuses; else None."""
-    refused = (PermissionError, IsADirectoryError, NotADirectoryError, FileNotFoundError)
-    if not isinstance(error, refused) or not error.filename:
+    if error.errno not in OF_A_NAME or not error.filename:
         return None
     return f"{storage.printable(str(error.filename))}: {error.strerror}: choose another place"

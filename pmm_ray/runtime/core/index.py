@@ -223,12 +223,12 @@ def write_index(folder: str, index: TableIndex, schema: pa.Schema | None = None)
 
 
 def read_index(folder: str) -> TableIndex:
-    """The index of a finished table folder."""
+    """The index of a finished table folder. Raises CannotRunError: it is missing or damaged."""
     return _read_index(folder)[0]
 
 
 def _read_index(folder: str) -> tuple[TableIndex, pa.Schema | None]:
-    table = tables.read_table(storage.join(folder, "index.parquet"))
+    table = tables.read_finished(storage.join(folder, "index.parquet"))
     metadata = table.schema.metadata
     names = json.loads(metadata[_PARTS_KEY])
     packed = metadata.get(_SCHEMA_KEY)
@@ -245,7 +245,7 @@ def read_all(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     if index.parts:
         with ThreadPoolExecutor(tables.READERS) as readers:
             wanted = readers.map(
-                lambda uri, rows: tables.read_table(uri, columns).take(pa.array(rows)),
+                lambda uri, rows: tables.read_finished(uri, columns).take(pa.array(rows)),
                 *(index.parts, index.rows_of_parts()),
             )
             return pa.concat_tables(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -86,6 +87,17 @@ class StageProgress:
         )
 
 
+def console_text(descriptor: int) -> TextIO:
+    """Lines to a descriptor, closed with it; letters that its encoding lacks are `\\u043a`."""
+    return os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace")
+
+
+def lenient_stdout() -> None:
+    """Let `print` write letters that the console's encoding lacks as `\\u043a`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 class Progress:
     """Where a run's human-readable lines go.
 
@@ -96,7 +108,7 @@ class Progress:
 
     def __init__(self, heartbeat_seconds: float = 10.0, stream: TextIO | None = None) -> None:
         # a copy of the descriptor: Ray's own lines are sent elsewhere while it runs
-        self._stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        self._stream = stream or console_text(os.dup(sys.stderr.fileno()))
         self.heartbeat_seconds = heartbeat_seconds
         self._live = self._stream.isatty()
         self._console = Console(file=self._stream, highlight=False, soft_wrap=True)

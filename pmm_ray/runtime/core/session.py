@@ -47,6 +47,7 @@ class Session:
         kept: Collection[str] = (),
         shared: Collection[str] = (),
     ) -> None:
+        self._record = RunRecord(run_dir, config.name, adds, kept, shared)
         self.run_dir = run_dir
         self.config = config
         self.selection = selection
@@ -64,7 +65,6 @@ class Session:
         self._cluster: ClusterResources | None = None
         self._held = False
         self._renewals = Renewals(run_dir, selection)
-        self._record = RunRecord(run_dir, config.name, adds, kept, shared)
 
     def __enter__(self) -> Session:
         return self

@@ -12,7 +12,7 @@ import os
 import posixpath
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -23,8 +23,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, system_failure
-from pmm_ray.runtime.core.store_faults import STORE_FAILS, reaching
+from pmm_ray.runtime.core.errors import (
+    OF_A_NAME,
+    CannotRunError,
+    MayPassError,
+    system_failure,
+)
+from pmm_ray.runtime.core.store_faults import STORE_FAILS, naming_path, reaching
 
 # A throttled or failed request is sent again after a random pause that doubles: about a minute in
 # all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
@@ -83,9 +88,16 @@ def _gcs() -> Any:
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """The (pyarrow filesystem, path inside it) of a uri."""
+    """The (pyarrow filesystem, path inside it) of a uri.
+
+    Raises:
+        CannotRunError: it is not UTF-8, and pyarrow takes no other.
+    """
+    place = absolute(uri)
+    if (shown := printable(place)) != place:
+        raise CannotRunError(f"{shown}: a name that is not UTF-8: rename it")
     if not is_remote(uri):
-        return _filesystem(""), absolute(uri)
+        return _filesystem(""), place
     scheme, _, rest = uri.partition("://")
     bucket = rest.split("/", 1)[0]
     return _filesystem(f"{scheme}://{bucket}"), rest
@@ -149,17 +161,6 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     # not `open_input_stream`, which asks a bucket for 256 KB at a time
     with reaching(uri), filesystem.open_input_file(path) as file:
         return cast(bytes, file.read(limit))
-
-
-@contextlib.contextmanager
-def naming_path(path: str) -> Iterator[None]:
-    """Add the path to an OSError of a write that lacks it, so that the message names the disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, path) from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -371,7 +372,9 @@ def make_folder(uri: str) -> None:
         return
     try:
         Path(absolute(uri)).mkdir(parents=True, exist_ok=True)
-    except (NotADirectoryError, FileExistsError, PermissionError, FileNotFoundError) as error:
+    except OSError as error:
+        if error.errno not in OF_A_NAME:
+            raise
         raise CannotRunError(
             f"cannot make the folder {uri}: {error.strerror}: choose another place"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, system_failure
@@ -65,12 +66,27 @@ def unreadable(text: str, error: Exception) -> CannotRunError:
 
 
 @contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turn a failure of the store or the system into a `MayPassError` that names the uri."""
+def naming_path(path: str) -> Iterator[None]:
+    """Add the path to a system's error that lacks it, so that the message names the place."""
     try:
         yield
     except OSError as error:
-        message = store_failure(error, uri) or system_failure(error, uri)
+        if error.errno is None or error.filename is not None or of_the_store(error):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from error
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn a failure of the store or the system into a `MayPassError` that names the uri.
+
+    What a system refuses stays an OSError, and names the uri.
+    """
+    try:
+        with naming_path(uri):
+            yield
+    except OSError as error:
+        message = store_failure(error, uri) or system_failure(error)
         if message is None:
             raise
         raise MayPassError(message) from error

@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -123,6 +124,32 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
+def read_finished(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """`read_table` of a file that a finished stage wrote.
+
+    Raises:
+        CannotRunError: it is missing or damaged, or its store fails.
+    """
+    with _finished(uri):
+        return read_table(uri, columns)
+
+
+@contextmanager
+def _finished(uri: str) -> Iterator[None]:
+    """Say what to do where a file that a finished stage wrote is missing or damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        if not missing and not is_damage(error):
+            raise
+        raise CannotRunError(
+            f"{uri} {'is missing' if missing else f'is damaged ({error})'}. Delete the "
+            "summary.json beside it and run again what made it: only what is missing or damaged "
+            "is made again."
+        ) from error
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether an error of reading a Parquet file is about its content.
 
@@ -164,24 +191,17 @@ def read_rows(uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     Only the row groups that hold them are read; the last two stay cached in the process.
 
     Raises:
-        CannotRunError: the file was damaged after its stage was done, or its store fails.
+        CannotRunError: the file was deleted or damaged after its stage was done, or its store
+            fails.
     """
     out: list[dict[str, Any]] = []
-    try:
-        with reaching(uri):
-            version = storage.version(uri)
-            bounds = _row_group_bounds(uri, version)
-            for row in rows:
-                group = bisect_right(bounds, row) - 1
-                table = _row_group(uri, version, group)
-                out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
-    except (pa.ArrowException, OSError) as error:
-        if not is_damage(error):
-            raise
-        raise CannotRunError(
-            f"{uri} is damaged ({error}). Delete the summary.json beside it and run "
-            "the same command again: only what is damaged is made again."
-        ) from error
+    with _finished(uri), reaching(uri):
+        version = storage.version(uri)
+        bounds = _row_group_bounds(uri, version)
+        for row in rows:
+            group = bisect_right(bounds, row) - 1
+            table = _row_group(uri, version, group)
+            out.append(table.slice(row - bounds[group], 1).to_pylist()[0])
     return out
 
 

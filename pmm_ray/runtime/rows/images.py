@@ -174,10 +174,14 @@ def read_header(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> 
         return image_header(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
-def is_turned(data: bytes, *, uri: str = "") -> bool:
-    """Whether EXIF says to turn or mirror a photograph. Raises RowError of one without a header."""
+def format_and_turn(data: bytes, *, uri: str = "") -> tuple[str, bool]:
+    """A photograph's format, as in `FORMATS`, and whether EXIF says to turn or mirror it.
+
+    Raises:
+        RowError: it has no readable header.
+    """
     with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
-        return _orientation(image) != 1
+        return image.format or "", _orientation(image) != 1
 
 
 def encode_rgb(rgb_HW3: NDArray[np.uint8]) -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pmm_ray.config import TrainingConfig
 from pmm_ray.labels import LabelSpace
+from pmm_ray.nets.weight_files import worker_files
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import SampleFunction, TrainingSet, training_rows
@@ -65,7 +66,7 @@ class TrainingTask(ABC, Generic[Config]):
     """What a stage trains. Pickled to the workers: plain values only, files opened there."""
 
     config: Config
-    """The stage's section."""
+    """The stage's section, its files as every worker can open them: see `worker_files`."""
     stage: str
     """Name with its round, for events and error rows."""
     seed: int
@@ -93,9 +94,12 @@ class TrainingTask(ABC, Generic[Config]):
         Args:
             masks_uri: folder of the masks that are learnt from, if any.
             own: the other fields.
+
+        Raises:
+            CannotRunError: see `worker_files`.
         """
         return cls(
-            config=config,
+            config=config.model_copy(update=worker_files(config)),
             stage=folder.stage,
             seed=context.config.seed,
             split=context.config.data.train_split,

@@ -108,18 +108,16 @@ def detect_scores(
         raise CannotRunError(f"not one file can be used: {faults[0].uri}: {faults[0].message}")
     numbered = [peek for peek in peeks if peek.planes.numbers is not None]
     _refuse_cams([p for p in numbered if p.planes.layout == "crf"], reading)
-    _refuse_unclear_first_class(numbered, reading)
+    _refuse_unclear_first_class(
+        [p for p in numbered if not LAYOUTS[p.planes.layout].unnumbered], reading
+    )
     plain = [peek for peek in peeks if peek.planes.numbers is None]
     _refuse_classes_last(plain, space)
     space = space or _space_of(plain)
     if space is None:
         space = COCO14 if reading.class_ids == "coco90" else nameless
     if numbered and reading.class_ids == "auto":
-        first = 1 if reading.first_class is None else reading.first_class
-        seen = {
-            peek.image_id: {n + 1 - first for n in peek.planes.numbers or ()} - {0}
-            for peek in numbered
-        }
+        seen = {peek.image_id: set(peek.planes.labels or ()) - {0} for peek in numbered}
         if class_ids_of(seen, space, {}) == "coco90":
             reading = replace(reading, class_ids="coco90")
     reading = replace(reading, values=_values(peeks, reading))

@@ -41,12 +41,16 @@ class ScoreLayout:
 
     Attributes:
         keys: name of the class numbers; empty: planes stand in the order of the classes.
+        without: names that such a file does not have.
+        unnumbered: whether plane 0 is the background and has no number; classes count from 0 then.
     """
 
     written_by: str
     kind: Kind
     scores: tuple[str, ...] = ()
     keys: str = ""
+    without: tuple[str, ...] = ()
+    unnumbered: bool = False
 
     @property
     def file(self) -> str:
@@ -58,6 +62,9 @@ class ScoreLayout:
 
 LAYOUTS: dict[str, ScoreLayout] = {
     "prob": ScoreLayout("WeakTr", "dictionary", ("prob",), "keys"),
+    "excel": ScoreLayout(
+        "ExCEL", "dictionary", ("valid_lam",), "keys_gt", ("keys",), unnumbered=True
+    ),
     "logits": ScoreLayout(
         "ToCo, DuPL, SeCo, WeCLIP, AFA", "dictionary", ("msc_seg", "msc_segs", "segs")
     ),
@@ -69,10 +76,8 @@ LAYOUTS: dict[str, ScoreLayout] = {
 
 NO_BACKGROUND = (
     "these are CAMs, which have no background: give them to `pmm masks --cams`, or choose a preset "
-    "that makes one of its own (--preset irn, seam, clip-es or toco-cam)"
+    "that makes one of its own (--preset irn, seam, clip-es, more or toco-cam)"
 )
-# the share of a class that is not there
-_FAINT = 0.05
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class ScoreReading:
 
     Attributes:
         first_class: number of the first class where files have class numbers: 1 beside a
-            background 0, or 0 where no file has a background.
+            background 0, or 0 where no file has a background, or one without a number.
         background_channel: whether the user says that class 0 is the background, though the
             planes do not add up to one.
         values: logits, which a softmax makes probabilities, or these; `auto`: told from each file.
@@ -104,6 +109,7 @@ class ScorePlanes:
         layout: its name.
         key: name of the scores.
         numbers: class numbers as stored; None: planes stand in the order of the classes.
+        labels: mask values of the numbered planes, or COCO's own ids.
         scores: floating [M, h, w].
         verdict: what the values can be.
         sure: whether they can be nothing else.
@@ -113,6 +119,7 @@ class ScorePlanes:
     layout: str
     key: str
     numbers: list[int] | None
+    labels: list[int] | None
     scores: NDArray[Any]
     verdict: Verdict
     sure: bool
@@ -137,8 +144,12 @@ def read_score_planes(content: Content, reading: ScoreReading) -> ScorePlanes:
             stored = None  # what is there, not what the planes are
     if scores.ndim != 3 or 0 in scores.shape:
         raise ValueError(f"the scores are {list(scores.shape)}: [classes, h, w] is expected")
-    if stored is not None and len(stored) != len(scores):
-        raise ValueError(f"there are {len(scores)} planes for {len(stored)} classes")
+    labels = None if stored is None else _mask_values(stored, layout, reading)
+    if labels is not None and len(labels) != len(scores):
+        background = " and the background" if layout.unnumbered else ""
+        raise ValueError(
+            f"there are {len(scores)} planes for {len(stored or ())} classes{background}"
+        )
     if not np.isfinite(scores).all():
         raise RowError("nonfinite", "the scores hold NaN or infinity")
     whole = whole_of(scores)
@@ -154,7 +165,15 @@ def read_score_planes(content: Content, reading: ScoreReading) -> ScorePlanes:
     verdict, sure = _verdict(scores, shares, stored, layout)
     if shares:
         scores = clip_shares(scores)
-    return ScorePlanes(name, key, stored, scores, verdict, sure, shares)
+    return ScorePlanes(name, key, stored, labels, scores, verdict, sure, shares)
+
+
+def _mask_values(stored: list[int], layout: ScoreLayout, reading: ScoreReading) -> list[int]:
+    """See `ScorePlanes.labels`."""
+    usual = 0 if layout.unnumbered else 1
+    first = usual if reading.first_class is None else reading.first_class
+    labels = [number + 1 - first for number in stored]
+    return [0, *labels] if layout.unnumbered else labels
 
 
 def _choose(content: Content, reading: ScoreReading) -> tuple[str, str]:
@@ -165,6 +184,7 @@ def _choose(content: Content, reading: ScoreReading) -> tuple[str, str]:
         names = (reading.key,) if said else layout.scores or ("",)
         key = next((key for key in names if key in content or not layout.scores), None)
         lacks = layout.keys and layout.keys not in content
+        lacks = lacks or any(other in content for other in layout.without)
         if layout.kind == content.kind and key is not None and not lacks:
             fitting[name] = key
     if reading.key and not reading.layout:
@@ -191,8 +211,8 @@ def _verdict(
     scores: NDArray[Any], shares: bool, stored: list[int] | None, layout: ScoreLayout
 ) -> tuple[Verdict, bool]:
     """What values can be, and whether that is sure."""
-    if layout.scores == ("prob",) and float(scores.min()) >= -MARGIN:
-        # WeakTr adds the shares of two decoders: 0.8 p + q
+    if layout.keys and float(scores.min()) >= -MARGIN:
+        # WeakTr adds the shares of two decoders: 0.8 p + q; ExCEL's background is 1 - max
         return "probabilities", float(scores.sum(axis=0, dtype=np.float32).max()) <= 1 + MARGIN
     if shares:
         return "probabilities", True
@@ -262,7 +282,7 @@ class ScoreReader:
     def _labels(self, planes: ScorePlanes) -> list[int]:
         """The class id of each plane; -1 of one that is no class."""
         count, classes = len(planes.scores), self.space.num_classes
-        if planes.numbers is None:
+        if planes.labels is None:
             ids = self.space.dataset_ids
             if count == classes:
                 return list(range(classes))
@@ -273,19 +293,19 @@ class ScoreReader:
                 f"there are {count} planes, but {classes} classes with the background: which are "
                 "they? Say --label-space",
             )
-        first = 1 if self.reading.first_class is None else self.reading.first_class
-        labels = [number + 1 - first for number in planes.numbers]
+        labels = planes.labels
         if len(set(labels)) < len(labels):
-            raise RowError("label", f"classes occur twice: {sorted(planes.numbers)}")
+            raise RowError("label", f"classes occur twice: {planes.numbers}")
         if self.reading.class_ids == "coco90":
             labels = from_coco(labels)
         if min(labels) < 0 or max(labels) >= classes:
             raise RowError(
                 "label",
-                f"the file has classes {sorted(planes.numbers)}: 0..{classes - 1} are known",
+                f"the file has classes {planes.numbers}, the mask values {sorted(labels)}: "
+                f"0..{classes - 1} are known",
             )
         if planes.layout == "crf" and not self.reading.background_channel:
-            if 0 not in planes.numbers:
+            if 0 not in (planes.numbers or ()):
                 raise RowError("label", f"no plane is class 0, the background: {NO_BACKGROUND}")
             if planes.verdict != "probabilities":
                 raise RowError("label", NOT_SHARES)
@@ -304,8 +324,8 @@ class ScoreReader:
 class ForegroundReader:
     """The classes of scores as activation maps, for a preset that makes its own background.
 
-    Classes that are nowhere the strongest of the foreground are left out, as those of CAMs are that
-    the image-level labels do not name.
+    Classes that are nowhere the strongest, the background among them, are left out, as those of
+    CAMs are that the image-level labels do not name.
     """
 
     reader: ScoreReader
@@ -315,12 +335,7 @@ class ForegroundReader:
     ) -> tuple[list[int], NDArray[np.float32]]:
         """Class ids from 1 and maps, float32 [K, H, W]. Raises RowError as `ScoreReader`."""
         labels, scores = self.reader(row)
-        classes = [k for k, label in enumerate(labels) if label]
-        if not classes:
-            return [], scores[:0]
-        best_HW = scores[classes].argmax(axis=0)
-        seen = scores[classes].max(axis=0) > _FAINT
-        kept = [classes[k] for k in np.unique(best_HW[seen])]
+        kept = [k for k in np.unique(scores.argmax(axis=0)) if labels[k]]
         return [labels[k] for k in kept], scores[kept]
 
 

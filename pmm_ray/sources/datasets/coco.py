@@ -9,11 +9,12 @@
                                             Studio does
 
 Photographs are looked for in `images/SPLIT`, `SPLIT`, `images` and beside the JSON file; a
-`file_name` may name a folder below these. A file that is listed twice, in one split or in two, is
-an error row each time, however it is written; so is an entry whose `split` is another one than its
-file's. Where splits have files of one name each, their image ids begin with the split. EXIF
-orientation is applied, as annotation tools show photographs; one whose size differs from the stated
-one is an error row.
+`file_name` may name a folder below these. One that is not where its name says is looked for among
+their pictures, but for those in hidden folders and, outside `images`, in folders of masks. A file
+that is listed twice, in one split or in two, is an error row each time, however it is written; so
+is an entry whose `split` is another one than its file's. Where splits have files of one name each,
+their image ids begin with the split. EXIF orientation is applied, as annotation tools show
+photographs; one whose size differs from the stated one is an error row.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from dataclasses import dataclass
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.files import OBJECTS_FOLDER
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.datasets.coco_files import (
-    OBJECTS_FOLDER,
     OBJECTS_KEY,
     mask_uri,
     read_annotated,
@@ -120,7 +121,7 @@ def import_coco(
     storage.delete_folder(objects)
     counts = {"annotations": 0}
     base = storage.parent(root) if has_ending(root, _ENDINGS) else root
-    places = [Places(_places(uri, split, base), out) for split, uri in files]
+    places = [Places(_places(uri, split, base), out, "coco") for split, uri in files]
     sources = [path_below(uri, base) for _, uri in files]
     listed = [
         _listed(number, position, image, split, splits)

@@ -18,10 +18,10 @@ from typing import Literal
 from pmm_ray.labels import COCO14
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import OBJECTS_FOLDER
 from pmm_ray.runtime.core.manifest import ManifestRow
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.datasets.coco_files import (
-    OBJECTS_FOLDER,
     OBJECTS_KEY,
     AnnotatedImages,
     mask_uri,

@@ -13,7 +13,6 @@ from pmm_ray.sources.datasets.coco_objects import NO_OUTLINE, ObjectSpill, parse
 from pmm_ray.sources.reading.names import lookup
 
 MASKS = "masks"
-OBJECTS_FOLDER = "objects"
 OBJECTS_KEY = "pmm.objects"
 """Metadata of a manifest whose masks are made of the objects beside it: their fingerprint."""
 

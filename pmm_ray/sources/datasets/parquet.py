@@ -11,8 +11,9 @@ Integers are positions in the names that the file's `huggingface` metadata gives
 0, 1, 2, ... The bytes of each image become a file `images/ID.ext` beside the manifest; its id is
 that of the column `image_id`, else made from the image's path, else from the shard and the row. An
 id that rows of several shards have gets the shard's path before it. A row without bytes names a
-file below ROOT; a file that two rows name is an error of both. EXIF orientation is applied. Our own
-results below ROOT are left out.
+file below ROOT, looked for as those of `coco` are; a file that two rows name is an error of both.
+EXIF orientation is applied. Hidden files and our own results are left out, not what stands beside
+them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from pmm_ray.sources.labels.label_columns import ColumnLabels, read_column
 from pmm_ray.sources.labels.label_files import class_list
 from pmm_ray.sources.labels.label_lines import DEFAULT_SPLIT, LABEL_COLUMN
 from pmm_ray.sources.reading.names import has_ending, safe_image_id, stem_path
-from pmm_ray.sources.reading.split_names import is_split
+from pmm_ray.sources.reading.split_names import is_split, same_split
 
 
 @reads_source
@@ -119,7 +120,8 @@ def import_parquet(
     found = len(broken)
     for uri, text in broken.items():
         importer.fail(safe_image_id(stem_path(uri, root)), "decode", text, uri)
-    places = Places([storage.parent(root) if has_ending(root, ".parquet") else root], out)
+    folder = storage.parent(root) if has_ending(root, ".parquet") else root
+    places = Places([folder], out, "parquet")
     rows = _Rows(importer, RowIds(files, root), read, places)
     for file in files:
         for number, row in enumerate(shard_rows(file)):
@@ -179,7 +181,7 @@ class _Rows:
         image_id = image_id or self.ids.of_row(file, number)
         split = str(row.get(file.split_column or "") or file.split or DEFAULT_SPLIT)
         labels = partial(self.read.ids, file.labels_in(row))
-        if is_split(file.split) and file.split != split:
+        if is_split(file.split) and not same_split(file.split, split):
             text = f"its column says split {split!r}, its file {file.split!r}: keep one of them"
             self.importer.fail(image_id, "label", text, file.uri)
         elif isinstance(data, bytes):

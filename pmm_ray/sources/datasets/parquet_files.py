@@ -15,9 +15,15 @@ import pyarrow.parquet as pq
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.importing.photographs import is_result, result_folders
+from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.labels import label_lines
-from pmm_ray.sources.reading.names import has_ending, safe_image_id, stem_path
+from pmm_ray.sources.reading.names import (
+    has_ending,
+    is_hidden,
+    path_below,
+    safe_image_id,
+    stem_path,
+)
 from pmm_ray.sources.reading.noted import note
 from pmm_ray.sources.reading.split_names import is_split
 
@@ -64,14 +70,17 @@ class Shard:
 
 
 def find_files(root: str, out: str) -> list[tuple[str, str]]:
-    """(uri, split) of the files, but for our results; no split where no name tells it."""
+    """(uri, split) of the files, but for hidden ones and our results; no split where no name tells
+    it."""
     if has_ending(root, ".parquet"):
         return [(root, _split(root))]
     there = storage.list_files(root, recursive=True)
-    results = result_folders(there, out)
+    results = results_in(there, root, out, "parquet")
     found = []
     for uri in there:
-        if not has_ending(uri, ".parquet") or is_result(uri, root, results):
+        if not has_ending(uri, ".parquet") or is_hidden(path_below(uri, root)):
+            continue
+        if is_result(uri, root, results):
             continue
         folder = storage.parent(uri)
         in_root = folder in (root, storage.join(root, "data"))
@@ -79,6 +88,22 @@ def find_files(root: str, out: str) -> list[tuple[str, str]]:
     if not found:
         raise CannotRunError(f"no .parquet files in {root}")
     return found
+
+
+def hold_photographs(root: str) -> bool:
+    """Whether one of the Parquet files of a folder has a column of images, or is damaged."""
+    try:
+        files = find_files(root, root)
+    except CannotRunError:
+        return False
+    return any(_has_images(uri) for uri, _ in files)
+
+
+def _has_images(uri: str) -> bool:
+    try:
+        return _column(tables.schema_of(uri).names, _IMAGE_COLUMNS) is not None
+    except (pa.ArrowInvalid, OSError):
+        return True
 
 
 def _split(uri: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec
 
@@ -48,6 +49,25 @@ class ImportReport:
     def total(self) -> int:
         """Images that came in."""
         return self.rows + len(self.errors)
+
+
+def counted(
+    manifest: Manifest, rows: Sequence[tuple[str, Sequence[int]]]
+) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """`ImportReport.counts` and `classes` of what is in a manifest.
+
+    Args:
+        rows: (split, labels) of its images.
+    """
+    counts = {f"split {name}": count for name, count in manifest.splits.items()}
+    counts["with ground truth"] = sum(manifest.ground_truth.values())
+    counts["unlabelled"] = sum(not labels for _, labels in rows)
+    names = manifest.label_space.names
+    classes: dict[str, dict[str, int]] = {name: {} for name in names[1:]}
+    cells = Counter((label, split) for split, labels in rows for label in labels)
+    for (label, split), count in sorted(cells.items()):
+        classes[names[label]][split] = count
+    return counts, classes
 
 
 _P = ParamSpec("_P")

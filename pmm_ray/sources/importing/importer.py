@@ -7,7 +7,7 @@ An image becomes a manifest row or an error row, and any other file is left out 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from pmm_ray.runtime.core.manifest import ExifRule, ManifestRow, check_labels, w
 from pmm_ray.runtime.core.store_faults import passing
 from pmm_ray.runtime.rows.images import MAX_PIXELS, Header, read_header, read_mask_size
 from pmm_ray.sources.importing.copies import Copies, find_copies
-from pmm_ray.sources.importing.import_report import ImportReport
+from pmm_ray.sources.importing.import_report import ImportReport, counted
 from pmm_ray.sources.reading.names import grouped
 
 STAGE = "import"
@@ -201,15 +201,13 @@ class Importer:
             exif=self.exif,
             metadata=metadata,
         )
-        split_counts = {f"split {name}": count for name, count in manifest.splits.items()}
-        split_counts["with ground truth"] = sum(manifest.ground_truth.values())
-        split_counts["unlabelled"] = sum(not row.labels for row in self.rows.values())
+        there, classes = counted(manifest, [(row.split, row.labels) for row in self.rows.values()])
         return ImportReport(
             manifest,
             tuple(self.errors),
-            {**split_counts, **(counts or {})},
+            {**there, **(counts or {})},
             accounting,
-            self._classes(),
+            classes,
             self.labels_from,
             self.background,
             tuple(self.notes),
@@ -235,13 +233,6 @@ class Importer:
             f"({first.split}) and {other.uri} ({other.split}), which are the same: scores count "
             "what was trained on, so keep one of them"
         ]
-
-    def _classes(self) -> dict[str, dict[str, int]]:
-        cells = Counter((label, row.split) for row in self.rows.values() for label in row.labels)
-        found: dict[str, dict[str, int]] = {name: {} for name in self.label_space.names[1:]}
-        for (label, split), count in sorted(cells.items()):
-            found[self.label_space.names[label]][split] = count
-        return found
 
     def _settle(self, ahead: int) -> None:
         """Make the rows of all photographs but the last few, in their order."""

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.core.files import (
-    IMPORT_MARKER,
-    MANIFEST_FILE,
-    MASKS_MARKER,
-    RECORD_FILE,
-    SUMMARY_FILE,
-)
+from pmm_ray.runtime.core.files import IMPORT_MARKER, SUMMARY_FILE
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
+from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.reading.names import (
     ending_of,
     has_ending,
@@ -53,11 +46,6 @@ LEFT_OUT = {
 
 _MASKS = {name.casefold() for name in MASK_FOLDERS}
 _LABELS = {name.casefold() for name in (*LABEL_FILES, *CLASS_FILES)}
-# what a folder of our own results holds
-_OURS = (MANIFEST_FILE, RECORD_FILE, SUMMARY_FILE, MASKS_MARKER)
-_HASH = re.compile(rb"[0-9a-f]{8}")
-# of a run's record, and of a stage's summary
-_OUR_KEYS = {"stages", "pixel_labels_used"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ class PhotographFolder:
     `names` are those of the files and folders of `root`, but for empty folders; `files` are the
     uris of photographs by their paths below `folder`, with their endings; `broken` is what is wrong
     with those that cannot be opened, by the same; `left_out` the names of all other files by
-    reason; `results` the uris of the folders that hold results of ours.
+    reason; `results` the uris of the files and folders that commands of ours made.
     """
 
     root: str
@@ -112,7 +100,7 @@ def find_photographs(root: str, out: str) -> PhotographFolder:
 
     Args:
         root: holds `images/` or `JPEGImages/`, or the photographs themselves.
-        out: where results go: what is there is left out, as are older results below `root`.
+        out: where results go: they are left out, as are older ones below `root`.
 
     Raises:
         CannotRunError: there are none; what is there instead is named.
@@ -124,13 +112,13 @@ def find_photographs(root: str, out: str) -> PhotographFolder:
     below = len(root.rstrip("/")) + 1
     names = frozenset(entry.uri[below:].split("/", 1)[0] for entry in entries)
     folder = (places_in(root, IMAGE_FOLDERS, names) or [root])[0]
-    results = result_folders((entry.uri for entry in entries), out)
+    results = results_in((entry.uri for entry in entries), root, out)
     files: dict[str, str] = {}
     broken: dict[str, RowError] = {}
     left_out: dict[str, list[str]] = {}
     for entry in entries:
         name = path_below(entry.uri, folder)
-        reason = _left_out(entry.uri, root, folder, results)
+        reason = why_left_out(entry.uri, root, folder, results)
         if entry.folder and reason == LEFT_OUT["other"]:
             reason = ""
         if reason:
@@ -155,8 +143,14 @@ def find_photographs(root: str, out: str) -> PhotographFolder:
     return PhotographFolder(root, folder, names, files, broken, left_out, results)
 
 
-def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
-    """Why a file is passed over; empty for a photograph."""
+def why_left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
+    """Why a file is passed over; empty for a photograph.
+
+    Args:
+        root: of the data set.
+        folder: of its photographs, `root` itself or below it.
+        results: from `results_in`.
+    """
     path = path_below(uri, root)
     parts = path.split("/")
     if is_hidden(path):
@@ -172,39 +166,6 @@ def _left_out(uri: str, root: str, folder: str, results: set[str]) -> str:
     if not has_ending(path, IMAGE_SUFFIXES):
         return LEFT_OUT["other"]
     return "" if in_folder else f"not in {folder}"
-
-
-def result_folders(uris: Iterable[str], out: str) -> set[str]:
-    """The folders among whose files is one that only a result of ours has, and `out`."""
-    ours = (uri for uri in uris if posixpath.basename(uri) in _OURS and _ours(uri))
-    return {storage.absolute(out), *map(storage.parent, ours)}
-
-
-def _ours(uri: str) -> bool:
-    """Whether a file is ours by what it holds: others call theirs `summary.json`, too."""
-    try:
-        if posixpath.basename(uri) == MASKS_MARKER:
-            return _HASH.fullmatch(storage.read_bytes(uri)) is not None
-        if has_ending(uri, ".parquet"):
-            return any(key.startswith("pmm.") for key in tables.table_metadata(uri))
-        content = json.loads(storage.read_bytes(uri))
-    # what cannot be read says nothing
-    except (OSError, ValueError, RecursionError, CannotRunError):
-        return False
-    return isinstance(content, dict) and bool(content.keys() & _OUR_KEYS)
-
-
-def is_result(uri: str, root: str, results: Collection[str]) -> bool:
-    """Whether a file below `root` is in one of these folders.
-
-    What the root itself holds beside older results is still the user's.
-    """
-    place = storage.parent(uri)
-    while len(place) > len(root):
-        if place in results:
-            return True
-        place = storage.parent(place)
-    return False
 
 
 def beside_table(place: str, parts: Sequence[str]) -> list[str]:

@@ -11,15 +11,14 @@ from typing import TypeVar
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.importing.photographs import is_result, result_folders
+from pmm_ray.sources.importing.photographs import IMAGE_FOLDERS, why_left_out
+from pmm_ray.sources.importing.results import results_in
 from pmm_ray.sources.reading.names import (
     BY_PART,
     Found,
     NameIndex,
     beaten,
     grouped,
-    has_ending,
     path_below,
 )
 from pmm_ray.sources.reading.split_names import of_other_splits, splits_in
@@ -33,11 +32,13 @@ class Places:
     Args:
         folders: uris; they are listed only if a file does not stand where its name says.
         out: where results go: they are no photographs, nor are older results.
+        source: that is imported.
     """
 
-    def __init__(self, folders: Sequence[str], out: str) -> None:
+    def __init__(self, folders: Sequence[str], out: str, source: str) -> None:
         self._folders = list(dict.fromkeys(folders))
         self._out = out
+        self._source = source
         self._how: dict[str, list[str]] = {}
 
     @cached_property
@@ -45,10 +46,10 @@ class Places:
         out = []
         for folder in self._folders:
             uris = [e.uri for e in storage.list_entries(folder, recursive=True) if not e.fault]
-            results = result_folders(uris, self._out)
-            uris = [uri for uri in uris if not is_result(uri, folder, results)]
-            names = [path_below(uri, folder) for uri in uris]
-            out.append((folder, NameIndex(n for n in names if has_ending(n, IMAGE_SUFFIXES))))
+            root = storage.parent(folder) if posixpath.basename(folder) in IMAGE_FOLDERS else folder
+            results = results_in(uris, root, self._out, self._source)
+            found = (uri for uri in uris if not why_left_out(uri, root, folder, results))
+            out.append((folder, NameIndex(path_below(uri, folder) for uri in found)))
         return out
 
     def find(self, written: str, split: str = "") -> Found:

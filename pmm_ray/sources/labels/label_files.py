@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from pmm_ray.config.plain_yaml import read_yaml
 from pmm_ray.labels import BACKGROUND, COCO14, VOC12, LabelSpace, is_background, normalize_name
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -195,7 +196,7 @@ def _from_json(text: str, name: str) -> ClassList:
 
 
 def _from_yaml(text: str, name: str) -> ClassList:
-    content: Any = yaml.safe_load(text)
+    content: Any = read_yaml(text)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):

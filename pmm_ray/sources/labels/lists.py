@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.files import DIFFERENCES_FILE
 from pmm_ray.runtime.core.manifest import ManifestRow
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
@@ -109,7 +110,7 @@ def compare_with_lists(
         lacking = (sorted(here - there), sorted(there - here))
         names = (";".join(space.names[label] for label in labels) for labels in lacking)
         writer.writerow([image_id, kind, *names])
-    storage.write_bytes(storage.join(out, "differences.csv"), text.getvalue().encode())
+    storage.write_bytes(storage.join(out, DIFFERENCES_FILE), text.getvalue().encode())
     return {
         "labels differ from the list": kinds["labels differ"],
         "only in the list": kinds["only in the list"],

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
@@ -57,6 +57,12 @@ class MaskFiles:
     def names(self) -> list[str]:
         """What the masks are known by: ids of a table, paths of a tree."""
         return list(self.files) if not self.is_table else self.index.image_ids
+
+    def faults(self, what: str) -> list[tuple[str, ErrorKind, str]]:
+        """(uri, kind, reason) of each file that is `repeated` or `broken`; `what` they hold."""
+        second = f"a second {what} of that name; the first one counts"
+        faults: list[tuple[str, ErrorKind, str]] = [(uri, "label", second) for uri in self.repeated]
+        return faults + [(entry.uri, "missing", entry.fault) for entry in self.broken]
 
     @property
     def others(self) -> int:

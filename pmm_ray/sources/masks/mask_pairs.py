@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -183,8 +183,10 @@ class Truth:
         place: where they are.
         count: images that have one.
         is_table: whether it is a table of ours, which holds contiguous ids.
-        unsure: what may be the truth of an image, by its id, where more than one mask may be.
-        notes: count pairs found by another rule than one name.
+        wrong: by the id of an image, why a mask that may be its truth is none that counts: it
+            cannot be opened, is there twice, or fits several images.
+        notes: count pairs found by another rule than one name, and name folders that cannot be
+            listed.
     """
 
     index: TableIndex
@@ -192,7 +194,7 @@ class Truth:
     place: str
     count: int
     is_table: bool
-    unsure: dict[str, str]
+    wrong: dict[str, str]
     notes: tuple[str, ...]
 
 
@@ -219,10 +221,25 @@ def find_truth(place: str, images: TableIndex, out: str) -> Truth:
     known = matched.truth.locations()
     lacking = [image_id for image_id in images.image_ids if image_id not in known]
     none = write_listing(storage.join(out, "no-truth.parquet"), dict.fromkeys(lacking, ""))
-    unsure = {i: text for i, text in matched.unsure.items() if i in set(lacking)}
+    wrong = {i: text for i, text in matched.unsure.items() if i in set(lacking)}
+    faults = {
+        stem_path(uri, truth.place): f"{storage.printable(uri)}: {text}"
+        for uri, _, text in truth.faults("ground truth")
+    }
+    faulty = _pair_sides(side, replace(truth, is_table=False, files=faults))
+    wrong |= {image_id: faults[name] for image_id, name in faulty.of.items()}
+    folders = [
+        f"{storage.printable(entry.uri)}: {entry.fault}" for entry in truth.broken if entry.folder
+    ]
     index = _joined(matched.truth, none)
     return Truth(
-        index, truth.fingerprint, truth.place, len(known), truth.is_table, unsure, matched.notes
+        index,
+        truth.fingerprint,
+        truth.place,
+        len(known),
+        truth.is_table,
+        wrong,
+        (*matched.notes, *folders),
     )
 
 

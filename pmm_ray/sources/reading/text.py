@@ -10,7 +10,9 @@ import codecs
 import csv
 import io
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -30,6 +32,7 @@ MOST_BYTES = 512 << 20
 _DELIMITERS = ",;\t"
 _LINE_END = re.compile(r"\r\n?|\n")
 _QUOTED = re.compile(r'"[^"]*"')
+_NEVER_ENDS = "end of data"
 # a column without a name, for pandas, too, which numbers the lines in the first one
 _NAMELESS = re.compile(r"(?:unnamed: \d+(?:\.\d+)*)?", re.IGNORECASE)
 _INDEX = re.compile(r"unnamed: 0(?:\.\d+)*", re.IGNORECASE)
@@ -105,24 +108,57 @@ class TextTable:
     lines: tuple[TableLine, ...]
 
 
-def _check_quotes(uri: str, text: str, delimiter: str) -> None:
-    """Refuse a quote that is open at the end: it would swallow the lines behind it."""
+def _rows(uri: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line of each row, and its cells.
+
+    Raises:
+        CannotRunError: a quote that may not be meant as one makes one row of several lines.
+    """
+    read = partial(csv.reader, delimiter=delimiter, skipinitialspace=True)
+    lines: list[str] = []
+
+    def kept() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            lines.append(line)
+            yield line
+
+    rows = read(kept())
     try:
-        for _ in csv.reader(
-            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-        ):
+        for row in rows:
+            fault = _fault(read(lines, strict=True))
+            # within one line they swallow nothing: `12" screen`, `"The" cat`
+            if fault and (len(lines) > 1 or _NEVER_ENDS in fault):
+                first = rows.line_num - len(lines) + 1
+                why = (
+                    "never ends"
+                    if _NEVER_ENDS in fault
+                    else "the one that ends it has text behind it, which makes lines "
+                    f"{first} to {rows.line_num} one row: put such a cell into quotes as a whole, "
+                    "and double those within it"
+                )
+                raise CannotRunError(f'{uri}, line {first}: a quote (") begins a cell and {why}')
+            yield rows.line_num, row
+            lines.clear()
+    except csv.Error as error:
+        first = rows.line_num - len(lines) + 1
+        raise CannotRunError(f"{uri} is not a CSV file: {error} (line {first})") from error
+
+
+def _fault(rows: Iterable[list[str]]) -> str:
+    """What a strict reader finds wrong; empty if nothing."""
+    try:
+        for _ in rows:
             pass
     except csv.Error as error:
-        # a quote within a cell is none: `12" screen`
-        if "end of data" in str(error):
-            raise CannotRunError(f'{uri}: a quote (") begins a cell and never ends') from error
+        return str(error)
+    return ""
 
 
 def read_table_text(uri: str, what: str) -> TextTable:
     """A CSV file whose first line names the columns, separated by `,`, `;`, tabs or as `sep=` says.
 
     Raises:
-        CannotRunError: see `read_text`; or quotes that never end.
+        CannotRunError: see `read_text`; or quotes that make one row of several.
     """
     text = read_text(uri, what)
     told = _SEPARATOR_LINE.match(text)
@@ -130,30 +166,25 @@ def read_table_text(uri: str, what: str) -> TextTable:
     first = _QUOTED.sub("", _LINE_END.split(text.lstrip(), 1)[0])
     # spreadsheets of half of Europe separate by ';': what the first line holds most of
     delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
-    _check_quotes(uri, text, delimiter)
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        columns: tuple[str, ...] = ()
-        nameless: list[int] = []
-        lines: list[TableLine] = []
-        for row in rows:
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = tuple("" if _NAMELESS.fullmatch(cell) else cell for cell in cells)
-                nameless = [
-                    place
-                    for place, column in enumerate(cells)
-                    if place and not columns[place] and not _INDEX.fullmatch(column)
-                ]
-            else:
-                # a shorter line lacks its last cells, as spreadsheets write it
-                filled = cells + [""] * (len(columns) - len(cells))
-                known = dict(zip(reversed(columns), reversed(filled[: len(columns)]), strict=True))
-                beyond = [filled[place] for place in nameless] + cells[len(columns) :]
-                surplus = tuple(cell for cell in beyond if cell)
-                lines.append(TableLine(known, rows.line_num, surplus))
-    except csv.Error as error:
-        raise CannotRunError(f"{uri} is not a CSV file: {error}") from error
+    columns: tuple[str, ...] = ()
+    nameless: list[int] = []
+    lines: list[TableLine] = []
+    for number, row in _rows(uri, text, delimiter):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if not columns:
+            columns = tuple("" if _NAMELESS.fullmatch(cell) else cell for cell in cells)
+            nameless = [
+                place
+                for place, column in enumerate(cells)
+                if place and not columns[place] and not _INDEX.fullmatch(column)
+            ]
+        else:
+            # a shorter line lacks its last cells, as spreadsheets write it
+            filled = cells + [""] * (len(columns) - len(cells))
+            known = dict(zip(reversed(columns), reversed(filled[: len(columns)]), strict=True))
+            beyond = [filled[place] for place in nameless] + cells[len(columns) :]
+            surplus = tuple(cell for cell in beyond if cell)
+            lines.append(TableLine(known, number, surplus))
     return TextTable(columns, tuple(lines))
