@@ -24,14 +24,14 @@ from pmm_ray.sources.datasets.voc12 import import_voc12
 from pmm_ray.sources.importing.contents import contents, other_contents
 from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.understood import console, understood
-from pmm_ray.sources.reading.noted import noted
+from pmm_ray.sources.reading.noted import noted, version
 
 STAGE = "import_data"
 CODE_VERSION = 1
 _VERSIONS = {"voc12": 2, "folder": 2, "coco": 2, "parquet": 2}
 """Of sources whose reader has changed."""
-# a request each, at the start of a run
-_MOST_LOOKED_AT = 100
+# of a bucket: a request each, at the start of a run
+_MOST_ASKED = 100
 _LABELS_FROM = {
     "voc12": ("auto", "cls_labels", "xml", "masks", "lists"),
     "coco14": ("auto", "annotations", "lists"),
@@ -141,10 +141,17 @@ def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:
             "understood": understood(report),
             "accounting": report.accounting.as_dict(),
             "contents": _contents(data, read, report),
-            "read": {uri: storage.version(uri) for uri in itertools.islice(read, _MOST_LOOKED_AT)},
+            "read": _versions(read),
         },
         pixel_labels_used=labels_from == "masks",
     )
+
+
+def _versions(read: Iterable[str]) -> dict[str, list[int | None] | str | None]:
+    """See `version`; of all files of this machine's disks, and the first ones of a bucket."""
+    remote = filter(storage.is_remote, read)
+    local = itertools.filterfalse(storage.is_remote, read)
+    return {uri: version(uri) for uri in (*local, *itertools.islice(remote, _MOST_ASKED))}
 
 
 def _contents(
@@ -177,16 +184,17 @@ def stage(config: RunConfig) -> Stage:
 
 
 def _as_it_was(summary: Summary) -> bool:
-    """Whether the labels, lists and annotations that an import read are those of today.
+    """Whether the labels, lists and annotations that an import read are those of today, and
+    those that it looked for are still not there.
 
     Those that are gone, or in a store that does not answer, cannot be read again.
     """
 
-    def same(uri: str, before: list[int | None]) -> bool:
+    def same(uri: str, before: list[int | None] | str | None) -> bool:
         try:
-            size, changed = storage.version(uri)
+            now = version(uri)
         except (OSError, MayPassError):
             return True
-        return size is None or [size, changed] == before
+        return now in (None, before)
 
     return all(same(uri, before) for uri, before in summary.details.get("read", {}).items())

@@ -87,7 +87,8 @@ def test_mask_values_in_the_csv(folder: Path) -> None:
     assert [(e.image_id, e.kind) for e in report.errors] == [("c", "label")]
 
 
-def test_a_csv_names_photographs_as_that_of_a_folder_does(folder: Path) -> None:
+@pytest.mark.parametrize("name_of_two", ["1.jpg", "1"])
+def test_a_csv_names_photographs_as_that_of_a_folder_does(folder: Path, name_of_two: str) -> None:
     """A spreadsheet's `7.0`, and a name that may be one of two photographs."""
     for name in ("7", "8", "x/1", "y/1"):
         for place, ending in (("photos", "jpg"), ("cams", "npz")):
@@ -95,12 +96,13 @@ def test_a_csv_names_photographs_as_that_of_a_folder_does(folder: Path) -> None:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(folder / place / f"a.{ending}", target)
     report = run(
-        folder, "image_id,labels\n7.0,8\nimages/8.jpg,12\n1.jpg,8\ngone.jpg,8\nz/gone.jpg,8\n"
+        folder,
+        f"image_id,labels\n7.0,8\nimages/8.jpg,12\n{name_of_two},8\ngone.jpg,8\nz/gone.jpg,8\n",
     )
     assert labels_of(report) == {"7": [8], "8": [12]}
     said = {error.image_id.split("-")[0]: error.message for error in report.errors}
     for name in ("x", "y"):
-        assert said[name].startswith("'1.jpg' may be any of 2 files (x/1.jpg, y/1.jpg)")
+        assert said[name].startswith(f"'{name_of_two}' may be any of 2 files (x/1.jpg, y/1.jpg)")
     assert said["a"] == "the CSV does not name this photograph"
     assert "lines of the CSV without a photograph: 2, such as 'gone.jpg'" in report.notes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from PIL import Image
 
 from pmm_ray.sources.datasets.coco import import_coco
+from pmm_ray.sources.labels.joined_lines import join_lines
+from pmm_ray.sources.labels.label_lines import LabelLine
 from pmm_ray.sources.reading.names import Found, NameIndex
 
 from .coco_tree import annotation, box, entry, photo
@@ -50,12 +54,67 @@ def test_a_line_of_a_missing_photograph_takes_no_other(
     assert [(e.image_id, e.kind) for e in report.errors] == [(missing, "missing")]
 
 
-def test_two_lines_that_may_mean_one_photograph_are_errors(tmp_path: Path) -> None:
-    csv = "image_id,labels\na/1.jpg,cat\nb/1.jpg,dog\n2.jpg,cat\n"
-    report = a_folder(tmp_path, csv, "1.jpg", "2.jpg")
-    assert {i: row["labels"] for i, row in rows(report).items()} == {"1": [], "2": [1]}
-    assert [e.kind for e in report.errors] == ["label"] * 2
-    assert all("so may another name" in e.message for e in report.errors)
+@pytest.mark.parametrize(
+    ("csv", "there", "message"),
+    [
+        ("a/1.jpg,cat,val\nb/1.jpg,dog,val\n", ("1.jpg",), "so may another name"),
+        ("1,cat,val\n01,dog,val\n", ("001.jpg",), "so may another name"),
+        ("IMG_1,cat,val\n", ("day1/IMG_1.jpg", "day2/IMG_1.jpg"), "may be any of 2 files"),
+        ("IMG_1.jpg,cat,val\n", ("day1/IMG_1.jpg", "day2/IMG_1.jpg"), "may be any of 2 files"),
+        ("x/a,cat,val\n", ("a.jpg", "a.png"), "may be any of 2 files"),
+    ],
+)
+def test_photographs_that_a_line_may_mean_are_errors(
+    csv: str, there: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    report = a_folder(tmp_path, f"image_id,labels,split\n{csv}2.jpg,cat,val\n", "2.jpg", *there)
+    assert {i: row["labels"] for i, row in rows(report).items()} == {"2": [1]}
+    assert {e.uri.removeprefix(f"{tmp_path}/images/") for e in report.errors} == {*there}
+    assert {e.kind for e in report.errors} == {"label"}
+    assert all(message in e.message for e in report.errors)
+    assert report.total == len(there) + 1
+
+
+def test_a_line_that_may_mean_photographs_of_others_is_an_error_of_its_own(tmp_path: Path) -> None:
+    csv = "image_id,labels\nx/1.jpg,cat\ny/1.jpg,dog\n1.jpg,cat\n"
+    report = a_folder(tmp_path, csv, "x/1.jpg", "y/1.jpg")
+    assert [row["labels"] for row in rows(report).values()] == [[1], [2]]
+    assert [(e.image_id, e.kind) for e in report.errors] == [("1.jpg", "label")]
+
+
+def test_a_mask_of_one_of_two_photographs_of_a_name_is_that_of_neither(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.full((48, 64), 2, np.uint8)).save(tmp_path / "masks/a.png")
+    csv = "image_id,labels\nsound,cat\na.jpg,cat\na.png,dog\n"
+    report = a_folder(tmp_path, csv, "sound.jpg", "a.jpg", "a.png")
+    assert list(rows(report)) == ["sound"]
+    assert [(e.image_id, e.kind) for e in report.errors] == [("a", "label")] * 2
+    assert all("the mask a may be of any of 2 photographs" in e.message for e in report.errors)
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many calls of Python functions, and of those in C, a piece of work is."""
+    counted = [0]
+
+    def count(_frame: object, event: str, _what: object) -> None:
+        counted[0] += "call" in event
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted[0]
+
+
+@pytest.mark.parametrize("written", ["/data/set/{}/image.jpg", "val/{}/image.jpg", "{}x/image.jpg"])
+def test_many_files_of_one_name_take_linear_time(written: str) -> None:
+    def join(count: int) -> int:
+        index = NameIndex(f"train/{n}/image.jpg" for n in range(count))
+        lines = [LabelLine(written.format(n), ("cat",), "") for n in range(count)]
+        return calls_of(lambda: join_lines(lines, index))
+
+    assert join(400) < 5 * join(100)
 
 
 @pytest.mark.parametrize(

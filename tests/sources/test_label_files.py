@@ -54,6 +54,12 @@ SPACE = '{"name": "a", "names": ["background", "cat"], "dataset_ids": [0, %s]}'
     ("name", "text", "reason"),
     [
         ("a.txt", "cat\ncat\n", "occur twice"),
+        ("a.txt", "id name\n1 cat\n2 dog\n", "'id name' is no class"),
+        ("a.txt", "class_id,class_name\n0,background\n1,cat\n", "is no class"),
+        ("a.txt", "ID\tName\n1\tcat\n", "is no class"),
+        ("a.txt", "Nr Klasse\n1 cat\n2 dog\n", "'Nr Klasse' has no id"),
+        ("a.txt", "background\n1 cat\n2 dog\n", "'background' has no id"),
+        ("a.txt", "name id\ncat 1\ndog 2\n", "is no class"),
         ("a.csv", "name\ncat\n", "columns id and name"),
         ("a.csv", "id,name\nx,cat\n", "line 2 is no id"),
         ("a.json", "[1", "Expecting"),

@@ -29,11 +29,16 @@ def photograph(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colour_masks_of_cvat_are_read_by_their_label_map(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", ["", "background\ncat\ndog\n"])
+def test_colour_masks_of_cvat_are_read_by_their_label_map(
+    mode: str, beside: str, tmp_path: Path
+) -> None:
     ids = np.arange(48).reshape(6, 8) % 3
     root = tmp_path / "export"
     (root / "SegmentationClass").mkdir(parents=True)
     (root / "labelmap.txt").write_text(LABELMAP)
+    if beside:
+        (root / "classes.txt").write_text(beside)
     for name, shown in (("a", COLOURS), ("b", COLOURS + 1)):
         photograph(root / f"JPEGImages/{name}.jpg")
         image = Image.fromarray(shown[ids]).convert(mode)

@@ -19,8 +19,11 @@ from pmm_ray.runtime.core.session import Session
 from pmm_ray.sources.reading.noted import noted
 from pmm_ray.stages import import_data
 
+from ..sources.coco_tree import entry
+from ..sources.coco_tree import write as write_coco
 from ..sources.faulty import a_coco, noise
 from ..sources.test_parquet import encoded, write
+from ..sources.test_voc12 import Tree
 
 PLAN = ("import_data", "make_cams")
 Attempt = Callable[..., tuple[dict[str, Any], str]]
@@ -62,6 +65,81 @@ def test_a_corrected_spreadsheet_is_read_again(attempt: Attempt, tmp_path: Path)
     assert found == {"a": [1, 2], "b": [2]}
     assert AGAIN in said
     assert attempt()[1] == ""
+
+
+def test_lists_that_come_after_the_first_import_are_read(attempt: Attempt, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    (root / "labels.csv").rename(root / "labels.xlsx")
+    found, said = attempt()
+    assert found == {"a": [], "b": []}
+    assert "labels.xlsx is not read" in said
+    assert attempt()[1] == ""
+    for name, text, labels in (
+        ("labels.csv", "image_id,labels\na,cat\nb,dog\n", {"a": [1], "b": [2]}),
+        ("classes.txt", "dog\ncat\n", {"a": [2], "b": [1]}),
+    ):
+        (root / name).write_text(text)
+        found, said = attempt()
+        assert found == labels
+        assert AGAIN in said
+        assert attempt()[1] == ""
+
+
+def test_a_table_of_a_split_that_comes_later_is_read(attempt: Attempt, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.rmtree(root)
+    for split in ("train", "valid"):
+        noise(root / split / f"{split}.jpg")
+    (root / "train/_classes.csv").write_text("filename,cat\ntrain.jpg,1\n")
+    labels, _ = attempt()
+    assert sorted(labels.values()) == [[], [1]]
+    (root / "valid/_classes.csv").write_text("filename,cat\nvalid.jpg,1\n")
+    labels, said = attempt()
+    assert [*labels.values()] == [[1], [1]]
+    assert AGAIN in said
+
+
+def test_annotations_of_a_split_that_come_later_are_read(attempt: Attempt, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for split, name in (("train", "a"), ("val", "b")):
+        noise(root / f"images/{name}.jpg", (30, 20))
+        write_coco(root / f"{split}.json", [entry(1, f"{name}.jpg")], [])
+        if split == "train":
+            assert set(attempt("coco")[0]) == {"a"}
+            assert attempt("coco")[1] == ""
+    found, said = attempt("coco")
+    assert set(found) == {"a", "b"}
+    assert AGAIN in said
+
+
+def test_a_corrected_annotation_of_voc_and_a_list_that_comes_later_are_read(
+    attempt: Attempt, tmp_path: Path
+) -> None:
+    tree = Tree(tmp_path / "photos")
+    for name in "ab":
+        tree.photo(name)
+        tree.xml(name, "cat")
+    tree.list("train", "a")
+    assert attempt("voc12")[0] == {"a": [8]}
+    assert attempt("voc12")[1] == ""
+    tree.xml("a", "dog")
+    found, said = attempt("voc12")
+    assert found == {"a": [12]}
+    assert AGAIN in said
+    tree.list("val", "b")
+    found, said = attempt("voc12")
+    assert found == {"a": [12], "b": [8]}
+    assert AGAIN in said
+
+
+def test_of_many_files_each_counts(attempt: Attempt, tmp_path: Path) -> None:
+    shards = [tmp_path / f"photos/train-{n:03d}.parquet" for n in range(102)]
+    for shard in shards:
+        write(shard, [(encoded(), f"{shard.stem}.jpg")], ["cat"])
+    attempt("parquet")
+    assert attempt("parquet")[1] == ""
+    write(shards[-1], [(encoded(), f"{shards[-1].stem}.jpg")], ["dog"])
+    assert AGAIN in attempt("parquet")[1]
 
 
 def test_what_is_gone_or_cannot_be_reached_cannot_be_read_again(

@@ -88,7 +88,7 @@ def import_photographs(
     space = space or known or (COCO14 if reading.class_ids == "coco90" else None)
     index = NameIndex(photographs.files)
     joined = join_lines(lines or (), index)
-    of = None if lines is None else joined.unsure(photographs.files) | joined.of
+    of = None if lines is None else joined.of
     matched, unsure, how = _match(photographs, cams)
     named_by_csv = space is None and lines is not None
     if space is None:
@@ -97,7 +97,7 @@ def import_photographs(
     numbers = _numbers_of(of or {}, space, labels_csv or "")
     importer = Importer(out, space, source="cams", exif=exif, max_pixels=max_pixels)
     importer.labels_from = labels_csv or f"the {cams.what}s: every class of one counts"
-    importer.notes += [*joined.notes, *_lone(joined, of or {})]
+    importer.notes += [*joined.notes, *_lone(joined)]
     if named_by_csv and space.names[1] != "class 1":
         shown = ", ".join(f"{i} = {name}" for i, name in enumerate(space.names) if i)
         importer.notes.append(f"classes of the CAMs, as {labels_csv} does not number them: {shown}")
@@ -158,10 +158,9 @@ def _match(
     return matched, unsure, pairs.how
 
 
-def _lone(joined: JoinedLines, of: Mapping[str, LabelLine]) -> list[str]:
+def _lone(joined: JoinedLines) -> list[str]:
     """A note of the lines that no photograph has."""
-    had = {line.name for line in of.values()}
-    lone = [line.name for line in joined.missed if line.name not in had]
+    lone = [line.name for line in joined.missed]
     such = f"{len(lone)}, such as {lone[0]!r}" if lone else ""
     return [f"lines of the CSV without a photograph: {such}"] if lone else []
 

@@ -48,6 +48,7 @@ from pmm_ray.sources.reading.names import (
     safe_image_id,
     stem_path,
 )
+from pmm_ray.sources.reading.noted import first_there
 from pmm_ray.sources.reading.split_names import is_split, same_split
 
 FILES = (
@@ -203,10 +204,11 @@ def _annotation_files(root: str, splits: Sequence[str]) -> list[tuple[str, str]]
     for split in splits:
         places = [storage.join(root, pattern.format(split)) for pattern in FILES]
         tried += places
-        files += [(split, uri) for uri in places if storage.exists(uri)][:1]
+        if uri := first_there(places):
+            files.append((split, uri))
     single = [storage.join(root, name) for name in SINGLE_FILES]
-    if not files:
-        files = [("", uri) for uri in single if storage.exists(uri)][:1]
+    if not files and (uri := first_there(single)):
+        files = [("", uri)]
     if not files:
         raise CannotRunError(
             foreign_export(root, coco=False)

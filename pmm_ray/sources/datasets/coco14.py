@@ -33,6 +33,7 @@ from pmm_ray.sources.importing.import_report import ImportReport, reads_source
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.labels.lists import Labels, compare_with_lists, read_label_list
 from pmm_ray.sources.reading.names import stem_path
+from pmm_ray.sources.reading.noted import first_there
 
 YEAR = "2014"
 BARE = "images without annotation"
@@ -85,7 +86,7 @@ def import_coco14(
     listed_images = 0
     listed_labels: dict[str, Labels] = {}
     files = {base: _annotations(root, base) for base in bases.values()}
-    there = [base for base, uri in files.items() if storage.exists(uri)]
+    there = [base for base, uri in files.items() if first_there([uri])]
     for split, base in bases.items():
         uri = files[base]
         if there and base not in there:

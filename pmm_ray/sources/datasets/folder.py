@@ -18,6 +18,7 @@ and `masks/` use the file's own name, never the made id.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -68,7 +69,13 @@ from pmm_ray.sources.reading.names import (
     path_below,
     stem_path,
 )
-from pmm_ray.sources.reading.split_names import same_split, splits_of_folders, untold_splits
+from pmm_ray.sources.reading.noted import note
+from pmm_ray.sources.reading.split_names import (
+    is_split,
+    same_split,
+    splits_of_folders,
+    untold_splits,
+)
 
 
 @reads_source
@@ -113,6 +120,9 @@ def import_folder(
     lines: list[LabelLine] = []
     if labels_from == "folders":
         lines = _lines_of_folders(photographs)
+    if labels_from == "auto":
+        note(*(storage.join(root, name) for name in LABEL_FILES))
+        note(*(uri for uri, of in _tables_of_folders(root, photographs).items() if is_split(of)))
     for uri, folder in tables.items() if labels_from == "auto" else ():
         try:
             lines += read_labels_csv(uri, folder, label_column)
@@ -151,7 +161,6 @@ def import_folder(
     images.notes += _lookalikes(photographs)
     joined = join_lines(lines, NameIndex(photographs.files))
     images.notes += joined.notes
-    unsure = {line.name: line.fault for line in joined.missed if line.fault}
     of_folders = splits_of_folders(photographs.files)
     images.notes += notes
     truth_masks = TruthMasks(space, classes.colours, out)
@@ -160,8 +169,7 @@ def import_folder(
     for name, uri in photographs.files.items():
         image_id = photographs.image_id(name)
         stem = stem_path(name)
-        # a name that may mean this photograph or another is a fault of both
-        line = joined.of.get(name, LabelLine(name, (), "", unsure.get(stem, "")))
+        line = joined.of.get(name, LabelLine(name, (), ""))
         own = of_folders.get(name, "")
         split = line.split or own or DEFAULT_SPLIT
         unsaid += [] if line.split or own else [name]
@@ -256,9 +264,7 @@ def _unread(root: str, photographs: PhotographFolder, csv_uri: str) -> list[str]
 def _lone(
     missed: Sequence[LabelLine], photographs: PhotographFolder
 ) -> list[tuple[LabelLine, str]]:
-    """The lines of which no photograph has an error row already, and what is wrong with each."""
-    stems = set(map(stem_path, photographs.files))
-    missed = [line for line in missed if not (line.fault and line.name in stems)]
+    """The lines of which no photograph is broken, and what is wrong with each."""
     written = [line.name for line in missed if not line.fault]
     broken, _ = NameIndex(photographs.broken).find_all(written, spellings)
     misnamed = photographs.misnamed()
@@ -295,10 +301,14 @@ def _label_files(root: str, photographs: PhotographFolder) -> dict[str, str]:
         raise CannotRunError(f"{' and '.join(whole)} both hold labels: keep one of them")
     if whole:
         return {whole[0]: ""}
-    # as Roboflow exports it: a folder a split, each with its own
-    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
-    found = {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
+    found = _tables_of_folders(root, photographs)
     return {uri: folder for uri, folder in found.items() if storage.exists(uri)}
+
+
+def _tables_of_folders(root: str, photographs: PhotographFolder) -> dict[str, str]:
+    """Where a label file may be of each sub-folder, as Roboflow exports it: a folder a split."""
+    folders = sorted({name.split("/", 1)[0] for name in photographs.files if "/" in name})
+    return {storage.join(root, folder, "_classes.csv"): folder for folder in folders}
 
 
 def read_folder_classes(root: str, name: str) -> ClassList | None:
@@ -307,11 +317,14 @@ def read_folder_classes(root: str, name: str) -> ClassList | None:
     Raises:
         CannotRunError: one that makes no label space, or two that differ.
     """
-    found = [(uri, read_class_list(uri, name)) for uri in places_in(root, CLASS_FILES)]
-    for uri, classes in found[1:]:
-        if classes.space != found[0][1].space:
-            raise CannotRunError(f"{found[0][0]} and {uri} list different classes: keep one")
-    return found[0][1] if found else None
+    note(*(storage.join(root, file) for file in CLASS_FILES))
+    found = {uri: read_class_list(uri, name) for uri in places_in(root, CLASS_FILES)}
+    first = next(iter(found), "")
+    for uri, classes in found.items():
+        if classes.space != found[first].space:
+            raise CannotRunError(f"{first} and {uri} list different classes: keep one")
+    # CVAT's names the colours of the masks, too
+    return max(found.values(), key=lambda classes: bool(classes.colours), default=None)
 
 
 def _masks(
@@ -370,5 +383,12 @@ def _masks(
         name: f"it may have the mask {', '.join(stems)}, and more than one fits, or another "
         "photograph: give masks the paths of their photographs"
         for name, stems in pairs.several.items()
+    }
+    times = Counter(map(stem_path, photographs.files))
+    unsure |= {
+        name: f"the mask {stem} may be of any of {times[name]} photographs of that name: call the "
+        "others otherwise"
+        for name, stem in pairs.of.items()
+        if times[name] > 1
     }
     return {name: uris[stem] for name, stem in pairs.of.items()}, unsure, unused

@@ -40,6 +40,7 @@ from pmm_ray.sources.masks.truth import (
     look_into,
 )
 from pmm_ray.sources.reading.names import file_stem, grouped, has_ending
+from pmm_ray.sources.reading.noted import first_there, note, note_all
 from pmm_ray.sources.reading.pickled import load_pickled_dict, refusal
 
 LabelSource = Literal["cls_labels", "xml", "masks", "lists"]
@@ -97,7 +98,7 @@ def import_voc12(
     png_masks, mask_notes = find_voc_masks(voc, photographs, out)
     masks = (sbd_masks(sbd) if sbd else {}) | png_masks
     candidates = [f"{place}/cls_labels.npy" for place in (voc, root, storage.parent(voc))]
-    pickled = next((uri for uri in candidates if storage.exists(uri)), None)
+    pickled = first_there(candidates)
     listed = _read_label_lists(lists, splits)
     readers = _readers(voc, pickled if trust_pickle else None, masks)
     if listed:
@@ -208,7 +209,7 @@ def _read_label_lists(lists: str | None, splits: Sequence[str]) -> dict[str, tup
     for split in splits:
         for name in (split, _SPELLINGS.get(split, split)):
             uri = storage.join(storage.absolute(lists), f"{name}_cls.txt")
-            if storage.exists(uri):
+            if first_there([uri]):
                 found |= read_label_list(uri, VOC12)
     return found
 
@@ -239,10 +240,11 @@ def _read_list(
 ) -> tuple[list[str], list[str]]:
     """As `read_members`. Raises FileNotFoundError if there is no such list."""
     available: dict[str, str] = {}
+    other = _SPELLINGS.get(split, "")
     for folder in (storage.absolute(lists) if lists else "", f"{voc}/{_LISTS}"):
         if folder:
             available |= {file_stem(uri): uri for uri in _files(folder, ".txt")}
-    other = _SPELLINGS.get(split, "")
+            note(*(f"{folder}/{name}.txt" for name in (split, other) if name))
     uri = available.get(split) or available.get(other)
     if uri is None:
         if "train_aug" in (split, other) and sbd and {"train", "val"} <= available.keys():
@@ -260,8 +262,10 @@ def _readers(voc: str, pickled: str | None, masks: Mapping[str, str]) -> dict[La
     readers: dict[LabelSource, Reader] = {}
     if pickled is not None:
         readers["cls_labels"] = _cls_labels_reader(pickled)
-    places = places_in(voc, ["Annotations"])
+    places = places_in(voc, ["Annotations"]) or [f"{voc}/Annotations"]
     annotations = {file_stem(uri): uri for place in places for uri in _files(place, ".xml")}
+    for place in places:
+        note_all(place, ".xml")
     if annotations:
         readers["xml"] = lambda image_id: _xml_labels(annotations.get(image_id))
     if masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -11,9 +12,6 @@ from pmm_ray.runtime.core.errors import RowError
 from pmm_ray.runtime.rows.images import read_file
 
 Item = TypeVar("Item")
-
-# that are read for certainty: of a bucket, perhaps, and one file after another
-_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ def find_copies(
     groups: Iterable[Sequence[Item]],
     uri: Callable[[Item], str],
     differ: Callable[[Item], object],
+    most_bytes: float = math.inf,
 ) -> Copies[Item]:
     """The copies among some files, but for those of which no two differ.
 
@@ -40,9 +39,10 @@ def find_copies(
         groups: files that may be the same.
         uri: of a file.
         differ: by what, such as the split; one where it is empty differs from none.
+        most_bytes: that are read for certainty.
     """
     found: list[list[Item]] = []
-    left = _MOST_BYTES
+    left = most_bytes
     for group in groups:
         if not _several(group, differ):
             continue

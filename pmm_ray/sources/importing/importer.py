@@ -6,6 +6,7 @@ An image becomes a manifest row or an error row, and any other file is left out 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ STAGE = "import"
 # Photographs of a bucket whose files are opened at once, and that wait for it: it answers late.
 _AT_ONCE = 16
 _AHEAD = 256
+# of copies, read for a note alone: of a bucket, perhaps, and one file after another
+_MOST_BYTES = 1 << 30
 _Read = tuple[Header, tuple[int, int] | None, list[int]]
 
 
@@ -145,15 +148,13 @@ class Importer:
         """One photograph that is sound by itself, and cannot be used beside the others."""
         self.fail(image_id, kind, message, self.rows.pop(image_id).uri)
 
-    def copies(self, differ: Callable[[ManifestRow], object]) -> Copies[ManifestRow]:
-        """Sound photographs of the same bytes, but for those of which no two differ.
-
-        Args:
-            differ: by what, such as the split; one where it is empty differs from none.
-        """
+    def copies(
+        self, differ: Callable[[ManifestRow], object], most_bytes: float = math.inf
+    ) -> Copies[ManifestRow]:
+        """Sound photographs of the same bytes; the arguments are those of `find_copies`."""
         alike = grouped((i for i in self.rows if i in self._contents), self._contents.__getitem__)
         groups = ([self.rows[i] for i in ids] for ids in alike.values() if len(ids) > 1)
-        return find_copies(groups, lambda row: row.uri, differ)
+        return find_copies(groups, lambda row: row.uri, differ, most_bytes)
 
     def leave_out(self, reason: str, *names: str) -> None:
         """Files that are no photographs, or that nobody asked for."""
@@ -222,7 +223,7 @@ class Importer:
         ]
 
     def _splits_note(self) -> list[str]:
-        copies = self.copies(lambda row: row.split)
+        copies = self.copies(lambda row: row.split, _MOST_BYTES)
         if not copies.groups:
             return []
         first, *others = copies.groups[0]

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pmm_ray.sources.importing.photographs import IMAGE_FOLDERS
 from pmm_ray.sources.labels.label_lines import LabelLine
 from pmm_ray.sources.reading.cells import SEPARATOR
-from pmm_ray.sources.reading.names import NameIndex, clean_path
+from pmm_ray.sources.reading.names import NameIndex, Unsure, clean_path
 
 
 @dataclass(frozen=True)
 class JoinedLines:
-    """The lines of each photograph by its name; `missed` are those of no photograph."""
+    """The line of each photograph by its name, with a fault where one may mean it or another;
+    `missed` are those of no photograph."""
 
     of: dict[str, LabelLine]
     missed: tuple[LabelLine, ...]
     notes: tuple[str, ...]
 
-    def unsure(self, photographs: Iterable[str]) -> dict[str, LabelLine]:
-        """The lines that may be of photographs which none is sure to name, by the photographs."""
-        written = {way: line for line in self.missed if line.fault for way in spellings(line.name)}
-        index = NameIndex(written)
-        found: dict[str, LabelLine] = {}
-        for name in photographs:
-            with contextlib.suppress(ValueError):  # of several such lines none is its own
-                if name not in self.of and (line := index.find(name)):
-                    found[name] = written[line.name]
-        return found
-
 
 def join_lines(lines: Sequence[LabelLine], index: NameIndex) -> JoinedLines:
     """Find the photograph of each line.
 
-    Two lines of one photograph must say the same, else it gets a line with a fault.
+    Two lines of one photograph must say the same, else it gets a line with a fault. So do all
+    photographs that a line may mean, where it may mean several.
 
     Args:
         index: of the photographs' names.
@@ -49,7 +39,7 @@ def join_lines(lines: Sequence[LabelLine], index: NameIndex) -> JoinedLines:
     for line in lines:
         file = found.get(line.name)
         if file is None:
-            missed.append(replace(line, fault=unsure.get(line.name) or line.fault))
+            missed.append(line)
             continue
         if file.how:
             how[file.how] += 1
@@ -66,7 +56,38 @@ def join_lines(lines: Sequence[LabelLine], index: NameIndex) -> JoinedLines:
     if unread := dict.fromkeys(column for line in lines for column in line.unread):
         notes.append(f"columns of the CSV that are not read: {', '.join(unread)}")
     notes += [f"lines of the CSV that name a photograph again: {repeated}"] if repeated else []
+    marked = _mark(of, missed, unsure)
+    missed = [
+        replace(line, fault=unsure[line.name].why or line.fault) if line.name in unsure else line
+        for line in missed
+        if line.name not in marked
+    ]
     return JoinedLines(of, tuple(missed), tuple(notes))
+
+
+def _mark(
+    of: dict[str, LabelLine], missed: Sequence[LabelLine], unsure: Mapping[str, Unsure]
+) -> set[str]:
+    """Give all photographs that lines may mean, and that have none, a line with the fault.
+
+    Returns:
+        The names of these lines, as they are written.
+    """
+    named = frozenset(of)
+    # lines that mean the same files share one tuple: each is gone through once
+    unnamed: dict[int, list[str]] = {}
+    marked: set[str] = set()
+    for line in missed:
+        if line.name not in unsure:
+            continue
+        why, names = unsure[line.name].why, unsure[line.name].names
+        if id(names) not in unnamed:
+            unnamed[id(names)] = [name for name in names if name not in named]
+            for name in unnamed[id(names)]:
+                of.setdefault(name, LabelLine(line.name, (), "", why))
+        if unnamed[id(names)]:
+            marked.add(line.name)
+    return marked
 
 
 def spellings(written: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pmm_ray.sources.reading.text import TextTable, read_lines, read_table_text,
 
 KNOWN = {space.name: space for space in (VOC12, COCO14)}
 FILES = {
-    "a name a line": "in the order of their ids, or `id name`; `#` begins a comment",
+    "a name a line": "in the order of their ids, or with them (`1 cat`); `#` begins a comment",
     "labelmap.txt": "CVAT: `name:r,g,b:parts:actions`",
     "class_names.txt": "LabelMe: `__ignore__` and `_background_` first",
     ".csv": "columns `id,name`, or Roboflow's `Pixel Value, Class`",
@@ -44,6 +44,8 @@ _NO_CLASSES = {
     *("unlabeled", "unlabelled", "void", "ignore", "_ignore_", "ignored", "none", "背景"),
     *("name", "names", "class", "classes", "label", "labels", "classes:", "names:"),
 }
+# two of these and no other word name the columns of `1 cat`
+_COLUMN_WORDS = {"id", "ids", "index", "value", "name", "names", "class", "classes", "label"}
 # LabelMe's mark of what is not labelled, its value -1
 _IGNORE = "__ignore__"
 _CSV_COLUMNS = (("id", "name"), ("Pixel Value", "Class"))
@@ -125,6 +127,8 @@ def _from_lines(lines: list[str], name: str) -> ClassList:
         raise ValueError(f"{odd!r} is no name alone: write a name a line, without quotes or commas")
     # pandas writes a 0 above a column that has no name
     headed = lines[:1] == ["0"] and not all(map(str.isdecimal, lines))
+    words = re.findall(r"[^\W_]+", lines[0].casefold()) if lines else []
+    headed = headed or (len(words) > 1 and _COLUMN_WORDS.issuperset(words))
     if headed or (lines and lines[0].casefold() in _NO_CLASSES):
         raise ValueError(
             f"{lines[0]!r} is no class: write `background` if its mask value is 0, else leave it "
@@ -132,6 +136,11 @@ def _from_lines(lines: list[str], name: str) -> ClassList:
         )
     if pairs := _numbered(lines):
         return _of(pairs, name)
+    if not any(pattern.match(lines[0]) for pattern in _NUMBERED if lines) and _numbered(lines[1:]):
+        raise ValueError(
+            f"{lines[0]!r} has no id, and all other lines have one: give it one (`0 background`), "
+            "or leave it out"
+        )
     if len(lines) == 1 and re.search("[,;|\t]", lines[0]):
         raise ValueError(f"{lines[0]!r} is one line: write a name a line")
     if not lines or len(found) < len(lines):

@@ -151,7 +151,7 @@ def _select(
     how_of: dict[str, str] = {}
     for index in sides:
         found, unsure = index.find_all(wanted, _spellings)
-        if why := next(filter(None, unsure.values()), ""):
+        if why := next((one.why for one in unsure.values() if one.why), ""):
             raise CannotRunError(f"the list: {why}")
         for line, hit in found.items():
             kept.add(hit.name)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import posixpath
 import re
 import unicodedata
 from collections import Counter
@@ -24,7 +23,7 @@ from urllib.parse import unquote
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.reading.split_names import of_other_splits
+from pmm_ray.sources.reading.split_names import apart, of_other_splits, splits_in
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -178,6 +177,25 @@ class Found:
     rank: int = 0
 
 
+class UnsureError(ValueError):
+    """A name may mean any of several files, `names`."""
+
+    def __init__(self, written: str, names: tuple[str, ...]) -> None:
+        self.names = names
+        super().__init__(
+            f"{written!r} may be any of {len(names)} files ({', '.join(names[:3])}): name its "
+            "folder and its ending"
+        )
+
+
+@dataclass(frozen=True)
+class Unsure:
+    """Why a written name is not sure, and the files that it may mean; both empty: see `beaten`."""
+
+    why: str
+    names: tuple[str, ...]
+
+
 class NameIndex:
     """Finds files by the names that others wrote for them.
 
@@ -188,6 +206,9 @@ class NameIndex:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(names)
         self._tables: dict[int, dict[str, list[str]]] = {}
+        self._ends: dict[int, dict[str, dict[frozenset[str], list[str]]]] = {}
+        # of all names that end alike, which may be as many as there are files
+        self._by_end: dict[tuple[int, str, frozenset[str]], tuple[str, ...]] = {}
 
     def _table(self, rule: int) -> dict[str, list[str]]:
         """Names by the keys of one rule, made when it is first needed."""
@@ -200,33 +221,50 @@ class NameIndex:
             self._tables[rule] = table
         return self._tables[rule]
 
+    def _end_table(self, rule: int) -> dict[str, dict[frozenset[str], list[str]]]:
+        """Names by the ends of their paths, and by the splits of their folders."""
+        if rule not in self._ends:
+            table: dict[str, dict[frozenset[str], list[str]]] = {}
+            for name in self._names:
+                splits = splits_in(name)
+                for end in {*_ends(rule, name), *_ends(rule, _without_ending(name))}:
+                    table.setdefault(end, {}).setdefault(splits, []).append(name)
+            self._ends[rule] = table
+        return self._ends[rule]
+
+    def _named(self, rule: int, written: str) -> tuple[str, ...]:
+        """The files that a name means by a rule, sorted."""
+        if rule < BY_PART:
+            key = _RULES[rule][1]
+            return _whole_first(self._table(rule).get(key(written), ()), key, key(written))
+        table, splits = self._end_table(rule), splits_in(written)
+        for end in _ends(rule, written):
+            at = (rule, end, splits)
+            if end in table and at not in self._by_end:
+                there = table[end].items()
+                names = [n for of, names in there if not apart(splits, of) for n in names]
+                self._by_end[at] = _whole_first(names, _RULES[rule][1], end.rsplit("/", 1)[-1])
+            if found := self._by_end.get(at):
+                return found
+        return ()
+
     def find(self, written: str) -> Found | None:
         """The file that a name means, None where there is none.
 
         Raises:
-            ValueError: it may mean several.
+            UnsureError: it may mean several.
         """
-        for rule, (how, key) in enumerate(_RULES):
-            names = self._table(rule).get(key(written), [])
-            if rule >= BY_PART:
-                names = [name for name in names if not of_other_splits(written, name)]
-            if BY_PART <= rule < _NAME_ALONE:
-                names = _longest_end(written, names)
-            # a whole name counts before another file's name without its ending
-            whole = [name for name in names if key(name) == key(written)] or names
-            if len(whole) == 1:
-                return Found(whole[0], how, rule)
-            if whole:
-                listed = ", ".join(sorted(whole)[:3])
-                raise ValueError(
-                    f"{written!r} may be any of {len(whole)} files ({listed}): name its folder "
-                    "and its ending"
-                )
+        for rule, (how, _) in enumerate(_RULES):
+            names = self._named(rule, written)
+            if len(names) == 1:
+                return Found(names[0], how, rule)
+            if names:
+                raise UnsureError(written, names)
         return None
 
     def find_all(
         self, names: Iterable[str], spellings: Callable[[str], Iterable[str]]
-    ) -> tuple[dict[str, Found], dict[str, str]]:
+    ) -> tuple[dict[str, Found], dict[str, Unsure]]:
         """The file of each written name, and the names that are not sure.
 
         Args:
@@ -234,32 +272,37 @@ class NameIndex:
             spellings: the ways to look a name up, the best first.
 
         Returns:
-            Both by name. Of names that are not sure: why, or empty, see `beaten`.
+            Both by name.
         """
         found: dict[str, Found] = {}
-        unsure: dict[str, str] = {}
+        unsure: dict[str, Unsure] = {}
         for name in dict.fromkeys(names):
             try:
                 hit = next(filter(None, map(self.find, spellings(name))), None)
-            except ValueError as error:
-                unsure[name] = str(error)
+            except UnsureError as error:
+                unsure[name] = Unsure(str(error), error.names)
                 continue
             if hit is not None:
                 found[name] = hit
-        unsure |= beaten({name: (name, hit) for name, hit in found.items()})
+        for name, why in beaten({name: (name, hit) for name, hit in found.items()}).items():
+            unsure[name] = Unsure(why, (found[name].name,) if why else ())
         return {name: hit for name, hit in found.items() if name not in unsure}, unsure
 
 
-def _longest_end(written: str, names: Iterable[str]) -> list[str]:
-    """Of files with the name of a path, those that share the most folders before it, if any."""
+def _whole_first(names: Sequence[str], key: Callable[[str], str], wanted: str) -> tuple[str, ...]:
+    """The names that have a key as they stand, else those without their ending; sorted."""
+    if len(names) < 2:
+        return tuple(names)
+    return tuple(sorted([name for name in names if key(name) == wanted] or names))
 
-    def folders(name: str) -> list[str]:
-        return _decoded(name).casefold().split("/")[-2::-1]
 
-    own = folders(written)
-    shared = grouped(names, lambda name: len(posixpath.commonprefix([own, folders(name)])))
-    most = max(shared, default=0)
-    return shared[most] if most else []
+def _ends(rule: int, name: str) -> list[str]:
+    """What two names may have in common by a rule of a part, the longest first."""
+    parts = _decoded(name).split("/")
+    if rule == _NAME_ALONE:
+        return parts[-1:]
+    parts = [part.casefold() for part in parts]
+    return ["/".join(parts[at:]) for at in range(len(parts) - 1)]
 
 
 def beaten(claims: Mapping[Key, tuple[str, Found]]) -> dict[Key, str]:

@@ -19,10 +19,10 @@ def is_split(name: str) -> bool:
     return _SPLIT.fullmatch(name) is not None
 
 
-def splits_in(path: str) -> set[str]:
+def splits_in(path: str) -> frozenset[str]:
     """The splits that the folders of a path are called by, in one spelling: `train`, `val`."""
     words = (_SPLIT.fullmatch(part) for part in path.split("/")[:-1])
-    return {_usual(word.group(1)) for word in words if word}
+    return frozenset(_usual(word.group(1)) for word in words if word)
 
 
 def same_split(one: str, other: str) -> bool:
@@ -95,7 +95,11 @@ def _words(*parts: str | None) -> str:
     return "|".join(re.sub(r"[_ \d-]+", " ", part or "").strip().casefold() for part in parts)
 
 
+def apart(splits: frozenset[str], others: frozenset[str]) -> bool:
+    """Whether two paths, of these splits, name folders of splits and not one in common."""
+    return bool(splits and others) and not splits & others
+
+
 def of_other_splits(one: str, other: str) -> bool:
-    """Whether two paths name folders of splits, and not one in common."""
-    mine, others = splits_in(one), splits_in(other)
-    return bool(mine and others) and not mine & others
+    """Whether two paths are `apart`."""
+    return apart(splits_in(one), splits_in(other))
