@@ -66,7 +66,7 @@ def test_masks_below_a_folder_of_maps_are_no_maps(tmp_path: Path) -> None:
     assert found.index.image_ids == ["f_5"]
     assert str(out / "masks" / "f_5.png") in found.left_out[OURS]
     (cams / "f_5_3.png").unlink()
-    with pytest.raises(CannotRunError, match=f"there is nothing, and [0-9] {OURS}"):
+    with pytest.raises(CannotRunError, match=rf"and [0-9] {OURS}"):
         find_cams(str(cams), str(out / "cam-files.parquet"), trust_pickle=False)
 
 
