@@ -19,7 +19,8 @@ from pmm_ray.pipeline.steps import train_classifier, train_multicrop
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
-from pmm_ray.stages.sweep_masks import CAM_ALPHAS, WALK, grid, sample
+from pmm_ray.stages.make_masks import WALK
+from pmm_ray.stages.sweep_masks import CAM_ALPHAS, grid, sample
 
 _Section = TypeVar("_Section", bound=AnyClassifierConfig)
 
