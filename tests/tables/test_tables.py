@@ -132,8 +132,8 @@ def test_table_6_of_a_recipe_without_a_crf() -> None:
     asked = config(masks={"method": "cam_argmax"})
     names = [step.name for step in table_steps(6, asked, None)]
     # each is scored after it is made
-    for made, scored in (("make_masks", "evaluate-cam_argmax"), (WALKED, "evaluate-walked")):
-        assert names.index(made) < names.index(scored)
+    for made, score in (("make_masks", "evaluate-cam_argmax"), (WALKED, "evaluate-walked")):
+        assert names.index(made) < names.index(score)
     assert "make_masks-cam_argmax" not in names
 
 
