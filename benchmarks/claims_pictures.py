@@ -17,15 +17,14 @@ from PIL import Image, ImageDraw
 
 from pmm_ray.config import MasksConfig
 from pmm_ray.labels import LabelSpace
-from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.report.pictures import overlay_cam
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import index_file, read_index
 from pmm_ray.runtime.core.stage import StageFolder
-from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.images import decode_mask, read_image
 from pmm_ray.runtime.rows.masks import mask_parameters
-from pmm_ray.stages.sweep_masks import WALK, combined
+from pmm_ray.stages.make_masks import masks_of_row, way_to_masks
+from pmm_ray.stages.sweep_masks import combined
 
 EACH = 3
 """Photographs that gain most, and that lose most."""
@@ -84,17 +83,11 @@ def side_panels(
         masks = folder_of(unit, details["masks_stage"], place)
         return [coloured(decode_mask(stored(masks, image_id)["mask_png"]), space)]
     cams = {"cams": stored(folder_of(unit, side.cams, place), image_id)}
-    height, width = image_HW3.shape[:2]
-    if details["method"] == WALK:
-        mask = walked_mask(cams["cams"], height, width)
-    else:
-        # not the folder's resolved.yaml, which is the last unit's
-        config = MasksConfig.model_validate(unit["masks"])
-        fields = details["combinations"][found.best]
-        parameters = mask_parameters(combined(config, {"alpha": fields["alpha"]}))
-        labels, cam = cam_at((height, width), cams)
-        make = MASK_METHODS[details["method"]].load()
-        (mask,) = make(image_HW3, cam, labels, [parameters], "lattice")
+    # not the folder's resolved.yaml, which is the last unit's
+    config, best = MasksConfig.model_validate(unit["masks"]), details["combinations"][found.best]
+    fields = {name: best[name] for name in details["fields"]}
+    way, parameters = way_to_masks(details["method"]), mask_parameters(combined(config, fields))
+    (mask,) = masks_of_row(way, image_HW3, cams, [parameters], "lattice")
     photo = Image.fromarray(image_HW3)
     return [overlay_cam(photo, cams["cams"], space), coloured(mask, space)]
 

@@ -19,7 +19,7 @@ from pmm_ray.pipeline.steps import (
 )
 from pmm_ray.pipeline.tables.cam_tables import held_out_cams, score, whole_cams, window_cams
 from pmm_ray.pipeline.tables.segmenter_tables import steps_to_masks, variant_of
-from pmm_ray.stages.sweep_masks import WALK
+from pmm_ray.stages.make_masks import WALK
 
 METHODS = ("cam_argmax", "crf_argmax", "crf_argmax_cvs", "ppmg_no_cvs", "ppmg")
 

@@ -9,10 +9,17 @@ import pyarrow as pa
 import pytest
 
 from pmm_ray.commands.run import run_recipe
+from pmm_ray.config import RunConfig
+from pmm_ray.pipeline.run import Run
+from pmm_ray.pipeline.steps import ladder_steps
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.index import read_index
+from pmm_ray.runtime.core.index import read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 
 RECIPE = """
@@ -76,3 +83,27 @@ def test_nothing_labelled_is_refused_with_the_splits(shapes: Manifest, tmp_path:
     uri.write_bytes(tables.to_bytes(none))
     with pytest.raises(CannotRunError, match=r"no image of train or val has an image-level label"):
         DataSet.open(str(uri)).labelled("train", "val")
+
+
+def test_truth_of_photographs_without_labels_scores_no_way_to_masks(
+    shapes: Manifest, tmp_path: Path
+) -> None:
+    rows = tables.read_table(shapes.uri).to_pylist()
+    labelled = [{"image_id": row["image_id"]} for row in rows if row["split"] == "train"]
+    for row in rows:
+        row["labels"] = row["labels"] if row["split"] == "train" else []
+    uri, schema = str(tmp_path / "manifest.parquet"), tables.read_table(shapes.uri).schema
+    Path(uri).write_bytes(tables.to_bytes(pa.Table.from_pylist(rows, schema)))
+    config = RunConfig()
+    session = Session(str(tmp_path / "run"), config, Selection(("make_cams",)), Progress())
+    run = Run(session, [])
+    run.data = DataSet.open(uri)
+    assert run.data.with_truth("val")
+    cams = StageFolder.below(session.run_dir, "make_cams", "0")
+    ids = pa.schema([("image_id", pa.string())])
+    tables.write_rows(cams.path("part-0.parquet"), labelled, ids)
+    write_index(cams.uri, scan_parts(cams.uri)[0])
+    cams.finish(Summary(stage=cams.stage, hash=cams.hash))
+    run.folders[cams.stage] = cams
+    # the run goes on without these scores
+    assert [step.make(run) for step in ladder_steps(config, "cam_argmax")] == [None] * 3

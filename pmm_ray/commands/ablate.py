@@ -110,7 +110,7 @@ def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> N
     method, held_out = config.masks.method, config.data.held_out_split
 
     def by_truth(run: Run) -> Stage | None:
-        if not run.data.with_truth(held_out):
+        if not run.data.scorable(held_out):
             return None
         cams = recipe_cams(run)
         return sweep_masks.stage(
@@ -119,7 +119,7 @@ def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> N
 
     def by_classifier(run: Run) -> Stage:
         # it takes several times as long as scores by truth, which say more
-        known = run.data.with_truth(held_out)
+        known = run.data.scorable(held_out)
         most = min(images, sweep_masks.SAMPLE_IMAGES) if known else images
         cams, classifier = recipe_cams(run), last_classifier(run)
         return judge_masks.stage(

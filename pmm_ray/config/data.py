@@ -56,7 +56,7 @@ class DataConfig(Section):
     """Largest image to decode, px; a larger one becomes an error row (`too_large`)."""
 
     @model_validator(mode="after")
-    def _needs_root(self) -> DataConfig:
+    def _splits_differ(self) -> DataConfig:
         if self.train_split == self.held_out_split:
             raise ValueError("data.train_split and data.held_out_split must differ")
         return self

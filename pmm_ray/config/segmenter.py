@@ -51,8 +51,8 @@ class SegmenterConfig(TrainingConfig):
     """Backbone of PSPNet, registered with mmsegmentation (paper: resnet38, scalenet101,
     res2net101)."""
     weights: str = "imagenet"
-    """`imagenet` (with `config`: what that file names), `none`, or a path to a state dict of the
-    backbone."""
+    """`imagenet` (with `config`: what that file names, which must be something), `none`, or a path
+    to a state dict of the backbone."""
     layout: Literal["contiguous", "dataset"] = "contiguous"
     """Outputs of the network: one per class, or one per id up to the data set's last. `dataset` is
     the paper's 91 for COCO; outputs that are no class take no part in training and prediction."""

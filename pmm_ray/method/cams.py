@@ -95,7 +95,7 @@ def smooth(
 
     Args:
         cam_KHW: Normalized CAM, floating [K, H, W], 0..1.
-        smoothing: The paper's s, >= 0; 0 leaves the scores as they are.
+        smoothing: The paper's s, >= 0; 0 raises no score.
         threshold: The paper's t, 0..1: see `coefficient_of_variation`.
         zero_below_threshold: Set scores below `threshold` to 0 first, as the released code
             does; False is Eq. 6 to the letter, which amplifies weak responses too.

@@ -32,7 +32,8 @@ class MaskParameters:
     Attributes:
         alpha: Exponent of the background score (Eq. 2), > 0. The best value depends on the
             CAMs; the paper found 11 by grid search.
-        smoothing: Scale s of coefficient-of-variation smoothing (Eq. 6), >= 0; 0 turns it off.
+        smoothing: Scale s of coefficient-of-variation smoothing (Eq. 6), >= 0; with 0 scores are
+            only dropped, see `zero_below_threshold`.
         threshold: Foreground threshold t of the smoothing (Eq. 5), 0..1.
         crf: Kernels and iterations of the CRF.
         zero_below_threshold: Drop scores below `threshold` before smoothing (released code;
@@ -203,7 +204,7 @@ def argmax_masks(
         image_HW3, cam_KHW, labels, backend: see `proportional_masks`.
         combinations: S parameters, of which `alpha`, the smoothing fields and `crf` are used;
             they share their `crf`.
-        use_crf: False takes the argmax of background and CAM scores as they are.
+        use_crf: False takes the argmax of background and smoothed scores.
 
     Returns:
         S masks like those of `proportional_masks`. Ties go to the background, then to the lowest
@@ -241,7 +242,7 @@ def _as_it_is(parameters: MaskParameters) -> MaskParameters:
 
 
 proportional_masks_without_cvs = _of(proportional_masks, lambda p: replace(p, smoothing=0.0))
-"""`proportional_masks` of the CAM as it is (Tab. 2, "PPMG w/o CVS")."""
+"""`proportional_masks` with s = 0 (Tab. 2, "PPMG w/o CVS"): low scores are dropped as with CVS."""
 crf_argmax_masks = _of(argmax_masks, _as_it_is)
 """`argmax_masks` of the CAM as it is (Tab. 2, "CRF")."""
 crf_argmax_masks_with_cvs = _of(argmax_masks, lambda p: replace(p, crf=CrfParameters.seam()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmm_ray.config import AffinityConfig
 from pmm_ray.config.backbones import backbone_row
-from pmm_ray.nets.backbone import Backbone, OnBackbone, Shape, build_backbone
+from pmm_ray.nets.backbone import Backbone, OnBackbone, Shape, build_backbone, temper
 from pmm_ray.nets.checkpoints import load_model, stored_section
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.nets.weights import load_pretrained, load_strict, read_state
@@ -94,6 +94,8 @@ def build_affinity(config: AffinityConfig) -> AffinityNetwork:
         network.loaded = load_pretrained(
             network, state, uri, fresh=network.head_layers, heads=network.backbone.heads
         )
+    elif config.freeze_norm:
+        temper(network.backbone)
     return network
 
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmm_ray.config import AnyClassifierConfig, MulticropConfig
-from pmm_ray.config.backbones import BACKBONES, GENERIC_TYPE
+from pmm_ray.config.backbones import (
+    BACKBONES,
+    GENERIC_TYPE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    backbone_row,
+)
 from pmm_ray.nets.weight_files import PUBLIC_NAMES, find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
 
@@ -36,7 +42,6 @@ _COMPILED = {
     *("DCN", "DCNv2", "DeformConv2d", "ModulatedDeformConv2d", "ModulatedDeformConv2dPack"),
     *("carafe", "CARAFEPack", "SAC"),
 }
-SEGMENTER_KEY = "segmenter.config"
 
 
 @dataclass(frozen=True)
@@ -66,18 +71,34 @@ class ModelSource:
 def read_model(uri: str) -> ModelSource:
     """The model of an mmsegmentation config file (`.py`, `.yaml` or `.json`, with `_base_`).
 
-    A `.py` config is a program, and is run: it is trusted as a recipe is.
+    A `.py` config is a program, and is run: it is trusted as a recipe is. Where it says nothing of
+    its input's mean and deviation, the model has those of our backbone's row.
 
     Raises:
+        ConfigError: our backbone's row cannot be imported.
         CannotRunError: the file cannot be read, has no `model`, needs compiled operators, or names
             weights other than a backbone's.
     """
-    key = SEGMENTER_KEY
+    key = "segmenter.config"
     config = _read(uri, key)
     model = config.get("model")
     if not isinstance(model, dict) or "decode_head" not in model or "backbone" not in model:
         raise CannotRunError(f"{key}: {uri} has no `model` with a `backbone` and a `decode_head`")
-    return _source(uri, key, model, config)
+    source = _source(uri, key, model, config)
+    _normalise_as_ours(source.model)
+    return source
+
+
+def _normalise_as_ours(model: dict[str, Any]) -> None:
+    """Say how our backbone's input is normalised, where its model does not: not as by default."""
+    ours, given = our_backbone(model), model.get("data_preprocessor") or {}
+    if ours is None or not (given.get("mean") is None or given.get("std") is None):
+        return
+    row = backbone_row(ours)
+    if (row.input_mean, row.input_std) != (IMAGENET_MEAN, IMAGENET_STD):
+        mean, std = ([255 * value for value in way] for way in (row.input_mean, row.input_std))
+        said = {"mean": mean, "std": std, "bgr_to_rgb": True}
+        model["data_preprocessor"] = given | said
 
 
 def classifier_source(config: AnyClassifierConfig) -> ModelSource | None:
@@ -129,10 +150,11 @@ def named_weights(weights: str, source: ModelSource) -> tuple[str, str]:
     """What the weights of a user's model are called, and of which backbone: see `find_weights`.
 
     Args:
-        weights: as the section has them; `imagenet` is what the model's file names.
+        weights: as the section has them; `imagenet` is what the model's file names, else the
+            public weights of a backbone of ours.
 
     Raises:
-        CannotRunError: the config names an address in the net, or a classifier's names nothing.
+        CannotRunError: the config names an address in the net, or nothing.
     """
     ours = our_backbone(source.model)
     option = f"{source.key.partition('.')[0]}.weights"
@@ -144,14 +166,12 @@ def named_weights(weights: str, source: ModelSource) -> tuple[str, str]:
     name = ours or "efficientnet_lite0"
     if weights != "imagenet":
         return weights, name
-    named = source.pretrained
-    if named is None and source.key != SEGMENTER_KEY:
+    named = source.pretrained or (weights if ours else None)
+    if named is None:
         raise CannotRunError(
             f"{source.where} names no weights of its backbone: set {option} to its checkpoint, or "
             "to none"
         )
-    if named is None:
-        return "none", name
     if "://" in named and not named.startswith(("s3://", "gs://", "file://")):
         raise CannotRunError(
             f"{source.uri} starts from {named}, which is not fetched from the net: download it and "

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
-from pmm_ray.config import ConfigError, PredictConfig, RunConfig, SegmenterConfig
+from pmm_ray.config import ConfigError, RunConfig, SegmenterConfig
 from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.index import read_index
 from pmm_ray.runtime.core.stage import Stage
-
-S = TypeVar("S", SegmenterConfig, PredictConfig)
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,12 @@ class Variant:
     Attributes:
         name: part of its stages' names; empty: the run's own segmenter.
         segmenter: fields of the section that differ.
-        predict: likewise.
         rounds: cyclic rounds; None: the recipe's.
         masks: the step whose masks the first round learns from.
     """
 
     name: str = ""
     segmenter: Mapping[str, Any] = field(default_factory=dict)
-    predict: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
     masks: str = "make_masks"
 
@@ -139,7 +135,7 @@ def _predict(
         if held_out and not len(images):
             return None
         model = predict_masks.Model.of(run[f"train_segmenter-{variant.round(segmenter)}"])
-        config = _with(run.config.predict, variant.predict)
+        config = run.config.predict
         if held_out:  # with the images' labels the score would not be the segmenter's
             config = config.model_copy(update={"use_image_labels": False})
         return predict_masks.stage(config, run.data, model, images, round=number, name=name)
@@ -217,12 +213,12 @@ def _cycle(variant: Variant) -> str:
     return f"rounds of {variant.name or 'the run'}"
 
 
-def _with(section: S, fields: Mapping[str, Any]) -> S:
+def _with(section: SegmenterConfig, fields: Mapping[str, Any]) -> SegmenterConfig:
     """The section with some fields replaced. Raises ConfigError where they do not fit it."""
     if not fields:
         return section
     try:
-        return type(section).model_validate(section.model_dump() | dict(fields))
+        return SegmenterConfig.model_validate(section.model_dump() | dict(fields))
     except ValidationError as error:
         reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
         values = ", ".join(f"{name} = {value}" for name, value in fields.items())

@@ -156,7 +156,7 @@ def choose_alpha(config: RunConfig) -> Step:
         grid = sweep_masks.grid({"alpha": sweep_masks.AUTO_ALPHAS})
         method = run.config.masks.method
         cams = recipe_cams(run)
-        if run.data.with_truth(held_out):
+        if run.data.scorable(held_out):
             return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
         classifier = last_classifier(run)
         return judge_masks.stage(
@@ -189,7 +189,7 @@ def ladder_steps(config: RunConfig, method: str) -> list[Step]:
         from pmm_ray.stages import sweep_masks
 
         cams = recipe_cams(run)
-        if cams.summary() is None or not run.data.with_truth(held_out):
+        if cams.summary() is None or not run.data.scorable(held_out):
             return None  # CAMs that are streamed cannot be read twice
         grid = sweep_masks.grid({"alpha": sweep_masks.CAM_ALPHAS})
         return sweep_masks.stage(
@@ -197,7 +197,7 @@ def ladder_steps(config: RunConfig, method: str) -> list[Step]:
         )
 
     def make(run: Run) -> Stage | None:
-        wanted = run.data.with_truth(held_out)
+        wanted = run.data.scorable(held_out)
         if not wanted:
             return None
         return masks_of(run, recipe_cams(run), method, name, wanted, best(run))

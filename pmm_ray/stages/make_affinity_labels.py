@@ -63,9 +63,12 @@ def run(
 def stage(config: AffinityConfig, data: DataSet, cams: StageFolder, split: str) -> Stage:
     """The labels of a split's images, from finished maps."""
     index = read_index(cams.uri).select(data.split(split).ids)
+    # in folders that were made before it is not named
+    backend = [] if config.backend == "lattice" else [config.backend]
+    alphas = [config.alpha_low, config.alpha_high]
     return Stage(
         STAGE,
-        ([config.alpha_low, config.alpha_high], config.crf, cams.hash, split, CODE_VERSION),
+        (alphas, config.crf, *backend, cams.hash, split, CODE_VERSION),
         partial(run, config, cams=index),
         images=index.ids,
     )

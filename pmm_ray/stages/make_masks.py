@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig
 from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
 from pmm_ray.method.masks import MaskParameters
@@ -18,32 +19,66 @@ from pmm_ray.runtime.core.resources import Pool
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.table_stage import actor_pool, auto_batch, cpu_pool, run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
-from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam
+from pmm_ray.runtime.rows.cams import Cams, ReadCam, cam_at, table_cam, walked_mask
 from pmm_ray.runtime.rows.masks import MaskOutput, mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 
 STAGE = "make_masks"
 CODE_VERSION = 1
 
+WALK = "walk"
+"""Beside the names of `MASK_METHODS`: the class with the largest score after a random walk. Only a
+walked table has these scores, and they have no exponent (released code; row RW of Tab. 2-4, 6)."""
+
 # A mask of a VOC photograph, on one core: measured by benchmarks/masks_pipeline.py.
 IMAGE_SECONDS = 0.06
 
 
+def way_to_masks(method: str) -> MakeMasks | None:
+    """What makes the masks; None for `WALK`, whose scores are masks already."""
+    return None if method == WALK else MASK_METHODS[method].load()
+
+
+def masks_of_row(
+    make: MakeMasks | None,
+    image: NDArray[np.uint8],
+    row: InputRow,
+    combinations: Sequence[MaskParameters],
+    backend: Backend,
+    read_cam: ReadCam = table_cam,
+) -> Sequence[NDArray[Any]]:
+    """The masks of a row's CAM: ids, integers [H, W], one for each set of parameters.
+
+    Args:
+        make: see `way_to_masks`; without one there is one mask.
+        image: RGB, uint8 [H, W, 3].
+        row: with the CAM.
+        combinations, backend: see `MakeMasks`.
+        read_cam: how the CAM is read.
+
+    Raises:
+        RowError: `nonfinite`.
+    """
+    labels, cam = cam_at(image.shape[:2], row, read_cam)
+    if make is None:
+        return [walked_mask(row["cams"], *image.shape[:2])]
+    return make(image, cam, labels, combinations, backend)
+
+
 def mask_worker(
-    make_masks: MakeMasks,
+    way: MakeMasks | None,
     parameters: MaskParameters,
-    backend: Literal["lattice", "pydensecrf"],
+    backend: Backend,
     photographs: Photographs,
     stage: str,
     read_cam: ReadCam = table_cam,
     png_folder: str | None = None,
 ) -> Worker:
-    """Makes the worker of one task; of `png_folder` see `MaskOutput`."""
+    """Makes the worker of one task; of `way` see `way_to_masks`, of `png_folder` `MaskOutput`."""
     output = MaskOutput(photographs.label_space, png_folder=png_folder)
 
     def make(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
-        labels, cam = cam_at(image.shape[:2], row, read_cam)
-        (mask,) = make_masks(image, cam, labels, [parameters], backend)
+        (mask,) = masks_of_row(way, image, row, [parameters], backend, read_cam)
         return output(row["manifest"], mask)
 
     return photographs.row_by_row(stage, make)
@@ -66,7 +101,7 @@ def run(
 
     Args:
         cams: stored or streamed.
-        method: a name of `MASK_METHODS`.
+        method: a name of `MASK_METHODS`, or `WALK`.
         png_folder: see `MaskOutput`.
     """
     shape: dict[str, Any] = {
@@ -119,7 +154,7 @@ def mask_factory(
     """What makes the worker of one task; see `mask_worker`."""
     return partial(
         mask_worker,
-        MASK_METHODS[method].load(),
+        way_to_masks(method),
         mask_parameters(config),
         config.backend,
         Photographs.of(context),
@@ -141,14 +176,15 @@ def stage(
 
     Args:
         cams: stored or streamed.
-        method: in place of the section's.
+        method: in place of the section's; a name of `MASK_METHODS`, or `WALK`.
         png_folder: see `MaskOutput`.
     """
     method = method or config.method
     known_as = "proportional" if method == "ppmg" else method  # in folders that were made before
+    decides = [] if method == WALK else [config]
     return Stage(
         name,
-        (config, known_as, cams.hash, CODE_VERSION),
+        (*decides, known_as, cams.hash, CODE_VERSION),
         partial(run, config, cams=cams, method=method, png_folder=png_folder),
         images=cams.index.ids,
     )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from latticecrf.dense_crf import Backend
 from pmm_ray.config import MasksConfig, RunConfig
 from pmm_ray.method.confusion import confusion_matrices, from_sparse, to_sparse
-from pmm_ray.method.mask_methods import MASK_METHODS, MakeMasks
+from pmm_ray.method.mask_methods import MakeMasks
 from pmm_ray.method.masks import MaskParameters, exponent_of
 from pmm_ray.runtime.cluster.placement import mask_memory
 from pmm_ray.runtime.core import storage, tables
@@ -34,7 +34,6 @@ from pmm_ray.runtime.core.index import TableIndex, read_index
 from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.mapping.table_stage import cpu_pool, run_table_stage
 from pmm_ray.runtime.mapping.workers import InputRow, Worker
-from pmm_ray.runtime.rows.cams import cam_at, walked_mask
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
@@ -44,9 +43,6 @@ from pmm_ray.stages.evaluate import NONE_SCORED, scores
 STAGE = "sweep_masks"
 CODE_VERSION = 2
 
-WALK = "walk"
-"""Beside the names of `MASK_METHODS`: the class with the largest score after a random walk. Only a
-walked table has these scores, and they have no exponent (released code; row RW of Tab. 2, 3)."""
 # `masks.alpha: auto`: the paper searched 0..20 by hand; low values suit CAMs that are compact
 AUTO_ALPHAS = (1.0, 2.0, 3.0, 5.0, 8.0, 11.0, 16.0, 24.0)
 SAMPLE_IMAGES = 100
@@ -93,27 +89,23 @@ def combined(config: MasksConfig, combination: Combination) -> MasksConfig:
 
 
 def sweep_worker(
-    make: MakeMasks | None,
+    way: MakeMasks | None,
     combinations: Sequence[MaskParameters],
     backend: Backend,
     photographs: Photographs,
     stage: str,
 ) -> Worker:
-    """Makes the worker of one task; without a method it takes the scores of a walk."""
+    """Makes the worker of one task; of `way` see `make_masks.way_to_masks`."""
     space = photographs.label_space
 
     def score(row: InputRow, image: NDArray[np.uint8]) -> dict[str, Any]:
         manifest = row["manifest"]
         truth = photographs.truth(manifest)
-        labels, cam = cam_at(image.shape[:2], row)
         if truth.shape != image.shape[:2]:
             raise RowError(
                 "label", f"the image is {image.shape[:2]} px, its ground truth {truth.shape}"
             )
-        if make is None:
-            masks: Sequence[Any] = [walked_mask(row["cams"], *image.shape[:2])]
-        else:
-            masks = make(image, cam, labels, combinations, backend)
+        masks = make_masks.masks_of_row(way, image, row, combinations, backend)
         found = [
             to_sparse(matrix)
             for matrix in confusion_matrices(truth, masks, space.num_classes, space.ignore)
@@ -155,7 +147,7 @@ def run(
         inputs={"cams": cams},
         factory=partial(
             sweep_worker,
-            None if method == WALK else MASK_METHODS[method].load(),
+            make_masks.way_to_masks(method),
             [mask_parameters(combined(config, c)) for c in combinations],
             config.backend,
             Photographs.of(context),
@@ -240,10 +232,10 @@ def stage(
     Args:
         recipe: for the mask section, the seed and the held-out split.
         cams: finished.
-        combinations: from `grid`; `WALK` has one without a field.
+        combinations: from `grid`; `make_masks.WALK` has one without a field.
         images: so many are scored at most; None: all.
         among: ids of which those with a CAM are scored; None: a sample of all with both.
-        method: a name of `MASK_METHODS`, or `WALK`.
+        method: a name of `MASK_METHODS`, or `make_masks.WALK`.
 
     Raises:
         CannotRunError: no held-out image has both a CAM and a ground-truth mask.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pmm_ray.config import AffinityConfig
+from pmm_ray.method.affinity import pair_affinities
 from pmm_ray.nets.affinity import AffinityNetwork, build_affinity, load_affinity
 from pmm_ray.nets.backbone import Shape, build_backbone, norms
 from pmm_ray.nets.checkpoints import save_model
@@ -56,6 +57,16 @@ def test_features_lie_at_stride_eight(small: AffinityNetwork) -> None:
     assert features.shape == (1, 192, 8, 12)
     # ELU comes last
     assert features.min() > -1
+
+
+def test_random_values_of_a_deep_network_have_affinities() -> None:
+    torch.manual_seed(0)
+    config = AffinityConfig(backbone="res2net101", weights="none")
+    network = build_affinity(config).eval()
+    with torch.no_grad():
+        features = network(torch.randn(1, 3, 32, 32))
+    assert features.abs().mean() < 10
+    assert pair_affinities(features, 3).mean() > 0.01
 
 
 def test_norms_stay_and_heads_learn_faster(small: AffinityNetwork) -> None:

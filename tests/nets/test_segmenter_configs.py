@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pmm_ray.config import UnderfittingConfig
+from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
@@ -21,8 +22,9 @@ from pmm_ray.nets.segmenter import (
     predict_logits,
     try_model,
 )
-from pmm_ray.nets.segmenter_config import segmenter_model
-from pmm_ray.nets.segmenter_source import read_model
+from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
+from pmm_ray.nets.segmenter_source import backbone_weights, read_model
+from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages.train_segmenter import SegmenterTask
@@ -108,6 +110,45 @@ def test_the_configs_own_normalisation_is_kept(tmp_path: Path) -> None:
     assert about.input_std == pytest.approx([4 / 255, 5 / 255, 6 / 255])
 
 
+def of_ours(backbone: str, more: str = "") -> str:
+    """A model on a backbone of this project, or on a user's row."""
+    return (
+        f"dict(type='EncoderDecoder', backbone=dict({backbone}, output_stride=32), "
+        "decode_head=dict(type='FCNHead', in_channels=320, in_index=3, channels=8, num_convs=1, "
+        f"num_classes=5), test_cfg=dict(mode='whole'){more})"
+    )
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["type='PmmEfficientNetLite0'", "type='PmmBackbone', name='own_statistics:ROW'"],
+)
+def test_a_backbone_of_ours_has_its_own_normalisation(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_statistics.py").write_text(
+        "from pmm_ray.config.backbones import BACKBONES\nROW = BACKBONES['efficientnet_lite0']\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = user_file(tmp_path, of_ours(backbone))
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert normalisation(CONFIG.backbone, source) == half
+    about = description_of(build_segmenter(CONFIG, 4, 255, source=source))
+    assert (about.input_mean, about.input_std) == half
+    # it decides the result, and is what the file could have said
+    said = ", data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True)"
+    assert user_file(tmp_path, of_ours(backbone, said)).identity() == source.identity()
+    given = ", " + BGR.format(more=", bgr_to_rgb=True")
+    named = user_file(tmp_path, of_ours(backbone, given))
+    assert normalisation(CONFIG.backbone, named)[0] == pytest.approx((1 / 255, 2 / 255, 3 / 255))
+
+
+def test_a_backbone_with_imagenets_normalisation_keeps_its_identity(tmp_path: Path) -> None:
+    source = user_file(tmp_path, of_ours("type='PmmRes2Net101'"))
+    assert normalisation(CONFIG.backbone, source) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert "data_preprocessor" not in source.model
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -170,6 +211,17 @@ def test_weights_in_the_net_are_named_not_fetched(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="open-mmlab://resnet18_v1c, which is not fetched"):
         build_segmenter(config, 4, 255, source=source)
     build_segmenter(CONFIG, 4, 255, source=source)
+
+
+def test_a_config_that_names_no_weights_does_not_start_at_random(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"weights": "imagenet"})
+    source = user_file(tmp_path, small())
+    message = "names no weights of its backbone: set segmenter.weights to its checkpoint, or to no"
+    with pytest.raises(CannotRunError, match=f"segmenter.config: {source.uri} {message}"):
+        build_segmenter(config, 4, 255, source=source)
+    # of our own the weights are known
+    ours = user_file(tmp_path, of_ours("type='PmmEfficientNetLite0'"))
+    assert backbone_weights("imagenet", ours) == find_weights("imagenet", "efficientnet_lite0")
 
 
 def test_a_users_backbone_starts_from_a_file(tmp_path: Path) -> None:

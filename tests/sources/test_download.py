@@ -17,6 +17,7 @@ import pytest
 
 from pmm_ray.cli import main
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.sources import download as module
 from pmm_ray.sources.archives import extract
 from pmm_ray.sources.download import DATASETS, Archive, download
 

@@ -25,6 +25,7 @@ from pmm_ray.runtime.core.index import index_file, read_all, read_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import walked_mask
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.images import decode_mask, encode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.runtime.training.loader import TrainingRow
@@ -231,6 +232,17 @@ def test_from_cams_to_walked_cams(
     table = {row["image_id"]: row for row in read_all(cams_uri).to_pylist()}
     again = next(iter(worker([{"cams": table[train[0]], "manifest": manifest[train[0]]}])))
     assert again == rows[one] or np.allclose(again["peaks"], rows[one]["peaks"], rtol=1e-4)
+
+
+def test_labels_of_another_crf_are_other_labels(shapes: Manifest, tmp_path: Path) -> None:
+    cams = StageFolder(cams_of_truth(shapes, tmp_path / "cams"), "make_cams", "0")
+    hashes = {
+        make_affinity_labels.stage(
+            AffinityConfig.model_validate({"backend": backend}), DataSet(shapes), cams, "train"
+        ).hash
+        for backend in ("lattice", "pydensecrf")
+    }
+    assert len(hashes) == 2
 
 
 def test_the_alphas_must_be_in_order() -> None:

@@ -21,11 +21,13 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
-from pmm_ray.runtime.rows.cams import decode_cam
+from pmm_ray.runtime.rows.cams import decode_cam, walked_mask
+from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs
 from pmm_ray.stages import sweep_masks
-from pmm_ray.stages.sweep_masks import WALK, combined, grid, sweep_worker
+from pmm_ray.stages.make_masks import WALK, mask_worker
+from pmm_ray.stages.sweep_masks import combined, grid, sweep_worker
 
 from .truth_cams import cams_of_truth
 
@@ -120,11 +122,20 @@ def test_a_walk_has_one_mask_and_no_exponent(shapes: Manifest, rows: list[dict[s
     size = cams["cam_height"] * cams["cam_width"]
     sure = {"background": np.zeros(size, "<f2").tobytes(), "peaks": [1.0] * len(cams["labels"])}
     worker = sweep_worker(None, [mask_parameters(CONFIG)], "lattice", photographs(shapes), WALK)
-    [out] = worker([{**row, "cams": cams | sure}])
+    walked = {**row, "cams": cams | sure}
+    [out] = worker([walked])
     assert isinstance(out, dict)
     [cells] = out["cells"]
     predicted = set(np.unravel_index(cells, (shapes.label_space.num_classes,) * 2)[1])
     assert predicted <= set(cams["labels"])
+    # the mask that a segmenter learns from is the one that is scored
+    [made] = mask_worker(None, mask_parameters(CONFIG), "lattice", photographs(shapes), WALK)(
+        [walked]
+    )
+    assert isinstance(made, dict)
+    mask = decode_mask(made["mask_png"])
+    np.testing.assert_array_equal(mask, walked_mask(walked["cams"], *mask.shape))
+    assert set(made["labels"]) == predicted
 
 
 def test_what_cannot_be_scored_is_an_error_row(

@@ -9,13 +9,16 @@ import pytest
 
 from pmm_ray.commands.ablate import Ablation, run_table
 from pmm_ray.config import RunConfig, UnderfittingConfig
-from pmm_ray.pipeline.tables.segmenter_tables import variant_of
+from pmm_ray.pipeline.tables.segmenter_tables import WALKED, variant_of
 from pmm_ray.pipeline.tables.table import table_stage
 from pmm_ray.pipeline.tables.table4 import ROWS
 from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.runtime.core.resources import ClusterResources
 
+from ..rehearsal import rehearse
+
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "shapes.yaml")
+OWN = ["train_segmenter-r0", "train_segmenter-r1"]
 SMALL = (
     *("data.images=16", "data.size=48", "data.classes=2"),
     *("classifier.epochs=1", "classifier.batch_size=4", "classifier.crop_size=48"),
@@ -58,6 +61,38 @@ def test_without_truth_a_table_is_refused_before_anything_is_trained(
     said = " ".join(capfd.readouterr().err.split())
     assert "table 5 compares on images of split 'nowhere' with ground-truth masks" in said
     assert not list((tmp_path / "run").glob("train_classifier-*"))
+
+
+def test_masks_of_a_walk_have_no_exponent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    seen = rehearse(monkeypatch, weights)
+    hashes = set()
+    for alpha in (3, 20):
+        settings = (f"masks.alpha={alpha}",)
+        assert run_table(6, Ablation(RECIPE, str(tmp_path / f"run-{alpha}"), settings)) == 0
+        hashes.add(dict(seen)[WALKED])
+        seen.clear()
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("kind", ["none", "clamp"])
+def test_a_gain_of_under_fitting_is_shown_where_there_is_under_fitting(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    seen = rehearse(monkeypatch, weights)
+    settings = (f"segmenter.underfitting.kind={kind}", "evaluate.ladder=[]")
+    assert run_table(6, Ablation(RECIPE, str(tmp_path / "run"), settings)) == 0
+    trained = [name for name, _ in seen if name.startswith("train_segmenter")]
+    steps = [row[0] for row in rows_of(load_run(str(tmp_path / "run")), 6)]
+    papers = [row[2] for row in rows_of(load_run(str(tmp_path / "run")), 6)]
+    pretended = kind != "none"
+    assert ("+ PUS" in steps) is pretended
+    assert steps[-1] == "+ cyclic, round 1"
+    assert papers[-1] == 0.6850
+    assert trained == [*(["train_segmenter-none-r0"] * pretended), *OWN]
 
 
 def rows_of(run: RunData, number: int) -> list[list[Any]]:

@@ -15,12 +15,13 @@ from pmm_ray.cli import app
 from pmm_ray.commands.run import run_recipe
 from pmm_ray.config import RunConfig
 from pmm_ray.method.masks import exponent_of
-from pmm_ray.pipeline.run import needs_of_nodes
+from pmm_ray.pipeline.run import Run, needs_of_nodes
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.pipeline.tables import table1, table2, table3, table_steps
 from pmm_ray.pipeline.tables.cam_tables import (
     check_backbone,
     exponents,
+    scored,
     table_backbones,
     with_backbone,
 )
@@ -30,6 +31,10 @@ from pmm_ray.runtime.cluster.preflight import training_scratch
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.progress import Progress
+from pmm_ray.runtime.core.selection import Selection
+from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.datasets.shapes import make_shapes
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes.yaml"
@@ -156,9 +161,26 @@ def test_table_6_of_a_recipe_without_a_crf() -> None:
     asked = config(masks={"method": "cam_argmax"})
     names = [step.name for step in table_steps(6, asked, None)]
     # each is scored after it is made
-    for made, scored in (("make_masks", "evaluate-cam_argmax"), (WALKED, "evaluate-walked")):
-        assert names.index(made) < names.index(scored)
+    for made, score in (("make_masks", "evaluate-cam_argmax"), (WALKED, "evaluate-walked")):
+        assert names.index(made) < names.index(score)
     assert "make_masks-cam_argmax" not in names
+
+
+def test_photographs_without_labels_have_no_map_to_score(shapes: Manifest, tmp_path: Path) -> None:
+    rows = tables.read_table(shapes.uri).to_pylist()
+    held_out = [row for row in rows if row["split"] == "val"]
+    for row in held_out[::2]:
+        row["labels"] = []
+    uri = str(tmp_path / "manifest.parquet")
+    table = pa.Table.from_pylist(rows, tables.read_table(shapes.uri).schema)
+    storage.write_bytes(uri, tables.to_bytes(table))
+    selection = Selection(("import_data",))
+    run = Run(Session(str(tmp_path / "run"), config(), selection, Progress()), [])
+    run.data = DataSet.open(uri)
+    labelled = sorted(row["image_id"] for row in held_out[1::2])
+    assert scored(run, None) == labelled
+    # a sample is of the photographs that can be scored
+    assert len(scored(run, len(labelled))) == len(labelled)
 
 
 def test_cams_alone_are_scored_at_thresholds_from_0_02_to_0_6() -> None:

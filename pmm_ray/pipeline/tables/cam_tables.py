@@ -19,7 +19,8 @@ from pmm_ray.pipeline.steps import train_classifier, train_multicrop
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
-from pmm_ray.stages.sweep_masks import CAM_ALPHAS, WALK, grid, sample
+from pmm_ray.stages.make_masks import WALK
+from pmm_ray.stages.sweep_masks import CAM_ALPHAS, grid, sample
 
 _Section = TypeVar("_Section", bound=AnyClassifierConfig)
 
@@ -158,8 +159,7 @@ def read_score(run: Run, name: str, method: str) -> Score:
 
 def scored(run: Run, images: int | None) -> list[str]:
     """Ids of the images that a table is scored on: the same ones in every row."""
-    with_truth = run.data.with_truth(run.config.data.held_out_split)
-    return sample(with_truth, images, run.config.seed)
+    return sample(run.data.scorable(run.config.data.held_out_split), images, run.config.seed)
 
 
 def table_backbones(config: RunConfig) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.stage import Stage
 
 WALKED = "make_masks-walked"
-"""The step whose masks are the argmax of CAMs after a random walk."""
+"""The step whose masks are the argmax of the scores after a random walk."""
 
 
 def steps_to_masks(number: int, config: RunConfig, images: int | None) -> list[Step]:
@@ -33,10 +33,12 @@ def steps_to_masks(number: int, config: RunConfig, images: int | None) -> list[S
 
 
 def walked_masks(config: RunConfig) -> list[Step]:
-    """Masks by argmax of the CAMs after a random walk (the baseline of Tab. 4 and 6)."""
+    """The class with the largest score after a random walk (the baseline of Tab. 4 and 6)."""
 
     def make(run: Run) -> Stage:
-        return masks_of(run, run["walk_cams"], "cam_argmax", WALKED)
+        from pmm_ray.stages.make_masks import WALK
+
+        return masks_of(run, run["walk_cams"], WALK, WALKED)
 
     title, split = "CAM and random walk", config.data.held_out_split
     scored = evaluation("evaluate-walked", title, WALKED, split)

@@ -24,7 +24,7 @@ from pmm_ray.pipeline.tables.cam_tables import (
 )
 from pmm_ray.pipeline.tables.table import Cell, PaperTable, table_step
 from pmm_ray.pipeline.tables.table1 import MULTICROP, WHOLE
-from pmm_ray.stages.sweep_masks import WALK
+from pmm_ray.stages.make_masks import WALK
 
 ROWS: tuple[tuple[str, str, float, float], ...] = (
     ("CAM", "cam_argmax", 0.5272, 0.5821),

@@ -7,7 +7,7 @@ from pmm_ray.pipeline.run import Run, Step
 from pmm_ray.pipeline.steps import steps_to_cams, walk_steps
 from pmm_ray.pipeline.tables.cam_tables import Score, measured_on, read_score, score_step
 from pmm_ray.pipeline.tables.table import Cell, PaperTable, table_step
-from pmm_ray.stages.sweep_masks import WALK
+from pmm_ray.stages.make_masks import WALK
 
 ROWS: tuple[tuple[str, str, str, float], ...] = (
     ("CAM", "recipe", "cam_argmax", 0.5821),

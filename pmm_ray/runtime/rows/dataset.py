@@ -77,3 +77,11 @@ class DataSet:
         has_truth = pc.fill_null(pc.not_equal(table.column("ground_truth_uri"), ""), False)
         chosen = pc.and_(pc.equal(table.column("split"), split), has_truth)
         return table.column("image_id").filter(chosen).to_pylist()
+
+    def scorable(self, split: str) -> list[str]:
+        """Ids of a split's images whose maps can be scored.
+
+        They have a ground-truth mask, and an image-level label: without one there is no map.
+        """
+        labelled = index_file(self.manifest.uri, {"split": [split]}, labelled=True)
+        return labelled.select(self.with_truth(split)).image_ids
