@@ -97,8 +97,8 @@ class RuntimeConfig(Section):
     autoscaled_nodes: tuple[NodeType, ...] = execution(())
     """Nodes that an autoscaler may run in all, for example
     `[{cpus: 32, count: 16}, {cpus: 48, gpus: 4, count: 2, labels: {ray.io/accelerator-type: L4}}]`;
-    empty: only those that are there. A Ray that the command starts itself has no autoscaler: they do not count
-    there."""
+    empty: only those that are there. A Ray that the command starts itself has no autoscaler: they
+    do not count there."""
     preflight: bool = execution(True)
     """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)

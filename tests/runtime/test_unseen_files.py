@@ -24,8 +24,8 @@ from pmm_ray.runtime.core.resources import ClusterResources, Node, Pool
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.core.store_faults import refusal
 from pmm_ray.runtime.mapping.blame import Blame
-from pmm_ray.runtime.mapping.tasks import failed_chunk, reason
 from pmm_ray.runtime.mapping.table_stage import run_table_stage
+from pmm_ray.runtime.mapping.tasks import failed_chunk, reason
 
 from .test_table_stage import SCHEMA
 

@@ -166,9 +166,9 @@ class Blame:
             elsewhere: whether the work of a node can be done by another.
         """
         if self._blind is not None:
-            place, why = self._blind
+            place, text = self._blind
             self._nodes.setdefault(place["node"], _Tally()).host = place["host"]
-            return self._judge(place["node"], why)
+            return self._judge(place["node"], text)
         for node in self._suspects:
             tally = self._nodes[node]
             if tally.judged:
