@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pmm_ray.config import RuntimeConfig
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.training.job import TrainingJob
@@ -47,7 +48,7 @@ def train_alone(
         workers=1,
         passes=task.config.accumulate,
         loader_processes=loader_processes,
-        scratch=run_dir,
+        runtime=RuntimeConfig(scratch=str(run_dir)),
     )
     nobody = SimpleNamespace(remote=lambda *_: None)
     reporter = SimpleNamespace(update=nobody, failed=nobody, saved=nobody)

@@ -19,12 +19,13 @@ from pmm_ray.pipeline.steps import steps
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.index import ids_hash, scan_parts, write_index
 from pmm_ray.runtime.core.manifest import ManifestRow, write_manifest
-from pmm_ray.runtime.core.resources import ClusterResources
+from pmm_ray.runtime.core.resources import ACCELERATOR, ClusterResources, Node
 from pmm_ray.runtime.core.session import Session
 from pmm_ray.runtime.core.stage import Stage, StageFolder, Summary
 from pmm_ray.sources.datasets.coco_files import OBJECTS_KEY
 
-CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True)
+_NODE = Node(8, 4, labels={ACCELERATOR: "L4"})
+CLUSTER = ClusterResources(cpus=8, gpus=4, nodes=1, local=True, offered=(_NODE,))
 TRAIN, HELD_OUT = 6, 4
 """Images of each split."""
 METRICS = {"mean_iou": 0.5, "agreement": 0.5, "segmenter": 0.6, "supervision": 0.5}

@@ -16,7 +16,7 @@ from pmm_ray.runtime.core.session import Session
 from .rehearsal import CLUSTER, rehearse
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shapes.yaml"
-CPUS = replace(CLUSTER, gpus=0)
+CPUS = replace(CLUSTER, gpus=0, offered=())
 
 
 def cards(*names: str) -> ClusterResources:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pmm_ray.config import ClassifierConfig, TrainingConfig
+from pmm_ray.config import ClassifierConfig, RuntimeConfig, TrainingConfig
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.registry import build_classifier
 from pmm_ray.runtime.core import lease, storage, tables
@@ -75,7 +75,7 @@ def training_job(task: TrainingTask[Any], run_dir: Path, **changes: Any) -> Trai
         "workers": 1,
         "passes": changes.get("accumulate", 1),
         "loader_processes": 0,
-        "scratch": run_dir,
+        "runtime": RuntimeConfig(scratch=str(run_dir)),
     }
     fields = {field.name for field in dataclasses.fields(TrainingJob)}
     values |= {name: value for name, value in changes.items() if name in fields}

@@ -71,7 +71,8 @@ class NodeType(Section):
     count: Positive = execution(1)
     """How many there may be."""
     labels: dict[str, str] = execution({})
-    """Ray's labels of such a node."""
+    """Ray's labels of such a node. For `precision: auto` one with GPUs needs its card, such as
+    `{ray.io/accelerator-type: L4}`."""
 
 
 class RuntimeConfig(Section):
@@ -95,9 +96,9 @@ class RuntimeConfig(Section):
     without a GPU, or all nodes where each has one."""
     autoscaled_nodes: tuple[NodeType, ...] = execution(())
     """Nodes that an autoscaler may run in all, for example
-    `[{cpus: 32, count: 16, labels: {pool: cpu}}, {cpus: 48, gpus: 4, count: 2}]`; empty: only
-    those that are there. A Ray that the command starts itself has no autoscaler: they do not count
-    there."""
+    `[{cpus: 32, count: 16}, {cpus: 48, gpus: 4, count: 2, labels: {ray.io/accelerator-type: L4}}]`;
+    empty: only those that are there. A Ray that the command starts itself has no autoscaler: they
+    do not count there."""
     preflight: bool = execution(True)
     """Look at every node before a run on a cluster: storage, versions, disk, GPUs."""
     scratch: str | None = execution(None)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from pmm_ray.config import load_recipe
+from pmm_ray.runtime.core.resources import ACCELERATOR
 
 from .shapes import SHAPES
 
@@ -237,6 +238,8 @@ class TestKubeRay:
         text = (CLUSTER / "README.md").read_text()
         [setting] = re.findall(r"--set '(runtime\.autoscaled_nodes=[^']*)'", text)
         kinds = load_recipe(None, [setting]).runtime.autoscaled_nodes
+        # the card of g6 and g2 machines, for `precision: auto`
+        assert [kind.labels.get(ACCELERATOR) for kind in kinds] == [None, "L4"]
         for shape in (shape for shape in SHAPES if shape.file in LAUNCHERS):
             assert [(k.cpus, k.gpus, k.count) for k in kinds] == [
                 (shape.cpu.cpus, 0, shape.most_cpu),

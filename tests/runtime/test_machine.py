@@ -129,6 +129,7 @@ def word(
         "earlier": 0,
         "in_a_row": 0 if done else len(failed),
         "part": "-".join([node, *done, *failed]),
+        "failure": "",
         "fault": json.dumps({"text": "CUDA error", "image": fault, **place}) if fault else "",
         **place,
         **nobody,

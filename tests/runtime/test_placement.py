@@ -44,6 +44,7 @@ def node(name: str, labels: dict[str, str] | None = None, **resources: float) ->
     return {"NodeID": name, "Resources": resources, "Labels": labels or {}}
 
 
+GIB = 1024**3
 HEAD = node("head", memory=8e9)
 
 
@@ -51,21 +52,21 @@ def test_cpu_stages_keep_away_from_gpu_nodes() -> None:
     nodes = [HEAD, node("a", CPU=16), node("b", CPU=8, GPU=4), node("c", CPU=8, GPU=4)]
     placement = place(nodes, RuntimeConfig())
     assert (placement.cpus, placement.gpus) == (32, 8)
-    assert placement.cpu_stage_cpus == 16
+    assert placement.default_tasks() == 16
     assert placement.cpu_stage_labels == {"ray.io/node-id": "!in(b,c)"}
 
 
 @pytest.mark.parametrize("gpu", [{}, {"GPU": 1.0}])
 def test_nodes_of_one_kind_all_work(gpu: dict[str, float]) -> None:
     placement = place([node("a", CPU=4, **gpu), node("b", CPU=4, **gpu)], RuntimeConfig())
-    assert placement.cpu_stage_cpus == 8
+    assert placement.default_tasks() == 8
     assert placement.cpu_stage_labels == {}
 
 
 def test_labels_choose_the_nodes() -> None:
     nodes = [HEAD, node("a", {"pool": "cpu", "zone": "1"}, CPU=16), node("b", CPU=8)]
     placement = place(nodes, RuntimeConfig(cpu_labels={"pool": "cpu"}))
-    assert placement.cpu_stage_cpus == 16
+    assert placement.default_tasks() == 16
     assert placement.cpu_stage_labels == {"pool": "cpu"}
     nowhere = place(nodes, RuntimeConfig(cpu_labels={"pool": "spot"}))
     with pytest.raises(
@@ -82,7 +83,7 @@ def test_what_an_autoscaler_may_add_counts_as_there() -> None:
     config = RuntimeConfig.model_validate({"autoscaled_nodes": types})
     # one of the two GPU nodes is already there
     placement = place([HEAD, node("g", CPU=8, GPU=4)], config)
-    assert (placement.cpus, placement.gpus, placement.cpu_stage_cpus) == (272, 8, 256)
+    assert (placement.cpus, placement.gpus, placement.default_tasks()) == (272, 8, 256)
     assert placement.cpu_stage_labels == {"ray.io/node-id": "!in(g)"}
     assert [n.node_id for n in placement.offered if n.node_id] == ["head", "g"]
     assert place([HEAD], config).cpu_stage_labels == {}
@@ -93,7 +94,7 @@ def test_no_node_comes_to_a_ray_of_our_own() -> None:
     kinds = [{"cpus": 8, "gpus": 4, "labels": {"pool": "gpu"}}, {"cpus": 32}]
     config = RuntimeConfig.model_validate({"autoscaled_nodes": kinds})
     laptop = place([node("a", CPU=2)], config, local=True)
-    assert (laptop.cpus, laptop.gpus, laptop.cpu_stage_cpus) == (2, 0, 2)
+    assert (laptop.cpus, laptop.gpus, laptop.default_tasks()) == (2, 0, 2)
     labelled = config.model_copy(update={"cpu_labels": {"pool": "cpu"}})
     nowhere = place([node("a", CPU=2)], labelled, local=True)
     with pytest.raises(CannotRunError, match=r"pool=cpu.*room for 0.*connect to a cluster"):
@@ -101,11 +102,48 @@ def test_no_node_comes_to_a_ray_of_our_own() -> None:
 
 
 def test_a_reservation_never_exceeds_the_largest_node() -> None:
-    assert place([HEAD, node("a", CPU=1, memory=2e9)], RuntimeConfig()).node_memory == 8e9
+    nodes = [HEAD, node("a", CPU=1, memory=2e9), node("g", CPU=48, GPU=4, memory=89e9)]
+    assert place(nodes, RuntimeConfig()).node_memory == 2e9  # not of nodes that take no such task
+    assert place([HEAD, nodes[2]], RuntimeConfig()).node_memory == 89e9
     small, large = mask_memory(320 * 240, 8e9), mask_memory(4000 * 3000, 8e9)
     assert 300e6 < small < 400e6 < large < 8e9
     assert mask_memory(1e9, 8e9) == 8e9
     assert mask_memory(1e6, 0) > 400e6  # a cluster that does not say
+
+
+def test_memory_that_no_allowed_node_has_is_refused() -> None:
+    nodes = [node("a", CPU=16, memory=22 * GIB), node("g", CPU=48, GPU=4, memory=89 * GIB)]
+    cluster = place(nodes, RuntimeConfig())
+    labels = cluster.cpu_stage_labels
+    cluster.require("make_masks", cpus=1, memory=cluster.node_memory, labels=labels)
+    with pytest.raises(
+        CannotRunError,
+        match=r"1 CPUs and 28\.9 GiB of memory on nodes.*room for 0: "
+        r"1 x \(16 CPUs and 22\.0 GiB of memory\) holds 0",
+    ):
+        cluster.require("make_masks", cpus=1, memory=28.9 * GIB, labels=labels)
+
+
+def test_stages_without_a_gpu_keep_away_from_gpu_nodes_that_come_later() -> None:
+    """An autoscaler starts with no nodes."""
+    kinds = [{"cpus": 32, "count": 16}, {"cpus": 48, "gpus": 4, "count": 2}]
+    config = RuntimeConfig.model_validate({"autoscaled_nodes": kinds})
+    with_gpus = [node(name, CPU=48, GPU=4) for name in ("g0", "g1")]
+    come = [HEAD, node("c0", CPU=32), *with_gpus]
+    cluster = replace(place([HEAD], config), look=lambda: place(come, config))
+    assert (cluster.cpu_stage_labels, cluster.default_tasks()) == ({}, 512)
+    early = Pool(512, labels=cluster.cpu_stage_labels, follows=True)
+    for later in (cluster.now(), cluster.now().now()):
+        assert later.cpu_stage_labels == {"ray.io/node-id": "!in(g0,g1)"}
+        assert later.default_tasks() == 512
+        # a stage that began before they came does not grow onto them
+        assert later.placed(early).size == 512
+    # those without a GPU are lost, and come back
+    views = iter([place(with_gpus, RuntimeConfig()), place(come, RuntimeConfig())])
+    cluster = replace(place(come, RuntimeConfig()), look=lambda: next(views))
+    alone = cluster.now()
+    assert (alone.cpu_stage_labels, alone.default_tasks()) == ({}, 96)
+    assert alone.now().default_tasks() == 32
 
 
 def nodes_of(count: int, cpus: float, gpus: float = 0.0) -> ClusterResources:
@@ -207,7 +245,7 @@ def test_work_on_cpus_stays_on_all_nodes_when_a_small_one_joins() -> None:
     # a node with GPUs joins those without
     cluster = replace(seen(began[:1]), look=lambda: seen(began))
     pool = Pool(8, labels=cluster.cpu_stage_labels, follows=True)
-    assert (cluster.placed(pool).size, cluster.now().placed(pool).size) == (8, 72)
+    assert (cluster.placed(pool).size, cluster.now().placed(pool).size) == (8, 8)
 
 
 def test_bfloat16_needs_it_on_every_card() -> None:
@@ -218,6 +256,9 @@ def test_bfloat16_needs_it_on_every_card() -> None:
     assert cards("A10G", "L4")
     assert not cards("A10G", "T4")
     assert cards("a card of tomorrow")
+    # one without a name may be any, as of a node that an autoscaler may bring
+    assert not cards("A10G", "")
+    assert not nodes_of(2, 8, 4).has_bfloat16()
     assert not nodes_of(2, 8).has_bfloat16()
 
 

@@ -40,6 +40,14 @@ def test_a_sound_node_is_no_finding() -> None:
     Report(nodes={"a": SOUND}).require_healthy()
 
 
+def test_images_for_cpus_and_for_gpus_are_one_version() -> None:
+    """As the files in `cluster/` have them: `:cpu` on the head, `:cuda` on nodes with GPUs."""
+    cuda = dataclasses.replace(SOUND, versions=VERSIONS | {"torch": "2.13.0+cu130"})
+    assert judge("gpu", cuda, VERSIONS | {"torch": "2.13.0+cpu"}, 4, 0) == []
+    [finding] = judge("gpu", cuda, VERSIONS | {"torch": "2.12.0+cu130"}, 4, 0)
+    assert finding.found == "2.13.0+cu130, the driver has 2.12.0+cu130"
+
+
 @pytest.mark.parametrize(
     ("change", "what", "found"),
     [

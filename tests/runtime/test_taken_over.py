@@ -14,7 +14,7 @@ import torch
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import lease
-from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow
+from pmm_ray.runtime.core.errors import BudgetExceededError, CannotRunError, ErrorRow, MayPassError
 from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
@@ -52,6 +52,15 @@ def test_the_heartbeat_tells_that_the_folder_was_lost(
             lost.wait(0.05)
         with pytest.raises(CannotRunError, match=TAKEN):
             lease.require(str(tmp_path), "a")
+
+
+def test_a_lease_that_is_gone_is_no_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a mount went away in the midst of a chunk."""
+    monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.0)
+    with pytest.raises(MayPassError, match=r"lease\.json is not there: .* no longer mounted"):
+        lease.require(str(tmp_path), "a")
 
 
 def test_a_session_that_was_taken_over_writes_no_summary_and_no_record(tmp_path: Path) -> None:

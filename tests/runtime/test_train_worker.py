@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pmm_ray.config import RunConfig
+from pmm_ray.config import RunConfig, RuntimeConfig
 from pmm_ray.nets.registry import load_classifier
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -61,6 +63,22 @@ def job(manifest: Manifest, run_dir: Path, **changes: Any) -> TrainingJob:
     task = TroubledTask(**task_fields(manifest, CONFIG.classifier, **options))
     values = {"images": len(task.dataset()), "steps": STEPS}
     return training_job(task, run_dir, **values | changes)
+
+
+def test_each_node_has_its_own_default_scratch(
+    shapes: Manifest, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's shell may have another TMPDIR than the nodes, which the preflight asked."""
+    this = job(shapes, tmp_path / "run", runtime=RuntimeConfig(), steps=1)
+    node = tmp_path / "node"
+    monkeypatch.setattr(tempfile, "tempdir", str(node))
+    train(this)
+    assert (node / f"pmm-ray-{os.getuid()}").is_dir()
+    own = tmp_path / "file"
+    own.touch()
+    told = train(dataclasses.replace(this, runtime=RuntimeConfig(scratch=str(own))))
+    assert "set runtime.scratch" in told["stopped"]
+    assert not told["may_pass"]
 
 
 def test_a_stopped_training_goes_on_bit_for_bit(

@@ -216,6 +216,8 @@ def test_nodes_that_a_pool_lacks_are_told(ray_session: ClusterResources) -> None
     assert missing_nodes([Pool(1, cpus=1.0)]) == ""
     lacking = Pool(1, cpus=0.0, gpus=1.0, labels={"pool": "gpu"})
     assert missing_nodes([Pool(1), lacking]) == "none of the 1 nodes has 1 GPUs pool=gpu"
+    large = Pool(1, memory=1024**5)
+    assert missing_nodes([large]) == ("none of the 1 nodes has 1 CPUs and 1048576.0 GiB of memory")
 
 
 def test_the_stalls_clock_stands_still_while_nodes_are_missing(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pmm_ray.config import RuntimeConfig
 from pmm_ray.config.sections import NodeType
-from pmm_ray.runtime.core.resources import ClusterResources, Node, away_from
+from pmm_ray.runtime.core.resources import ClusterResources, Node
 
 # Measured by benchmarks/crf_memory.py on 2026-11-25: the peak of a process that makes masks.
 _PROCESS_BYTES = 330_000_000
@@ -31,21 +31,13 @@ def place(
     """
     there = [Node.of(row) for row in rows]
     nodes = [*there, *([] if local else _may_come(there, config.autoscaled_nodes))]
-    labels = dict(config.cpu_labels)
-    if labels:
-        chosen = [node for node in nodes if node.accepts(labels)]
-    elif chosen := [node for node in nodes if node.cpus and not node.gpus]:
-        labels = away_from({}, [node.node_id for node in there if node.gpus])
-    else:
-        chosen = nodes
     return ClusterResources(
         cpus=sum(node.cpus for node in nodes),
         gpus=sum(node.gpus for node in nodes),
         nodes=len(there),
         local=local,
-        cpu_stage_cpus=sum(node.cpus for node in chosen),
-        cpu_stage_labels=labels,
-        node_memory=max((node.memory for node in nodes), default=0.0),
+        cpu_labels=config.cpu_labels,
+        spares_gpus=any(node.cpus and not node.gpus for node in nodes),
         offered=tuple(nodes),
     )
 
@@ -68,8 +60,8 @@ def mask_memory(pixels: float, largest_node: float, more_per_pixel: float = 0) -
 
     Args:
         pixels: of a large image of the table, px.
-        largest_node: memory of the largest node, bytes; a reservation beyond it would never be
-            met, so it is the most that is asked for.
+        largest_node: memory of the largest node where they run, bytes; a reservation beyond it
+            would never be met, so it is the most that is asked for.
         more_per_pixel: what a task holds beside a mask, bytes per px.
     """
     wanted = _PROCESS_BYTES + (_BYTES_PER_PIXEL + more_per_pixel) * pixels

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -246,7 +247,7 @@ def judge(
         findings.append(Finding(node, "input", f"{uri} is not there", advice))
     for package, version in expected.items():
         other = facts.versions.get(package, "none")
-        if other != version:
+        if _release(other) != _release(version):
             found = f"{other}, the driver has {version}"
             advice = "use one image, or pip install -c constraints.txt everywhere"
             findings.append(Finding(node, package, found, advice))
@@ -262,6 +263,11 @@ def judge(
         advice = "check torch's CUDA build, driver, container runtime; or ray start --num-gpus=0"
         findings.append(Finding(node, "GPU", found, advice))
     return findings
+
+
+def _release(version: str) -> str:
+    """Without the build: one image of torch has `+cpu`, another `+cu130`."""
+    return re.sub(r"\+\S*", "", version)
 
 
 def own_versions() -> dict[str, str]:

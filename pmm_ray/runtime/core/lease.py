@@ -11,6 +11,7 @@ them reads the lease again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -34,14 +35,15 @@ _SECOND_LOOK_SECONDS = 1.5 * HEARTBEAT_SECONDS
 _LOOKS, _LOOK_SECONDS = 4, 0.5
 
 
-def _uri(run_dir: str) -> str:
+def lease_uri(run_dir: str) -> str:
+    """The lease's file."""
     return storage.join(run_dir, "lease.json")
 
 
 def read_lease(run_dir: str) -> dict[str, Any] | None:
     """Who holds the run folder, or None."""
     try:
-        lease: dict[str, Any] = json.loads(storage.read_bytes(_uri(run_dir)))
+        lease: dict[str, Any] = json.loads(storage.read_bytes(lease_uri(run_dir)))
     except (FileNotFoundError, ValueError):
         return None  # or torn by a crash on a store without atomic writes: nobody holds it
     return lease
@@ -52,18 +54,35 @@ def holds(run_dir: str, attempt: str) -> bool:
 
     A lease that cannot be read is looked at again: a store may show one badly while it is written.
     """
+    lease = _looked_for(run_dir)
+    return lease is not None and lease["attempt"] == attempt
+
+
+def _looked_for(run_dir: str) -> dict[str, Any] | None:
     lease = read_lease(run_dir)
     for _ in range(_LOOKS):
         if lease is not None:
             break
         time.sleep(_LOOK_SECONDS)
         lease = read_lease(run_dir)
-    return lease is not None and lease["attempt"] == attempt
+    return lease
 
 
 def require(run_dir: str, attempt: str) -> None:
-    """Raise CannotRunError where another run has taken the folder over: who commits asks first."""
-    if not holds(run_dir, attempt):
+    """Refuse to commit into a folder that this attempt does not hold: who commits asks first.
+
+    Raises:
+        MayPassError: there is no lease; its cause is a FileNotFoundError.
+        CannotRunError: another run has taken the folder over.
+    """
+    lease = _looked_for(run_dir)
+    if lease is None:
+        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), lease_uri(run_dir))
+        raise MayPassError(
+            f"{lease_uri(run_dir)} is not there: the folder was deleted or is no longer mounted, "
+            "or another run took it over and has ended. Look there, and run the same command again"
+        ) from missing
+    if lease["attempt"] != attempt:
         raise CannotRunError(f"{run_dir} was taken over by another run")
 
 
@@ -72,7 +91,7 @@ def _age(run_dir: str) -> float:
     probe = storage.join(run_dir, f".lease-{uuid.uuid4().hex[:8]}")
     storage.write_bytes(probe, b"now")
     try:
-        return storage.changed(probe) - storage.changed(_uri(run_dir))
+        return storage.changed(probe) - storage.changed(lease_uri(run_dir))
     finally:
         storage.delete_file(probe)
 
@@ -152,7 +171,7 @@ def hold(run_dir: str, attempt: str) -> Iterator[threading.Event]:
             "started": started,
             "heartbeat": time.time(),
         }
-        storage.write_bytes(_uri(run_dir), json.dumps(lease).encode())
+        storage.write_bytes(lease_uri(run_dir), json.dumps(lease).encode())
 
     with _one_at_a_time(run_dir):
         holder = read_lease(run_dir)
@@ -181,4 +200,4 @@ def hold(run_dir: str, attempt: str) -> Iterator[threading.Event]:
         # a store that fails right now must not hide why the run ends; the lease grows old
         with contextlib.suppress(OSError, CannotRunError):
             if holds(run_dir, attempt):
-                storage.delete_file(_uri(run_dir))
+                storage.delete_file(lease_uri(run_dir))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -83,6 +83,12 @@ class Node:
         return f"{self.cpus:g} CPUs{gpus}{labels}"
 
 
+def amounts(cpus: float = 0, gpus: float = 0, memory: float = 0) -> str:
+    """What is asked for, of each that is: `1 CPUs and 2.5 GiB of memory`."""
+    parts = [f"{cpus:g} CPUs"] * (cpus > 0) + [f"{gpus:g} GPUs"] * (gpus > 0)
+    return " and ".join(parts + [f"{memory / 1024**3:.1f} GiB of memory"] * (memory > 0))
+
+
 def on_one_gpu(gpus: float) -> int:
     """How many workers with this share of a GPU fit on one: Ray splits no worker over two."""
     return int(1 / gpus + _EPSILON) if 0 < gpus <= 1 else 1
@@ -104,12 +110,10 @@ class ClusterResources:
     nodes: int
     local: bool
     """Whether this process started the Ray it uses."""
-    cpu_stage_cpus: float | None = None
-    """CPUs of the nodes where stages without a GPU run; None: all."""
-    cpu_stage_labels: Mapping[str, str] = field(default_factory=dict)
-    """Ray's label selector for these nodes; empty: any node."""
-    node_memory: float = 0.0
-    """Memory that the largest node offers to tasks, bytes; 0: unknown."""
+    cpu_labels: Mapping[str, str] = field(default_factory=dict)
+    """Of the nodes where stages without a GPU run, as configured; empty: see `spares_gpus`."""
+    spares_gpus: bool = False
+    """Whether stages without a GPU keep away from the nodes that have one."""
     offered: tuple[Node, ...] = ()
     """Nodes that are there or that an autoscaler may add; empty: one with all that there is."""
     began_with: tuple[Node, ...] = ()
@@ -122,16 +126,15 @@ class ClusterResources:
     def now(self) -> ClusterResources:
         """The cluster as it is at this moment, without the nodes that were found at fault.
 
-        Whether stages use GPUs stays as it was when the driver connected: results would differ.
+        Whether stages use GPUs stays as it was when the driver connected: results would differ. So
+        does whether the others keep away from GPUs: they do not leave nodes when smaller ones join.
         """
         if self.look is None:
             return self
         seen = self.look()
-        if not self.cpu_stage_labels:
-            # stages without a GPU run anywhere: they stay there when nodes without one join
-            seen = replace(seen, cpu_stage_labels={}, cpu_stage_cpus=None)
         return replace(
             seen,
+            spares_gpus=self.spares_gpus,
             gpus=max(seen.gpus, 1.0) if self.gpus >= 1 else 0.0,
             began_with=self.began_with or self.offered,
             look=self.look,
@@ -139,22 +142,44 @@ class ClusterResources:
         )
 
     @property
+    def _every(self) -> Sequence[Node]:
+        return self.offered or (Node(self.cpus, self.gpus),)
+
+    @property
     def places(self) -> list[Node]:
         """The nodes where work may run."""
-        every = self.offered or (Node(self.cpus, self.gpus, self.node_memory),)
-        return [node for node in every if node.node_id not in self.avoided]
+        return [node for node in self._every if node.node_id not in self.avoided]
+
+    @property
+    def cpu_nodes(self) -> list[Node]:
+        """Where stages without a GPU run, avoided nodes too; all nodes where each has a GPU."""
+        if self.cpu_labels:
+            return [node for node in self._every if node.accepts(self.cpu_labels)]
+        spared = [node for node in self._every if node.cpus and not node.gpus]
+        return spared if self.spares_gpus and spared else [*self._every]
+
+    @property
+    def cpu_stage_labels(self) -> Mapping[str, str]:
+        """Ray's label selector for those of them that are there; empty: any node."""
+        others = [n for n in self._every if n.gpus and n.node_id and n not in self.cpu_nodes]
+        return self.cpu_labels or away_from({}, [node.node_id for node in others])
+
+    @property
+    def node_memory(self) -> float:
+        """Memory that the largest of them offers to tasks, bytes; 0: unknown."""
+        return max((node.memory for node in self.cpu_nodes if node.cpus), default=0.0)
 
     def facts(self) -> dict[str, Any]:
         """For the record of a run: plain values, nodes of one shape counted."""
         shapes = Counter(str(node) for node in self.places)
         hidden = ("offered", "began_with", "look")
         own = {k: v for k, v in self.__dict__.items() if k not in hidden}
-        return own | {"shapes": dict(shapes)}
+        return own | {"cpu_stage_labels": self.cpu_stage_labels, "shapes": dict(shapes)}
 
     def has_bfloat16(self) -> bool:
-        """Whether there are GPUs, and all of them compute in bfloat16, as far as Ray knows them."""
+        """Whether there are GPUs, and all of them, named by Ray's label, compute in bfloat16."""
         cards = {node.labels.get(ACCELERATOR, "") for node in self.places if node.gpus}
-        return self.gpus >= 1 and not cards & _WITHOUT_BFLOAT16
+        return self.gpus >= 1 and not cards & {"", *_WITHOUT_BFLOAT16}
 
     def default_train_workers(self) -> int:
         """One per GPU; on CPUs 2, or 1 on a single core."""
@@ -169,7 +194,7 @@ class ClusterResources:
 
     def default_tasks(self) -> int:
         """Tasks at once of a stage without a GPU: one per CPU where it runs."""
-        return max(1, int(self.cpus if self.cpu_stage_cpus is None else self.cpu_stage_cpus))
+        return max(1, int(sum(node.cpus for node in self.cpu_nodes)))
 
     def room(
         self,
@@ -199,9 +224,9 @@ class ClusterResources:
         kept away from the avoided nodes, with as many workers as the others hold.
         """
         if pool.follows:
-            there = [node for node in self.places if node.accepts(pool.labels)]
+            own = [node for node in self.cpu_nodes if node.accepts(pool.labels)]
             on_gpus = pool.gpus and self.gpus >= 1
-            cpus = sum(node.cpus for node in there)
+            cpus = sum(node.cpus for node in own if node.node_id not in self.avoided)
             size = self.default_actors(pool.gpus) if on_gpus else int(cpus)
             pool = replace(pool, size=max(1, size))
         if not self.avoided:
@@ -242,6 +267,7 @@ class ClusterResources:
         *,
         cpus: float = 0,
         gpus: float = 0,
+        memory: float = 0,
         workers: int = 1,
         labels: Mapping[str, str] | None = None,
         key: str = "",
@@ -250,7 +276,7 @@ class ClusterResources:
 
         Args:
             what: who asks, for the message.
-            cpus, gpus: of each worker.
+            cpus, gpus, memory: of each worker; bytes.
             workers: at the same time.
             labels: of the nodes it may use.
             key: configuration key to lower, for the message.
@@ -258,16 +284,18 @@ class ClusterResources:
         Raises:
             CannotRunError: with the need, what nodes have, and the key.
         """
-        room = self.room(cpus, gpus, 0, labels)
+        room = self.room(cpus, gpus, memory, labels)
         if room >= workers:
             return
         selected = ", ".join(f"{name}={value}" for name, value in (labels or {}).items())
         on = f" on nodes with {selected}" if selected else ""
-        parts = [f"{cpus:g} CPUs"] * (cpus > 0) + [f"{gpus:g} GPUs"] * (gpus > 0)
-        each = " and ".join(parts) or "a node that works"
+        each = amounts(cpus, gpus, memory) or "a node that works"
         need = each if workers == 1 else f"{workers} times {each}, each time on one node"
+        has = [(n, amounts(memory=n.memory if memory else 0)) for n in self.places]
         shapes = Counter(
-            (str(n), n.room(cpus, gpus)) for n in self.places if n.accepts(labels or {})
+            (" and ".join(filter(None, (str(n), own))), n.room(cpus, gpus, memory))
+            for n, own in has
+            if n.accepts(labels or {})
         )
         there = "; ".join(
             f"{count} x ({shape}) {'holds' if count == 1 else 'hold'} {holds} each"

@@ -60,6 +60,20 @@ def passing(error: BaseException) -> str | None:
     return system_failure(error) or store_failure(error) or store_refusal(error)
 
 
+def refusal(error: BaseException | None) -> OSError | None:
+    """The error, or its cause, that says of a file that it is not there or not for this process.
+
+    Another machine, with another mount or other rights, may see it.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and (
+            store_refusal(error) or (error.errno is not None and system_failure(error) is None)
+        ):
+            return error
+        error = error.__cause__
+    return None
+
+
 def unreadable(text: str, error: Exception) -> CannotRunError:
     """The error of a file without which nothing can go on, with the reason."""
     return cannot_run(f"{text}: {error}", passing(error) is not None)

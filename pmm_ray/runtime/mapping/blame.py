@@ -78,6 +78,8 @@ class Blame:
         self._nodes: dict[str, _Tally] = {}
         self._suspects: list[str] = []
         """Nodes of the last report, if it brought an error or a fault."""
+        self._blind: tuple[Mapping[str, Any], str] | None = None
+        """The place of the last report and its reason, if it did not see what the driver sees."""
         self.faults = 0
         """Failures of devices so far."""
         self._doubted: set[str] = set()  # withdrawn, without a second opinion so far
@@ -105,6 +107,7 @@ class Blame:
             fault = json.loads(counts["fault"])
             self._fault(fault)
             nodes.append(fault["node"])
+        self._blind = (json.loads(counts["at"]), counts["failure"]) if counts["failure"] else None
         # only a node that something failed on can be at fault
         self._suspects = nodes if failed or counts["fault"] else []
 
@@ -162,6 +165,10 @@ class Blame:
         Args:
             elsewhere: whether the work of a node can be done by another.
         """
+        if self._blind is not None:
+            place, text = self._blind
+            self._nodes.setdefault(place["node"], _Tally()).host = place["host"]
+            return self._judge(place["node"], text)
         for node in self._suspects:
             tally = self._nodes[node]
             if tally.judged:

@@ -6,6 +6,7 @@ Why it is shaped like this: docs/decisions/001-tasks-write-their-own-parts.md.
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pmm_ray.runtime.cluster.connect import inference_process
-from pmm_ray.runtime.core.errors import MayPassError, cannot_run, last_line
+from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, cannot_run, last_line
 from pmm_ray.runtime.core.machine import (
     END_SECONDS,
     MachineError,
@@ -23,6 +25,7 @@ from pmm_ray.runtime.core.machine import (
     machine_fault,
 )
 from pmm_ray.runtime.core.resources import Pool
+from pmm_ray.runtime.core.store_faults import of_the_store, refusal
 from pmm_ray.runtime.mapping.stall import Limits, watchdog
 from pmm_ray.runtime.mapping.tasks import (
     PASSES,
@@ -32,6 +35,7 @@ from pmm_ray.runtime.mapping.tasks import (
     consume_chunk,
     failed_chunk,
     fault_of,
+    files_of,
     is_here,
     produce_chunk,
     reason,
@@ -83,7 +87,7 @@ class _Mapper:
             worker = self._made()
             results = [self._timed(row, worker) for row in rows]
         except Exception as error:  # travels to the driver, which stops the stage or blames
-            why = _whose(error)
+            why = _whose(error, rows[0])
             untimed = _NO_TIME | Place.here().__dict__
             results = [self._failed(row, why) | untimed for row in rows]
         return _ended(results)
@@ -112,10 +116,17 @@ class _Mapper:
         return result | PASSES | counted | seconds | Place.here().__dict__
 
 
-def _whose(error: Exception) -> Row:
+def _whose(error: Exception, row: Row) -> Row:
     """Why a chunk failed: `reason` of a failure of the stage, or the `fault` of this machine."""
     fault = machine_fault(error)
-    return reason(error) if fault is None else {"fault": fault_of(MachineError(fault))}
+    if fault is not None:
+        return {"fault": fault_of(MachineError(fault))}
+    refused = refusal(error)
+    if refused is None:
+        return reason(error)
+    # such as the weights: where a store, which names no file, refuses them, it refuses all
+    whole = files_of(json.loads(row["chunk"])) if of_the_store(refused) else []
+    return reason(error, [refused.filename] if refused.filename else whole)
 
 
 class _Seconds:
@@ -227,7 +238,8 @@ def stream(
         producer: a first pool whose rows the workers take.
 
     Raises:
-        CannotRunError: a task could not do its work at all (full disk, broken model).
+        CannotRunError: a task could not do its work at all (full disk, broken model). Where it is
+            its node that does not see what the driver sees, that is in its counts: `failure`.
         StalledError: nothing finished for too long; says what each pool waited for.
     """
     try:
@@ -278,12 +290,21 @@ def _counts(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             for counts in batch.to_pylist():
-                if counts["failure"]:
-                    text = f"{output.stage}: {counts['failure']}"
+                if counts["failure"] and not _seen_here(json.loads(counts["unseen"])):
+                    host = json.loads(counts["at"])["host"]
+                    text = f"{output.stage}, on {host}: {counts['failure']}"
                     raise cannot_run(text, counts["may_pass"])
                 yield counts
     except ray.exceptions.RayError as error:
         raise MayPassError(f"{output.stage}: {last_line(error)}") from error
+
+
+def _seen_here(files: Sequence[str]) -> bool:
+    """Whether the driver reads what a node did not: then it is that node's failure."""
+    try:
+        return bool(files) and all(len(storage.read_bytes(uri, 1)) for uri in files)
+    except (OSError, CannotRunError):
+        return False
 
 
 def _produced(dataset: Dataset, producer: Producer, blocks: int) -> Dataset:

@@ -118,7 +118,13 @@ class Passes:
         if not overlaps:
             pools = [replace(pool, overlap=1) for pool in pools]
         for one in pools:
-            cluster.require(f"{stage}: one worker", cpus=one.cpus, gpus=one.gpus, labels=one.labels)
+            cluster.require(
+                f"{stage}: one worker",
+                cpus=one.cpus,
+                gpus=one.gpus,
+                memory=one.memory,
+                labels=one.labels,
+            )
         producer = None if self.producer is None else replace(self.producer, pool=pools[0])
         # rows of the manifest alone can be read in any order
         if pools[0].gpus and [*self.inputs] == ["manifest"]:

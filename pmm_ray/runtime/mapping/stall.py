@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.runtime.core.progress import format_seconds
-from pmm_ray.runtime.core.resources import Node, Pool
+from pmm_ray.runtime.core.resources import Node, Pool, amounts
 from pmm_ray.runtime.mapping.follow import resize_pools
 
 if TYPE_CHECKING:
@@ -116,8 +116,9 @@ def missing_nodes(pools: Sequence[Pool]) -> str:
 
     nodes = [Node.of(row) for row in ray.nodes() if row["Alive"]]
     for one in pools:
-        if not any(n.accepts(one.labels) and n.room(one.cpus, one.gpus) for n in nodes):
-            asks = f"{one.gpus:g} GPUs" if one.gpus else f"{one.cpus:g} CPUs"
+        asked = (one.cpus, one.gpus, one.memory)
+        if not any(n.accepts(one.labels) and n.room(*asked) for n in nodes):
+            asks = amounts(*asked)
             labels = "".join(f" {key}={value}" for key, value in one.labels.items())
             return f"none of the {len(nodes)} nodes has {asks}{labels}"
     return ""

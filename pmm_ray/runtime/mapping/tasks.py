@@ -20,7 +20,7 @@ import pyarrow as pa
 from pmm_ray.runtime.core import lease, storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.machine import MachineError, Place
-from pmm_ray.runtime.core.store_faults import passing
+from pmm_ray.runtime.core.store_faults import passing, refusal
 from pmm_ray.runtime.core.tables import BYTES, DOUBLE, INT64, TEXT, columns
 from pmm_ray.runtime.mapping.chunks import read_chunk
 from pmm_ray.runtime.mapping.workers import InputRow, Producer, Worker
@@ -87,13 +87,13 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
     """Map one chunk in the first pool; returns a row of `PRODUCED`."""
     sink = pa.BufferOutputStream()
     results, failure = _Results(), SOUND
+    chunk = json.loads(payload)
     try:
-        chunk = json.loads(payload)
         results.take(worker, read_chunk(chunk), chunk["ids"])
         with pa.ipc.new_stream(sink, producer.schema) as writer:
             writer.write_table(pa.Table.from_pylist(results.done, schema=producer.schema))
     except Exception as error:  # travels to the driver, which stops the stage with this text
-        failure = reason(error)
+        failure = reason(error, files_of(chunk))
     return {
         "chunk": payload,
         "rows": sink.getvalue().to_pybytes(),
@@ -104,7 +104,7 @@ def produce_chunk(payload: str, worker: Worker, producer: Producer) -> dict[str,
     }
 
 
-SOUND = {"failure": "", "may_pass": False, "fault": ""}
+SOUND = {"failure": "", "may_pass": False, "at": "", "unseen": "[]", "fault": ""}
 """What a chunk without a failure reports, see `reason` and `fault_of`."""
 
 PASSES = {"passes": 0, "views": 0, "pixels": 0, "room": 0}
@@ -117,6 +117,8 @@ PRODUCED = columns(
     errors=TEXT,
     failure=TEXT,
     may_pass=pa.bool_(),
+    at=TEXT,
+    unseen=TEXT,
     fault=TEXT,
     in_a_row=INT64,
     cpu_seconds=DOUBLE,
@@ -179,7 +181,7 @@ def run_chunk(
                 tables.part_uri(output.folder, name), results.done, output.schema
             )
     except Exception as error:  # reported to the driver, which stops the stage with this text
-        return failed_chunk(reason(error))
+        return failed_chunk(reason(error, [*files_of(chunk), lease.lease_uri(output.run_dir)]))
     return _NOTHING | {
         "images": len(done) + len(failed),
         "errors": len(failed),
@@ -219,8 +221,27 @@ def failed_chunk(why: Mapping[str, Any]) -> dict[str, Any]:
     return {**_NOTHING, **why}
 
 
-def reason(error: Exception) -> dict[str, Any]:
-    """Why a chunk could not be done: `failure`, for the driver to print, and if it `may_pass`."""
+def reason(error: Exception, files: Sequence[str] = ()) -> dict[str, Any]:
+    """Why a chunk could not be done.
+
+    Args:
+        files: uris that it needed of the run.
+
+    Returns:
+        `failure`, for the driver to print; if it `may_pass`; `at`, the `Place` as JSON; and
+        `unseen`: the files, as JSON, if one was missing or refused. Where the driver reads them,
+        it is that node's failure.
+    """
     again = passing(error)
     kind = "" if isinstance(error, CannotRunError) else f"{type(error).__name__}: "
-    return {"failure": again or f"{kind}{error}", "may_pass": again is not None}
+    return {
+        "failure": again or f"{kind}{error}",
+        "may_pass": again is not None,
+        "at": json.dumps(Place.here().__dict__),
+        "unseen": json.dumps(list(files) if refusal(error) else []),
+    }
+
+
+def files_of(chunk: Mapping[str, Any]) -> list[str]:
+    """Uris of the tables that a chunk's rows are in."""
+    return list(dict.fromkeys(uri for runs in chunk["rows"].values() for uri, _ in runs))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pmm_ray.config import TrainingConfig
+from pmm_ray.config import RuntimeConfig, TrainingConfig
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.training.task import TrainingTask
 
@@ -34,7 +33,8 @@ class TrainingJob:
     passes: int
     """Of each worker, in a step: `accumulate`, or what an elastic training needs instead."""
     loader_processes: int
-    scratch: Path
+    runtime: RuntimeConfig
+    """Each node works out its own scratch folder from it, see `scratch_folder`."""
 
     def require_folder(self) -> None:
         """Raise CannotRunError where another run has taken the folder over.

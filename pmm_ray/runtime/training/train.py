@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pmm_ray.runtime.cluster.connect import scratch_folder
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, error_budget
 from pmm_ray.runtime.core.index import read_index
@@ -113,5 +112,5 @@ def training_job(task: TrainingTask[Any], context: RunContext, folder: StageFold
         workers=workers.count,
         passes=workers.passes,
         loader_processes=workers.loader_processes,
-        scratch=scratch_folder(context.config.runtime),
+        runtime=context.config.runtime,
     )

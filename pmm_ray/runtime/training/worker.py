@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pmm_ray.runtime.cluster.connect import one_thread
+from pmm_ray.runtime.cluster.connect import one_thread, scratch_folder
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.training.checkpoint import (
     CheckpointWriter,
@@ -134,8 +134,9 @@ class _Worker:
 
     def _prepare(self) -> None:
         self.phase.set("prepares its data")
+        self.scratch = scratch_folder(self.job.runtime)
         self.task.prepare(
-            self.job.scratch, lambda done, total: self.phase.set("prepares masks", done, total)
+            self.scratch, lambda done, total: self.phase.set("prepares masks", done, total)
         )
         self.phase.set("builds the network")
         self.dataset = self.task.dataset()
@@ -156,7 +157,7 @@ class _Worker:
         if self.rank == 0:
             self.log = TrainLog(self.job, first, self.recent)
             self.writer = CheckpointWriter(
-                self.job.checkpoints_uri, self.job.scratch, self._written, self.job.require_folder
+                self.job.checkpoints_uri, self.scratch, self._written, self.job.require_folder
             )
         self.feed.begin(
             batches(
@@ -238,7 +239,7 @@ class _Worker:
             self.task.save(self.job.model_uri, self.module.network, training)
         dist.barrier()
         # on each node: the first worker may have been on another one before
-        forget_local(self.job.checkpoints_uri, self.job.scratch)
+        forget_local(self.job.checkpoints_uri, self.scratch)
         return training, None
 
     def _validates(self, done: int) -> bool:
@@ -364,7 +365,7 @@ class _Worker:
         chosen: list[str | None] = [None]
         if self.rank == 0:
             job = self.job
-            chosen = [newest(job.checkpoints_uri, job.scratch, job.fingerprint)]
+            chosen = [newest(job.checkpoints_uri, self.scratch, job.fingerprint)]
         dist.broadcast_object_list(chosen, src=0)
         if chosen[0] is None:
             return 0
