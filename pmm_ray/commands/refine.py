@@ -72,9 +72,9 @@ def refine_folder(
         raise CannotRunError("--compare needs --ground-truth")
     config = load_recipe(None, settings)
     setting = setting_of(preset, config, settings, confidence, strengths)
-    masks = masks_folder(place)
     if ground_truth is not None:
-        _refuse_truth_in(masks, str(ground_truth))
+        _refuse_truth_in(storage.join(place, "masks"), str(ground_truth))
+    masks = masks_folder(place)
 
     def make(run: Run) -> Stage:
         backend = config.predict.backend

@@ -99,7 +99,7 @@ def test_every_node_of_a_cluster_is_asked(
     assert facts.versions == preflight.own_versions()
     assert not list(run_dir.iterdir())  # what was written to look is gone again
 
-    monkeypatch.setattr(preflight, "own_versions", lambda: VERSIONS)
+    monkeypatch.setattr(preflight, "own_versions", lambda: VERSIONS | {"torch": "1.0"})
     report = inspect_cluster(
         str(run_dir), RuntimeConfig(), inputs=["/nowhere"], scratch_bytes=10**18
     )
