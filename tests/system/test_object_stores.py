@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.rows.images import read_image
+from pmm_ray.sources.datasets.voc_masks import find_voc_masks
+from pmm_ray.sources.importing.photographs import places_in
 
 from .faulty_proxy import Fault, Proxy
 
@@ -74,7 +77,7 @@ def test_a_folder_in_a_bucket_is_ours_by_its_marker(
     assert read_marker(root, ".made", ("masks",)) is None
     if server is not None:
         server.seen.clear()
-    with pytest.raises(CannotRunError, match=r"such as .*choose another folder"):
+    with pytest.raises(CannotRunError, match=r"such as deep,.*choose another folder"):
         read_marker(root, ".made")
     if server is not None:
         assert len(server.seen) <= 3
@@ -82,6 +85,39 @@ def test_a_folder_in_a_bucket_is_ours_by_its_marker(
     assert read_marker(root, ".made") == b"once"
     with pytest.raises(CannotRunError, match="such as deep,"):
         read_marker(root, ".other", ("masks", "deep"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_folders_in_a_bucket_are_met(scheme: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(scheme)
+    voc = f"{scheme}://bucket/VOC2012"
+    filesystem, path = storage.resolve(voc)
+    filesystem.create_dir(path)  # as a console makes it
+    for name in ("readme.txt", "Annotations/a.xml", "SegmentationClass/a.png", "More/deep/b.txt"):
+        storage.write_bytes(f"{voc}/{name}", b"")
+    folders = ["Annotations", "More", "SegmentationClass"]
+    assert storage.list_folders(f"{voc}/") == storage.list_folders(voc) == folders
+    assert storage.list_names(voc) == [*folders, "readme.txt"]
+    assert storage.list_names(f"{voc}/nowhere") == storage.list_folders(f"{voc}/nowhere") == []
+    assert storage.list_names(f"{scheme}://bucket")
+    assert find_voc_masks(voc, ["a"]) == ({"a": f"{voc}/SegmentationClass/a.png"}, [])
+    assert places_in(voc, ["annotations"]) == [f"{voc}/Annotations"]
+
+    folder = StageFolder(f"{scheme}://bucket/imported", "import_data", "0")
+    for name in ("manifest.parquet", "errors/part-x.parquet", "masks/a.png"):
+        storage.write_bytes(folder.path(name), b"")
+    folder.clear("masks")
+    left = [entry.uri for entry in storage.list_entries(folder.uri, recursive=True)]
+    assert left == [folder.path("masks/a.png")]
+
+
+def test_a_folder_is_not_listed_for_a_name_that_is_there(s3: Proxy) -> None:
+    for name in ("labels.csv", "images/a.jpg"):
+        storage.write_bytes(f"s3://bucket/set/{name}", b"")
+    s3.seen.clear()
+    found = places_in("s3://bucket/set", ["labels.csv", "_classes.csv"])
+    assert found == ["s3://bucket/set/labels.csv"]
+    assert not [path for _, _, path, _ in s3.seen if re.search("prefix=set(%2F|/)(&|$)", path)]
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

@@ -35,6 +35,8 @@ from pmm_ray.runtime.core.store_faults import STORE_FAILS, naming_path, reaching
 # all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
 _S3_ATTEMPTS = 10
 _GCS_SECONDS = 90
+_GOOGLE = ("gs://", "gcs://")
+_PLACES = "give a path of a disk, s3://BUCKET/... or gs://BUCKET/..."
 
 
 def is_remote(uri: str) -> bool:
@@ -45,7 +47,8 @@ def is_remote(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """The uri with a local path made absolute; remote uris are returned as they are."""
     if is_remote(uri):
-        return uri.rstrip("/")
+        scheme, _, rest = uri.partition("://")
+        return f"{scheme}://{rest.rstrip('/')}"
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
@@ -53,12 +56,15 @@ def absolute(uri: str) -> str:
 def _filesystem(root: str) -> Any:
     if not root:
         return pafs.LocalFileSystem()
-    if root.startswith("s3://"):
-        return _s3(root)
-    if root.startswith(("gs://", "gcs://")):
-        return _gcs()
-    filesystem, _ = pafs.FileSystem.from_uri(root)
-    return filesystem
+    if root.endswith("://"):
+        raise CannotRunError(f"{root} names no bucket: {_PLACES}")
+    try:
+        if root.startswith("s3://"):
+            return _s3(root)
+        return _gcs() if root.startswith(_GOOGLE) else pafs.FileSystem.from_uri(root)[0]
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CannotRunError(f"{root} cannot be used ({reason}): {_PLACES}") from error
 
 
 def _s3(root: str) -> Any:
@@ -307,18 +313,30 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files and folders in a folder; empty if there is none."""
-    if is_remote(folder):
-        return sorted(info.base_name for info in _listed(folder))
-    try:
-        return sorted(entry.name for entry in Path(absolute(folder)).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(_held(folder))
 
 
 def list_folders(folder: str) -> list[str]:
     """Sorted names of the folders in a folder; empty if there is no folder."""
-    found = _listed(folder)
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return sorted(name for name, is_folder in _held(folder).items() if is_folder)
+
+
+def _held(folder: str) -> dict[str, bool]:
+    """Whether it is a folder, of each name in a folder."""
+    if not is_remote(folder):
+        try:
+            with os.scandir(absolute(folder)) as entries:
+                return {entry.name: _is(entry.is_dir) for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    held: dict[str, bool] = {}
+    root = resolve(folder)[1].rstrip("/") + "/"
+    # Google's store has no folders: it names them only in the paths of the files below
+    for info in _listed(folder, recursive=folder.startswith(_GOOGLE)):
+        name, below, _ = info.path.removeprefix(root).partition("/")
+        is_folder = below or info.type == pafs.FileType.Directory
+        held[name] = held.get(name, False) or bool(is_folder)
+    return held
 
 
 def _listed(folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
