@@ -7,12 +7,10 @@ region and endpoint of a bucket come from the usual variables: see docs/referenc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import posixpath
 import uuid
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -352,25 +350,6 @@ def version(uri: str) -> tuple[int | None, int | None]:
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     return info.size, info.mtime_ns
-
-
-def fingerprint(names: Mapping[str, str]) -> str:
-    """A hash of files' sizes and times, 64 hex digits: it changes when one is written again.
-
-    A folder of a bucket is listed once, its files are not asked for one by one.
-
-    Args:
-        names: what enters the hash in place of each uri.
-    """
-    digest = hashlib.sha256()
-    folders = Counter(parent(uri) for uri in names if is_remote(uri))
-    listed: dict[str, tuple[int, int]] = {}
-    for folder, files in folders.items():
-        listed |= list_versions(folder) if files > 1 else {}
-    for uri, name in names.items():
-        size, changed = listed.get(uri) or version(uri)
-        digest.update(f"{name}\x00{size}\x00{changed}\x00".encode())
-    return digest.hexdigest()
 
 
 def delete_file(uri: str) -> None:
