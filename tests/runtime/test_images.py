@@ -354,3 +354,9 @@ def test_a_format_of_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_postscript_is_never_handed_to_another_program() -> None:
     with pytest.raises(RowError, match="of a format that is not read"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+
+
+def test_a_photograph_in_a_place_that_cannot_be_used_is_one_image_s_error() -> None:
+    with pytest.raises(RowError, match="https://host cannot be used") as error:
+        read_image("https://host/a.jpg", apply_exif=False)
+    assert (error.value.kind, error.value.uri) == ("missing", "https://host/a.jpg")

@@ -258,3 +258,22 @@ def test_a_row_wins_over_an_error_row(folder: StageFolder) -> None:
     ledger = Ledger(folder, tables.MASKS)
     ledger.scan()
     assert (ledger.failed, ledger.uncommitted(IDS[:2]).to_pylist()) == (set(), ["i0"])
+
+
+def test_error_rows_of_images_that_went_well_when_they_ran_again_are_gone(
+    folder: StageFolder,
+) -> None:
+    stale = commit(folder, ["i0"], failed=("i1",))  # its task died after the error row
+    name = tables.part_uri(folder.uri, stale["part"])
+    tables.write_rows(name, [row("i0"), row("i1")], tables.MASKS)
+    commit(folder, [], failed=("i2", "i3"))
+    commit(folder, ["i2"])
+    commit(folder, [], failed=("i3", "i4"))  # of a task that outlived its driver
+    commit(folder, [], failed=("i5",))
+    ledger = Ledger(folder, tables.MASKS)
+    ledger.scan()
+    for _ in range(2):
+        ledger.settle()
+        failed = [row.image_id for row in tables.read_errors(folder.errors_uri)]
+        assert failed == sorted(ledger.failed) == ["i3", "i4", "i5"]
+        assert sorted(ledger.index(IDS).locations()) == IDS[:3]

@@ -74,6 +74,12 @@ def test_the_same_command_goes_on_where_it_was_interrupted(
     assert attempt() == []
 
 
+def test_a_damaged_list_of_what_was_begun_anew_is_none(attempt: Attempt, tmp_path: Path) -> None:
+    attempt(KeyboardInterrupt(), fresh=True)
+    (tmp_path / "renewed.json").write_text("")
+    assert attempt(fresh=True) == [*PLAN]
+
+
 def test_another_selection_does_not_go_on_with_what_was_begun_anew(attempt: Attempt) -> None:
     attempt(KeyboardInterrupt(), fresh=True)
     assert attempt(fresh=True, last=PLAN[0]) == [PLAN[0]]
@@ -124,3 +130,15 @@ def test_an_unfinished_training_that_learnt_from_substitutes_is_begun_anew_once(
     interrupted(retry_errors=True)
     assert checkpoint.exists()
     assert bool(tables.read_errors(folder.errors_uri)) == errors
+
+
+@pytest.mark.parametrize("text", ["", '{"stage": "make_ca', "[]"])
+def test_a_damaged_summary_is_named_and_made_anew_by_fresh(
+    attempt: Attempt, tmp_path: Path, text: str
+) -> None:
+    attempt()
+    [summary] = tmp_path.glob("make_cams-*/summary.json")
+    summary.write_text(text)
+    with pytest.raises(CannotRunError, match=rf"{summary} is damaged \(.*\)\. Delete it and run"):
+        attempt()
+    assert attempt(fresh=True) == [*PLAN]

@@ -165,3 +165,12 @@ def test_a_large_part_is_read_by_pieces(tmp_path: Path) -> None:
     assert pq.ParquetFile(large).num_row_groups == 4
     assert pq.ParquetFile(small).num_row_groups == 1
     assert tables.read_rows(large, [11, 0]) == [cams[11], cams[0]]
+
+
+@pytest.mark.parametrize(
+    "place", ["az://x", "s3a://x", "S3://x/y", "foo://x", "https://x/y.jpg", "s3://", "gs:///"]
+)
+def test_a_place_that_cannot_be_used_is_named_with_those_that_can(place: str) -> None:
+    with pytest.raises(CannotRunError, match=r"^\w+://.* s3://BUCKET/\.\.\. or gs://") as said:
+        storage.exists(storage.absolute(place))
+    assert "\n" not in str(said.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 from pmm_ray.commands.plan import plan_recipe
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
+from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import scan_parts
 from pmm_ray.runtime.core.marker import read_marker
 from pmm_ray.runtime.core.stage import StageFolder
 from pmm_ray.runtime.mapping.ledger import Ledger
 from pmm_ray.runtime.mapping.workers import row_by_row
 from pmm_ray.runtime.rows.images import read_image
+from pmm_ray.sources.datasets.voc_masks import find_voc_masks
+from pmm_ray.sources.importing.photographs import places_in
 
 from .faulty_proxy import Fault, Proxy
 
@@ -74,7 +78,7 @@ def test_a_folder_in_a_bucket_is_ours_by_its_marker(
     assert read_marker(root, ".made", ("masks",)) is None
     if server is not None:
         server.seen.clear()
-    with pytest.raises(CannotRunError, match=r"such as .*choose another folder"):
+    with pytest.raises(CannotRunError, match=r"such as deep,.*choose another folder"):
         read_marker(root, ".made")
     if server is not None:
         assert len(server.seen) <= 3
@@ -82,6 +86,42 @@ def test_a_folder_in_a_bucket_is_ours_by_its_marker(
     assert read_marker(root, ".made") == b"once"
     with pytest.raises(CannotRunError, match="such as deep,"):
         read_marker(root, ".other", ("masks", "deep"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_folders_in_a_bucket_are_met(scheme: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(scheme)
+    voc = f"{scheme}://bucket/VOC2012"
+    filesystem, path = storage.resolve(voc)
+    filesystem.create_dir(path)  # as a console makes it
+    for name in ("readme.txt", "Annotations/a.xml", "SegmentationClass/a.png", "More/deep/b.txt"):
+        storage.write_bytes(f"{voc}/{name}", b"")
+    folders = ["Annotations", "More", "SegmentationClass"]
+    assert storage.list_folders(f"{voc}/") == storage.list_folders(voc) == folders
+    assert storage.list_names(voc) == [*folders, "readme.txt"]
+    assert storage.list_names(f"{voc}/nowhere") == storage.list_folders(f"{voc}/nowhere") == []
+    assert storage.list_names(f"{scheme}://bucket")
+    assert find_voc_masks(voc, ["a"], f"{scheme}://bucket/out") == (
+        {"a": f"{voc}/SegmentationClass/a.png"},
+        [],
+    )
+    assert places_in(voc, ["annotations"]) == [f"{voc}/Annotations"]
+
+    folder = StageFolder(f"{scheme}://bucket/imported", "import_data", "0")
+    for name in ("manifest.parquet", "errors/part-x.parquet", "masks/a.png"):
+        storage.write_bytes(folder.path(name), b"")
+    folder.clear("masks")
+    left = [entry.uri for entry in storage.list_entries(folder.uri, recursive=True)]
+    assert left == [folder.path("masks/a.png")]
+
+
+def test_a_folder_is_not_listed_for_a_name_that_is_there(s3: Proxy) -> None:
+    for name in ("labels.csv", "images/a.jpg"):
+        storage.write_bytes(f"s3://bucket/set/{name}", b"")
+    s3.seen.clear()
+    found = places_in("s3://bucket/set", ["labels.csv", "_classes.csv"])
+    assert found == ["s3://bucket/set/labels.csv"]
+    assert not [path for _, _, path, _ in s3.seen if re.search("prefix=set(%2F|/)(&|$)", path)]
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -176,11 +216,11 @@ def test_a_fingerprint_lists_a_folder_once_and_changes_with_a_file(s3: Proxy) ->
     for uri in names:
         storage.write_bytes(uri, b"frame")
     s3.seen.clear()
-    first = storage.fingerprint(names)
+    first = fingerprint(names)
     assert [verb for _, verb, *_ in s3.seen] == ["GET"]
-    assert storage.fingerprint(names) == first
+    assert fingerprint(names) == first
     storage.write_bytes("s3://bucket/films/b.png", b"another")
-    assert storage.fingerprint(names) != first
+    assert fingerprint(names) != first
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: Proxy) -> None:

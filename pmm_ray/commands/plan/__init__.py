@@ -16,7 +16,6 @@ from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
 from pmm_ray.runtime.core.recipes import read_recipe
-from pmm_ray.sources.reading.names import path_below
 
 # a plan's own folder: no name that anybody else gives
 _SCRATCH, _SCRATCHES = ".pmm-plan-{}", re.compile(r"\.pmm-plan-[0-9a-f]{8}")
@@ -85,12 +84,7 @@ def plan_recipe(
 @contextlib.contextmanager
 def _scratch(place: str) -> Iterator[str]:
     """A new folder below `place`, deleted at the end; those of plans that were killed are, too."""
-    if not storage.is_remote(place):
-        names = storage.list_names(place)
-    else:  # Google's store does not name folders
-        files = storage.list_entries(place, recursive=True)
-        names = sorted({path_below(file.uri, place).split("/")[0] for file in files})
-    for name in filter(_SCRATCHES.fullmatch, names):
+    for name in filter(_SCRATCHES.fullmatch, storage.list_names(place)):
         if not lease.is_held(storage.join(place, name)):
             storage.delete_folder(storage.join(place, name))
     attempt = uuid.uuid4().hex

@@ -38,10 +38,5 @@ def held_in(folder: str, names: Collection[str]) -> list[str]:
 
 
 def _all_in(folder: str, marker: str) -> list[str]:
-    """What is in a folder; one level, as a data set in a bucket may have millions of files."""
-    # but for what a process leaves that is killed while it writes the marker
-    held = [name for name in storage.list_names(folder) if not name.startswith(f".{marker}.")]
-    # Google's store does not name folders, it only knows whether there is anything
-    if not held and folder.startswith(("gs://", "gcs://")) and storage.exists(folder):
-        return ["those of its folders"]
-    return held
+    """What is in a folder, but for what a process leaves that is killed at the marker."""
+    return [name for name in storage.list_names(folder) if not name.startswith(f".{marker}.")]

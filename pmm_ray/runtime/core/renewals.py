@@ -32,8 +32,8 @@ class Renewals:
         if self._renews:
             try:
                 kept = json.loads(storage.read_bytes(self._uri))
-            except FileNotFoundError:
-                return False
+            except (FileNotFoundError, ValueError):
+                return False  # or damaged: all is begun anew
             if kept["selection"] == self._selection:
                 self._names = kept["stages"]
         return bool(self._names)

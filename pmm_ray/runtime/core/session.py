@@ -152,12 +152,12 @@ class Session:
         `--fresh` deletes the folder, `--retry-errors` the error rows, or a training's folder: once,
         however often the attempt is interrupted.
         """
-        summary = folder.summary()
         begun = folder in self._renewals
         if selected and self.selection.fresh and not begun:
             folder.clear(stage.keeps)
             self._renewals.add(folder)
             return None
+        summary = folder.summary()
         failed = summary is None or (summary.errors > 0 and not begun)
         if selected and self.selection.retry_errors and failed:
             # A table loses its error rows only. A training has learnt from the substitutes of its

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pmm_ray.config import RunConfig, section_hash
 from pmm_ray.runtime.core import storage, tables
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import EventLog
 from pmm_ray.runtime.core.files import SUMMARY_FILE
 from pmm_ray.runtime.core.index import Ids, ids_hash
@@ -87,12 +88,17 @@ class StageFolder:
         return section_hash(self.hash, left_out) if left_out else self.hash
 
     def summary(self) -> Summary | None:
-        """The summary if the stage is done, else None."""
+        """The summary if the stage is done, else None. Raises CannotRunError: it is damaged."""
         uri = self.path(SUMMARY_FILE)
         try:
             return Summary.model_validate_json(storage.read_bytes(uri))
         except FileNotFoundError:
             return None
+        except ValidationError as error:
+            raise CannotRunError(
+                f"{uri} is damaged ({error.errors()[0]['msg']}). Delete it and run again what made "
+                "it: only what is missing or damaged is made again."
+            ) from error
 
     def finished(self) -> Summary:
         """The summary of a stage that is known to be done."""

@@ -7,12 +7,10 @@ region and endpoint of a bucket come from the usual variables: see docs/referenc
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import posixpath
 import uuid
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -35,6 +33,8 @@ from pmm_ray.runtime.core.store_faults import STORE_FAILS, naming_path, reaching
 # all. Left alone, pyarrow sends an S3 request again every 0.2 s for 6 s and no longer.
 _S3_ATTEMPTS = 10
 _GCS_SECONDS = 90
+_GOOGLE = ("gs://", "gcs://")
+_PLACES = "give a path of a disk, s3://BUCKET/... or gs://BUCKET/..."
 
 
 def is_remote(uri: str) -> bool:
@@ -45,7 +45,8 @@ def is_remote(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """The uri with a local path made absolute; remote uris are returned as they are."""
     if is_remote(uri):
-        return uri.rstrip("/")
+        scheme, _, rest = uri.partition("://")
+        return f"{scheme}://{rest.rstrip('/')}"
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
@@ -53,12 +54,15 @@ def absolute(uri: str) -> str:
 def _filesystem(root: str) -> Any:
     if not root:
         return pafs.LocalFileSystem()
-    if root.startswith("s3://"):
-        return _s3(root)
-    if root.startswith(("gs://", "gcs://")):
-        return _gcs()
-    filesystem, _ = pafs.FileSystem.from_uri(root)
-    return filesystem
+    if root.endswith("://"):
+        raise CannotRunError(f"{root} names no bucket: {_PLACES}")
+    try:
+        if root.startswith("s3://"):
+            return _s3(root)
+        return _gcs() if root.startswith(_GOOGLE) else pafs.FileSystem.from_uri(root)[0]
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CannotRunError(f"{root} cannot be used ({reason}): {_PLACES}") from error
 
 
 def _s3(root: str) -> Any:
@@ -307,18 +311,30 @@ def list_versions(folder: str, suffix: str = "") -> dict[str, tuple[int, int]]:
 
 def list_names(folder: str) -> list[str]:
     """Sorted names of the files and folders in a folder; empty if there is none."""
-    if is_remote(folder):
-        return sorted(info.base_name for info in _listed(folder))
-    try:
-        return sorted(entry.name for entry in Path(absolute(folder)).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return sorted(_held(folder))
 
 
 def list_folders(folder: str) -> list[str]:
     """Sorted names of the folders in a folder; empty if there is no folder."""
-    found = _listed(folder)
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return sorted(name for name, is_folder in _held(folder).items() if is_folder)
+
+
+def _held(folder: str) -> dict[str, bool]:
+    """Whether it is a folder, of each name in a folder."""
+    if not is_remote(folder):
+        try:
+            with os.scandir(absolute(folder)) as entries:
+                return {entry.name: _is(entry.is_dir) for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    held: dict[str, bool] = {}
+    root = resolve(folder)[1].rstrip("/") + "/"
+    # Google's store has no folders: it names them only in the paths of the files below
+    for info in _listed(folder, recursive=folder.startswith(_GOOGLE)):
+        name, below, _ = info.path.removeprefix(root).partition("/")
+        is_folder = below or info.type == pafs.FileType.Directory
+        held[name] = held.get(name, False) or bool(is_folder)
+    return held
 
 
 def _listed(folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
@@ -334,25 +350,6 @@ def version(uri: str) -> tuple[int | None, int | None]:
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     return info.size, info.mtime_ns
-
-
-def fingerprint(names: Mapping[str, str]) -> str:
-    """A hash of files' sizes and times, 64 hex digits: it changes when one is written again.
-
-    A folder of a bucket is listed once, its files are not asked for one by one.
-
-    Args:
-        names: what enters the hash in place of each uri.
-    """
-    digest = hashlib.sha256()
-    folders = Counter(parent(uri) for uri in names if is_remote(uri))
-    listed: dict[str, tuple[int, int]] = {}
-    for folder, files in folders.items():
-        listed |= list_versions(folder) if files > 1 else {}
-    for uri, name in names.items():
-        size, changed = listed.get(uri) or version(uri)
-        digest.update(f"{name}\x00{size}\x00{changed}\x00".encode())
-    return digest.hexdigest()
 
 
 def delete_file(uri: str) -> None:

@@ -47,7 +47,7 @@ class Ledger:
         self._folder = folder
         self._schema = schema
         self._parts: Parts = []
-        self._error_parts: set[str] = set()
+        self._error_parts: dict[str, pa.ChunkedArray] = {}
         self.failed: set[str] = set()
         """Images with an error row and no row."""
         self.journal = Journal(folder.uri)
@@ -79,7 +79,7 @@ class Ledger:
         for place in folders:
             storage.delete_temporary(place)
         self._parts = parts
-        self._error_parts = {uri for uri, _ in errors}
+        self._error_parts = dict(errors)
         found = [chunk for _, ids in errors for chunk in ids.chunks]
         failed = pa.chunked_array(found, pa.string())
         self.failed = set(ids_without(failed, self._ids).to_pylist())
@@ -110,9 +110,9 @@ class Ledger:
 
     def _add_errors(self, name: str, image_ids: Sequence[str], size: int) -> None:
         uri = tables.part_uri(self._folder.errors_uri, name)
-        self._error_parts.add(uri)
+        self._error_parts[uri] = id_column(image_ids)
         self.failed.update(image_ids)
-        self._unwritten.append(CommittedPart(uri, id_column(image_ids), size))
+        self._unwritten.append(CommittedPart(uri, self._error_parts[uri], size))
 
     def _write_journal(self, alone: bool = False) -> None:
         """Write what is new to the journal, see `Journal.write`."""
@@ -138,7 +138,7 @@ class Ledger:
         self.failed.difference_update(image_ids)
         for name in names:
             uri = tables.part_uri(self._folder.errors_uri, name)
-            self._error_parts.discard(uri)
+            self._error_parts.pop(uri, None)
             if not storage.exists(uri):  # damaged, and deleted by a scan
                 continue
             self.failed.difference_update(
@@ -164,10 +164,10 @@ class Ledger:
     def settle(self) -> None:
         """Leave every image in one file only, as it stands once in the index.
 
-        Needed where a task outlived its driver and committed beside the run that went on.
+        Needed where a task outlived its driver and committed beside the run that went on, and
+        where a task died after it wrote error rows and went well when it ran again.
         """
-        for uri in set(part_files(self._folder.errors_uri)) - self._error_parts:
-            storage.delete_file(uri)  # of a task that ended after its rows were withdrawn
+        self._settle_errors()
         strangers = set(part_files(self._folder.uri)) - {uri for uri, _ in self._parts}
         places = index_of(self._parts).table
         kept = places.column("part").to_numpy(), places.column("row").to_numpy()
@@ -185,6 +185,23 @@ class Ledger:
             else:
                 storage.delete_file(uri)
         self.scan()
+
+    def _settle_errors(self) -> None:
+        """Leave one error row of each image that has no row."""
+        left = set(self.failed)
+        for uri in part_files(self._folder.errors_uri):
+            # unknown: of a task that ended after its rows were withdrawn
+            ids = self._error_parts.pop(uri, id_column(()))
+            kept = ids.filter(pc.is_in(ids, value_set=id_column(left)))
+            left.difference_update(kept.to_pylist())
+            if not len(kept):
+                storage.delete_file(uri)
+                continue
+            self._error_parts[uri] = kept
+            if len(kept) < len(ids):
+                whole = tables.read_table(uri)
+                ours = pc.is_in(whole.column("image_id"), value_set=kept)
+                storage.write_bytes(uri, tables.to_bytes(whole.filter(ours)))
 
     def index(self, image_ids: Ids) -> TableIndex:
         """The index of the rows of these images, for those that have one."""

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import pyarrow.compute as pc
 
-from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import TableIndex, index_file
 from pmm_ray.runtime.core.manifest import Manifest, manifest_hash, open_manifest
 from pmm_ray.runtime.core.tables import read_table
@@ -41,7 +41,7 @@ class DataSet:
         rows = read_table(self.manifest.uri, ["image_id", "uri"])
         ids, uris = (rows.column(name).to_pylist() for name in ("image_id", "uri"))
         names = {self.manifest.locate(uri): i for uri, i in zip(uris, ids, strict=True)}
-        return replace(self, files=storage.fingerprint(names))
+        return replace(self, files=fingerprint(names))
 
     @cached_property
     def hash(self) -> str:

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import RowError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, RowError
 from pmm_ray.runtime.rows.wide_samples import has_16_bits, is_16_bit_grey, refuse_black
 
 # Pillow's own limit of a decompression bomb; a larger `max_pixels` has no effect
@@ -309,7 +309,9 @@ def read_file(uri: str, limit: int | None = None) -> bytes:
         return storage.read_bytes(uri, limit)
     except FileNotFoundError as error:
         raise RowError("missing", "the file does not exist", uri) from error
-    except OSError as error:
+    except MayPassError:
+        raise
+    except (OSError, CannotRunError) as error:
         raise RowError("missing", f"the file cannot be read: {error}", uri) from error
 
 

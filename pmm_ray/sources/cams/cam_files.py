@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.cams.plane_files import needs_trust
@@ -204,4 +205,4 @@ def _index_table(folder: str, parts: list[str]) -> TableIndex:
 
 
 def _fingerprint(uris: list[str]) -> str:
-    return storage.fingerprint({uri: uri.rsplit("/", 1)[-1] for uri in uris})
+    return fingerprint({uri: uri.rsplit("/", 1)[-1] for uri in uris})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.core.files import IMPORT_MARKER, SUMMARY_FILE
+from pmm_ray.runtime.core.marker import held_in
 from pmm_ray.runtime.rows.images import CONVERT, IMAGE_SUFFIXES, UNREAD
 from pmm_ray.sources.importing.importer import Importer
 from pmm_ray.sources.importing.results import is_result, results_in
@@ -182,7 +183,9 @@ def places_in(root: str, names: Sequence[str], there: Collection[str] | None = N
     Args:
         there: what the folder holds, if that is known.
     """
-    there = storage.list_names(root) if there is None else there
+    if there is None:
+        # first without a listing: in Google's store it is of all files below, perhaps millions
+        there = held_in(root, names) or storage.list_names(root)
     other = (held for name in names for held in sorted(there) if held.casefold() == name.casefold())
     found = [name for name in names if name in there] or list(other)
     return [storage.join(root, name) for name in found]

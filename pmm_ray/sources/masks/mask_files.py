@@ -15,6 +15,7 @@ from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.files import RECORD_FILE
+from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.manifest import manifest_near
 from pmm_ray.runtime.core.storage import Entry
@@ -202,4 +203,4 @@ def _space(place: str) -> LabelSpace | None:
 
 
 def _fingerprint(uris: Sequence[str]) -> str:
-    return storage.fingerprint({uri: uri for uri in uris})
+    return fingerprint({uri: uri for uri in uris})

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.sources.reading.names import ending_of
 
 _noted: ContextVar[dict[str, None] | None] = ContextVar("noted", default=None)
@@ -53,6 +54,6 @@ def version(noted_uri: str) -> list[int | None] | str | None:
     folder, several, ending = noted_uri.rpartition(_ALL)
     if several:
         files = [uri for uri in storage.list_files(folder) if ending_of(uri) == ending]
-        return storage.fingerprint({uri: uri for uri in files}) if files else None
+        return fingerprint({uri: uri for uri in files}) if files else None
     size, changed = storage.version(noted_uri)
     return None if size is None else [size, changed]
