@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from pmm_ray.config import RunConfig
 from pmm_ray.nets.segmenter_validation import MIOU, SegmenterValidation
+from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.training.job import TrainingJob
@@ -92,7 +94,11 @@ def statistics(manifest_uri: str, masks_uri: str, folder: str, rank: str) -> lis
         validation=Sums((0.5,)),
     )
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
-    train(this, int(rank))
+    # one of them holds the folder before the other looks, and until both are done
+    hold = lease.hold(folder, this.attempt) if rank == "0" else contextlib.nullcontext()
+    with hold:
+        dist.init_process_group("gloo", init_method=store, rank=int(rank), world_size=2)
+        train(this, int(rank))
+        dist.barrier()
     dist.destroy_process_group()
     return seen
