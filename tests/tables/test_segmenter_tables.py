@@ -51,6 +51,14 @@ def test_a_sample_of_images_is_refused(
     assert "--images does not apply" in " ".join(capfd.readouterr().err.split())
 
 
+def test_table_6_of_walked_cams_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    request = Ablation(RECIPE, str(tmp_path / "run"), ("affinity.enabled=true",))
+    assert run_table(6, request) == 1
+    assert "--set affinity.enabled=false" in " ".join(capfd.readouterr().err.split())
+
+
 def test_without_truth_a_table_is_refused_before_anything_is_trained(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from pmm_ray.pipeline.tables.segmenter_tables import (
     walked_masks,
 )
 from pmm_ray.pipeline.tables.table import Cell, PaperTable, table_step
+from pmm_ray.runtime.core.errors import CannotRunError
 
 PAPER = (0.5821, 0.5218, 0.6149, None, 0.6673, 0.6850)
 """mIoU of the steps (VOC 2012 val); the paper has no segmenter without under-fitting here."""
@@ -32,7 +33,16 @@ def _segmenters(config: RunConfig) -> tuple[Variant, Variant]:
 
 
 def steps(config: RunConfig, images: int | None) -> list[Step]:
-    """The other ways to masks, and the segmenters."""
+    """The other ways to masks, and the segmenters.
+
+    Raises:
+        CannotRunError: the recipe's own masks are of walked CAMs.
+    """
+    if config.affinity.enabled:
+        raise CannotRunError(
+            "table 6 begins with the CAMs as they are, and has a row for the random walk: --set "
+            "affinity.enabled=false, with a --run-dir of its own"
+        )
     plain, own = _segmenters(config)
     return [
         *steps_to_masks(6, config, images),
