@@ -170,7 +170,8 @@ def test_a_table_of_a_run_brings_its_names_and_its_exif_rule(folder: Path) -> No
     part = folder / "run" / "make_cams-12345678" / "part-0.parquet"
     cam = {"labels": [1], "cam": b"\x00" * 70, "cam_height": 5, "cam_width": 7}
     tables.write_rows(str(part), [{"image_id": "a", "height": 20, "width": 30, **cam}], tables.CAMS)
-    (folder / "run" / "run.json").write_text(json.dumps({"manifest": manifest.uri}))
+    record = {"name": "run", "stages": [], "manifest": manifest.uri}
+    (folder / "run" / "run.json").write_text(json.dumps(record))
     cams = find_cams(str(part.parent), str(folder / "list.parquet"), trust_pickle=False)
     report = import_photographs(str(folder / "photos"), cams, str(folder / "out"))
     assert report.manifest.label_space == space

@@ -9,7 +9,8 @@ import pytest
 
 from pmm_ray.labels import COCO14, VOC12, LabelSpace
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.manifest import Manifest, manifest_near
+from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.record import manifest_near
 from pmm_ray.sources.labels.label_files import read_label_space
 
 SPACE = LabelSpace("x", ("background", "кот", "犬"), (0, 5, 6))
@@ -82,9 +83,12 @@ def test_manifests(shapes: Manifest, tmp_path: Path) -> None:
     beside = manifest_near(f"{shapes.root}/masks")
     assert beside is not None
     assert beside.uri == shapes.uri
-    (tmp_path / "run.json").write_text(json.dumps({"manifest": shapes.uri}))
+    record = {"name": "run", "stages": [], "manifest": shapes.uri}
+    (tmp_path / "run.json").write_text(json.dumps(record))
     of_run = manifest_near(str(tmp_path / "make_masks-12345678"))
     assert of_run is not None
     assert of_run.label_space == shapes.label_space
-    (tmp_path / "run.json").write_text(json.dumps({"manifest": str(tmp_path / "gone.parquet")}))
-    assert manifest_near(str(tmp_path / "make_masks-12345678")) is None
+    record["manifest"] = str(tmp_path / "gone.parquet")
+    for text in (json.dumps(record), "[1]", "{"):  # the last two are another program's
+        (tmp_path / "run.json").write_text(text)
+        assert manifest_near(str(tmp_path / "make_masks-12345678")) is None

@@ -8,7 +8,6 @@ move or upload the folder as a whole.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,6 @@ import pyarrow.compute as pc
 from pmm_ray.labels import LabelSpace
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE
 from pmm_ray.runtime.core.store_faults import unreadable
 
 ExifRule = Literal["apply", "ignore"]
@@ -193,20 +191,6 @@ def open_manifest(uri: str) -> Manifest:
         splits=_counted(splits),
         ground_truth=_counted(splits.filter(pc.is_valid(table.column("ground_truth_uri")))),
     )
-
-
-def manifest_near(place: str) -> Manifest | None:
-    """The manifest that a folder of results belongs to, if it is there.
-
-    Args:
-        place: a stage's folder or a folder of masks: its run's manifest, or the one beside it.
-    """
-    around = storage.parent(storage.absolute(place))
-    beside, record = storage.join(around, MANIFEST_FILE), storage.join(around, RECORD_FILE)
-    if storage.exists(beside):
-        return open_manifest(beside)
-    uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None
-    return open_manifest(uri) if uri and storage.exists(uri) else None
 
 
 def manifest_hash(uri: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.core.files import RECORD_FILE
+from pmm_ray.runtime.core.files import MANIFEST_FILE, RECORD_FILE
+from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.stage import StageFolder
 
 _PACKAGES = ("pmm-ray", "ray", "torch", "numpy")
@@ -37,6 +38,24 @@ def read_record(run_dir: str) -> dict[str, Any]:
     if not ours or any(not isinstance(s, dict) or _OF_A_STAGE - s.keys() for s in record["stages"]):
         raise CannotRunError(f"{uri} is not the record of a run: choose another folder")
     return record
+
+
+def manifest_near(place: str) -> Manifest | None:
+    """The manifest that a folder of results belongs to, if it is there.
+
+    Args:
+        place: a stage's folder or a folder of masks: its run's manifest, or the one beside it.
+    """
+    around = storage.parent(storage.absolute(place))
+    beside = storage.join(around, MANIFEST_FILE)
+    if storage.exists(beside):
+        return open_manifest(beside)
+    try:
+        uri = read_record(around).get("manifest")
+    except CannotRunError:
+        return None  # there is none, or it is another program's
+    uri = storage.anchor(uri, around) if isinstance(uri, str) and uri else ""
+    return open_manifest(uri) if uri and storage.exists(uri) else None
 
 
 def refuse_others_run(run_dir: str, stages: Collection[str]) -> None:

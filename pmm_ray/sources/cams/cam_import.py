@@ -13,7 +13,6 @@ file are taken in alphabetical order, or in VOC's or COCO's where just that fits
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -28,8 +27,8 @@ from pmm_ray.labels import (
 )
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.core.files import RECORD_FILE
-from pmm_ray.runtime.core.manifest import ExifRule, Manifest, open_manifest
+from pmm_ray.runtime.core.manifest import ExifRule
+from pmm_ray.runtime.core.record import manifest_near
 from pmm_ray.runtime.rows.images import MAX_PIXELS
 from pmm_ray.sources.cams.cam_files import CamFolder
 from pmm_ray.sources.cams.cam_layouts import UNREAD, Reading
@@ -227,7 +226,7 @@ def _known_classes(
     cams: CamFolder, root: str, names: Sequence[str] | None
 ) -> tuple[LabelSpace | None, ExifRule]:
     """What the classes are called, if anything says it, and the EXIF rule."""
-    if cams.is_table and (manifest := _manifest_of_run(cams)) is not None:
+    if cams.is_table and (manifest := manifest_near(storage.parent(cams.index.parts[0]))):
         return manifest.label_space, "apply" if manifest.apply_exif else "ignore"
     try:
         if names:
@@ -236,14 +235,6 @@ def _known_classes(
         return (listed.space if listed else None), "ignore"
     except ValueError as error:
         raise CannotRunError(f"the class names make no label space: {error}") from error
-
-
-def _manifest_of_run(cams: CamFolder) -> Manifest | None:
-    """The manifest of the run in whose folder the table is, if it does and it is still there."""
-    run_folder = storage.parent(storage.parent(cams.index.parts[0]))
-    record = storage.join(run_folder, RECORD_FILE)
-    uri = json.loads(storage.read_bytes(record)).get("manifest") if storage.exists(record) else None
-    return open_manifest(uri) if uri and storage.exists(uri) else None
 
 
 def _space_of(

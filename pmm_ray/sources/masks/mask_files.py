@@ -17,7 +17,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind
 from pmm_ray.runtime.core.files import RECORD_FILE
 from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
-from pmm_ray.runtime.core.manifest import manifest_near
+from pmm_ray.runtime.core.record import manifest_near
 from pmm_ray.runtime.core.storage import Entry
 from pmm_ray.sources.importing.photographs import (
     LEFT_OUT,
