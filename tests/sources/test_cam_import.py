@@ -165,7 +165,7 @@ def test_a_table_of_a_run_brings_its_names_and_its_exif_rule(folder: Path) -> No
     space = LabelSpace.from_names(["cat", "dog"], "pets")
     row = ManifestRow("a", str(folder / "photos" / "a.jpg"), (1,), 20, 30, "train")
     manifest = write_manifest(
-        str(folder / "run" / "manifest.parquet"), [row], space, source="t", exif="apply"
+        str(folder / "data" / "manifest.parquet"), [row], space, source="t", exif="apply"
     )
     part = folder / "run" / "make_cams-12345678" / "part-0.parquet"
     cam = {"labels": [1], "cam": b"\x00" * 70, "cam_height": 5, "cam_width": 7}
