@@ -17,7 +17,7 @@ from pmm_ray.pipeline.steps import (
     train_multicrop,
     walk_steps,
 )
-from pmm_ray.pipeline.tables.cam_tables import held_out_cams, score, whole_cams, window_cams
+from pmm_ray.pipeline.tables.cam_tables import held_out_cams, score_step, whole_cams, window_cams
 from pmm_ray.pipeline.tables.segmenter_tables import steps_to_masks, variant_of
 from pmm_ray.stages.make_masks import WALK
 
@@ -43,7 +43,7 @@ class Unit:
 
 def masks(config: RunConfig) -> list[Step]:
     """The recipe's CAMs, and every way from them to masks under every exponent."""
-    return [*steps_to_cams(config), *(score("recipe", "make_cams", m, None) for m in METHODS)]
+    return [*steps_to_cams(config), *(score_step("recipe", "make_cams", m, None) for m in METHODS)]
 
 
 def classifier(kind: str, config: RunConfig) -> list[Step]:
@@ -53,7 +53,7 @@ def classifier(kind: str, config: RunConfig) -> list[Step]:
         *data_steps(config),
         train_classifier(),
         cams,
-        score(kind, cams.name, "cam_argmax", None),
+        score_step(kind, cams.name, "cam_argmax", None),
     ]
 
 
@@ -62,7 +62,7 @@ def multicrop(config: RunConfig) -> list[Step]:
     found = [*data_steps(config), train_classifier()]
     for name, network in (("windows", "train_classifier"), ("multicrop", "train_multicrop")):
         cams = held_out_cams(name, window_cams, network, None)
-        found += [cams, score(name, cams.name, "cam_argmax", None)]
+        found += [cams, score_step(name, cams.name, "cam_argmax", None)]
         if name == "windows":
             found += [*base_steps(), train_multicrop()]
     return found
@@ -70,7 +70,7 @@ def multicrop(config: RunConfig) -> list[Step]:
 
 def walk(config: RunConfig) -> list[Step]:
     """A random walk on the recipe's CAMs, and two ways from it to masks."""
-    scored = [score("walked", "walk_cams", method, None) for method in (WALK, "ppmg")]
+    scored = [score_step("walked", "walk_cams", method, None) for method in (WALK, "ppmg")]
     return [*steps_to_cams(config), *walk_steps(), *scored]
 
 

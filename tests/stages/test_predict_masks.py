@@ -225,7 +225,7 @@ def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="neither a run folder nor"):
         find_segmenter(str(tmp_path), ())
     (tmp_path / "run.json").write_text(
-        '{"stages": [{"stage": "make_cams", "hash": "0", "folder": "x"}]}'
+        '{"name": "x", "stages": [{"stage": "make_cams", "hash": "0", "folder": "x"}]}'
     )
     with pytest.raises(CannotRunError, match="no trained segmenter yet"):
         find_segmenter(str(tmp_path), ())
