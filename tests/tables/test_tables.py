@@ -76,7 +76,9 @@ def test_the_paper_s_rows() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_every_stage_is_planned_once(number: int) -> None:
-    for sections in ({}, {"affinity": {"enabled": True}}, {"multicrop": {"enabled": True}}):
+    # table 6 begins with the CAMs as they are
+    walk: list[dict[str, object]] = [] if number == 6 else [{"affinity": {"enabled": True}}]
+    for sections in ({}, *walk, {"multicrop": {"enabled": True}}):
         planned = [step.name for step in table_steps(number, config(**sections), None)]
         assert len(set(planned)) == len(planned)
         assert planned[-1] == table_stage(number)
