@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pmm_ray.runtime.core import tables
@@ -38,6 +40,18 @@ def noise(path: Path, size: tuple[int, int] = (64, 48), kind: str | None = None)
     rng = np.random.default_rng(zlib.crc32("/".join(path.parts[-2:]).encode()))
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     image.save(path, kind)
+
+
+def refuse_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no folder called `locked` be listed."""
+    scan = os.scandir
+
+    def refuse(place: str) -> Any:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr("pmm_ray.runtime.core.storage.os.scandir", refuse)
 
 
 def a_folder(root: Path, csv: str | bytes, *names: str, label_column: str = "") -> ImportReport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from pmm_ray.sources.importing.import_report import ImportReport
 from pmm_ray.sources.importing.photographs import places_in
 from pmm_ray.sources.importing.understood import console
 
-from .faulty import noise, rows
+from .faulty import noise, refuse_locked, rows
 
 MASK = np.pad(np.ones((9, 64), np.uint8), ((0, 39), (0, 0)))
 
@@ -164,14 +163,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(
     root = tmp_path / "set"
     noise(root / "images/a.jpg")
     noise(root / "images/locked/b.jpg")
-    scan = os.scandir
-
-    def refuse(place: str) -> Any:
-        if str(place).endswith("locked"):
-            raise PermissionError(13, "Permission denied", place)
-        return scan(place)
-
-    monkeypatch.setattr("pmm_ray.runtime.core.storage.os.scandir", refuse)
+    refuse_locked(monkeypatch)
     report, _ = read(root)
     [error] = report.errors
     assert (error.image_id, error.kind) == ("locked", "missing")

@@ -5,7 +5,6 @@ Each test is a case of faults found with inputs of public bug reports, or its ki
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pmm_ray.sources.masks.mask_files import find_masks
 from pmm_ray.sources.masks.mask_pairs import find_truth, match_masks
 from pmm_ray.sources.reading.names import safe_image_id
 
-from .faulty import planes_of
+from .faulty import planes_of, refuse_locked
 
 # 15, 20: dictionaries of other programs
 
@@ -122,14 +121,7 @@ def test_truth_that_cannot_be_reached_is_said(
     # found by its number, as a mask that can be opened is
     for name in ("9.png", "of no image.png"):
         (truth / name).symlink_to("/nowhere")
-    scan = os.scandir
-
-    def refuse(place: str) -> Any:
-        if str(place).endswith("locked"):
-            raise PermissionError(13, "Permission denied", place)
-        return scan(place)
-
-    monkeypatch.setattr("pmm_ray.runtime.core.storage.os.scandir", refuse)
+    refuse_locked(monkeypatch)
     found = find_truth(str(truth), images, str(tmp_path))
     assert found.count == 1
     assert found.wrong == {"000000000009": f"{truth}/9.png: a link to nothing"}

@@ -269,11 +269,9 @@ def _refuse_beyond(peeks: Sequence[Peek], reading: Reading, space: LabelSpace) -
     if _nameless(space):
         beyond = last in (VOC12.num_foreground, COCO14.num_foreground, COCO14.dataset_ids[-1])
     else:
-        values = (
-            not coco and _has_gaps(space) and 0 < len(seen & set(space.dataset_ids)) == len(seen)
-        )
+        values = not coco and _has_gaps(space) and seen <= set(space.dataset_ids)
         beyond = last == classes or values or (coco and last > classes)
-    if 0 in seen or not beyond or reading.class_ids == "coco90":
+    if not seen or 0 in seen or not beyond or reading.class_ids == "coco90":
         return
     raise CannotRunError(
         f"class {last} is the highest of the CAMs that were looked into, and none has a class 0: "

@@ -6,10 +6,7 @@ from collections.abc import Collection
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.rows.images import IMAGE_SUFFIXES
-from pmm_ray.sources.importing.photographs import (
-    LEFT_OUT,
-    places_in,
-)
+from pmm_ray.sources.importing.photographs import LEFT_OUT, places_in
 from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.masks.truth import MASK_SUFFIX
 from pmm_ray.sources.reading.names import has_ending, is_hidden, path_below, stem_path

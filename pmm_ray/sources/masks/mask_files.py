@@ -19,10 +19,7 @@ from pmm_ray.runtime.core.fingerprints import fingerprint
 from pmm_ray.runtime.core.index import TableIndex, index_file, part_files, scan_parts
 from pmm_ray.runtime.core.record import manifest_near
 from pmm_ray.runtime.core.storage import Entry
-from pmm_ray.sources.importing.photographs import (
-    LEFT_OUT,
-    beside_table,
-)
+from pmm_ray.sources.importing.photographs import LEFT_OUT, beside_table
 from pmm_ray.sources.importing.results import is_result, results_in
 from pmm_ray.sources.reading.names import (
     has_ending,
