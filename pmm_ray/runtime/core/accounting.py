@@ -15,7 +15,7 @@ ALL_MADE = "nothing failed or was left out"
 
 
 @dataclass(frozen=True)
-class Tally:
+class Quoted:
     """How many of one kind there are, and the first of them as they are quoted."""
 
     count: int
@@ -37,8 +37,8 @@ class Accounting:
     what: str
     found: int
     made: int
-    errors: Mapping[str, Tally]
-    left_out: Mapping[str, Tally]
+    errors: Mapping[str, Quoted]
+    left_out: Mapping[str, Quoted]
 
     def __post_init__(self) -> None:
         parts = self.made + self.failed + self.passed_over
@@ -77,7 +77,7 @@ class Accounting:
     def from_dict(cls, content: Mapping[str, Any]) -> Accounting:
         """What `as_dict` gave."""
         groups = {
-            name: {key: Tally(g["count"], tuple(g["first"])) for key, g in content[name].items()}
+            name: {key: Quoted(g["count"], tuple(g["first"])) for key, g in content[name].items()}
             for name in ("errors", "left_out")
         }
         return cls(content["what"], content["found"], content["made"], **groups)
@@ -132,30 +132,30 @@ def close(accounting: Accounting, where: str, say: Callable[[str], None]) -> Non
         )
 
 
-def _by_kind(errors: Iterable[ErrorRow]) -> dict[str, Tally]:
+def _by_kind(errors: Iterable[ErrorRow]) -> dict[str, Quoted]:
     rows: dict[str, list[str]] = {}
     for row in errors:
         rows.setdefault(row.kind, []).append(f"{row.image_id}: {row.message}")
-    return {kind: Tally(len(texts), tuple(texts[:_MOST_QUOTED])) for kind, texts in rows.items()}
+    return {kind: Quoted(len(texts), tuple(texts[:_MOST_QUOTED])) for kind, texts in rows.items()}
 
 
-def _by_reason(left_out: Mapping[str, Sequence[str]]) -> dict[str, Tally]:
+def _by_reason(left_out: Mapping[str, Sequence[str]]) -> dict[str, Quoted]:
     return {
-        reason: Tally(len(names), tuple(printable(name) for name in names[:_MOST_QUOTED]))
+        reason: Quoted(len(names), tuple(printable(name) for name in names[:_MOST_QUOTED]))
         for reason, names in left_out.items()
         if names
     }
 
 
-def _merged(old: Mapping[str, Tally], new: Mapping[str, Tally]) -> dict[str, Tally]:
+def _merged(old: Mapping[str, Quoted], new: Mapping[str, Quoted]) -> dict[str, Quoted]:
     found = dict(old)
     for key, group in new.items():
-        earlier = found.get(key, Tally(0, ()))
+        earlier = found.get(key, Quoted(0, ()))
         first = (*earlier.first, *group.first)[:_MOST_QUOTED]
-        found[key] = Tally(earlier.count + group.count, first)
+        found[key] = Quoted(earlier.count + group.count, first)
     return found
 
 
-def _quote(group: Tally) -> str:
+def _quote(group: Quoted) -> str:
     more = ", ..." if group.count > len(group.first) else ""
     return ", ".join(group.first) + more
