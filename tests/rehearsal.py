@@ -88,6 +88,7 @@ def rehearse(
     for file in (file for file in files if ":" not in file):
         (weights / file).write_bytes(file.encode())
     monkeypatch.setenv("PMM_WEIGHTS", str(weights))
+    monkeypatch.setattr("pmm_ray.nets.trial.try_training", lambda section: None)
     monkeypatch.setattr("pmm_ray.commands.ablate.build_report", lambda run_dir: run_dir)
     monkeypatch.setattr("pmm_ray.report.build_report", lambda run_dir: run_dir)
     monkeypatch.setattr("pmm_ray.report.print_stage_table", lambda run_dir, console: None)

@@ -85,16 +85,40 @@ def test_a_recipe_that_is_no_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("section", ["classifier", "multicrop", "affinity", "segmenter"])
-def test_weights_that_are_not_there_are_found_out_first(tmp_path: Path, section: str) -> None:
+@pytest.mark.parametrize("name", ["absent.pth", "damaged.pth"])
+def test_weights_that_cannot_be_used_are_found_out_first(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    (tmp_path / "damaged.pth").write_text("<html>404</html>")
     values = {"multicrop": {"enabled": True}, "affinity": {"enabled": True}}
-    values[section] = values.get(section, {}) | {"weights": str(tmp_path / "absent.pth")}  # type: ignore[operator]
+    values[section] = values.get(section, {}) | {"weights": str(tmp_path / name)}  # type: ignore[operator]
     config = RunConfig.model_validate(values)
     progress = Progress(stream=io.StringIO())
     with (
-        open_run(str(tmp_path), config, steps(config), progress) as run,
-        pytest.raises(CannotRunError, match=r"absent\.pth"),
+        open_run(str(tmp_path / "run"), config, steps(config), progress) as run,
+        pytest.raises(CannotRunError, match=name),
     ):
         run.follow()
+    assert not run.folders
+
+
+@pytest.mark.parametrize("section", ["base", "affinity", "masks", "predict"])
+def test_a_crf_backend_that_is_not_installed_is_found_out_first(
+    tmp_path: Path, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmm_ray.pipeline.run.find_spec", lambda name: None)
+    config = RunConfig.model_validate({section: {"backend": "pydensecrf"}})
+    progress = Progress(stream=io.StringIO())
+    with (
+        open_run(str(tmp_path / "run"), config, steps(config), progress) as run,
+        pytest.raises(CannotRunError, match=rf"{section}\.backend: pydensecrf is not installed"),
+    ):
+        run.follow()
+    assert not run.folders
+
+
+def test_an_empty_path_is_named() -> None:
+    assert "a path is empty" in said("run", SHAPES, "--run-dir", "")
 
 
 @pytest.mark.parametrize(

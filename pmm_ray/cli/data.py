@@ -47,7 +47,7 @@ def data_import(
     ] = "",
     ground_truth: Annotated[
         Literal["all", "held_out", "none"],
-        typer.Option(help="coco14, coco: splits to make masks of."),
+        typer.Option(help="coco14, coco: splits to make masks of. voc12, folder: all or none."),
     ] = "all",
     overlap: Annotated[
         Literal["last", "smallest", "highest_id", "ignore"],

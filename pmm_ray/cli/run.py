@@ -16,7 +16,9 @@ def run(
     setting: Setting = None,
     first: Annotated[str | None, typer.Option("--from", help="First stage that may run.")] = None,
     until: Annotated[str | None, typer.Option(help="Last stage that may run.")] = None,
-    only: Annotated[str | None, typer.Option(help="The only stages that may run.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="The only stage that may run, in all rounds.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Compute the selected stages anew.")] = False,
     retry_errors: RetryErrors = False,
     address: Address = "auto",

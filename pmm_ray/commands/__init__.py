@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Concatenate, ParamSpec
 
+from pmm_ray.config import RunConfig
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
@@ -24,3 +27,8 @@ def command(does: Callable[Concatenate[Progress, P], None]) -> Callable[P, int]:
         return guarded(lambda progress: does(progress, *args, **kwargs))
 
     return run
+
+
+def run_folder(run_dir: str | None, config: RunConfig) -> str:
+    """The folder or uri of a recipe's run: `runs/NAME`, where no other is given."""
+    return storage.absolute(str(Path("runs") / config.name) if run_dir is None else run_dir)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pmm_ray.commands import command
+from pmm_ray.commands import command, run_folder
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
 from pmm_ray.pipeline.run import Run, Step, open_run
 from pmm_ray.pipeline.steps import last_classifier, recipe_cams, steps_to_cams, walk_steps
@@ -21,7 +21,6 @@ from pmm_ray.pipeline.tables.table import print_table, read_paper_table
 from pmm_ray.report import build_report
 from pmm_ray.report.console import plain_console, print_whole
 from pmm_ray.report.sweeps import how_chosen, ranked, scores_of
-from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.recipes import read_recipe
 from pmm_ray.runtime.core.stage import Stage, Summary
@@ -159,7 +158,7 @@ def _open(
 
     It adds to the record of a run that is in the folder already.
     """
-    place = storage.absolute(request.run_dir or str(Path("runs") / config.name))
+    place = run_folder(request.run_dir, config)
     own = {step.name for step in steps} - {step.name for step in steps_to_cams(config)}
     shared = own & {step.name for step in steps_of_run(config)}
     kept = [name for name in own if name in ("sweep_masks", "judge_masks")]

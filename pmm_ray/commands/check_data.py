@@ -51,7 +51,7 @@ def check_data(progress: Progress, place: str, settings: Sequence[str] = ()) -> 
     data = config.data
     if not is_recipe:
         changes: dict[str, Any] = {"root": place}
-        if not any(word.startswith("data.source=") for word in settings):
+        if "source" not in data.model_fields_set:
             changes["source"] = source_of(place)
         data = data.model_copy(update=changes)
     print(f"source: {data.source}, {data.root or 'no root'}")

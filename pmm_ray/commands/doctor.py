@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmm_ray.commands import command
-from pmm_ray.config import load_recipe
+from pmm_ray.config import load_recipe, refuse_unread
 from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.cluster.doctor import examine
 from pmm_ray.runtime.cluster.preflight import inspect_cluster
@@ -43,6 +43,7 @@ def diagnose_cluster(
         The exit code: 0 if every node can do its part, else 1.
     """
     config = load_recipe(None, settings)
+    refuse_unread(settings, "pmm doctor", ("data.root", "runtime"))
     place = None if run_dir is None else storage.absolute(run_dir)
     inputs = [storage.absolute(config.data.root)] if config.data.root else []
     with connect(address, config.runtime) as resources:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pmm_ray.commands import command
-from pmm_ray.config import load_recipe
+from pmm_ray.config import load_recipe, refuse_unread
 from pmm_ray.labels import LabelSpace
 from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.runtime.core import storage, tables
@@ -62,9 +62,10 @@ def score_folder(
     """
     wanted = [str(masks), str(ground_truth), label_space, str(images), mask_ids, truth_ids]
     name = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:8]
-    place = storage.absolute(str(out or Path("runs") / f"eval-{name}"))
+    place = storage.absolute(str(Path("runs") / f"eval-{name}" if out is None else out))
 
     config = load_recipe(None, settings)
+    refuse_unread(settings, "pmm eval", ("errors", "runtime"))
 
     def make(run: Run) -> Stage:
         return score_masks.stage((found, truth), matched, pairs, space, readings, unmatched)

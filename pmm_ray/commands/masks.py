@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.commands import command
-from pmm_ray.config import load_recipe, section_hash
+from pmm_ray.config import load_recipe, refuse_unread, section_hash
 from pmm_ray.labels import MAX_FOREGROUND, LabelSpace
 from pmm_ray.pipeline.data import take_import
 from pmm_ray.pipeline.run import Run, Step, open_command
@@ -61,6 +61,7 @@ def make_masks_of(
 
     place, said = storage.absolute(str(out)), said or Said()
     config = load_recipe(None, settings)
+    refuse_unread(settings, "pmm masks", ("masks", "data.max_pixels", "errors", "runtime"))
     # before anything is written
     asked(said)
     mask_parameters(config.masks)

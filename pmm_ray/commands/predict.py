@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmm_ray.commands import command
 from pmm_ray.commands.masks import mask_step, masks_folder
-from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.config import RunConfig, load_recipe, refuse_unread
 from pmm_ray.pipeline.data import pin_precision, pinned, take_import
 from pmm_ray.pipeline.run import Run, Step, open_command
 from pmm_ray.report.run_data import load_run
@@ -47,6 +47,7 @@ def predict_folder(
     """
     place = storage.absolute(str(out))
     model, config = find_segmenter(source, settings)
+    refuse_unread(settings, "pmm predict", ("predict", "data.max_pixels", "errors", "runtime"))
     masks = masks_folder(place)
     with open_command(place, config, [_predict(model, masks)], progress, address) as run:
         report = _import(run, model, str(images))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pmm_ray.commands import command
 from pmm_ray.commands.masks import mask_step, masks_folder
 from pmm_ray.commands.refine_inputs import read_maps, read_scores
-from pmm_ray.config import RunConfig, load_recipe
+from pmm_ray.config import RunConfig, load_recipe, refuse_unread
 from pmm_ray.pipeline.run import Run, open_command
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latticecrf.presets import Setting
 
 SCORES = "scores.json"
+_READS = ("predict.crf", "predict.backend", "data.max_pixels", "errors", "runtime")
 
 
 @command
@@ -71,7 +72,8 @@ def refine_folder(
     if compare and ground_truth is None:
         raise CannotRunError("--compare needs --ground-truth")
     config = load_recipe(None, settings)
-    setting = setting_of(preset, config, settings, confidence, strengths)
+    refuse_unread(settings, "pmm refine", _READS)
+    setting = setting_of(preset, config, confidence, strengths)
     if ground_truth is not None:
         _refuse_truth_in(storage.join(place, "masks"), str(ground_truth))
     masks = masks_folder(place)
@@ -131,7 +133,6 @@ def _refuse_truth_in(masks: str, ground_truth: str) -> None:
 def setting_of(
     preset: str | None,
     config: RunConfig,
-    settings: Sequence[str],
     confidence: float | None,
     strengths: str | None,
 ) -> Setting:
@@ -149,7 +150,7 @@ def setting_of(
         name = preset.lower().replace("_", "-")
         if name not in presets:
             raise CannotRunError(f"--preset {preset}: choose one of {', '.join(presets)}")
-        if any(word.startswith("predict.crf") for word in settings):
+        if "crf" in config.predict.model_fields_set:
             raise CannotRunError("--preset and --set predict.crf contradict each other")
         setting = presets[name]
     if confidence is not None:

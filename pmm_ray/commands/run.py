@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pmm_ray.commands import command
+from pmm_ray.commands import command, run_folder
 from pmm_ray.pipeline.run import open_run
 from pmm_ray.pipeline.steps import steps
 from pmm_ray.report.outcome import account_run
 from pmm_ray.report.run_data import load_run
-from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.accounting import close
 from pmm_ray.runtime.core.errors import BudgetExceededError
 from pmm_ray.runtime.core.progress import Progress
@@ -46,7 +45,7 @@ def run_recipe(
             is done anew.
     """
     config = read_recipe(recipe, settings)
-    place = storage.absolute(run_dir or str(Path("runs") / config.name))
+    place = run_folder(run_dir, config)
     with open_run(
         place,
         config,

@@ -15,7 +15,7 @@ from pmm_ray.config.classifier import (
 )
 from pmm_ray.config.data import DataConfig
 from pmm_ray.config.inference import InferenceConfig
-from pmm_ray.config.load import load_recipe, parse_recipe, recipe_bytes, to_yaml
+from pmm_ray.config.load import load_recipe, parse_recipe, recipe_bytes, refuse_unread, to_yaml
 from pmm_ray.config.masks import BaseConfig, CrfConfig, MasksConfig
 from pmm_ray.config.sections import (
     AblateConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "recipe_bytes",
+    "refuse_unread",
     "section_hash",
     "to_yaml",
 ]

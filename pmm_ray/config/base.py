@@ -10,9 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 
 class ConfigError(ValueError):
@@ -70,6 +77,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        # `Scale | Auto` holds an `Annotated[float, ...]`
+        kinds = {getattr(one, "__origin__", one) for one in (kind, *get_args(kind))}
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("a number, not yes or no (YAML reads on and off as those, too)")
+        return value
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the result, nested sections included, as plain values."""

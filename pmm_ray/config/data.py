@@ -36,7 +36,8 @@ class DataConfig(Section):
     """`voc12`, `coco14`: folder of the field's lists, `NAME.txt` (ids) and `NAME_cls.txt` (ids and
     classes, from 0); what differs from them is written to differences.csv."""
     ground_truth: Literal["all", "held_out", "none"] = "all"
-    """`coco14`, `coco`: for which splits masks are made of the annotations, for evaluation."""
+    """`coco14`, `coco`: for which splits masks are made of the annotations, for evaluation.
+    `voc12`, `folder`: whether the masks that are there count (`all`, `none`)."""
     overlap: Literal["last", "smallest", "highest_id", "ignore"] = "last"
     """`coco14`, `coco`: class of a mask pixel that several objects cover: the later one of the
     file, the smallest one, the highest class id, or the ignore value where classes differ.

@@ -111,7 +111,7 @@ class RunConfig(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; the default run folder is `runs/<name>`."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seeds every random choice, together with the image's id."""
     data: DataConfig = DataConfig()
     classifier: ClassifierConfig = ClassifierConfig()

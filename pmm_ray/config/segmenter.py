@@ -77,7 +77,8 @@ class SegmenterConfig(TrainingConfig):
     learning_rate: float = Field(0.005, gt=0)
     """Step size of the backbone at step 0 (paper: 0.005)."""
     min_learning_rate: float = Field(1e-4, ge=0)
-    """Floor of the schedule (released code: VOC 1e-4, COCO 5e-5)."""
+    """Floor of the schedule (released code: VOC 1e-4, COCO 5e-5). A smaller learning rate does not
+    fall at all: set 0 with it."""
     head_multiplier: float = Field(1.0, gt=0)
     """The heads' learning rate over the backbone's (released code: 1)."""
     resize_base: tuple[Positive, Positive] = (2048, 512)

@@ -23,6 +23,7 @@ from pmm_ray.config.backbones import (
     backbone_row,
 )
 from pmm_ray.nets.weight_files import PUBLIC_NAMES, find_weights
+from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError
 
 _SCOPES = {"mmseg", "mmengine", "mmcv"}
@@ -203,7 +204,7 @@ def _read(uri: str, key: str) -> dict[str, Any]:
         from mmengine.config import Config
 
         try:
-            content: dict[str, Any] = Config.fromfile(uri).to_dict()
+            content: dict[str, Any] = Config.fromfile(storage.absolute(uri)).to_dict()
         # a config is a program: whatever it raises is the user's
         except Exception as error:
             raise CannotRunError(

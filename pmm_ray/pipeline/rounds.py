@@ -106,12 +106,7 @@ def _train(variant: Variant, number: int) -> Step:
     def section(config: RunConfig) -> SegmenterConfig:
         return _with(config.segmenter, variant.segmenter)
 
-    def check(config: RunConfig) -> None:
-        from pmm_ray.stages import train_segmenter
-
-        train_segmenter.model_identity(section(config), config.data.held_out_split)
-
-    return Step(name, make, check=check, section=section, cycle=_cycle(variant))
+    return Step(name, make, section=section, cycle=_cycle(variant))
 
 
 def _predict_held_out(variant: Variant, number: int, config: RunConfig) -> Step:

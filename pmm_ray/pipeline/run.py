@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pmm_ray.config import ClassifierConfig, RunConfig, to_yaml
@@ -117,10 +118,14 @@ class Run:
             CannotRunError: a step cannot be done, or one that is not selected was not.
         """
         selection = self.session.selection
+        _require_backends(self.config)
+        tried: list[Any] = []
         for step in self.steps:
             if selection.has(step.name):
                 step.check(self.config)
-                _require_files(step, self.config)
+                if step.section is not None and (section := step.section(self.config)) not in tried:
+                    _try_training(step.name, section)
+                    tried.append(section)
         ended: set[str] = set()
         for step in self.steps:
             if step.cycle and step.cycle in ended:
@@ -241,16 +246,31 @@ def needs_of_nodes(
     return sorted(files), scratch
 
 
-def _require_files(step: Step, config: RunConfig) -> None:
-    """Find out now that a file of a training is not where it should be.
+def _try_training(name: str, section: Any) -> None:
+    """Find out now that a training's files are not where they should be, or cannot be used.
 
     Raises:
-        CannotRunError: see `worker_files`.
+        CannotRunError: see `worker_files` and `try_training`.
     """
+    from pmm_ray.nets.trial import try_training
     from pmm_ray.nets.weight_files import worker_files
 
-    if step.section is None:
-        return
-    for key, uri in worker_files(step.section(config)).items():
+    for key, uri in worker_files(section).items():
         if not storage.exists(uri):
-            raise CannotRunError(f"{section_name(step.name)}.{key}: there is no file {uri}")
+            raise CannotRunError(f"{section_name(name)}.{key}: there is no file {uri}")
+    try_training(section)
+
+
+def _require_backends(config: RunConfig) -> None:
+    """Find out now that the package of a CRF backend is missing.
+
+    Raises:
+        CannotRunError: it is, on this machine.
+    """
+    for name in RunConfig.model_fields:
+        backend = getattr(getattr(config, name), "backend", "lattice")
+        if backend != "lattice" and find_spec(backend) is None:
+            raise CannotRunError(
+                f"{name}.backend: {backend} is not installed: pip install 'pmm-ray[{backend}]' on "
+                f"every node, or set {name}.backend: lattice"
+            )

@@ -38,6 +38,16 @@ _LABELS_FROM = {
     "folder": ("auto", "folders"),
 }
 """What `data.labels_from` may be; of other sources `auto` alone."""
+_READ_BY = {
+    "root": ("voc12", "coco14", "folder", "coco", "parquet", "manifest"),
+    "label_column": ("folder", "parquet"),
+    "lists": ("voc12", "coco14"),
+    "ground_truth": ("voc12", "coco14", "folder", "coco"),
+    "overlap": ("coco14", "coco"),
+    "crowd": ("coco14", "coco"),
+    "trust_pickle": ("voc12",),
+}
+"""Keys of `data` that not every source reads."""
 
 
 def import_source(
@@ -52,7 +62,7 @@ def import_source(
         splits: default: the training and the held-out split of `data`; the last is held out.
 
     Raises:
-        CannotRunError: `data.root` is missing, or `data.labels_from` is for another source.
+        CannotRunError: `data.root` is missing, or a key is for another source.
     """
     splits = splits or [data.train_split, data.held_out_split]
     return replace(_import(data, out, seed, splits), asked=tuple(splits))
@@ -63,9 +73,8 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
     labels_from: Any = data.labels_from
     if labels_from not in known:
         raise CannotRunError(f"data.labels_from for {data.source} is one of {', '.join(known)}")
+    _refuse_unread(data)
     column = data.label_column
-    if column and data.source not in ("folder", "parquet"):
-        raise CannotRunError(f"data.label_column is for folder and parquet, not {data.source}")
     if column and labels_from != "auto":
         raise CannotRunError(
             "data.label_column and data.labels_from: folders contradict each other"
@@ -82,6 +91,7 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             labels_from=labels_from,
             trust_pickle=data.trust_pickle,
             lists=data.lists or None,
+            ground_truth=data.ground_truth == "all",
             max_pixels=data.max_pixels,
         )
     if data.source == "folder":
@@ -90,6 +100,7 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             out,
             labels_from=labels_from,
             label_column=column,
+            ground_truth=data.ground_truth == "all",
             max_pixels=data.max_pixels,
         )
     if data.source == "parquet":
@@ -110,6 +121,18 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
     return import_coco(
         data.root, out, splits=splits, truth_splits=truth_splits, max_pixels=data.max_pixels
     )
+
+
+def _refuse_unread(data: DataConfig) -> None:
+    """Refuse a key that the source would pass over: what it asks for would not happen."""
+    source = data.source
+    for key, sources in _READ_BY.items():
+        if source not in sources and getattr(data, key) != DataConfig.model_fields[key].default:
+            raise CannotRunError(
+                f"data.{key} is for {', '.join(sources)}: data.source is {source}, change either"
+            )
+    if data.ground_truth == "held_out" and source in ("voc12", "folder"):
+        raise CannotRunError(f"data.ground_truth of {source} is all or none")
 
 
 def run(config: RunConfig, context: RunContext, folder: StageFolder) -> Summary:

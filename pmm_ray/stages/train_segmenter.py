@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from pmm_ray.config.backbones import Triple
 from pmm_ray.labels import LabelSpace
 from pmm_ray.method.confusion import NO_CLASS
 from pmm_ray.nets.checkpoints import load_model, save_model
-from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
+from pmm_ray.nets.segmenter_config import normalisation
 from pmm_ray.nets.segmenter_source import ModelSource, backbone_weights, read_model
 from pmm_ray.nets.segmenter_validation import MIOU, SCORED, SegmenterValidation
 from pmm_ray.nets.weight_files import file_identity, weights_identity
@@ -90,20 +89,6 @@ class SegmenterTask(TrainingTask[SegmenterConfig]):
     round: int
     model: ModelSource | None = None
     """The user's, instead of PSPNet."""
-
-    def check(self) -> None:
-        """Refuse what cannot be built."""
-        if self.model is None:
-            segmenter_model(self.config, 2, 255)
-            return
-        from pmm_ray.nets.segmenter import try_model
-
-        # two crops are no whole group of under-fitting: the plain loss serves as well
-        underfitting = self.config.underfitting.model_copy(update={"kind": "none"})
-        plain = self.config.model_copy(update={"underfitting": underfitting})
-        with torch.random.fork_rng(devices=[]):
-            network = replace(self, config=plain).build().network
-            try_model(network, self.config.crop_size, self.model.uri)
 
     @property
     def notice(self) -> str | None:
@@ -248,6 +233,11 @@ def run(
         model=None if config.config is None else read_model(config.config),
         validation=validation,
     )
+    if config.min_learning_rate >= config.learning_rate:
+        context.progress.message(
+            f"{folder.stage}: the learning rate stays at {config.learning_rate:g}: "
+            f"segmenter.min_learning_rate {config.min_learning_rate:g} is not below it: set it to 0"
+        )
     summary = train(task, context, folder)
     if summary.metrics.get(UNDERFITTING) == 0:
         context.progress.message(

@@ -13,7 +13,6 @@ import torch
 
 from pmm_ray.config import UnderfittingConfig
 from pmm_ray.config.backbones import IMAGENET_MEAN, IMAGENET_STD
-from pmm_ray.labels import LabelSpace
 from pmm_ray.nets.checkpoints import save_model
 from pmm_ray.nets.segmenter import (
     build_segmenter,
@@ -24,10 +23,9 @@ from pmm_ray.nets.segmenter import (
 )
 from pmm_ray.nets.segmenter_config import normalisation, segmenter_model
 from pmm_ray.nets.segmenter_source import backbone_weights, read_model
+from pmm_ray.nets.trial import try_segmenter
 from pmm_ray.nets.weight_files import find_weights
 from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.runtime.rows.photographs import Photographs
-from pmm_ray.stages.train_segmenter import SegmenterTask
 
 from .segmenter_models import CONFIG, small, step, user_file
 
@@ -279,17 +277,7 @@ def test_groups_larger_than_the_trials_two_crops_are_no_fault_of_the_model(tmp_p
     config = CONFIG.model_copy(
         update={"underfitting": UnderfittingConfig(kind="clamp", group=4), "crop_size": 64}
     )
-    task = SegmenterTask(
-        config=config,
-        stage="train_segmenter-r0",
-        seed=0,
-        split="train",
-        manifest_uri="",
-        photographs=Photographs("", False, 10**6, LabelSpace.from_names(["a", "b", "c"])),
-        round=0,
-        model=source,
-    )
-    task.check()
+    try_segmenter(config, source)
 
 
 def test_a_model_that_can_be_used_is_as_before(tmp_path: Path) -> None:

@@ -301,6 +301,14 @@ def test_a_scratch_that_cannot_be_written_is_named(
         scratch_folder(RunConfig().runtime)
 
 
+def test_a_scratch_in_the_home_folder_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = RunConfig.model_validate({"runtime": {"scratch": "~/scratch"}})
+    assert scratch_folder(config.runtime) == tmp_path / "scratch"
+
+
 def test_a_mask_outside_the_label_space_is_named(tmp_path: Path) -> None:
     wide = LabelSpace.from_names(list("abcdefgh"))
     uri = write_masks(tmp_path / "masks", {"bad": np.full((8, 8), 7, np.uint8)}, wide)

@@ -117,6 +117,15 @@ def test_memory_that_one_image_alone_exceeds_is_its_error_and_a_devices_failure_
         list(row_by_row("area", broken)(rows))
 
 
+def test_a_package_that_is_missing_is_no_images_error() -> None:
+    def lacking(row: InputRow) -> dict[str, Any]:
+        raise ModuleNotFoundError("No module named 'pydensecrf'")
+
+    rows: Sequence[InputRow] = [{"manifest": {"image_id": "a", "uri": "a.jpg"}}]
+    with pytest.raises(CannotRunError, match="'pydensecrf': install the same packages on every"):
+        list(row_by_row("area", lacking)(rows))
+
+
 def word(
     node: str, done: Sequence[str] = (), failed: Sequence[str] = (), fault: str = "", **more: Any
 ) -> dict[str, Any]:

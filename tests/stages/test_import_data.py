@@ -12,10 +12,11 @@ import pytest
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import MayPassError
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
+from pmm_ray.sources.datasets.shapes import make_shapes
 from pmm_ray.sources.reading.noted import noted
 from pmm_ray.stages import import_data
 
@@ -202,3 +203,47 @@ def test_annotations_are_noted_and_photographs_are_not(tmp_path: Path) -> None:
     with noted() as read:
         import_data.import_source(config.data, str(tmp_path / "out"), 0)
     assert list(read) == [str(root)]
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("shapes", "root", "photos"),
+        ("shapes", "ground_truth", "none"),
+        ("coco", "label_column", "kind"),
+        ("folder", "lists", "lists"),
+        ("folder", "overlap", "smallest"),
+        ("voc12", "crowd", "ignore"),
+        ("parquet", "trust_pickle", True),
+    ],
+)
+def test_a_key_of_another_source_is_refused(
+    tmp_path: Path, source: str, key: str, value: Any
+) -> None:
+    data = {"root": "" if source == "shapes" else str(tmp_path), key: value, "source": source}
+    config = RunConfig.model_validate({"data": data})
+    with pytest.raises(CannotRunError, match=rf"data\.{key} is for .*: data\.source is {source}"):
+        import_data.import_source(config.data, str(tmp_path / "out"), 0)
+
+
+@pytest.mark.parametrize("source", ["folder", "voc12"])
+def test_masks_count_only_if_they_are_asked_for(tmp_path: Path, source: str) -> None:
+    if source == "folder":
+        make_shapes(str(tmp_path), images=4, size=48, classes=2, seed=0)
+    else:
+        tree = Tree(tmp_path)
+        tree.list("val", "a")
+        tree.list("train", "a2")
+        for image_id in ("a", "a2"):
+            tree.photo(image_id)
+            tree.mask(image_id, 8)
+    for word, with_truth in (("all", True), ("none", False)):
+        data = {"source": source, "root": str(tmp_path), "ground_truth": word}
+        config = RunConfig.model_validate({"data": data})
+        report = import_data.import_source(config.data, str(tmp_path / f"out-{word}"), 0)
+        assert bool(report.counts["with ground truth"]) is with_truth
+        assert report.rows
+    data = {"source": source, "root": str(tmp_path), "ground_truth": "held_out"}
+    config = RunConfig.model_validate({"data": data})
+    with pytest.raises(CannotRunError, match=rf"ground_truth of {source} is all or none"):
+        import_data.import_source(config.data, str(tmp_path / "out"), 0)

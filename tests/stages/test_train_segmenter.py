@@ -77,6 +77,17 @@ def test_underfitting_that_never_began_is_said(
     assert (said in context.progress._stream.getvalue()) == (share == 0)
 
 
+@pytest.mark.parametrize(("least", "falls"), [(0.0, True), (0.5, False)])
+def test_a_learning_rate_that_does_not_fall_is_said(
+    shapes: Manifest, make_context: Any, loop_here: None, tmp_path: Path, least: float, falls: bool
+) -> None:
+    rates = {"learning_rate": 0.01, "min_learning_rate": least}
+    context = make_context(shapes, config(workers=1, **rates))
+    run(context)
+    said = "the learning rate stays at 0.01: segmenter.min_learning_rate 0.5 is not below it"
+    assert (said in context.progress._stream.getvalue()) is not falls
+
+
 def test_choosing_by_truth_is_said(shapes: Manifest, make_context: Any, tmp_path: Path) -> None:
     """Two workers score the held-out images; the summary and a message name the pixel labels."""
     context = make_context(shapes, config(validate_every=2, workers=2))

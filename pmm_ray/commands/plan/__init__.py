@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pmm_ray.commands import command
+from pmm_ray.commands import command, run_folder
 from pmm_ray.runtime.core import lease, storage
 from pmm_ray.runtime.core.manifest import open_manifest
 from pmm_ray.runtime.core.progress import Progress, format_seconds
@@ -53,7 +53,7 @@ def plan_recipe(
 
     started = time.monotonic()
     config = read_recipe(recipe, settings)
-    place = storage.absolute(run_dir or str(Path("runs") / config.name))
+    place = run_folder(run_dir, config)
     with _scratch(place) as scratch:
         measured = measure(config, scratch, sample, address, progress)
         manifest = open_manifest(measured.sample.uri)

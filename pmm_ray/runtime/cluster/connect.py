@@ -254,7 +254,7 @@ def scratch_folder(config: RuntimeConfig) -> Path:
         CannotRunError: this user may not make it or write there.
     """
     own = Path(tempfile.gettempdir()) / f"pmm-ray-{os.getuid()}"
-    folder = Path(config.scratch) if config.scratch else own
+    folder = Path(config.scratch).expanduser() if config.scratch else own
     with in_scratch():
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -78,13 +78,15 @@ def row_by_row(stage: str, function: Callable[[InputRow], dict[str, Any]]) -> Wo
 
 
 def not_an_images(error: Exception) -> None:
-    """Raise anew what is no image's fault: a store, a disk, a device.
+    """Raise anew what is no image's fault: a store, a disk, a device, a missing package.
 
     Raises:
         MachineError: a device or a driver failed.
     """
     if isinstance(error, CannotRunError) or system_failure(error):
         raise error
+    if isinstance(error, ImportError):
+        raise CannotRunError(f"{error}: install the same packages on every node") from error
     if fault := machine_fault(error):
         raise MachineError(fault) from error
 

@@ -61,6 +61,7 @@ def import_voc12(
     labels_from: Literal["auto", "cls_labels", "xml", "masks", "lists"] = "auto",
     trust_pickle: bool = False,
     lists: str | None = None,
+    ground_truth: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
     """Write the manifest of a VOC 2012 tree.
@@ -82,6 +83,7 @@ def import_voc12(
         trust_pickle: load `cls_labels.npy`, which is a pickle.
         lists: folder of the field's lists, `SPLIT.txt` and `SPLIT_cls.txt`; every difference of
             the labels is written down.
+        ground_truth: whether masks count as truth; `labels_from` may read them all the same.
         max_pixels: a photograph that declares more becomes an error row.
 
     Returns:
@@ -143,7 +145,7 @@ def import_voc12(
                 importer.fail(image_id, "label", f"it may be any of {', '.join(found)}: keep one")
                 continue
             try:
-                truth = _as_png(masks.get(image_id), out, image_id)
+                truth = _as_png(masks.get(image_id), out, image_id) if ground_truth else None
             except (ValueError, OSError) as error:
                 if system_failure(error):
                     raise
