@@ -126,7 +126,7 @@ def _shipped_table() -> dict[str, list[int]]:
 
 
 def _user_table(uri: str) -> dict[str, list[int]]:
-    where = f"classifier.head_classes: {uri}"
+    where = f"head_classes: {uri}"
     try:
         content = read_yaml(storage.read_bytes(uri).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

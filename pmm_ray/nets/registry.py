@@ -130,7 +130,7 @@ def _start_head(config: AnyClassifierConfig, network: CamNetwork, names: Sequenc
         if not config.epochs or len(without) == len(names):
             raise CannotRunError(
                 f"{told}. Name ImageNet classes for them in a file, `hound: [beagle, 160-170]`, "
-                "and set classifier.head_classes to it; or train: classifier.epochs above 0"
+                "and set head_classes to it; or train: epochs above 0"
             )
         _log.warning("%s", told)
     uri, channels = network.loaded.source, network.backbone.features[-1].channels
