@@ -2,7 +2,8 @@
 
 A format is a module of this package, imported when it is asked for. Its function
 `write(masks: RunMasks, out: Out, progress: Progress) -> Written` writes files at the places that
-`out` gives; `progress` shows the images done.
+`out` gives; `progress` shows the images done. Files of several images are written where there is
+one that could be: nothing takes the place of a good earlier export.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def export_run(
     except BaseException:
         place.keep_names()
         raise
-    place.close(progress)
+    place.close(written, progress)
     _account(masks, written, place.uri, progress)
 
 
