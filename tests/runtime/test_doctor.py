@@ -175,14 +175,14 @@ def test_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, ok: bool, fatal: bool
 ) -> None:
     set_disk(monkeypatch, free * GIB)
-    check = doctor.check_disk("disk", tmp_path)
+    check = doctor.check_disk("disk", lambda: str(tmp_path))
     assert check.ok == bool(ok)
     assert fails(check) == bool(fatal)
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert fails(doctor.check_disk("disk", tmp_path))
+    assert fails(doctor.check_disk("disk", lambda: str(tmp_path)))
 
 
 def test_small_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_a_pipe_that_is_not_the_output_is_no_reader_s_end() -> None:
     assert guarded(body) == 75
 
 
+def test_a_working_folder_that_was_deleted_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert guarded(lambda progress: progress.message(str(Path("runs").absolute()))) == 1
+    assert "pmm: the working folder was deleted: change to another" in capfd.readouterr().err
+
+
 def test_a_full_disk_without_a_name_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     def body(progress: Progress) -> None:
         with open("/dev/full", "wb", buffering=0) as full:

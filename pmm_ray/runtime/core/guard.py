@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pmm_ray.config import ConfigError
 from pmm_ray.runtime.core import storage
@@ -46,6 +47,7 @@ def guarded(body: Callable[[Progress], None]) -> int:
 def _end(body: Callable[[Progress], None], progress: Progress) -> tuple[int, str]:
     """Run something: its exit code, and what to say of that."""
     try:
+        _require_working_folder()
         body(progress)
         sys.stdout.flush()
     except (CannotRunError, ConfigError) as error:
@@ -66,6 +68,16 @@ def _end(body: Callable[[Progress], None], progress: Progress) -> tuple[int, str
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED, "interrupted; run the same command again to go on"
     return EXIT_DONE, ""
+
+
+def _require_working_folder() -> None:
+    """Raises CannotRunError where it was deleted: no relative path works, nor do some libraries."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise CannotRunError(
+            "the working folder was deleted: change to another one and run the command again"
+        ) from error
 
 
 def _let_go() -> bool:
