@@ -2,8 +2,8 @@
 
 A format is a module of this package, imported when it is asked for. Its function
 `write(masks: RunMasks, out: Out, progress: Progress) -> Written` writes files at the places that
-`out` gives; `progress` shows the images done. Files of several images are written where there is
-one that could be: nothing takes the place of a good earlier export.
+`out` gives; `progress` shows the images done. It writes a file of several images only where one of
+them could be written: else a good earlier export would be overwritten with nothing.
 """
 
 from __future__ import annotations
