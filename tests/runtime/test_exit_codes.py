@@ -96,7 +96,8 @@ def test_what_nobody_reads_ends_quietly(output: str, body: str, code: int) -> No
     os.close(reading)
     command = [sys.executable, "-c", GUARDED.format(body=body)]
     outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, output: writing}
-    done = subprocess.run(command, check=False, **outputs)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, check=False, env=buffered, **outputs)
     os.close(writing)
     assert done.returncode == code
     assert (done.stdout or b"") == b""
