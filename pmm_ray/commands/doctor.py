@@ -10,13 +10,14 @@ from pmm_ray.runtime.cluster.connect import connect
 from pmm_ray.runtime.cluster.doctor import examine
 from pmm_ray.runtime.cluster.preflight import inspect_cluster
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import EXIT_CANNOT_RUN, EXIT_DONE
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.progress import Progress
 
 _GIB = 1024**3
 
 
-def diagnose() -> int:
+@command
+def diagnose(progress: Progress) -> None:
     """Print what this machine has; the exit code is 1 if a run would fail."""
     checks = examine()
     width = max(len(check.name) for check in checks)
@@ -24,8 +25,8 @@ def diagnose() -> int:
         print(f"{'ok ' if check.ok else '!! '} {check.name:{width}}  {check.value}")
         if check.advice:
             print(f"    {'':{width}}  -> {check.advice}")
-    fails = any(check.fatal and not check.ok for check in checks)
-    return EXIT_CANNOT_RUN if fails else EXIT_DONE
+    if faults := [check.name for check in checks if check.fatal and not check.ok]:
+        raise CannotRunError(f"a run would fail here, see above: {', '.join(faults)}")
 
 
 @command

@@ -42,7 +42,8 @@ def watch(
 def lines(run: RunNow, core_price: float = 0.0, gpu_price: float = 0.0) -> list[str]:
     """What is shown of a run."""
     state = "finished" if run.finished else f"driver on {run.held_by}" if run.held_by else "stopped"
-    out = [f"{run.name}: {state}, last event {format_seconds(run.age)} ago, {run.nodes} nodes"]
+    age = "no event yet" if run.age is None else f"last event {format_seconds(run.age)} ago"
+    out = [f"{run.name}: {state}, {age}, {run.nodes} nodes"]
     out += [_stage_line(stage) for stage in run.stages]
     for (stage, kind, host), count in run.errors.most_common(_MOST_LINES):
         out.append(f"  errors: {count} {kind} in {stage} on {host or 'an unknown host'}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from pmm_ray.report.cycles import cycles_of
 from pmm_ray.report.run_data import RunData, load_run
 from pmm_ray.report.sweeps import choice_lines
-from pmm_ray.runtime.core.progress import format_seconds
+from pmm_ray.runtime.core.progress import PipedConsole, format_seconds
 from pmm_ray.runtime.core.stage import Summary
 
 _WIDEST = 10_000
@@ -63,7 +63,7 @@ def rows_of(run: RunData) -> list[StageRow]:
 
 def plain_console(*, soft_wrap: bool = False) -> Console:
     """A console that prints names as they are: `[red] apple` and `:dog:` are no markup."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap)
+    return PipedConsole(markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap)
 
 
 def print_stage_table(run_dir: str, console: Console) -> None:

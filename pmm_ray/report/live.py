@@ -34,9 +34,10 @@ class StageNow:
     done: int = 0
     errors: int = 0
     rate: float = 0.0
-    """Units per second, lately."""
+    """Units per second, lately; 0 where nothing works on it."""
     busy: float | None = None
-    """Share of its GPUs' (without any: its workers') time that they worked; None: not known."""
+    """Share of its GPUs' (without any: its workers') time that they worked; None: not known, or
+    nothing works on it."""
     filled: float | None = None
     """Mean share of the pixels of a full pass of its network; None: not known."""
     views: float | None = None
@@ -61,8 +62,8 @@ class RunNow:
     """An earlier attempt was, and no driver is alive that began another."""
     held_by: str
     """Host of the driver; empty: none is alive."""
-    age: float
-    """Seconds since its last event."""
+    age: float | None
+    """Seconds since its last event; None: it has none yet."""
     stages: list[StageNow]
     errors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Error rows by stage, kind and host."""
@@ -85,17 +86,21 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
         CannotRunError: it is no run folder.
     """
     now = time.time() if now is None else now
-    record = read_record(run_dir)
-    rows = list(read_events(run_dir))
     lease = read_lease(run_dir)
     held_by = str(lease["host"]) if lease is not None and beats(run_dir, lease, now) else ""
+    # read after the lease: a run that has ended meanwhile says so
+    record = read_record(run_dir)
+    rows = list(read_events(run_dir))
+    last = float(rows[-1]["time"]) if rows else None
+    # the driver's clock may be ahead of this one
+    now = now if last is None else max(now, last)
+    age = None if last is None else now - last
     found = RunNow(
         name=record["name"],
         finished=bool(record.get("finished")) and not held_by,
         held_by=held_by,
-        # the driver's clock may be ahead of this one
-        age=max(0.0, now - float(rows[-1]["time"])) if rows else 0.0,
-        stages=_stages(rows, now),
+        age=age,
+        stages=_stages(rows, now, works=bool(held_by) and age is not None and age < _WINDOW),
     )
     for row in rows:
         if row["event"] == "machine_fault":
@@ -107,8 +112,13 @@ def look(run_dir: str, now: float | None = None) -> RunNow:
     return found
 
 
-def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
-    """Stages in the order of their last attempts."""
+def _stages(rows: Sequence[Mapping[str, Any]], now: float, *, works: bool) -> list[StageNow]:
+    """Stages in the order of their last attempts.
+
+    Args:
+        works: whether the driver is alive; then it works on the stage that began last.
+    """
+    current = ""
     stages: dict[str, StageNow] = {}
     begun: dict[str, Mapping[str, Any]] = {}
     chunks: dict[str, list[Mapping[str, Any]]] = {}
@@ -116,6 +126,8 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
     for row in rows:
         name, event = str(row.get("stage", "")), row["event"]
         known = str(row.get("hash", ""))
+        if event in ("stage_start", "training_start", "cluster"):
+            current = name  # none when a driver has just reached its cluster
         if event == "stage_start":
             stages.pop(name, None)
             two = row["producer_gpus"] is not None
@@ -146,6 +158,9 @@ def _stages(rows: Sequence[Mapping[str, Any]], now: float) -> list[StageNow]:
             stages[name].finished = True
     for name, found in chunks.items():
         _mapped(stages[name], begun[name], sizes[name], found, now)
+    for stage in stages.values():
+        if not stage.finished and not (works and stage.stage == current):
+            stage.rate, stage.busy = 0.0, None
     return list(stages.values())
 
 

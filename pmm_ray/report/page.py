@@ -54,7 +54,8 @@ def build_report(run_dir: str) -> str:
     """
     run = load_run(run_dir)
     uri = storage.join(run.run_dir, "report.html")
-    storage.write_bytes(uri, render(run).encode())
+    # an argument of the command may not be UTF-8
+    storage.write_bytes(uri, render(run).encode(errors="backslashreplace"))
     return uri
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage, tables
-from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
 from pmm_ray.runtime.core.events import read_events
 from pmm_ray.runtime.core.files import RESOLVED_FILE
 from pmm_ray.runtime.core.manifest import open_manifest
@@ -76,19 +76,16 @@ class RunData:
     """`run.json`."""
     config_text: str
     """`resolved.yaml`; empty if it is missing."""
+    config: dict[str, Any]
+    """What that says."""
     stages: tuple[StageRecord, ...]
     curves: tuple[Curve, ...]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        loaded = yaml.safe_load(self.config_text)
-        return loaded if isinstance(loaded, dict) else {}
 
     def setting(self, section: str, key: str) -> Any:
         """A value of the resolved configuration, or the default where it has none."""
         values = self.config.get(section)
-        default = getattr(getattr(_DEFAULTS, section), key)
-        return values.get(key, default) if isinstance(values, dict) else default
+        value = values.get(key) if isinstance(values, dict) else None
+        return getattr(getattr(_DEFAULTS, section), key) if value is None else value
 
     @property
     def held_out_split(self) -> str:
@@ -194,19 +191,32 @@ def load_run(run_dir: str, *, with_curves: bool = True) -> RunData:
         with_curves: also read the training curves from the events.
 
     Raises:
-        CannotRunError: there is no readable `run.json`.
+        CannotRunError: there is no readable `run.json`, or a file of the run is damaged.
     """
     run_dir = storage.absolute(run_dir)
     record = read_record(run_dir)
-    try:
-        config_text = storage.read_bytes(storage.join(run_dir, RESOLVED_FILE)).decode()
-    except FileNotFoundError:
-        config_text = ""
-    run = RunData(run_dir, record, config_text, (), ())
+    run = RunData(run_dir, record, *_read_config(run_dir), (), ())
     most = int(run.setting("cycles", "rounds"))
     entries = [entry for entry in record["stages"] if _round_of(entry["stage"]) <= most]
     stages = tuple(_stage(run_dir, entry) for entry in entries)
     return replace(run, stages=stages, curves=_curves(run_dir, stages) if with_curves else ())
+
+
+def _read_config(run_dir: str) -> tuple[str, dict[str, Any]]:
+    """The text of `resolved.yaml`, and what it says."""
+    uri = storage.join(run_dir, RESOLVED_FILE)
+    try:
+        text = storage.read_bytes(uri).decode()
+        loaded = yaml.safe_load(text)
+    except FileNotFoundError:
+        return "", {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CannotRunError(
+            f"{uri} is damaged ({reason}): run the recipe again with this --run-dir, which "
+            "writes it anew"
+        ) from error
+    return text, loaded if isinstance(loaded, dict) else {}
 
 
 def _round_of(stage: str) -> int:

@@ -1,8 +1,9 @@
 """`pmm data download`: official archives, resumed, checked, and extracted without trust.
 
 An archive is loaded into `ROOT/archives/NAME.part`. After a broken connection the next attempt goes
-on where it ended. The file is renamed once its size and checksum are right. What is extracted is
-noted in `ROOT/archives/NAME.extracted`: the same command again does only what is missing.
+on where it ended, with the same server or another: only bytes of the known checksum are renamed and
+extracted. What is extracted is noted in `ROOT/archives/NAME.extracted`: the same command again does
+only what is missing.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pmm_ray.runtime.core import storage
-from pmm_ray.runtime.core.errors import CannotRunError
-from pmm_ray.sources.archives import extract
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
+from pmm_ray.runtime.core.store_faults import naming_path
+from pmm_ray.sources.archives import extract, size_of
 
 ARCHIVES = "archives"
-_CHUNK = 1 << 20
+# what a broken connection loses at most of what came
+_CHUNK = 1 << 16
 _TIMEOUT_SECONDS = 30.0
 # attempts in a row that brought no byte; an attempt that brought some starts the count again
 _ATTEMPTS = 6
@@ -34,14 +37,15 @@ _TELL_SECONDS = 10.0
 class Archive:
     """One file to download.
 
-    `size` is in bytes, for the check of the disk; what counts is the size that the server states.
-    `expands_to` is what extraction needs, bytes. Without `md5` only the size is checked.
+    `size` and `expands_to` (what extraction needs) are in bytes, for the check of the disk; what
+    counts is `md5`. `top` is the folder that all in it is below.
     """
 
     url: str
     size: int
     expands_to: int
-    md5: str | None = None
+    md5: str
+    top: str
 
     @property
     def name(self) -> str:
@@ -61,6 +65,7 @@ DATASETS: dict[str, tuple[Archive, ...]] = {
             1_999_639_040,
             2_100_000_000,
             "6cd6e144f989b92b3379bac3b3de84fd",
+            "VOCdevkit",
         ),
     ),
     "sbd": (
@@ -69,6 +74,7 @@ DATASETS: dict[str, tuple[Archive, ...]] = {
             1_419_539_633,
             2_200_000_000,
             "82b4d87ceb2ed10f6038a1cba92111cb",
+            "benchmark_RELEASE",
         ),
     ),
     "coco14": (
@@ -77,21 +83,26 @@ DATASETS: dict[str, tuple[Archive, ...]] = {
             13_510_573_713,
             13_600_000_000,
             "0da8c0bd3d6becc4dcb32757491aca88",
+            "train2014",
         ),
         Archive(
             f"{_COCO}/zips/val2014.zip",
             6_645_013_297,
             6_700_000_000,
             "a3d79f5ed8d289b7a7554ce06a5782b3",
+            "val2014",
         ),
         Archive(
             f"{_COCO}/annotations/annotations_trainval2014.zip",
             252_872_794,
             800_000_000,
             "0a379cfc70b0e71301e0f377548639bd",
+            "annotations",
         ),
     ),
 }
+
+_A_MIRROR = "--mirror is the url of a folder, such as https://HOST/FOLDER"
 
 Say = Callable[[str], None]
 
@@ -114,27 +125,37 @@ def download(
         say: gets one line for each thing done.
 
     Raises:
-        CannotRunError: `root` is in a bucket, too little disk, a server that gives up, a wrong
-            size or checksum, an archive that is damaged or would write outside `root`.
+        CannotRunError: `root` is in a bucket, too little disk, no url, a file that a server has
+            not, a wrong checksum, an archive that is damaged or would write outside `root`.
+        MayPassError: a server or a network that gives nothing for about a minute.
     """
     if storage.is_remote(str(root)):
         raise CannotRunError(f"{root} is no local folder: choose one, archives are unpacked there")
     root = Path(storage.absolute(str(root)))
     folder = root / ARCHIVES
     storage.make_folder(str(folder))
-    wanted = [a for a in DATASETS[dataset] if not _marker(folder, a).exists()]
+    wanted = [
+        archive
+        for archive in DATASETS[dataset]
+        if not (_marker(folder, archive).exists() and (root / archive.top).is_dir())
+    ]
     _check_disk(root, folder, wanted)
     stop = threading.Event()
     with ThreadPoolExecutor(max(1, parallel)) as pool:
-        futures = [pool.submit(_load, archive, folder, mirror, say, stop) for archive in wanted]
+        loads = {
+            pool.submit(_load, archive, folder, mirror, say, stop): archive for archive in wanted
+        }
         try:
-            for archive, future in zip(wanted, futures, strict=True):
-                future.result()
+            # in the order in which they end: a file that is not there is told at once
+            for load in as_completed(loads):
+                load.result()
+                archive = loads[load]
                 extract(folder / archive.name, root)
-                _marker(folder, archive).write_text(archive.url + "\n")
+                storage.write_bytes(str(_marker(folder, archive)), f"{archive.url}\n".encode())
                 say(f"{archive.name}: extracted below {root}")
         except BaseException:
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     say(f"{dataset}: complete in {root}; {folder} may be deleted except for *.extracted")
 
@@ -143,16 +164,17 @@ def _marker(folder: Path, archive: Archive) -> Path:
     return folder / f"{archive.name}.extracted"
 
 
+def _part(folder: Path, archive: Archive) -> Path:
+    return folder / f"{archive.name}.part"
+
+
 def _check_disk(root: Path, folder: Path, archives: Sequence[Archive]) -> None:
     """Raises CannotRunError if the rest of the archives and what is in them would not fit."""
     needed = 0
     for archive in archives:
-        there = sum(
-            path.stat().st_size
-            for path in (folder / archive.name, folder / f"{archive.name}.part")
-            if path.exists()
-        )
-        needed += max(0, archive.size - there) + archive.expands_to
+        loaded = size_of(folder / archive.name) + size_of(_part(folder, archive))
+        extracted = sum(size_of(path) for path in (root / archive.top).rglob("*"))
+        needed += max(0, archive.size - loaded) + max(0, archive.expands_to - extracted)
     free = shutil.disk_usage(root).free
     if needed > free:
         raise CannotRunError(
@@ -171,21 +193,17 @@ def _load(
         _check_md5(archive, target, str(target))
         say(f"{archive.name}: already there")
         return
-    part = target.with_name(f"{target.name}.part")
+    part = _part(folder, archive)
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-    size = _fetch(url, part, say, stop)
-    if size is not None and part.stat().st_size != size:
-        part.unlink()
-        raise CannotRunError(f"{url}: more bytes came than the {size} stated; run it again")
+    _fetch(url, part, say, stop)
     _check_md5(archive, part, url)
     part.replace(target)
-    checked = "size and MD5 are right" if archive.md5 else "the size is right"
-    say(f"{archive.name}: {target.stat().st_size / 1e6:.0f} MB, {checked}")
+    say(f"{archive.name}: {size_of(target) / 1e6:.0f} MB, the MD5 is right")
 
 
 def _check_md5(archive: Archive, path: Path, source: str) -> None:
     """Raises CannotRunError, and deletes the file, if its checksum is another one."""
-    if archive.md5 is None or (found := _md5(path)) == archive.md5:
+    if (found := _md5(path)) == archive.md5:
         return
     path.unlink()
     raise CannotRunError(
@@ -194,13 +212,14 @@ def _check_md5(archive: Archive, path: Path, source: str) -> None:
     )
 
 
-def _fetch(url: str, part: Path, say: Say, stop: threading.Event) -> int | None:
-    """Load a file into `part`, from where an earlier attempt ended; the size that is stated."""
+def _fetch(url: str, part: Path, say: Say, stop: threading.Event) -> None:
+    """Load a file into `part`, from where an earlier attempt ended."""
     import requests
+    from urllib3.exceptions import HTTPError
 
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = size_of(part)
         try:
             return _attempt(url, part, say, stop)
         except requests.HTTPError as error:
@@ -208,12 +227,16 @@ def _fetch(url: str, part: Path, say: Say, stop: threading.Event) -> int | None:
             if status < 500 and status != 429:
                 raise CannotRunError(f"{url}: the server answers {status}") from error
             reason = f"the server answers {status}"
-        except (requests.RequestException, _CutShortError) as error:
+        except _CutShortError as error:
+            reason = str(error)
+        except (requests.RequestException, HTTPError) as error:
+            if isinstance(error, ValueError):  # of the url itself
+                raise CannotRunError(f"{url}: {error}: {_A_MIRROR}") from error
             reason = f"{type(error).__name__}: {error}"
-        now = part.stat().st_size if part.exists() else 0
+        now = size_of(part)
         failures = 0 if now > before else failures + 1
         if failures >= _ATTEMPTS:
-            raise CannotRunError(
+            raise MayPassError(
                 f"{url}: {reason}. {now / 1e6:.0f} MB are kept: run the command again to go on"
             )
         say(f"{url}: {reason}; going on at {now / 1e6:.1f} MB")
@@ -222,40 +245,43 @@ def _fetch(url: str, part: Path, say: Say, stop: threading.Event) -> int | None:
 
 
 class _CutShortError(Exception):
-    """The connection ended before the stated size."""
+    """The connection brought less than the file."""
 
 
-def _attempt(url: str, part: Path, say: Say, stop: threading.Event) -> int | None:
-    """One request, appended to `part`; returns the whole size if the server states it."""
+def _attempt(url: str, part: Path, say: Say, stop: threading.Event) -> None:
+    """One request; what it brings is added to `part`, which never loses a byte.
+
+    A server without ranges begins anew: its bytes go over the same ones. Whether they were the same
+    is for the checksum to say; a tag of the server would not tell of a mirror.
+    """
     import requests
 
-    tag = part.with_name(f"{part.name}.etag")
-    start = part.stat().st_size if part.exists() else 0
+    start = size_of(part)
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if tag.exists():
-            # another version of the file on the server: from the beginning, not mixed
-            headers["If-Range"] = tag.read_text()
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as response:
         if response.status_code == 416:
-            # nothing is left of the range: it is whole, or longer than it should be
-            return _total(response.headers.get("Content-Range"))
+            return  # nothing is left of the range
         response.raise_for_status()
-        resumed = response.status_code == 206
-        if resumed and not _begins_at(response.headers.get("Content-Range"), start):
-            part.unlink()
-            raise _CutShortError("the server resumed at another place")
-        length = response.headers.get("Content-Length")
-        etag = response.headers.get("ETag", "")
-        if etag and not etag.startswith("W/"):
-            tag.write_text(etag)
-        else:
-            tag.unlink(missing_ok=True)
-        size = None if length is None else int(length) + (start if resumed else 0)
-        with open(part, "ab" if resumed else "wb") as file:
+        at, size = 0, response.raw.length_remaining
+        if response.status_code == 206:
+            if not _begins_at(response.headers.get("Content-Range"), start):
+                raise _CutShortError("the server resumed at another place")
+            at, size = start, None if size is None else start + size
+        elif start and size == start:
+            return
+        elif start and (size is None or size < start):
+            # a page to log in, or to say that there is nothing
+            raise _CutShortError(
+                f"the server sends {size or 'an unknown number of'} bytes where {start} are known; "
+                f"if it goes on, delete {part}"
+            )
+        with naming_path(str(part)), open(part, "r+b" if start else "wb") as file:
+            file.seek(at)
             told = time.monotonic()
-            for chunk in response.iter_content(_CHUNK):
+            # as it is: some servers say of a .tgz that gzip is its encoding
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
                 file.write(chunk)
                 if stop.is_set():
                     raise CannotRunError("stopped")
@@ -263,21 +289,13 @@ def _attempt(url: str, part: Path, say: Say, stop: threading.Event) -> int | Non
                     told = time.monotonic()
                     of = "" if size is None else f" of {size / 1e6:.0f}"
                     say(f"{part.stem}: {file.tell() / 1e6:.0f}{of} MB")
-    got = part.stat().st_size
+            got = file.tell()
     if size is not None and got < size:
         raise _CutShortError(f"the connection ended after {got} of {size} bytes")
-    tag.unlink(missing_ok=True)
-    return size
 
 
 def _begins_at(content_range: str | None, start: int) -> bool:
     return (content_range or "").removeprefix("bytes ").startswith(f"{start}-")
-
-
-def _total(content_range: str | None) -> int | None:
-    """`bytes */1234` -> 1234."""
-    total = (content_range or "").rpartition("/")[2]
-    return int(total) if total.isdigit() else None
 
 
 def _md5(path: Path) -> str:

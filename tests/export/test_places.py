@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pmm_ray.commands.export import export_run
@@ -114,6 +115,64 @@ def test_an_export_that_was_interrupted_goes_on(
         assert export_run(str(tmp_path / "run"), str(out), "voc") == 130
     assert export_run(str(tmp_path / "run"), str(out), "hf") == 0
     assert not list((out / "SegmentationClass").iterdir())
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> tuple[Path, Path]:
+    """A run that is exported, and the folder of its photographs."""
+    make_run(tmp_path / "run", "make_masks")
+    return tmp_path / "out", tmp_path / "run/data"
+
+
+@pytest.mark.parametrize("name", ["yolo", "hf", "mmseg"])
+def test_photographs_that_are_away_leave_an_earlier_export_as_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], twice: tuple[Path, Path], name: str
+) -> None:
+    out, photographs = twice
+    assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    good = {path: (out / path).read_bytes() for path in files(out) - {".pmm-export"}}
+    (photographs / "images").rename(photographs / "away")
+    for _ in range(2):
+        assert export_run(str(tmp_path / "run"), str(out), name) == 1
+        assert "pmm: 0 of 8 images, the first reason" in capfd.readouterr().err
+        assert files(out) == {*good, ".pmm-export", "errors/part-export.parquet"}
+        assert {path: (out / path).read_bytes() for path in good} == good
+    (photographs / "away").rename(photographs / "images")
+    assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    assert files(out) == {*good, ".pmm-export"}
+
+
+@pytest.mark.parametrize("name", ["yolo", "mmseg"])
+def test_files_of_an_image_that_fails_this_time_stay(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], twice: tuple[Path, Path], name: str
+) -> None:
+    out, photographs = twice
+    assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    before = files(out)
+    gone = next(iter(sorted((photographs / "images").iterdir())))
+    gone.rename(tmp_path / gone.name)
+    for _ in range(2):  # the second time they are still known to be of an export
+        capfd.readouterr()
+        assert export_run(str(tmp_path / "run"), str(out), name) == 0
+        said = " ".join(capfd.readouterr().err.split())
+        assert f"{out}: kept 2 files of an earlier export, of images that failed in this" in said
+        assert f"/{gone.stem}." in said
+        assert "did not write" not in said
+        assert files(out) == {*before, "errors/part-export.parquet"}
+    # it stays only where it was
+    moved = {"train": "val", "val": "train"}
+    manifest = photographs / "manifest.parquet"
+    table = tables.read_table(str(manifest))
+    other = [moved[s] if i == gone.stem else s for i, s in zip(*ids_and_splits(table), strict=True)]
+    position = table.column_names.index("split")
+    table = table.set_column(position, table.schema.field("split"), pa.array(other, pa.string()))
+    manifest.write_bytes(tables.to_bytes(table))
+    assert export_run(str(tmp_path / "run"), str(out), name) == 0
+    assert not [path for path in files(out) if gone.stem in path]
+
+
+def ids_and_splits(table: pa.Table) -> tuple[list[str], list[str]]:
+    return table.column("image_id").to_pylist(), table.column("split").to_pylist()
 
 
 def test_masks_of_pmm_predict_are_exported(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from pmm_ray.commands.plan.measure import sample_config
 from pmm_ray.config import RunConfig, load_recipe
 from pmm_ray.runtime.core import lease
 from pmm_ray.runtime.core.errors import CannotRunError
+from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.resources import ClusterResources
 
 from ..rehearsal import planned
@@ -70,6 +73,29 @@ def test_a_plan_works_in_a_folder_of_its_own_and_deletes_it(
     assert len({*used, other}) == 3
     assert not any(path.exists() for path in used)
     assert all(path.exists() for path in mine)
+
+
+def test_the_numbers_are_kept_though_nobody_reads_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_reads(*_: object) -> None:
+        raise BrokenPipeError
+
+    sample = SimpleNamespace(uri="", group_of={"a": "a", "b": "b"})
+    cluster = ClusterResources(cpus=8, gpus=1, nodes=1, local=True)
+    measured = SimpleNamespace(sample=sample, cluster=cluster, timings=[], connect_seconds=1.0)
+    plan = "pmm_ray.commands.plan"
+    for name, made in (
+        ("measure.measure", measured),
+        ("estimate.estimate", []),
+        ("open_manifest", SimpleNamespace(uri="", label_space=None)),
+        ("sample.usual_size", (8, 8)),
+    ):
+        monkeypatch.setattr(f"{plan}.{name}", lambda *_, made=made: made)
+    monkeypatch.setattr("pmm_ray.report.console.print_whole", nobody_reads)
+    with pytest.raises(BrokenPipeError):
+        plan_recipe.__wrapped__(Progress(stream=io.StringIO()), RECIPE, run_dir=str(tmp_path))  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "plan.json").read_text())["sample"] == 2
 
 
 @pytest.mark.slow

@@ -42,6 +42,12 @@ def write_errors(run_dir: Path, name: str, *kinds: str) -> Path:
     return folder / f"part-{name}.parquet"
 
 
+def beat(run_dir: Path, after: float) -> None:
+    """A driver holds the run, and said so then."""
+    held = {"host": "head", "heartbeat": START + after, "attempt": "a", "pid": 1}
+    (run_dir / "lease.json").write_text(json.dumps(held))
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     record = {"name": "night", "finished": None, "stages": []}
@@ -72,9 +78,7 @@ def run_dir(tmp_path: Path) -> Path:
         (20, "machine_fault", {"stage": "make_cams", "text": "CUDA error", "host": "gpu-2"}),
         (30, "nodes", {"nodes": 3, "cpus": 64, "gpus": 4}),
     )
-    (tmp_path / "lease.json").write_text(
-        json.dumps({"host": "head", "heartbeat": START + 35, "attempt": "a", "pid": 1})
-    )
+    beat(tmp_path, 35)
     return tmp_path
 
 
@@ -100,6 +104,69 @@ def test_images_rate_eta_busy_share_errors_and_cost(run_dir: Path) -> None:
         "0.71 core-hours, 0.04 GPU-hours, cost 0.08",
     ):
         assert part in said
+
+
+def test_a_watchers_clock_that_is_behind_makes_no_stage_faster(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmm_ray.report.live.beats", lambda *_: True)
+    for behind in (5, 29, 100):
+        now = look(str(run_dir), START + 30 - behind)
+        [stage] = now.stages
+        assert stage.rate == pytest.approx(40 / 30)
+        assert stage.busy == pytest.approx(30 / 60)
+        assert now.age == 0
+        assert now.gpu_hours == pytest.approx(30 * 4 / 3600)
+
+
+def test_a_run_that_ends_while_one_looks_at_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record: dict[str, Any] = {"name": "night", "finished": None, "stages": []}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    beat(tmp_path, 20)
+
+    def end(seconds: float) -> None:
+        (tmp_path / "run.json").write_text(json.dumps(record | {"finished": "now"}))
+        (tmp_path / "lease.json").unlink()
+
+    monkeypatch.setattr(lease.time, "sleep", end)
+    now = look(str(tmp_path), START)
+    assert (now.finished, now.held_by) == (True, "")
+
+
+def test_nothing_works_on_what_was_left(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "train_segmenter-r0"
+    step = {"stage": name, "step": 10, "images_per_second": 8.0, "loader_wait": 0.25}
+    write(
+        run_dir,
+        (61, "training_start", {"stage": name, "steps": 50, "batch_size": 4, "gpus": 0}),
+        (70, "train_step", step),
+    )
+
+    def shown(after: float) -> list[str]:
+        return [line for line in lines(look(str(run_dir), START + after)) if "/" in line[:30]]
+
+    beat(run_dir, 70)
+    # mapping was left for the training
+    assert [stage.rate for stage in look(str(run_dir), START + 71).stages] == [0, 2]
+    # nothing was heard for long
+    beat(run_dir, 1000)
+    assert [stage.rate for stage in look(str(run_dir), START + 1001).stages] == [0, 0]
+    # another driver is there, and has begun nothing
+    beat(run_dir, 80)
+    write(run_dir, (75, "cluster", {}))
+    training = look(str(run_dir), START + 81).stages[1]
+    assert (training.rate, training.seconds_left, training.busy) == (0, None, None)
+    write(run_dir, (82, "training_start", {"stage": name, "steps": 50, "batch_size": 4}))
+    write(run_dir, (90, "train_step", step))
+    assert look(str(run_dir), START + 91).stages[1].rate == 2
+    # nobody is
+    (run_dir / "lease.json").unlink()
+    assert shown(91) == [
+        "  make_cams: 60/100 images, 3 errors, passes 75% full, 12.5 views",
+        f"  {name}: 10/50 steps",
+    ]
 
 
 def test_nodes_that_nobody_speaks_of_are_not_paid_for_ever(
@@ -158,6 +225,11 @@ def test_before_ray_is_connected_nothing_is_paid_for(tmp_path: Path) -> None:
     assert (now.nodes, now.core_hours, now.gpu_hours) == (0, 0.0, 0.0)
 
 
+def test_a_run_without_events_tells_no_age(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"name": "night", "stages": []}))
+    assert lines(look(str(tmp_path)))[0] == "night: stopped, no event yet, 0 nodes"
+
+
 def test_the_busy_share_is_of_the_first_pools_workers_that_are_there(run_dir: Path) -> None:
     name = "predict_masks-r1"
     start = {"images": 1000, "done": 0, "workers": 96, "cpus": 0.9, "gpus": 0.0}
@@ -167,6 +239,7 @@ def test_the_busy_share_is_of_the_first_pools_workers_that_are_there(run_dir: Pa
         (100, "stage_start", {"stage": name, "producer_gpus": 1.0, **start}),
         (101, "chunk", worked),
     )
+    beat(run_dir, 105)
     # a run of an older version does not tell how many GPUs there are
     assert look(str(run_dir), START + 110).stages[-1].busy is None
     write(
@@ -176,6 +249,7 @@ def test_the_busy_share_is_of_the_first_pools_workers_that_are_there(run_dir: Pa
         (110, "pools_resized", {"stage": name, "workers": [8, 96]}),
         (115, "chunk", worked),
     )
+    beat(run_dir, 115)
     stage = look(str(run_dir), START + 120).stages[-1]
     assert stage.busy == pytest.approx(60 / (10 * 4 + 10 * 8))
     assert stage.gpus

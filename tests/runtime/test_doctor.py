@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pmm_ray.commands.doctor import diagnose
 from pmm_ray.runtime.cluster import doctor
 from pmm_ray.runtime.cluster.doctor import Check
 
@@ -51,6 +52,25 @@ def test_this_machine_can_run() -> None:
     assert len({check.name for check in checks}) == len(checks)
     assert all("\n" not in check.value + check.advice for check in checks)
     assert all(check.advice for check in checks if not check.ok)
+
+
+def test_the_command_ends_as_others_do(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = [Check("python", "3.10", False, "install a newer one", fatal=True), Check("ray", "2")]
+
+    def interrupt() -> list[Check]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pmm_ray.commands.doctor.examine", lambda: found)
+    assert diagnose() == 1
+    said = capfd.readouterr()
+    assert "!!  python  3.10\n            -> install a newer one\nok  ray     2\n" in said.out
+    assert said.err == "pmm: a run would fail here, see above: python\n"
+    monkeypatch.setattr("pmm_ray.commands.doctor.examine", lambda: found[1:])
+    assert diagnose() == 0
+    monkeypatch.setattr("pmm_ray.commands.doctor.examine", interrupt)
+    assert diagnose() == 130
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +175,14 @@ def test_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, ok: bool, fatal: bool
 ) -> None:
     set_disk(monkeypatch, free * GIB)
-    check = doctor.check_disk("disk", tmp_path)
+    check = doctor.check_disk("disk", lambda: str(tmp_path))
     assert check.ok == bool(ok)
     assert fails(check) == bool(fatal)
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert fails(doctor.check_disk("disk", tmp_path))
+    assert fails(doctor.check_disk("disk", lambda: str(tmp_path)))
 
 
 def test_small_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

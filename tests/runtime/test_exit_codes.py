@@ -62,20 +62,46 @@ def test_a_recipe_on_a_disk_that_fails_may_be_read_later(capfd: pytest.CaptureFi
     assert guarded(lambda progress: load_recipe("/no/recipe.yaml")) == 1
 
 
-PRINTING = """import sys
+GUARDED = """import sys, time
+from rich.table import Table
+from pmm_ray.report.console import plain_console, print_whole
+from pmm_ray.runtime.core.errors import CannotRunError, MayPassError
 from pmm_ray.runtime.core.guard import guarded
-sys.exit(guarded(lambda progress: print('a', flush={flush})))
+
+def body(progress):
+    {body}
+
+sys.exit(guarded(body))
 """
+IN_A_STAGE = """progress.heartbeat_seconds = 0.01
+    with progress.stage("make_cams", 1):
+        time.sleep(0.2)"""
 
 
-def test_what_nobody_reads_ends_quietly() -> None:
+@pytest.mark.parametrize(
+    ("output", "body", "code"),
+    [
+        ("stdout", "print('a', flush=True)", 141),
+        ("stdout", "print('a')", 141),
+        ("stdout", "print_whole(Table('stage'), plain_console())", 141),
+        ("stderr", "progress.message('a')", 141),
+        ("stderr", IN_A_STAGE, 141),
+        # a failure keeps its own
+        ("stderr", "raise MayPassError('no node came')", 75),
+        ("stdout", "print('a'); raise CannotRunError('no stage')", 1),
+    ],
+)
+def test_what_nobody_reads_ends_quietly(output: str, body: str, code: int) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    for flush in (True, False):
-        command = [sys.executable, "-c", PRINTING.format(flush=flush)]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
-        assert (done.returncode, done.stderr) == (141, b"")
+    command = [sys.executable, "-c", GUARDED.format(body=body)]
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, output: writing}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, check=False, env=buffered, **outputs)
     os.close(writing)
+    assert done.returncode == code
+    assert (done.stdout or b"") == b""
+    assert (done.stderr or b"") == (b"pmm: no stage\n" if code == 1 else b"")
 
 
 def test_a_pipe_that_is_not_the_output_is_no_reader_s_end() -> None:
@@ -83,6 +109,26 @@ def test_a_pipe_that_is_not_the_output_is_no_reader_s_end() -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     assert guarded(body) == 75
+
+
+def test_a_working_folder_that_was_deleted_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert guarded(lambda progress: progress.message(str(Path("runs").absolute()))) == 1
+    assert "pmm: the working folder was deleted: change to another" in capfd.readouterr().err
+
+
+def test_a_full_disk_without_a_name_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    def body(progress: Progress) -> None:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"a")
+
+    assert guarded(body) == 75
+    assert "pmm: the disk is full. Free some space" in capfd.readouterr().err
 
 
 def test_names_in_letters_that_the_console_lacks_are_said(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.events import EventLog, read_events
-from pmm_ray.runtime.core.progress import Progress, StageProgress, format_seconds
+from pmm_ray.runtime.core.progress import Progress, StageProgress, console_text, format_seconds
 from pmm_ray.runtime.core.resources import ClusterResources
 
 
@@ -46,6 +49,58 @@ def test_a_log_file_gets_a_heartbeat() -> None:
             time.sleep(0.01)
         stage.advance(5)
     assert stream.getvalue().splitlines()[-1].startswith("make_cams: 5/5 images")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def wait_for(stream: io.StringIO, text: str) -> None:
+    deadline = time.monotonic() + 20
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.01)
+
+
+def test_a_narrow_terminal_shows_all_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    with Progress(stream=stream).stage("predict_masks-r1", 10582) as stage:
+        stage.set_note("waits for nodes: none with 4 GPUs")
+        wait_for(stream, "none with 4 GPUs")
+
+
+def test_a_terminal_that_cannot_write_over_a_line_gets_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(heartbeat_seconds=0.02, stream=stream).stage("make_cams", 5):
+        wait_for(stream, "make_cams: 0/5 images, 0.0/s, ETA -\n")
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+
+
+@pytest.mark.filterwarnings("error")  # a thread that ends with a traceback
+def test_the_end_of_a_reader_ends_the_heartbeat_and_then_the_stage() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = console_text(writing)
+    progress = Progress(heartbeat_seconds=0.02, stream=stream)
+    with pytest.raises(BrokenPipeError):
+        progress.message("a")
+    stage = progress.stage("make_cams", 5)
+    stage.__enter__()
+    for thread in threading.enumerate():
+        if thread.name == "progress":
+            thread.join(20)
+            assert not thread.is_alive()
+    with pytest.raises(BrokenPipeError):
+        stage.__exit__(None, None, None)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_events_are_lines_in_order_and_a_torn_one_is_passed_over(tmp_path: Path) -> None:

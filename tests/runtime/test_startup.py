@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -119,3 +120,51 @@ def test_a_working_folder_over_rays_limit(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "add runs (3 MB)" in startup.working_dir_fault(str(tmp_path))
     (tmp_path / ".rayignore").write_text("runs/\n")
     assert startup.working_dir_fault(str(tmp_path)) == ""
+
+
+def test_links_are_followed_as_ray_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(startup, "MOST_WORKING_DIR", 2 << 20)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs/a").write_bytes(bytes(3 << 20))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/data").symlink_to(tmp_path / "photographs")
+    assert "add data (3 MB)" in startup.working_dir_fault(str(tmp_path / "work"))
+
+
+def test_a_part_of_the_working_folder_that_may_not_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    (tmp_path / ".rayignore").write_text("locked\n")
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        # the tests' user may be root, who may read all
+        if path.parent == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.chdir(tmp_path)
+    [check] = [c for c in doctor.check_start() if c.name == "working folder"]
+    assert not check.ok
+    assert not check.fatal
+    assert f"cannot be sent ({locked}/.gitignore: Permission denied)" in check.value
+    assert "make that readable" in check.advice
+
+
+def test_rays_temporary_folder_is_found_though_no_disk_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    assert startup.temporary_folder() == "/tmp"
+    check = doctor.check_disk("disk", tempfile.gettempdir)
+    assert check.fatal
+    assert not check.ok
+    assert "No usable temporary directory" in check.value

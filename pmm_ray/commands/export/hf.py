@@ -57,11 +57,13 @@ def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
 def _write_split(
     out: Out, split: SplitMasks, files: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
 ) -> None:
-    """Write the rows as so many files, each of as many images."""
+    """Write the rows as so many files, each of as many images; a file of none is not written."""
     each = -(-len(split.index) // files)
     for number in range(files):
         name = f"{split.split}-{number:05d}-of-{files:05d}.parquet"
         content = [row for _, row in zip(range(each), rows, strict=False)]
+        if not content:
+            continue
         table = pa.Table.from_pylist(content, schema=schema)
         data = tables.to_bytes(table, row_group_size=_ROW_GROUP)
         storage.write_bytes(out.place("data", name), data)

@@ -63,12 +63,18 @@ def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     # mmsegmentation knows one suffix: with several, it is part of an image's name
     suffix = suffixes.pop() if len(suffixes) == 1 else ""
     written = Written()
+    lists: dict[str, list[str]] = {}
     for split in splits:
         if split.truth:
             with_truth = {row["image_id"] for row in split.rows}
             if lone := sorted(set(split.masks.image_ids) - with_truth):
                 written.left_out.setdefault("no ground truth", []).extend(lone)
-        _write_split(masks, split, suffix, out, progress, written)
+        lists[split.masks.split] = _write_split(masks, split, suffix, out, progress, written)
+    if not written.image_ids:
+        return written
+    for name, stems in lists.items():
+        listed = "".join(f"{stem}\n" for stem in stems)
+        storage.write_bytes(out.place("splits", f"{name}.txt"), listed.encode())
     held_out = [s for s in splits if s.masks.split != train]
     tree = Tree(train, held_out[-1].masks.split if held_out else train, suffix)
     taught = next(s.masks for s in splits if s.masks.split == train)
@@ -98,8 +104,12 @@ def _split(masks: RunMasks, split: SplitMasks, table: list[dict[str, Any]]) -> _
 
 def _write_split(
     masks: RunMasks, split: _Split, suffix: str, out: Out, progress: Progress, written: Written
-) -> None:
-    """Write one split; images that cannot be used become error rows of `written`."""
+) -> list[str]:
+    """Write one split; images that cannot be used become error rows of `written`.
+
+    Returns:
+        The names of the others, sorted.
+    """
     manifest, name = masks.manifest, split.masks.split
     stems = {
         row["image_id"]: tables.check_image_id(row["image_id"]) + ("" if suffix else _suffix(row))
@@ -133,12 +143,12 @@ def _write_split(
             if problem is not None:
                 uri = problem.uri or row["uri"]
                 written.fail(row["image_id"], problem.kind, problem.message, uri)
+                out.keep(name, row["image_id"])
                 del stems[row["image_id"]]
             shown.advance(1, problem is not None)
         if not split.truth:
             for part in masks.parts(split.masks):
                 for _ in in_threads(write_mask, part):
                     pass
-    listed = "".join(f"{stem}\n" for stem in sorted(stems.values()))
-    storage.write_bytes(out.place("splits", f"{name}.txt"), listed.encode())
     written.image_ids |= set(stems)
+    return sorted(stems.values())

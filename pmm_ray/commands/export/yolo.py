@@ -43,6 +43,7 @@ def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
         try:
             data, ending = portable(uri, apply_exif=manifest.apply_exif, endings=_ENDINGS)
         except RowError as error:
+            out.keep(split, image_id)
             return error
         lines = "".join(_lines(decode_mask(row["mask_png"]), manifest.label_space.ignore))
         name = image_id + ending
@@ -53,6 +54,8 @@ def write(masks: RunMasks, out: Out, progress: Progress) -> Written:
     for split in masks.splits:
         for row, fault in masks.each(split, progress, partial(write_image, split.split)):
             written.add(row["image_id"], fault)
+    if not written.image_ids:
+        return written
     storage.write_bytes(out.place("data.yaml"), _data_yaml(masks).encode())
     progress.message(f"{out.uri}: {', '.join(f'{s.split} from {s.stage}' for s in masks.splits)}")
     places = _places(masks).values()

@@ -61,14 +61,7 @@ def plan_recipe(
     gpus, here = measured.cluster.gpus, measured.cluster.default_tasks()
     costs = estimate(config, measured.timings, measured.sample, gpus, measured.connect_seconds)
     computed = {} if gpus >= 1 else gpu_hours(config, costs, size, manifest.label_space)
-    console = plain_console()
-    print_whole(plan_table(costs, here, gpus, cores, price), console)
-    if computed:
-        print_whole(card_table(computed), console)
     timed = len(measured.sample.group_of)
-    for line in notes(costs, cores, gpus):
-        print(line)
-    print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
     rows = [
         asdict(cost)
         | {"cpu_hours": cost.cpu_hours, "gpu_hours": cost.gpu_hours}
@@ -79,6 +72,13 @@ def plan_recipe(
     content = {"cores": here, "gpus": gpus, "sample": timed, "stages": rows}
     text = json.dumps(content | {"gpu_hours_computed": computed}, indent=1)
     storage.write_bytes(storage.join(place, "plan.json"), text.encode())
+    console = plain_console()
+    print_whole(plan_table(costs, here, gpus, cores, price), console)
+    if computed:
+        print_whole(card_table(computed), console)
+    for line in notes(costs, cores, gpus):
+        print(line)
+    print(f"timed on {timed} images in {format_seconds(time.monotonic() - started)}")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -74,8 +74,8 @@ def examine() -> list[Check]:
         check_memory(),
         check_shared_memory(),
         *check_start(),
-        check_disk("disk, working folder", Path.cwd()),
-        check_disk("disk, temporary folder", Path(tempfile.gettempdir())),
+        check_disk("disk, working folder", os.getcwd),
+        check_disk("disk, temporary folder", tempfile.gettempdir),
     ]
 
 
@@ -240,7 +240,7 @@ def check_start() -> list[Check]:
     from pmm_ray.runtime.cluster import startup
 
     cluster, home = os.environ.get("RAY_ADDRESS", "none named"), os.environ.get("HOME", "")
-    folder, sent = startup.temporary_folder(), startup.working_dir_fault(str(Path.cwd()))
+    folder, sent = startup.temporary_folder(), startup.working_dir_fault(".")
     # what a run would fail on, then what it would not
     fatal = (
         ("Ray's cluster", cluster, startup.address_fault("auto")),
@@ -265,8 +265,12 @@ def _finding(name: str, value: str, fault: str, *, fatal: bool) -> Check:
     return Check(name, wrong, False, advice, fatal=fatal)
 
 
-def check_disk(name: str, folder: Path) -> Check:
-    free = shutil.disk_usage(folder).free
+def check_disk(name: str, find: Callable[[], str]) -> Check:
+    """The disk of a folder that `find` names; the folder may be gone, or none be usable."""
+    try:
+        free = shutil.disk_usage(folder := find()).free
+    except OSError as error:
+        return Check(name, named(error), False, "change to another folder", fatal=True)
     value = f"{_gib(free)} free in {folder}"
     if not os.access(folder, os.W_OK):
         return Check(name, f"{folder} is not writable", False, "choose another folder", fatal=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from pathlib import Path
 
 from pmm_ray.runtime.core.errors import CannotRunError
@@ -83,7 +82,7 @@ def _speaks_http2(link: socket.socket) -> bool:
 def temporary_folder() -> str:
     """Where a Ray of this machine keeps its sockets and logs, by its own rule."""
     named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
-    return (named or tempfile.gettempdir()).rstrip("/")
+    return (named or "/tmp").rstrip("/")
 
 
 def temporary_folder_fault() -> str:
@@ -119,18 +118,16 @@ def ports_fault() -> str:
 
 
 def working_dir_fault(folder: str) -> str:
-    """Why a working folder is too large to be sent to the nodes; empty where it is not.
+    """Why a working folder cannot be sent to the nodes; empty where it can, or is none.
 
-    Counted as Ray itself goes through it, less what `.gitignore` and `.rayignore` name; Ray's limit
-    is that of the packed folder, so what stays below here is always taken.
+    It is gone through as Ray itself does: links are followed, and a folder that may not be read is
+    a fault also where `.rayignore` names it. What `.gitignore` and `.rayignore` name is not
+    counted. Ray's limit is that of the packed folder, so what stays below here is always taken.
     """
-    if not Path(folder).is_dir():
-        return ""
     import logging
 
     from ray._private.runtime_env.packaging import _dir_travel
 
-    root = Path(folder).absolute()
     sizes: dict[str, int] = {}
 
     def count(path: Path) -> None:
@@ -140,7 +137,16 @@ def working_dir_fault(folder: str) -> str:
 
     quiet = logging.getLogger("pmm_ray.working_dir")  # Ray would name every file it leaves out
     quiet.setLevel(logging.ERROR)
-    _dir_travel(root, [], count, include_gitignore=True, logger=quiet)
+    try:
+        root = Path(folder).absolute()
+        if not root.is_dir():
+            return ""
+        _dir_travel(root, [], count, include_gitignore=True, logger=quiet)
+    except OSError as error:
+        return (
+            f"the working folder cannot be sent ({error.filename or folder}: {error.strerror}): "
+            "make that readable, move it elsewhere, or change to another folder"
+        )
     total = sum(sizes.values())
     if total <= MOST_WORKING_DIR:
         return ""

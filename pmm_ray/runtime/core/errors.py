@@ -107,9 +107,10 @@ def system_failure(error: BaseException) -> str | None:
         return None
     place = error.filename or ""
     if error.errno in _FULL:
+        where = f": cannot write {place}" if place else ""
         return (
-            f"the disk is full: cannot write {place}. Free some space and run the same command"
-            " again; what is finished stays."
+            f"the disk is full{where}. Free some space and run the same command again; what is "
+            "finished stays."
         )
     return (
         f"the system fails{f' at {place}' if place else ''}: {error.strerror}. "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pmm_ray.config import ConfigError
 from pmm_ray.runtime.core import storage
@@ -32,43 +34,62 @@ def guarded(body: Callable[[Progress], None]) -> int:
     progress = Progress()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        code, text = _end(body, progress)
+        if text:
+            with contextlib.suppress(BrokenPipeError):
+                progress.message(f"pmm: {text}")
+        return code
+    finally:
+        _let_go()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(body: Callable[[Progress], None], progress: Progress) -> tuple[int, str]:
+    """Run something: its exit code, and what to say of that."""
+    try:
+        _require_working_folder()
         body(progress)
         sys.stdout.flush()
     except (CannotRunError, ConfigError) as error:
-        progress.message(f"pmm: {error}")
         # a recipe on a disk that fails
         disk = error.__cause__ is not None and system_failure(error.__cause__)
-        return EXIT_TRY_AGAIN if isinstance(error, MayPassError) or disk else EXIT_CANNOT_RUN
+        may_pass = isinstance(error, MayPassError) or disk
+        return EXIT_TRY_AGAIN if may_pass else EXIT_CANNOT_RUN, str(error)
     except BudgetExceededError as error:
-        progress.message(f"pmm: {error}")
-        return EXIT_BUDGET
+        return EXIT_BUDGET, str(error)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return EXIT_NOT_READ
-        again = passing(error)
-        message = again or _place_refused(error)
-        if message is None:
-            raise
-        progress.message(f"pmm: {message}")
-        return EXIT_TRY_AGAIN if again else EXIT_CANNOT_RUN
+        if isinstance(error, BrokenPipeError) and _let_go():
+            return EXIT_NOT_READ, ""
+        if again := passing(error):
+            return EXIT_TRY_AGAIN, again
+        if refused := _place_refused(error):
+            return EXIT_CANNOT_RUN, refused
+        raise
     except KeyboardInterrupt:
-        progress.message("pmm: interrupted; run the same command again to go on")
-        return EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return EXIT_DONE
+        return EXIT_INTERRUPTED, "interrupted; run the same command again to go on"
+    return EXIT_DONE, ""
 
 
-def _nobody_reads() -> bool:
-    """Whether stdout is a pipe that its reader closed; then what is still printed goes nowhere."""
-    stdout = 1
+def _require_working_folder() -> None:
+    """Raises CannotRunError where it was deleted: no relative path works, nor do some libraries."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise CannotRunError(
+            "the working folder was deleted: change to another one and run the command again"
+        ) from error
+
+
+def _let_go() -> bool:
+    """Whether the reader of stdout or stderr has ended; what that still gets then goes nowhere."""
     asked = select.poll()
-    asked.register(stdout, 0)
-    closed = any(events & select.POLLERR for _, events in asked.poll(0))
-    if closed:
+    for output in (1, 2):
+        asked.register(output, 0)
+    closed = [output for output, events in asked.poll(0) if events & select.POLLERR]
+    for output in closed:
         # Python flushes once more at its end, and would complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-    return closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return bool(closed)
 
 
 def _place_refused(error: OSError) -> str | None:

@@ -28,6 +28,16 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
+class PipedConsole(Console):
+    """A console that raises BrokenPipeError where the program that reads it has ended.
+
+    rich itself would end the process with exit code 1; `guarded` gives such an end its own.
+    """
+
+    def on_broken_pipe(self) -> None:
+        raise  # the error that rich is handling
+
+
 class StageProgress:
     """Counts of one stage. Thread-safe; made by `Progress.stage`."""
 
@@ -102,7 +112,8 @@ class Progress:
     """Where a run's human-readable lines go.
 
     Args:
-        heartbeat_seconds: how often a line is printed where the output is not a terminal.
+        heartbeat_seconds: how often a line is printed where the output is no terminal, or one that
+            cannot write over a line.
         stream: output; default standard error.
     """
 
@@ -110,8 +121,8 @@ class Progress:
         # a copy of the descriptor: Ray's own lines are sent elsewhere while it runs
         self._stream = stream or console_text(os.dup(sys.stderr.fileno()))
         self.heartbeat_seconds = heartbeat_seconds
-        self._live = self._stream.isatty()
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+        self._console = PipedConsole(file=self._stream, highlight=False, soft_wrap=True)
+        self._live = self._stream.isatty() and not self._console.is_dumb_terminal
 
     def message(self, text: str) -> None:
         """Print one line (it scrolls past a live line)."""
@@ -128,11 +139,17 @@ class Progress:
             Live(console=self._console, transient=True, auto_refresh=False) if self._live else None
         )
 
-        def beat() -> None:
-            if live:
-                live.update(Text(progress.line()), refresh=True)
-            else:
-                self.message(progress.line())
+        def beat() -> bool:
+            try:
+                if live:
+                    # over as many lines as it needs
+                    text = Text(progress.line(), no_wrap=False, overflow="fold")
+                    live.update(text, refresh=True)
+                else:
+                    self.message(progress.line())
+            except BrokenPipeError:  # the next line of the run itself says so
+                return False
+            return True
 
         seconds = 0.25 if live else self.heartbeat_seconds
         try:

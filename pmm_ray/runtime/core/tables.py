@@ -105,9 +105,13 @@ def write_errors(folder: str, name: str, errors: Sequence[ErrorRow]) -> int:
 
 
 def read_errors(folder: str) -> list[ErrorRow]:
-    """All error rows of a folder, by image id."""
+    """All error rows of a folder, by image id.
+
+    Raises:
+        CannotRunError: a part is damaged, or its store fails.
+    """
     with ThreadPoolExecutor(READERS) as readers:
-        parts = [*readers.map(read_table, storage.list_files(folder, ".parquet"))]
+        parts = [*readers.map(read_finished, storage.list_files(folder, ".parquet"))]
     rows = [
         ErrorRow(**({"host": "", "process": 0} | row)) for part in parts for row in part.to_pylist()
     ]
@@ -145,7 +149,7 @@ def _finished(uri: str) -> Iterator[None]:
             raise
         raise CannotRunError(
             f"{uri} {'is missing' if missing else f'is damaged ({error})'}. Delete the "
-            "summary.json beside it and run again what made it: only what is missing or damaged "
+            "summary.json of its stage and run again what made it: only what is missing or damaged "
             "is made again."
         ) from error
 
