@@ -103,3 +103,14 @@ def test_a_jpeg_that_is_whole_is_read_whatever_follows(trailer: bytes) -> None:
     assert np.array_equal(rgb(data + trailer), whole)
     # cameras that write no end marker
     assert np.array_equal(rgb(data[:-2] + bytes(512)), whole)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_a_picture_that_is_transparent_everywhere_is_refused(kind: str) -> None:
+    hidden = np.dstack([NOISE, np.zeros((HEIGHT, WIDTH), np.uint8)])
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    with pytest.raises(RowError, match="transparent at every pixel.*-alpha off FILE") as caught:
+        rgb(encoded(hidden, kind, **options))
+    assert caught.value.kind == "decode"
+    hidden[:9, :9, 3] = 255
+    assert (rgb(encoded(hidden, kind, **options))[9:] == 255).all()

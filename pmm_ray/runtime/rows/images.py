@@ -83,7 +83,7 @@ def decode_rgb(
     """The pixels of an encoded photograph.
 
     Transparent pixels are composited over white, as a viewer shows them: what an image hides
-    below its alpha is no part of the photograph. A TIFF's own orientation is always applied; it is
+    below its alpha is no part of the photograph. Where all are, nothing of it is left. A TIFF's own orientation is always applied; it is
     part of that format.
 
     16-bit channels keep their high byte, as OpenCV does. Where none is above 4095 that would be
@@ -102,7 +102,7 @@ def decode_rgb(
 
     Raises:
         RowError: `decode` (cut short, damaged as far as `pixels` can tell, empty, not an image,
-            32-bit samples, 16-bit ones up to 4095), or `too_large`.
+            32-bit samples, 16-bit ones up to 4095, transparent everywhere), or `too_large`.
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
         turn = orientation(image) if apply_exif else 1

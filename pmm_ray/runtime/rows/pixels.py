@@ -1,4 +1,4 @@
-"""From an opened picture to its pixels: none of them missing or wrong.
+"""From an opened picture to its pixels: none of them missing, wrong or hidden.
 
 Pillow decodes some damaged files without a word. A PNG has checksums, which it passes over, and may
 hold fewer rows than it declares. A JPEG has none: only that it ends in zeros, as a copy that was
@@ -85,6 +85,7 @@ def _refuse_zeros(image: Image.Image, data: bytes, uri: str) -> None:
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation 1..8 of a picture that is opened and not loaded; 1 where there is none.
 
+    It is that of EXIF data before the pixels, where a header has it, too: in a PNG the chunk eXIf.
     A TIFF's own is applied when it is loaded.
     """
     exif = image.info.get("exif")
@@ -104,13 +105,19 @@ def to_rgb(image: Image.Image, uri: str) -> Image.Image:
     """A loaded picture in RGB, over white where it is transparent.
 
     Raises:
-        RowError: `decode`, of 32-bit samples.
+        RowError: `decode`, of 32-bit samples, and where nothing but white would be left.
     """
     if is_16_bit_grey(image):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    if not rgba.getchannel("A").getextrema()[1]:
+        text = (
+            "transparent at every pixel, so that all of it is white: if the colours are the "
+            "photograph's, `magick mogrify -alpha off FILE`"
+        )
+        raise RowError("decode", text, uri)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
