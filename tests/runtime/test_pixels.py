@@ -109,8 +109,17 @@ def test_a_jpeg_that_is_whole_is_read_whatever_follows(trailer: bytes) -> None:
 def test_a_picture_that_is_transparent_everywhere_is_refused(kind: str) -> None:
     hidden = np.dstack([NOISE, np.zeros((HEIGHT, WIDTH), np.uint8)])
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    with pytest.raises(RowError, match="transparent at every pixel.*-alpha off FILE") as caught:
+    with pytest.raises(RowError, match=r"transparent at every pixel.*-alpha off FILE") as caught:
         rgb(encoded(hidden, kind, **options))
     assert caught.value.kind == "decode"
     hidden[:9, :9, 3] = 255
     assert (rgb(encoded(hidden, kind, **options))[9:] == 255).all()
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_white_may_be_0_in_a_tiff_of_16_bits(compression: str) -> None:
+    grey = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    options = {"tiffinfo": {262: 0}, "compression": compression}
+    assert np.array_equal(rgb(encoded(grey, "TIFF", **options))[..., 0], ~grey >> 8)
+    with pytest.raises(RowError, match="none is above 4095"):
+        rgb(encoded(grey // 16, "TIFF", **options))

@@ -83,8 +83,8 @@ def decode_rgb(
     """The pixels of an encoded photograph.
 
     Transparent pixels are composited over white, as a viewer shows them: what an image hides
-    below its alpha is no part of the photograph. Where all are, nothing of it is left. A TIFF's own orientation is always applied; it is
-    part of that format.
+    below its alpha is no part of the photograph. Where all are, nothing of it is left. A TIFF's own
+    orientation is always applied; it is part of that format.
 
     16-bit channels keep their high byte, as OpenCV does. Where none is above 4095 that would be
     black, and the photograph is refused: it has 10 or 12 bits, or it is dark, which one photograph

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
 from pmm_ray.runtime.core.errors import RowError
-from pmm_ray.runtime.rows.wide_samples import is_16_bit_grey
+from pmm_ray.runtime.rows.wide_samples import grey_16_bits, is_16_bit_grey
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = ExifTags.Base.Orientation
@@ -108,7 +108,7 @@ def to_rgb(image: Image.Image, uri: str) -> Image.Image:
         RowError: `decode`, of 32-bit samples, and where nothing but white would be left.
     """
     if is_16_bit_grey(image):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey_16_bits(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)
     if not image.has_transparency_data:
