@@ -249,6 +249,21 @@ def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
     return values.astype(np.uint16) if image.mode == "I;16" else values
 
 
+def decode_rgba(data: bytes, *, uri: str = "") -> NDArray[np.uint8]:
+    """The colours of a mask file and how opaque they are, uint8 [H, W, 4]; of 16 bits the high 8.
+
+    Args:
+        data: the bytes of any picture.
+        uri: named in errors.
+
+    Raises:
+        RowError: `decode` or `too_large`.
+    """
+    with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
+        load(image, data, uri)
+        return np.array(image.convert("RGBA"))
+
+
 def mask_palette(data: bytes, *, uri: str = "") -> NDArray[np.uint8] | None:
     """The colours of an indexed mask by index, without its pixels.
 
