@@ -173,14 +173,15 @@ def read_header(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> 
         return image_header(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
-def format_and_turn(data: bytes, *, uri: str = "") -> tuple[str, bool]:
-    """A photograph's format, as in `FORMATS`, and whether EXIF says to turn or mirror it.
+@contextmanager
+def opened(data: bytes, *, uri: str = "") -> Iterator[ImageFile.ImageFile]:
+    """A photograph whose header is read, for the length of a `with` block.
 
     Raises:
-        RowError: it has no readable header.
+        RowError: it has no readable header; also of whatever Pillow raises in the block.
     """
     with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
-        return image.format or "", orientation(image) != 1
+        yield image
 
 
 def encode_rgb(rgb_HW3: NDArray[np.uint8]) -> bytes:
