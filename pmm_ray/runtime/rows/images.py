@@ -121,8 +121,8 @@ class Header(NamedTuple):
     """What the first bytes of a photograph say.
 
     `size` is (height, width) as `decode_rgb` returns them, px, `stored_size` before it applies the
-    EXIF `orientation`, 1..8, 1 where there is none; `content` is a number that copies of a file
-    share, and hardly ever two others.
+    EXIF `orientation`, 1..8, 1 where there is none, or leaves it alone; `content` is a number that
+    copies of a file share, and hardly ever two others.
     """
 
     size: tuple[int, int]
@@ -145,8 +145,8 @@ def image_header(
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
         stored = image.size[::-1]
-        turn = orientation(image) if apply_exif else 1
-    size = stored[::-1] if turn >= _FIRST_ON_ITS_SIDE else stored
+        turn = orientation(image)
+    size = stored[::-1] if apply_exif and turn >= _FIRST_ON_ITS_SIDE else stored
     # of the end, where even files of one length and one camera differ
     content = len(data) << 32 | zlib.crc32(data[-_END_BYTES:])
     return Header(size, stored, turn, content)
