@@ -16,7 +16,7 @@ from PIL import Image
 
 from pmm_ray.commands.eval import score_folder
 from pmm_ray.commands.masks import make_masks_of
-from pmm_ray.config import DataConfig
+from pmm_ray.config import DataConfig, ErrorsConfig, RunConfig
 from pmm_ray.runtime.core import storage, tables
 from pmm_ray.runtime.core.index import TableIndex, index_file, read_index
 from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
@@ -59,13 +59,17 @@ def with_truth_of(shapes: Manifest, folder: Path, value: int) -> tuple[Manifest,
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(76, "not one image could be scored"), (255, "the truth holds no class")]
+    ("value", "reason"),
+    [
+        (76, "not one image could be scored, see errors/, such as a: the truth holds [76]"),
+        (255, "the truth holds no class"),
+    ],
 )
 def test_an_evaluation_without_a_score_is_done_and_says_why(
     value: int, reason: str, shapes: Manifest, make_context: MakeContext, tmp_path: Path
 ) -> None:
     manifest, masks = with_truth_of(shapes, tmp_path, value)
-    context = make_context(manifest)
+    context = make_context(manifest, RunConfig(errors=ErrorsConfig(budget=0)))
     folder = StageFolder.below(context.run_dir, "evaluate-x", "12345678")
     summary = evaluate.run(
         context,
@@ -100,7 +104,7 @@ def test_nothing_to_draw_is_drawn(truth: str, make_context: MakeContext, tmp_pat
     path = write(tmp_path / "set.json", [entry(1, "a.jpg")], [annotation(1, 1, outline)], kinds)
     splits = ["val"] if truth == "held_out" else ["train"]
     manifest = import_coco(str(path), str(tmp_path / "out"), truth_splits=splits).manifest
-    context = make_context(manifest)
+    context = make_context(manifest, RunConfig(errors=ErrorsConfig(budget=0)))
     folder = StageFolder.below(context.run_dir, rasterize_masks.STAGE, "12345678")
     summary = rasterize_masks.run(DataConfig(source="coco"), context, folder)
     assert summary.details["counts"]["masks"] == 0

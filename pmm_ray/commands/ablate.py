@@ -130,10 +130,14 @@ def run_sweep(progress: Progress, request: Ablation, sweeps: Sequence[str]) -> N
     with _open(request, config, [*steps_to_cams(config), *walk, *own], progress) as run:
         for step in own:
             if step.name in run.folders:
-                _print_sweep(run[step.name].finished())
+                print_sweep(run[step.name].finished())
 
 
-def _print_sweep(summary: Summary) -> None:
+def print_sweep(summary: Summary) -> None:
+    """Print the combinations of a finished sweep, and the best; or why there is none."""
+    if not summary.details["combinations"]:
+        print(how_chosen(summary))
+        return
     print_whole(sweep_table(summary.details), plain_console())
     print(how_chosen(summary))
     if chosen := summary.details["chosen"]:

@@ -46,7 +46,8 @@ class ErrorsConfig(Section):
     """How many images may fail."""
 
     budget: int | None = execution(None, ge=0)
-    """Images per stage; empty: the larger of 10 and 1 %."""
+    """Images per stage; empty: the larger of 10 and 1 %. Those that a run cannot score do not
+    count."""
 
 
 class ReportConfig(Section):

@@ -7,6 +7,7 @@ The training reports it after every epoch; it decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +75,9 @@ class ClassifierValidation:
     ) -> ClassifierShare:
         """Score this worker's share of the images with a network in evaluation mode.
 
-        An image that cannot be used is left out: the stage that needs it records it. `told` is
-        called before each image: (done, images of the share).
+        An image that cannot be used is left out, and so are the maps of one whose truth cannot: the
+        stage that needs it records it. `told` is called before each image: (done, images of the
+        share).
         """
         share, space = ClassifierShare(), self.photographs.label_space
         classes = space.num_classes
@@ -84,9 +86,11 @@ class ClassifierValidation:
         for row in telling(self.rows()[rank::world], told):
             try:
                 image, labels = self.photographs.image(row), self.photographs.labels(row)
-                truth = self.photographs.truth(row) if row["ground_truth_uri"] else None
             except RowError:
                 continue
+            truth = None
+            with contextlib.suppress(RowError):
+                truth = self.photographs.truth(row) if row["ground_truth_uri"] else None
             scores_C, maps_Khw = _score(network, image, labels, self.long_side, device)
             share.scores.append(scores_C)
             share.labels.append(labels)

@@ -146,19 +146,24 @@ def recipe_cams(run: Run) -> StageFolder:
 def choose_alpha(config: RunConfig) -> Step:
     """`masks.alpha: auto` -> the best exponent, pinned in `resolved.yaml`.
 
-    By held-out ground truth where there is some, else by the classifier: see `judge_masks`.
+    By held-out ground truth where some can be used, else by the classifier: see `judge_masks`.
     """
     name, held_out = "sweep_masks-alpha", config.data.held_out_split
 
     def make(run: Run) -> Stage:
+        from pmm_ray.stages import sweep_masks
+
+        if not run.data.scorable(held_out):
+            return by_classifier(run)
+        grid = sweep_masks.grid({"alpha": sweep_masks.AUTO_ALPHAS})
+        cams, method = recipe_cams(run), run.config.masks.method
+        return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
+
+    def by_classifier(run: Run) -> Stage:
         from pmm_ray.stages import judge_masks, sweep_masks
 
         grid = sweep_masks.grid({"alpha": sweep_masks.AUTO_ALPHAS})
-        method = run.config.masks.method
-        cams = recipe_cams(run)
-        if run.data.scorable(held_out):
-            return sweep_masks.stage(run.config, run.data, cams, grid, method=method, name=name)
-        classifier = last_classifier(run)
+        cams, classifier, method = recipe_cams(run), last_classifier(run), run.config.masks.method
         return judge_masks.stage(
             run.config, run.data, cams, classifier, grid, method=method, name=name
         )
@@ -168,6 +173,10 @@ def choose_alpha(config: RunConfig) -> Step:
 
         summary = run[name].finished()
         run.say(how_chosen(summary))
+        if "not_scored" in summary.details:
+            run.folders[name] = run.session.do(by_classifier(run))
+            summary = run[name].finished()
+            run.say(how_chosen(summary))
         chosen = summary.details["chosen"]
         if not chosen:
             raise CannotRunError("masks.alpha: auto: set masks.alpha to a number, see `pmm ablate`")

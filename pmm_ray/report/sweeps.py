@@ -70,12 +70,14 @@ class Sweep:
 
 
 def sweeps_of(run: RunData) -> list[Sweep]:
-    """The finished sweeps of a run."""
+    """The finished sweeps of a run that found scores."""
     found = []
     for record in run.stages:
         if record.stage not in SWEEPS or record.summary is None:
             continue
         details = record.summary.details
+        if not details["combinations"]:
+            continue
         scores, how = scores_of(details), how_chosen(record.summary)
         chart = sweep_chart(details, next(iter(scores)))
         found.append(Sweep(record.stage, details, scores, how, chart, _sheet(run, record)))
@@ -97,7 +99,8 @@ def how_chosen(summary: Summary) -> str:
     """`masks.alpha 3, by the ground truth of 100 images (val)`, of a finished sweep."""
     details, count = summary.details, f"{summary.images} images"
     if not details["chosen"]:
-        return f"nothing chosen: the classifier sees no class in any of {count}"
+        why = details.get("not_scored", f"the classifier sees no class in any of {count}")
+        return f"nothing chosen: {why}"
     values = ", ".join(f"masks.{name} {value:g}" for name, value in details["chosen"].items())
     if summary.pixel_labels_used:
         return f"{values}, by the ground truth of {count} ({details['split']})"

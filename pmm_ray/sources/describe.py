@@ -43,7 +43,10 @@ def _sections() -> Iterable[str]:
         "",
         f"Not read, and an error row that says how to convert: {_code(UNREAD)}. The content "
         "counts, not the ending: a HEIC file called `.jpg` is HEIC. Of several frames the first "
-        "is taken.",
+        "is taken. A file that is cut short or damaged is an error row: a PNG by its checksums and "
+        "rows, a JPEG as far as it can be told, as it has no checksum. Transparent pixels become "
+        "white; a picture that is transparent everywhere is an error row. The EXIF orientation is "
+        "that of EXIF data before the pixels: not of a PNG's later chunks or texts, nor of XMP.",
         "",
         f"They are looked for in {_code(photographs.IMAGE_FOLDERS)}, else in the folder itself, "
         "with sub-folders and through links. Left out, by name: "

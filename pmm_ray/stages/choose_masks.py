@@ -38,7 +38,7 @@ def run(
         Its metrics are both mIoU, 0..1; `details["update"]` says whether the segmenter's is higher.
 
     Raises:
-        CannotRunError: the truth of the images that they share holds no class.
+        CannotRunError: they share no image, or the truth of these holds no class.
     """
     space = context.manifest.label_space
     tables = [read_all(place.uri) for place in (segmenter, supervision)]
@@ -49,9 +49,10 @@ def run(
         for table in tables
     )
     if ours is None or theirs is None:
+        why = NO_CLASS if len(common) else f"see errors/ of {segmenter.stage}, {supervision.stage}"
         raise CannotRunError(
             f"{folder.stage}: cycles.update: if_better has no scores of split {split!r} to compare "
-            f"({len(common)} images): {NO_CLASS}. Set cycles.update: always"
+            f"({len(common)} images): {why}. Set cycles.update: always"
         )
     return Summary(
         stage=folder.stage,

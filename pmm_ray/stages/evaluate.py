@@ -32,7 +32,6 @@ from pmm_ray.runtime.rows.images import decode_mask
 from pmm_ray.runtime.rows.photographs import Photographs
 
 CODE_VERSION = 1
-NONE_SCORED = "not one image could be scored, see errors/"
 
 
 def evaluation_worker(photographs: Photographs, stage: str) -> Worker:
@@ -87,6 +86,12 @@ def scores(total: Confusion, space: LabelSpace) -> tuple[dict[str, float], dict[
     return metrics, {"class_iou": per_class, "excluded": excluded}
 
 
+def none_scored(folder: StageFolder) -> str:
+    """Why a stage all images of which became error rows has no score."""
+    first = tables.read_errors(folder.errors_uri)[0]
+    return f"not one image could be scored, see errors/, such as {first.image_id}: {first.message}"
+
+
 def run(
     context: RunContext,
     folder: StageFolder,
@@ -97,6 +102,8 @@ def run(
     masks_stage: str,
 ) -> Summary:
     """Score a masks table on the images of one split that have ground truth.
+
+    Truth that cannot be used costs the score of its image, and not the run.
 
     Args:
         masks: index of the masks, restricted to images that have truth.
@@ -110,12 +117,13 @@ def run(
         inputs={"masks": masks},
         factory=partial(evaluation_worker, Photographs.of(context), folder.stage),
         schema=tables.EVALUATION,
+        measures=True,
     )
     table = read_all(folder.uri)
     space = context.manifest.label_space
     metrics, details = scores(total_confusion(table, space), space)
     if not table.num_rows:
-        details["not_scored"] = NONE_SCORED
+        details["not_scored"] = none_scored(folder)
     if "not_scored" in details:
         context.progress.message(f"{folder.stage}: no score: {details['not_scored']}")
     about = {"title": title, "split": split, "masks_stage": masks_stage}

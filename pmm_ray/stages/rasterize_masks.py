@@ -91,6 +91,7 @@ def run(data: DataConfig, context: RunContext, folder: StageFolder) -> Summary:
             folder.stage,
         ),
         schema=DRAWN,
+        measures=True,
     )
     drawn = read_all(folder.uri)
     hidden = sum(bool(labels) for labels in drawn.column("hidden").to_pylist())

@@ -38,7 +38,7 @@ from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.runtime.rows.masks import mask_parameters
 from pmm_ray.runtime.rows.photographs import Photographs, large_image
 from pmm_ray.stages import make_masks
-from pmm_ray.stages.evaluate import NONE_SCORED, scores
+from pmm_ray.stages.evaluate import none_scored, scores
 
 STAGE = "sweep_masks"
 CODE_VERSION = 2
@@ -131,6 +131,8 @@ def run(
 ) -> Summary:
     """Score every combination on every image of `cams`; writes `sweep.parquet` and `sweep.json`.
 
+    An image that cannot be scored costs its score, and not the run.
+
     Args:
         config: the mask section; a combination replaces some of its fields.
         cams: index of the cams table, restricted to held-out images with truth.
@@ -138,7 +140,8 @@ def run(
         split: whose images these are.
 
     Returns:
-        A summary whose `mean_iou` is that of the best combination, `details["chosen"]`.
+        A summary whose `mean_iou` is that of the best combination, `details["chosen"]`. Without a
+        score there is neither, and `details["not_scored"]` says why.
     """
     context.progress.message(f"{folder.stage}: pixel labels used ({split}, {len(cams)} images)")
     summary = run_table_stage(
@@ -155,18 +158,18 @@ def run(
         ),
         schema=SCORED,
         pool=cpu_pool(context, config.tasks, grid_memory(context, cams, len(combinations))),
+        measures=True,
     )
-    found = _scores(folder, context, len(combinations))
+    found, not_scored = _scores(folder, context, len(combinations))
+    details: dict[str, Any] = {"split": split, "method": method, "fields": list(combinations[0])}
+    if not_scored:
+        context.progress.message(f"{folder.stage}: no score: {not_scored}")
+        details |= {"combinations": [], "chosen": {}, "not_scored": not_scored}
+        return summary.extended(details, pixel_labels_used=True)
     table = [c | metrics for c, metrics in zip(combinations, found, strict=True)]
     best = max(table, key=itemgetter("mean_iou"))  # of equals the first
-    fields = list(combinations[0])
-    details = {
-        "split": split,
-        "method": method,
-        "fields": fields,
-        "combinations": table,
-        "chosen": {name: best[name] for name in fields},
-    }
+    details["combinations"] = table
+    details["chosen"] = {name: best[name] for name in details["fields"]}
     write_grid(folder, details)
     return summary.extended(details, {"mean_iou": best["mean_iou"]}, pixel_labels_used=True)
 
@@ -191,12 +194,17 @@ def grid_memory(context: RunContext, cams: TableIndex, combinations: int) -> int
     )
 
 
-def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[str, float]]:
-    """Metrics of each combination; one part of the table in memory at a time."""
+def _scores(
+    folder: StageFolder, context: RunContext, count: int
+) -> tuple[list[dict[str, float]], str]:
+    """Metrics of each combination, or why there are none.
+
+    One part of the table is in memory at a time.
+    """
     totals: list[dict[int, int]] = [{} for _ in range(count)]
     index = read_index(folder.uri)
     if not len(index):
-        raise CannotRunError(f"{folder.stage}: no combination can be chosen: {NONE_SCORED}")
+        return [], none_scored(folder)
     for part in index.parts:
         for row in tables.read_finished(part, ["cells", "counts"]).to_pylist():
             for total, cells, counts in zip(totals, row["cells"], row["counts"], strict=True):
@@ -208,12 +216,8 @@ def _scores(folder: StageFolder, context: RunContext, count: int) -> list[dict[s
         for t in totals
     )
     found = [scores(matrix, space) for matrix in matrices]
-    for _, details in found:
-        if "not_scored" in details:
-            raise CannotRunError(
-                f"{folder.stage}: no combination can be chosen: {details['not_scored']}"
-            )
-    return [metrics for metrics, _ in found]
+    # all have the same truth: none has a score, or each
+    return [metrics for metrics, _ in found], found[0][1].get("not_scored", "")
 
 
 def stage(

@@ -248,10 +248,11 @@ def run(
     if validation is None:
         return summary
     scored = summary.details.get(SCORED, 0)
-    if scored and MIOU not in summary.metrics:
+    if MIOU not in summary.metrics:
         kept = ", the last weights are kept" if task.choose_by else ""
+        why = NO_CLASS if scored else "not one image could be scored"
         context.progress.message(
-            f"{folder.stage}: no score of split {validation.split!r}{kept}: {NO_CLASS}"
+            f"{folder.stage}: no score of split {validation.split!r}{kept}: {why}"
         )
     if scored < len(validation.rows()):
         unusable = validation.unusable()

@@ -307,6 +307,14 @@ def test_sweeps_are_shown_and_the_cells_of_tables_are_not(
     assert "Parameter sweep <small>sweep_masks-alpha, val" in html
 
 
+def test_a_sweep_without_a_score_is_not_shown(make_run: Callable[..., RunFolder]) -> None:
+    details = {"split": "val", "method": "ppmg", "fields": ["alpha"], "combinations": []}
+    run = make_run()
+    run.stage("sweep_masks-alpha", details=details | {"chosen": {}, "not_scored": "no truth"})
+    html, _ = read_page(run)
+    assert "Parameter sweep" not in html
+
+
 def test_a_sweep_without_truth_has_a_contact_sheet(make_run: Callable[..., RunFolder]) -> None:
     run = make_run(truth=False)
     masks = [np.zeros((30, 48), np.uint8) for _ in range(14)]

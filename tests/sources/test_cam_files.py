@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
@@ -269,6 +270,29 @@ def test_maps_of_another_shape_are_not_stretched(
     else:
         with pytest.raises(RowError, match=f"the maps have {height} x {width} px, the photograph"):
             read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("side", [32, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_maps_that_are_turned_by_exif_data_say_so(
+    side: int, orientation: int, tmp_path: Path
+) -> None:
+    tags, photograph = Image.Exif(), tmp_path / "a.jpg"
+    tags[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photograph, exif=tags)
+    np.savez(tmp_path / "a.npz", keys=[7, 2], cam=maps(2, side, side * 3 // 4))
+    row = {
+        "manifest": MANIFEST | {"uri": str(photograph)},
+        "cams": {"cam_uri": f"{tmp_path}/a.npz"},
+    }
+    with pytest.raises(RowError, match=f"the maps have {side} x") as caught:
+        READER(row)
+    said = "EXIF data turns the photograph (orientation 6), which counts as it is stored"
+    assert (said in caught.value.message) == (orientation == 6)
+    # those of another photograph are not turned
+    np.savez(tmp_path / "a.npz", keys=[7, 2], cam=maps(2, 8, 40))
+    with pytest.raises(RowError, match="are they of this photograph"):
+        READER(row)
 
 
 def test_a_batch_of_one_is_its_one_cam(tmp_path: Path) -> None:

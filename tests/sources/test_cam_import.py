@@ -81,6 +81,17 @@ def test_a_cam_of_two_photographs_and_a_second_cam_are_named_by_their_paths(fold
     assert "a" in labels_of(report)
 
 
+def test_photographs_that_exif_data_turns_are_counted(folder: Path) -> None:
+    assert not any("EXIF" in note for note in run(folder).notes)
+    for name, orientation in (("a", 3), ("b", 6), ("c", 1)):
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        Image.new("RGB", (30, 20)).save(folder / f"photos/{name}.jpg", exif=tags)
+    [note] = [note for note in run(folder).notes if "EXIF" in note]
+    assert f"that EXIF data turns: 2, such as {folder}/photos/a.jpg: they are taken as" in note
+    assert "CAMs of what a viewer shows do not fit them" in note
+
+
 def test_mask_values_in_the_csv(folder: Path) -> None:
     report = run(folder, "image_id,labels\na,8\nb.jpg,8\n")
     assert labels_of(report) == {"a": [8], "b": [8]}

@@ -53,6 +53,24 @@ def test_colour_masks_of_cvat_are_read_by_their_label_map(
     assert "the colours [(1, 1, 1), (62, 62, 246), (251, 51, 84)], which no class" in failed.message
 
 
+def test_transparent_parts_of_a_colour_mask_are_of_no_class(tmp_path: Path) -> None:
+    ids = np.arange(48).reshape(6, 8) % 2
+    root = tmp_path / "export"
+    (root / "SegmentationClass").mkdir(parents=True)
+    # composited on white, they would be of a class
+    (root / "labelmap.txt").write_text(LABELMAP.replace("61,61,245", "255,255,255"))
+    for name, least in (("cut", 0), ("faint", 254), ("whole", 255)):
+        photograph(root / f"JPEGImages/{name}.jpg")
+        alpha = np.where(ids, 255, least).astype(np.uint8)
+        image = Image.fromarray(np.dstack([COLOURS[ids], alpha]))
+        image.save(root / f"SegmentationClass/{name}.png")
+    report = import_folder(str(root), str(tmp_path / "out"))
+    [row] = tables.read_table(report.manifest.uri).to_pylist()
+    assert row["image_id"] == "whole"
+    assert [error.image_id for error in report.errors] == ["cut", "faint"]
+    assert f"{root}/SegmentationClass/cut.png has transparent parts" in report.errors[0].message
+
+
 def test_multi_label_tables_of_roboflow(tmp_path: Path) -> None:
     for split, names in (("train", "ab"), ("valid", "c")):
         for name in names:

@@ -146,3 +146,6 @@ def test_a_segmenter_is_compared_on_the_images_that_its_supervision_has(tmp_path
     empty = evaluation(tmp_path / "e", [cells("a", [[0, 0, 255]], [[0, 0, 1]])])
     with pytest.raises(CannotRunError, match=r"no class, only background .*cycles\.update: always"):
         choose(empty, empty)
+    nothing = evaluation(tmp_path / "n", [])
+    with pytest.raises(CannotRunError, match=r"\(0 images\): see errors/ of n, s\. Set"):
+        choose(nothing, segmenter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from latticecrf import CrfParameters
-from pmm_ray.config import MasksConfig, RunConfig
+from pmm_ray.config import ErrorsConfig, MasksConfig, RunConfig
 from pmm_ray.method.cams import upsample_cam
 from pmm_ray.method.confusion import confusion_matrix, mean_iou
 from pmm_ray.method.mask_methods import MASK_METHODS
 from pmm_ray.method.masks import MaskParameters, argmax_masks, proportional_masks
 from pmm_ray.runtime.core import tables
-from pmm_ray.runtime.core.errors import CannotRunError, ErrorRow
-from pmm_ray.runtime.core.index import index_file, read_all, read_index, scan_parts, write_index
-from pmm_ray.runtime.core.manifest import Manifest
+from pmm_ray.runtime.core.errors import ErrorRow
+from pmm_ray.runtime.core.index import index_file, read_all, read_index
+from pmm_ray.runtime.core.manifest import Manifest, ManifestRow, write_manifest
 from pmm_ray.runtime.core.stage import RunContext, StageFolder
 from pmm_ray.runtime.rows.cams import decode_cam, walked_mask
 from pmm_ray.runtime.rows.images import decode_mask
@@ -155,11 +157,26 @@ def test_what_cannot_be_scored_is_an_error_row(
     assert second.kind == "nonfinite"
 
 
-def test_a_search_that_scored_no_image_says_so(shapes: Manifest, make_context: MakeContext) -> None:
-    context = make_context(shapes, RunConfig())
+@pytest.mark.parametrize(
+    ("value", "reason"), [(220, "such as .*the truth holds \\[220\\]"), (0, "holds no class")]
+)
+def test_a_search_that_scored_no_image_chooses_nothing_and_says_why(
+    value: int, reason: str, shapes: Manifest, make_context: MakeContext, tmp_path: Path
+) -> None:
+    cams = read_index(cams_of_truth(shapes, tmp_path / "cams"))
+    rows = []
+    for row in tables.read_table(shapes.uri).to_pylist():
+        truth = tmp_path / f"{row['image_id']}.png"
+        Image.fromarray(np.full((row["height"], row["width"]), value, np.uint8)).save(truth)
+        row |= {"uri": shapes.locate(row["uri"]), "ground_truth_uri": str(truth)}
+        rows.append(ManifestRow(**row))
+    uri = str(tmp_path / "manifest.parquet")
+    manifest = write_manifest(uri, rows, shapes.label_space, source="test", exif="ignore")
+    context = make_context(manifest, RunConfig(errors=ErrorsConfig(budget=0)))
     folder = StageFolder.below(context.run_dir, "sweep_masks-x", "0")
-    error = ErrorRow("a", folder.stage, "label", "no truth")
-    tables.write_errors(folder.errors_uri, "a", [error])
-    write_index(folder.uri, scan_parts(folder.uri)[0])
-    with pytest.raises(CannotRunError, match="not one image could be scored, see errors/"):
-        sweep_masks._scores(folder, context, len(POINTS))
+    summary = sweep_masks.run(
+        CONFIG, context, folder, cams=cams, method="cam_argmax", combinations=POINTS, split="val"
+    )
+    assert re.search(reason, summary.details["not_scored"])
+    assert (summary.details["chosen"], summary.metrics) == ({}, {})
+    assert summary.errors == len(tables.read_errors(folder.errors_uri)) == len(rows) * bool(value)

@@ -117,21 +117,25 @@ def test_held_out_images_that_were_not_scored_are_named(
     assert "no ground truth at" in said
 
 
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(0, "the truth holds no class, only background"), (220, "not one image could be scored")],
+)
 def test_truth_without_a_class_chooses_no_weights_and_that_is_said(
-    make_context: Any, loop_here: None, tmp_path: Path
+    value: int, why: str, make_context: Any, loop_here: None, tmp_path: Path
 ) -> None:
     make_shapes(str(tmp_path / "data"), images=24, size=48, classes=3, seed=2)
     manifest = open_manifest(str(tmp_path / "data" / "manifest.parquet"))
     for row in tables.read_table(manifest.uri).to_pylist():
         if row["split"] == "val":
-            empty = np.zeros((row["height"], row["width"]), np.uint8)
+            empty = np.full((row["height"], row["width"]), value, np.uint8)
             Image.fromarray(empty).save(manifest.locate(row["ground_truth_uri"]))
     context = make_context(manifest, config(validate_every=2, workers=1))
     _, summary = run(context)
     assert "chosen_step" not in summary.details
     assert "validation_miou" not in summary.metrics
     said = " ".join(context.progress._stream.getvalue().split())
-    assert "the last weights are kept: the truth holds no class, only background" in said
+    assert f"the last weights are kept: {why}" in said
 
 
 def test_without_truth_the_last_weights_are_kept(

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pmm_ray.cli import app
-from pmm_ray.commands.ablate import Ablation, parse_sweeps, run_sweep, sweep_table
+from pmm_ray.commands.ablate import Ablation, parse_sweeps, print_sweep, run_sweep, sweep_table
 from pmm_ray.config import ConfigError, MasksConfig, RunConfig
 from pmm_ray.pipeline.run import Step, open_run
 from pmm_ray.pipeline.tables import table_steps
@@ -81,6 +81,12 @@ def test_the_table_is_sorted_and_shows_what_was_chosen() -> None:
     table = sweep_table({"fields": ["alpha"], "combinations": rows, "chosen": {"alpha": 5}})
     assert [list(column.cells) for column in table.columns][:2] == [["5", "3"], ["40.00", "20.00"]]
     assert [row.style for row in table.rows] == ["bold", None]
+
+
+def test_a_sweep_without_a_score_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    details = {"fields": ["alpha"], "combinations": [], "chosen": {}, "not_scored": "no truth"}
+    print_sweep(Summary(stage="sweep_masks", hash="0", details=details))
+    assert capsys.readouterr().out == "nothing chosen: no truth\n"
 
 
 def test_a_sweep_joins_the_record_of_the_run_it_was_made_in(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -21,6 +23,7 @@ from pmm_ray.pipeline.tables import table1, table2, table3, table_steps
 from pmm_ray.pipeline.tables.cam_tables import (
     check_backbone,
     exponents,
+    score_step,
     scored,
     table_backbones,
     with_backbone,
@@ -34,6 +37,7 @@ from pmm_ray.runtime.core.manifest import Manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.core.selection import Selection
 from pmm_ray.runtime.core.session import Session
+from pmm_ray.runtime.core.stage import RunContext, Stage, StageFolder, Summary
 from pmm_ray.runtime.rows.dataset import DataSet
 from pmm_ray.sources.datasets.shapes import make_shapes
 
@@ -72,6 +76,24 @@ def test_the_paper_s_rows() -> None:
     assert baseline[-1] - baseline[0] == pytest.approx(0.046)
     assert ours[-1] - ours[0] == pytest.approx(0.0328)
     assert [row[3] for row in table3.ROWS if row[1] == "recipe"] == [ours[0], ours[1], ours[-1]]
+
+
+def test_a_table_ends_where_no_image_can_be_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def body(context: RunContext, folder: StageFolder) -> Summary:
+        details = {"chosen": {}, "not_scored": "no truth"}
+        return Summary(stage=folder.stage, hash=folder.hash, details=details)
+
+    step = score_step("recipe", "make_cams", "ppmg", None)
+    stage = Stage(step.name, (), body)
+    monkeypatch.setattr("pmm_ray.stages.sweep_masks.stage", lambda *_, **__: stage)
+    session = Session(str(tmp_path), RunConfig(), Selection((step.name,)), Progress())
+    run = Run(session, [step], writes_config=False)
+    run.data = cast("DataSet", SimpleNamespace(scorable=lambda split: ["a"], manifest=None))
+    run.folders["make_cams"] = StageFolder.below(str(tmp_path), "make_cams", "0")
+    with pytest.raises(CannotRunError, match="no truth: the table would be empty"):
+        run.follow()
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])

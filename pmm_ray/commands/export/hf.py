@@ -5,10 +5,10 @@
         image, mask: struct<bytes: binary, path: string>   the photograph's bytes, an indexed PNG
         labels: list<int64>                                the image-level labels, of ClassLabel
 
-A photograph with an EXIF orientation that its mask does not have is a PNG of its pixels, as
-`datasets` obeys EXIF. Labels and mask values count alike: 0 is the background, 255 no class (65535
-with more than 254 classes). `load_dataset(OUT)` gives the splits; `pmm data import parquet OUT`
-reads images and labels.
+A photograph that others may show otherwise than its mask is (transparent, of 16 bits, or turned by
+metadata, which `datasets` obeys) is a PNG of its pixels. Labels and mask values count alike: 0 is
+the background, 255 no class (65535 with more than 254 classes). `load_dataset(OUT)` gives the
+splits; `pmm data import parquet OUT` reads images and labels.
 """
 
 from __future__ import annotations

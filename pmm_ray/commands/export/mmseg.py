@@ -3,7 +3,8 @@
     OUT/config.py              trains, validates and tests the run's segmenter: `tools/train.py`
     OUT/splits/SPLIT.txt       names of a split's images
     OUT/images/SPLIT/          the photographs, byte for byte; as PNG where OpenCV does not read
-                               their format, or EXIF turns them and not their masks
+                               their format, or may show them otherwise than their masks are:
+                               transparent, of 16 bits, or turned by metadata
     OUT/masks/SPLIT/           indexed PNG: pseudo-masks of the training split; of other splits the
                                ground truth where there is some
 

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from PIL import ImageFile
+
 from pmm_ray.config import RunConfig
 from pmm_ray.report.outcome import SplitMasks, last_of_splits, mask_stages, result_stages
 from pmm_ray.report.run_data import RunData, load_run
@@ -16,12 +18,9 @@ from pmm_ray.runtime.core import tables
 from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, RowError
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
-from pmm_ray.runtime.rows.images import (
-    decode_rgb,
-    encode_rgb,
-    format_and_turn,
-    read_file,
-)
+from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, opened, read_file
+from pmm_ray.runtime.rows.pixels import ORIENTATION, orientation
+from pmm_ray.runtime.rows.wide_samples import has_16_bits
 
 # images that are read or written at once: what hides the latency of a disk's sync or a bucket
 _THREADS = 16
@@ -118,9 +117,8 @@ def portable(
 ) -> tuple[bytes, str]:
     """A photograph as other programs show it as we do: its bytes, and the ending of their format.
 
-    Usually the file's own bytes. A PNG of its pixels instead, if other programs would turn it by
-    EXIF and its mask was not turned, or if they do not read its format, by its ending or content.
-    Those of `FEW_READ` they do not read, or turn each in another way.
+    Usually the file's own bytes. A PNG of its pixels instead, if they do not read its format, by
+    its ending or content, or show it otherwise: see `FEW_READ` and `_is_seen_alike`.
 
     Args:
         apply_exif: whether its mask was made with the EXIF orientation.
@@ -131,10 +129,32 @@ def portable(
     """
     data, ending = read_file(uri), PurePosixPath(uri).suffix
     known = endings is None or ending.lower() in endings
-    found, turned = format_and_turn(data, uri=uri)
-    if known and found not in FEW_READ and (apply_exif or not turned):
-        return data, ending
+    with opened(data, uri=uri) as image:
+        if known and image.format not in FEW_READ and _is_seen_alike(image, apply_exif):
+            return data, ending
     return encode_rgb(decode_rgb(data, apply_exif=apply_exif, uri=uri)), ".png"
+
+
+def _is_seen_alike(image: ImageFile.ImageFile, apply_exif: bool) -> bool:
+    """Whether other programs show an opened photograph as we do.
+
+    Below transparency they show what is hidden, and 16 bits each in another way. They turn by EXIF
+    data that we do not read (behind the pixels, as text, as XMP), or that their masks are not
+    turned by; OpenCV turns WebP only since lately, and not every TIFF.
+    """
+    if image.has_transparency_data or has_16_bits(image):
+        return False
+    ours = orientation(image)
+    if ours != 1 and (not apply_exif or image.format == "WEBP"):
+        return False
+    if image.format == "PNG":
+        image.load()  # metadata may follow the pixels
+    try:
+        theirs = image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        # nobody turns a photograph by metadata that is damaged
+        return ours == 1
+    return ours == (theirs if theirs in range(1, 9) else 1)
 
 
 def open_masks(run_dir: str, stage: str | None) -> RunMasks:

@@ -2,7 +2,8 @@
 
     OUT/data.yaml                names of the classes from 0, and the folder of each split
     OUT/images/SPLIT/ID.jpg      the photographs, byte for byte; as PNG where YOLO does not read
-                                 their format, or EXIF turns them and not their masks
+                                 their format, or may show them otherwise than their masks are:
+                                 transparent, of 16 bits, or turned by metadata
     OUT/labels/SPLIT/ID.txt      a line a region: class x y x y ..., shares of the sides
 
 A region is a connected part of one class. Its outline runs along the borders of pixels, so that a

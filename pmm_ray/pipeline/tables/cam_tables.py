@@ -133,7 +133,10 @@ def score_step(name: str, cams: str, method: str, images: int | None) -> Step:
             name=stage_name,
         )
 
-    return Step(stage_name, make, pool="masks.tasks")
+    def check(run: Run) -> None:
+        read_score(run, name, method)
+
+    return Step(stage_name, make, after=check, pool="masks.tasks")
 
 
 def exponents(method: str, config: RunConfig) -> Sequence[float]:
@@ -146,9 +149,15 @@ def score_name(name: str, method: str) -> str:
 
 
 def read_score(run: Run, name: str, method: str) -> Score:
-    """The best of what `score` found."""
+    """The best of what `score_step` found.
+
+    Raises:
+        CannotRunError: no image could be scored.
+    """
     summary = run[score_name(name, method)].finished()
     details = summary.details
+    if "not_scored" in details:
+        raise CannotRunError(f"{summary.stage}: {details['not_scored']}: the table would be empty")
     return Score(
         summary.metrics["mean_iou"],
         details["chosen"].get("alpha"),

@@ -109,6 +109,7 @@ def run_table_stage(
     pool: Pool | None = None,
     batch_size: int | None = None,
     producer: Producer | None = None,
+    measures: bool = False,
 ) -> Summary:
     """Map every image of the first table to a row or an error row, resuming where it stopped.
 
@@ -121,6 +122,8 @@ def run_table_stage(
         batch_size: images per task; None: some seconds of work, see `auto_batch`.
         producer: a first pool whose rows `factory`'s workers take, see `side_by_side`; error rows
             of both are rows of this stage's errors table.
+        measures: whether the rows serve nothing but scores: images that fail then cost their score
+            and not the run, whatever `errors.budget` says.
 
     Returns:
         The summary, to which the stage may add metrics.
@@ -140,7 +143,8 @@ def run_table_stage(
     ledger = Ledger(folder, schema)
     scan(context, folder, ledger)
     earlier = len(expected) - len(ledger.uncommitted(expected))
-    budget = error_budget(context.config.errors.budget, len(expected))
+    allowed = len(expected) if measures else context.config.errors.budget
+    budget = error_budget(allowed, len(expected))
     output = Output(folder.uri, schema, folder.stage, context.run_dir, context.attempt)
     context.events.write(
         "stage_start",

@@ -3,8 +3,8 @@
 Legend: H, W = height, width in pixels.
 
 Pillow decodes, not OpenCV: both give the same pixels for a JPEG (both use libjpeg-turbo; tested
-on real photographs), but OpenCV fills the missing rows of a truncated file with grey and says
-nothing.
+on real photographs), but OpenCV fills the missing rows of a file that was cut with grey and says
+nothing. What Pillow does not say of damaged files either, `pixels` finds as far as it can be told.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pmm_ray.labels import IGNORE_16BIT, LabelSpace
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, MayPassError, RowError
-from pmm_ray.runtime.rows.wide_samples import has_16_bits, is_16_bit_grey, refuse_black
+from pmm_ray.runtime.rows.pixels import ORIENTATION, PNG_SIGNATURE, load, orientation, to_rgb
+from pmm_ray.runtime.rows.wide_samples import has_16_bits, refuse_black
 
 # Pillow's own limit of a decompression bomb; a larger `max_pixels` has no effect
 MAX_PIXELS = 178_956_970
@@ -68,11 +69,9 @@ CONVERT = "convert it to JPEG or PNG, for example `magick mogrify -format jpg FI
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 _JXL_SIGNATURES = (b"\xff\n", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
-_ORIENTATION = ExifTags.Base.Orientation
 # of the eight orientations, those that exchange height and width begin here
 _FIRST_ON_ITS_SIDE = 5
 _END_BYTES = 4096
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # a PNG begins with its signature and the IHDR chunk: width, height, bit depth, colour type, ...
 _PNG_SIZE_AT, _PNG_BIT_DEPTH_AT, _PNG_COLOUR_TYPE_AT, _PNG_HEADER_BYTES = 16, 24, 25, 33
 _COLOUR_TYPES = {2: "RGB", 4: "grey with alpha", 6: "RGBA"}
@@ -84,8 +83,8 @@ def decode_rgb(
     """The pixels of an encoded photograph.
 
     Transparent pixels are composited over white, as a viewer shows them: what an image hides
-    below its alpha is no part of the photograph. A TIFF's own orientation is always applied; it is
-    part of that format.
+    below its alpha is no part of the photograph. Where all are, nothing of it is left. A TIFF's own
+    orientation is always applied; it is part of that format.
 
     16-bit channels keep their high byte, as OpenCV does. Where none is above 4095 that would be
     black, and the photograph is refused: it has 10 or 12 bits, or it is dark, which one photograph
@@ -102,19 +101,19 @@ def decode_rgb(
         uint8 [H, W, 3], RGB, 0..255, C-contiguous, writable.
 
     Raises:
-        RowError: `decode` (truncated, empty, not an image, 32-bit samples, 16-bit ones up to 4095)
-            or `too_large`.
+        RowError: `decode` (cut short, damaged as far as `pixels` can tell, empty, not an image,
+            32-bit samples, 16-bit ones up to 4095, transparent everywhere), or `too_large`.
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
-        orientation = _orientation(image) if apply_exif else 1
+        turn = orientation(image) if apply_exif else 1
         wide = has_16_bits(image)
-        image.load()
+        load(image, data, uri)
         if wide:
             refuse_black(image, uri)
-        rgb = _to_rgb(image, uri)
+        rgb = to_rgb(image, uri)
         # nothing but the orientation: Pillow would stumble over any other tag that is damaged
         rgb.info.clear()
-        rgb.getexif()[_ORIENTATION] = orientation
+        rgb.getexif()[ORIENTATION] = turn
         return np.array(ImageOps.exif_transpose(rgb), np.uint8)
 
 
@@ -122,8 +121,8 @@ class Header(NamedTuple):
     """What the first bytes of a photograph say.
 
     `size` is (height, width) as `decode_rgb` returns them, px, `stored_size` before it applies the
-    EXIF `orientation`, 1..8, 1 where there is none; `content` is a number that copies of a file
-    share, and hardly ever two others.
+    EXIF `orientation`, 1..8, 1 where there is none, or leaves it alone; `content` is a number that
+    copies of a file share, and hardly ever two others.
     """
 
     size: tuple[int, int]
@@ -146,11 +145,11 @@ def image_header(
     """
     with _reading(uri), _open(data, max_pixels, uri) as image:
         stored = image.size[::-1]
-        orientation = _orientation(image) if apply_exif else 1
-    size = stored[::-1] if orientation >= _FIRST_ON_ITS_SIDE else stored
+        turn = orientation(image)
+    size = stored[::-1] if apply_exif and turn >= _FIRST_ON_ITS_SIDE else stored
     # of the end, where even files of one length and one camera differ
     content = len(data) << 32 | zlib.crc32(data[-_END_BYTES:])
-    return Header(size, stored, orientation, content)
+    return Header(size, stored, turn, content)
 
 
 def read_image(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -174,14 +173,15 @@ def read_header(uri: str, *, apply_exif: bool, max_pixels: int = MAX_PIXELS) -> 
         return image_header(read_file(uri), apply_exif=apply_exif, max_pixels=max_pixels, uri=uri)
 
 
-def format_and_turn(data: bytes, *, uri: str = "") -> tuple[str, bool]:
-    """A photograph's format, as in `FORMATS`, and whether EXIF says to turn or mirror it.
+@contextmanager
+def opened(data: bytes, *, uri: str = "") -> Iterator[ImageFile.ImageFile]:
+    """A photograph whose header is read, for the length of a `with` block.
 
     Raises:
-        RowError: it has no readable header.
+        RowError: it has no readable header; also of whatever Pillow raises in the block.
     """
     with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
-        return image.format or "", _orientation(image) != 1
+        yield image
 
 
 def encode_rgb(rgb_HW3: NDArray[np.uint8]) -> bytes:
@@ -239,7 +239,7 @@ def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
     """
     _check_mask_format(data, uri)
     with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
-        image.load()
+        load(image, data, uri)
         values = np.array(image)
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
@@ -248,6 +248,21 @@ def decode_mask(data: bytes, *, uri: str = "") -> NDArray[Any]:
         depth = data[_PNG_BIT_DEPTH_AT]
         return values // np.uint8(255 // (2**depth - 1))
     return values.astype(np.uint16) if image.mode == "I;16" else values
+
+
+def decode_rgba(data: bytes, *, uri: str = "") -> NDArray[np.uint8]:
+    """The colours of a mask file and how opaque they are, uint8 [H, W, 4]; of 16 bits the high 8.
+
+    Args:
+        data: the bytes of any picture.
+        uri: named in errors.
+
+    Raises:
+        RowError: `decode` or `too_large`.
+    """
+    with _reading(uri), _open(data, MAX_PIXELS, uri) as image:
+        load(image, data, uri)
+        return np.array(image.convert("RGBA"))
 
 
 def mask_palette(data: bytes, *, uri: str = "") -> NDArray[np.uint8] | None:
@@ -285,14 +300,14 @@ def is_colour(uri: str) -> bool:
     """Whether a file is a PNG of colours, by its header. Raises RowError of kind `missing`."""
     header = read_file(uri, _PNG_HEADER_BYTES)
     kind = header[_PNG_COLOUR_TYPE_AT : _PNG_COLOUR_TYPE_AT + 1]
-    return header.startswith(_PNG_SIGNATURE) and kind in (b"\x02", b"\x06")
+    return header.startswith(PNG_SIGNATURE) and kind in (b"\x02", b"\x06")
 
 
 def _check_mask_format(data: bytes, uri: str) -> None:
     if not data:
         raise RowError("decode", "the file is empty (0 bytes)", uri)
     name = f" {uri}" if uri else ""
-    if not data.startswith(_PNG_SIGNATURE):
+    if not data.startswith(PNG_SIGNATURE):
         raise ValueError(f"the mask{name} is not a PNG: masks are indexed or grey PNG files")
     if len(data) < _PNG_HEADER_BYTES:
         raise RowError("decode", "the file ends within its header", uri)
@@ -372,29 +387,3 @@ def _load_opener(kind: str, uri: str) -> None:
         raise RowError("decode", text, uri) from error
     if kind == "HEIF":
         package.register_heif_opener()
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation 1..8 of an opened image; 1 where it has none or it is unreadable."""
-    exif = image.info.get("exif")
-    if image.format == "TIFF" or not exif:
-        return 1
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        found = tags.get(_ORIENTATION, 1)
-    except Exception:
-        # viewers show a photograph with damaged metadata as it is stored; so do we
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def _to_rgb(image: Image.Image, uri: str) -> Image.Image:
-    if is_16_bit_grey(image):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise RowError("decode", "32-bit samples have no agreed white: store 8 or 16 bits", uri)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

@@ -82,13 +82,18 @@ class Photographs:
     ) -> Worker:
         """`workers.row_by_row` of a function that also takes the row's photograph.
 
+        The function's row has the photograph's absolute uri.
+
         The files of the next photographs are read while one is worked on: a bucket answers a read
         in tens of milliseconds, which is as long as a mask takes.
         """
 
         def worker(rows: Sequence[InputRow]) -> Iterator[dict[str, Any] | ErrorRow]:
             def of_row(row: InputRow) -> dict[str, Any]:
-                return function(row, self.image(row["manifest"], next(files).result()))
+                manifest = row["manifest"]
+                image = self.image(manifest, next(files).result())
+                uri = storage.anchor(manifest["uri"], self.root)
+                return function({**row, "manifest": {**manifest, "uri": uri}}, image)
 
             with closing(prefetch(self._read, [row["manifest"] for row in rows])) as files:
                 yield from row_by_row(stage, of_row)(rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageFile
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from pmm_ray.runtime.core.errors import RowError
 
@@ -20,6 +21,14 @@ def is_16_bit_grey(image: Image.Image) -> bool:
     """Whether an image is grey, with 16-bit samples."""
     # Pillow brings a PGM to 0..65535, whatever its highest value is
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def grey_16_bits(image: Image.Image) -> NDArray[np.uint16]:
+    """The samples of a loaded image that is grey, with 16 bits: uint16 [H, W], 0 is black."""
+    grey = np.asarray(image).astype(np.uint16)
+    # a TIFF's 0 may be white; Pillow inverts 8 bits only
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return ~grey if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else grey
 
 
 def refuse_black(image: Image.Image, uri: str) -> None:

@@ -132,6 +132,11 @@ def import_photographs(
     without = WITHOUT_CAM if cams.what == "CAM" else f"photographs without a {cams.what}"
     importer.leave_out(without, *lone)
     photographs.report(importer)
+    if exif == "ignore" and (turned := importer.turned):
+        importer.notes.append(
+            f"photographs that EXIF data turns: {len(turned)}, such as {turned[0]}: they are taken "
+            f"as they are stored; {cams.what}s of what a viewer shows do not fit them"
+        )
     # a photograph and its CAM are one thing that was found
     others = len(with_cam) - sum(1 for files in matched.values() if files)
     cam_files = len(cams.index) + len(cams.repeated) + len(cams.broken)

@@ -58,7 +58,7 @@ class CamReader:
         manifest, source = row["manifest"], row["cams"]
         with naming_file(source):
             cam = self._read(source)
-            self._check(cam, (manifest["height"], manifest["width"]))
+            self._check(cam, manifest)
             labels, scores = self._allowed(cam, manifest["labels"] or [])
             return labels, self._in_range(replace(cam, scores=scores))
 
@@ -106,8 +106,8 @@ class CamReader:
         labels = to_contiguous(planes.labels, self.reading.class_ids, self.dataset_ids)
         return replace(planes, labels=labels)
 
-    def _check(self, cam: Planes, photograph: tuple[int, int]) -> None:
-        scores = cam.scores
+    def _check(self, cam: Planes, photograph: Mapping[str, Any]) -> None:
+        scores, size = cam.scores, (photograph["height"], photograph["width"])
         if scores.dtype.kind != "f" or scores.ndim != 3 or len(scores) != len(cam.labels):
             raise ValueError(
                 f"the CAM is {scores.dtype} {list(scores.shape)} for {len(cam.labels)} classes: "
@@ -115,10 +115,10 @@ class CamReader:
             )
         if 0 in scores.shape[1:]:
             raise ValueError(f"the CAM's maps are empty: {list(scores.shape)}")
-        if cam.size is not None and cam.size != photograph:
+        if cam.size is not None and cam.size != size:
             raise ValueError(
                 f"the CAM was made for {cam.size[0]} x {cam.size[1]} px, the photograph has "
-                f"{photograph[0]} x {photograph[1]}"
+                f"{size[0]} x {size[1]}"
             )
         check_aspect(scores.shape[1:], photograph, "maps", squares=True)
         if len(set(cam.labels)) < len(cam.labels):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
-from pmm_ray.runtime.rows.images import decode_mask, read_file
+from pmm_ray.runtime.rows.images import decode_mask, read_file, read_header
 from pmm_ray.sources.reading.names import has_ending
 from pmm_ray.sources.reading.pickled import load_pickled_dict, read_npy_header
 
@@ -180,30 +180,53 @@ def stack(planes: Sequence[object]) -> NDArray[Any]:
 
 
 def check_aspect(
-    stored: tuple[int, ...], photograph: tuple[int, int], what: str, *, squares: bool = False
+    stored: tuple[int, ...], photograph: Mapping[str, Any], what: str, *, squares: bool = False
 ) -> None:
     """Refuse planes of another shape than the photograph: turned, padded, or of another one.
 
     Args:
-        stored, photograph: (height, width), px.
+        stored: (height, width), px.
+        photograph: its row of the manifest; its file is opened where the planes do not fit.
         what: the planes are called.
         squares: whether square planes fit any photograph, as networks make them whose input is.
 
     Raises:
         ValueError: they would be stretched.
     """
-    (h, w), (height, width) = stored, photograph
+    (h, w), (height, width) = stored, (photograph["height"], photograph["width"])
+    sizes = f"the {what} have {h} x {w} px, the photograph has {height} x {width}"
     if h != w and (h, w) == (width, height):
-        raise ValueError(
-            f"the {what} have {h} x {w} px, the photograph has {height} x {width}: they are "
-            "turned; write them as [classes, height, width]"
+        advice = _by_exif(photograph, what) or "write them as [classes, height, width]"
+        raise ValueError(f"{sizes}: they are turned; {advice}")
+    if _stretch((h, w), (height, width)) and not (squares and h == w):
+        fits_turned = not _stretch((h, w), (width, height))
+        advice = (fits_turned and _by_exif(photograph, what)) or (
+            "are they of this photograph, and not turned or padded?"
         )
+        raise ValueError(f"{sizes}: one would be stretched to the other; {advice}")
+
+
+def _stretch(stored: tuple[int, int], photograph: tuple[int, int]) -> bool:
+    """Whether the aspect of planes is another than the photograph's."""
+    (h, w), (height, width) = stored, photograph
     # a small plane's sides are rounded to whole pixels
-    if abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w and not (squares and h == w):
-        raise ValueError(
-            f"the {what} have {h} x {w} px, the photograph has {height} x {width}: one would be "
-            "stretched to the other; are they of this photograph, and not turned or padded?"
-        )
+    return abs(w * height / (h * width) - 1) > _STRETCH + 1 / h + 1 / w
+
+
+def _by_exif(photograph: Mapping[str, Any], what: str) -> str:
+    """What to do where EXIF data turns a photograph that counts as it is stored; else empty."""
+    try:
+        header = read_header(photograph.get("uri") or "", apply_exif=True)
+    except RowError:
+        return ""
+    turned, stored = header.size, header.stored_size
+    if turned == stored or stored != (photograph["height"], photograph["width"]):
+        return ""
+    return (
+        f"EXIF data turns the photograph (orientation {header.orientation}), which counts as it is "
+        f"stored: make the {what} of the stored pixels, or turn these (`magick mogrify "
+        "-auto-orient FILE`)"
+    )
 
 
 def _plane(uri: str, most_values: int) -> NDArray[Any]:

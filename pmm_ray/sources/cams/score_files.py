@@ -258,7 +258,7 @@ class ScoreReader:
             labels = self._labels(planes)
             values = self._values(planes)
             size = manifest["height"], manifest["width"]
-            check_aspect(planes.scores.shape[1:], size, "scores")
+            check_aspect(planes.scores.shape[1:], manifest, "scores")
             kept = [k for k, label in enumerate(labels) if label >= 0]
             scores = resize_planes(planes.scores, kept, *size)
         if values == "logits":

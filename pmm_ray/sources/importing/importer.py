@@ -60,6 +60,7 @@ class Importer:
     _contents: dict[str, int] = field(init=False, default_factory=dict)
     # with truth whose size does not tell whether it is turned, too
     _unsure_truth: list[str] = field(init=False, default_factory=list)
+    _turned: list[str] = field(init=False, default_factory=list)
     _waiting: deque[Callable[[], None]] = field(init=False, default_factory=deque)
     _openers: ThreadPoolExecutor = field(
         init=False, default_factory=partial(ThreadPoolExecutor, _AT_ONCE, "import")
@@ -70,6 +71,12 @@ class Importer:
         """The sound photographs by their ids, in the order in which they were added."""
         self._settle(0)
         return self._rows
+
+    @property
+    def turned(self) -> list[str]:
+        """The uris of the sound photographs that EXIF data turns, whether it is obeyed or not."""
+        self._settle(0)
+        return self._turned
 
     @property
     def errors(self) -> list[ErrorRow]:
@@ -293,8 +300,10 @@ class Importer:
             )
         found = check_labels(labels, self.label_space)
         unsure = (mask_size or stated_size) in (stored, (0, 0))
-        if row.ground_truth_uri and header.orientation != 1 and unsure:
-            self._unsure_truth.append(row.uri)
+        if header.orientation != 1:
+            self._turned.append(row.uri)
+            if row.ground_truth_uri and self.exif == "apply" and unsure:
+                self._unsure_truth.append(row.uri)
         self._contents[row.image_id] = header.content
         return replace(row, labels=found, height=size[0], width=size[1])
 

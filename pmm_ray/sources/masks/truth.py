@@ -15,7 +15,7 @@ from pmm_ray.runtime.core import storage
 from pmm_ray.runtime.core.errors import CannotRunError, RowError
 from pmm_ray.runtime.rows.images import (
     decode_mask,
-    decode_rgb,
+    decode_rgba,
     encode_mask,
     is_colour,
     mask_palette,
@@ -154,8 +154,13 @@ class TruthMasks:
     def _of_colours(self, uri: str) -> NDArray[Any]:
         """The mask that colours mean, contiguous ids [H, W]."""
         known = {_code(colour): i for i, colour in enumerate(self.colours)}
-        rgb = decode_rgb(read_file(uri), apply_exif=False, uri=uri).astype(np.int32)
-        codes = rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        rgba = decode_rgba(read_file(uri), uri=uri)
+        if rgba[..., 3].min() < 255:
+            raise ValueError(
+                f"the mask {uri} has transparent parts, whose colour no class has: fill them with "
+                f"the background's, {self.colours[0]}, and save the mask without transparency"
+            )
+        codes = rgba[..., :3].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
         found, places = np.unique(codes, return_inverse=True)
         strange = [code for code in found.tolist() if code not in known]
         if strange:
