@@ -167,6 +167,30 @@ def test_step_by_step_is_inference_and_the_divergence_falls() -> None:
     assert both[0][1] == sorted(both[0][1], reverse=True)
 
 
+@pytest.mark.parametrize(
+    "compat",
+    [
+        np.full(5, -3, np.float32),
+        np.float32(3) * (1 - np.eye(5, dtype=np.float32)),
+        (2 * np.eye(5) + 5 * (1 - np.eye(5))).astype(np.float32),
+    ],
+    ids=["vector", "matrix", "matrix with a diagonal"],
+)
+def test_a_weight_may_be_written_as_energies(compat: Any) -> None:
+    energies = make_energies(5, 20 * 30, 0)
+    fields = []
+    for module, value in ((ours, 3), (ours, compat), (theirs, compat)):
+        crf = module.DenseCRF2D(30, 20, 5)
+        crf.setUnaryEnergy(energies)
+        crf.addPairwiseGaussian(sxy=3, compat=value)
+        posterior = crf.startInference()[0]
+        fields.append((np.array(crf.inference(5)), crf.klDivergence(posterior)))
+    (number, _), (mine, divergence), (truth, expected) = fields
+    np.testing.assert_array_equal(mine, number)
+    np.testing.assert_allclose(mine, truth, atol=1e-4)
+    assert divergence == pytest.approx(expected, rel=1e-4)
+
+
 def test_layouts_and_types_do_not_matter() -> None:
     energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3)
     features = np.random.default_rng(0).normal(0, 1, (4, 120)).astype(np.float32)
