@@ -107,7 +107,7 @@ class Preset(Enum):
     """The settings in use."""
 
     SEAM = Setting(
-        "SEAM infer_SEAM.py; PSA, EPS, S2C",
+        "SEAM infer_SEAM.py",
         CrfParameters.seam(),
         background="exponent",
         strengths=(4.0, 24.0),

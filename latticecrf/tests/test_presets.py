@@ -92,6 +92,8 @@ def test_every_preset_has_its_numbers_and_a_source() -> None:
         assert found == NUMBERS[preset.name]
         assert parameters.iterations == ITERATIONS[preset.name]
         assert preset.value.source
+    # PSA's exponents are 4 and 32
+    assert "PSA" not in Preset.SEAM.value.source
 
 
 @pytest.mark.parametrize("name", ["EXCEL", "TOCO", "WECLIP", "MCTFORMER", "WEAKTR", "COSA"])
