@@ -38,19 +38,19 @@ def iterations(value: Any) -> int:
     return max(0, int(float(value)))
 
 
-def energies(value: Any, labels: int, pixels: int) -> Float32Array:
+def energies(value: Any) -> Float32Array:
     """Unary energies, float32 [M, N], a copy.
 
     Raises:
-        ValueError: The shape or type is wrong, a value is NaN or minus infinity, or a pixel allows
-            no label.
+        ValueError: It is no floating array [M, N], a value is NaN or minus infinity, or a pixel
+            allows no label.
     """
-    checked = check_array("the unary energy", value, "MN", (labels, pixels), "f", finite=False)
+    checked = check_array("the unary energy", value, "MN", finite=False)
     with np.errstate(over="ignore"):
         copy = np.array(checked, np.float32, order="C")
     if not (copy > -np.inf).all():
         raise ValueError("the unary energy holds NaN or minus infinity")
-    if not np.isfinite(copy.min(axis=0)).all():
+    if not np.isfinite(copy.min(axis=0, initial=np.inf)).all():
         raise ValueError("the unary energy of a pixel is infinite for every label")
     return copy
 

@@ -55,11 +55,14 @@ class ConstUnary:
     """Unary energies for `DenseCRF.setUnary`.
 
     Args:
-        u: Floating [M, N].
+        u: Floating [M, N]; a copy is kept.
+
+    Raises:
+        ValueError: They do not fit, see `arguments.energies`.
     """
 
     def __init__(self, u: Any) -> None:
-        self.energies = u
+        self.energies = arguments.energies(u)
 
 
 class DenseCRF:
@@ -84,11 +87,12 @@ class DenseCRF:
         """Set the unary energies, see `setUnaryEnergy`.
 
         Raises:
-            ValueError: It is no `ConstUnary`, or its energies do not fit.
+            ValueError: It is no `ConstUnary`, or of another number of labels or pixels.
         """
         if not isinstance(unary, ConstUnary):
             raise ValueError(f"unary is a {type(unary).__name__}: give a ConstUnary(energies)")
-        self._energies = arguments.energies(unary.energies, self._labels, self._pixels)
+        shape = (self._labels, self._pixels)
+        self._energies = check_array("the unary energy", unary.energies, "MN", shape, finite=False)
 
     def setUnaryEnergy(self, u: Any, f: None = None) -> None:
         """Set the unary energies.

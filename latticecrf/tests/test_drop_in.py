@@ -249,6 +249,18 @@ def test_sizes_are_cut_and_unary_energies_come_as_objects_too() -> None:
         np.testing.assert_allclose(posterior, found[0], atol=1e-5)
 
 
+def test_unary_energies_are_a_copy() -> None:
+    expected, buffer = make_energies(3, 120, 0), np.empty((3, 120), np.float32)
+    for module in (ours, theirs):
+        buffer[:] = expected
+        unary = module.ConstUnary(buffer)
+        buffer[:] = 0  # the next image
+        crf = module.DenseCRF(120, 3)
+        crf.setUnary(unary)
+        posterior = np.array(crf.inference(0))
+        np.testing.assert_allclose(posterior, np.exp(-expected) / np.exp(-expected).sum(0), 1e-5)
+
+
 def test_an_object_builds_its_lattices_once(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 

@@ -68,6 +68,8 @@ WRONG = DEADLY | {
     "half a pixel": "d.DenseCRF2D(0.5, 12, 3)",
     "pixels without end": "d.DenseCRF2D(float('inf'), 12, 3)",
     "not a number of pixels": "d.DenseCRF(float('nan'), 3)",
+    "an object of a list": "d.ConstUnary(energies.tolist())",
+    "an object without labels": "d.ConstUnary(energies[:0])",
     "energies that are no object": "crf.setUnary(energies)",
     "energies of features": "crf.setUnaryEnergy(energies, np.ones((120, 120), np.float32))",
     "posteriors of another shape": "crf.stepInference(energies[:, 1:], None, None)",
