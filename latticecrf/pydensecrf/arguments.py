@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,20 +20,22 @@ def whole(name: str, value: Any) -> int:
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, Real) or not 1 <= float(value) < math.inf:
+    number = _number(value)
+    if number is None or not 1 <= number < math.inf:
         raise ValueError(f"{name} = {value!r} is not a number of at least 1")
-    return int(float(value))
+    return int(number)
 
 
 def iterations(value: Any) -> int:
-    """A number of iterations; below zero means none, as in pydensecrf.
+    """A number of iterations, its fraction cut off; below zero means none, as in pydensecrf.
 
     Raises:
-        ValueError: It is not a whole number.
+        ValueError: It is none, or not finite.
     """
-    if not isinstance(value, Real) or not float(value).is_integer():
-        raise ValueError(f"the number of iterations is {value!r}, not a whole number")
-    return max(0, int(float(value)))
+    number = _number(value)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"the number of iterations is {value!r}, not a finite number")
+    return max(0, int(number))
 
 
 def energies(value: Any) -> Float32Array:
@@ -70,17 +70,22 @@ def points(value: Any, pixels: int) -> Float32Array:
 def sigmas(name: str, value: Any, count: int) -> tuple[float, ...]:
     """Standard deviations: a number for all, or a sequence whose first `count` are taken.
 
+    Of an infinite one the feature is 0 everywhere.
+
     Raises:
         ValueError: There are too few, or one is not above 0.
     """
-    given: Sequence[Any] = [value] * count if isinstance(value, (Real, np.number)) else value
+    every = _number(value)
     try:
-        chosen = tuple(float(given[i]) for i in range(count))
-    except (TypeError, IndexError, ValueError):
-        raise ValueError(f"{name} = {value!r} is neither a number nor {count} numbers") from None
+        found = [_number(value[i]) if every is None else every for i in range(count)]
+    except (TypeError, IndexError, KeyError):
+        found = []
+    chosen = tuple(sigma for sigma in found if sigma is not None)
+    if len(chosen) < count:
+        raise ValueError(f"{name} = {value!r} is neither a number nor {count} numbers")
     # Its square root of the smallest float32 keeps a grey level over it finite.
-    if not all(1e-19 < sigma < math.inf for sigma in chosen):
-        raise ValueError(f"{name} = {value!r}: a standard deviation must be above 0 and finite")
+    if not all(sigma > 1e-19 for sigma in chosen):
+        raise ValueError(f"{name} = {value!r}: a standard deviation must be above 0")
     return chosen
 
 
@@ -90,8 +95,8 @@ def attraction(compat: Any, labels: int) -> Attraction:
     Raises:
         ValueError: It is neither a number nor numbers [M] or [M, M], or one is NaN or beyond 1e30.
     """
-    if isinstance(compat, (Real, np.number)):
-        number = float(compat)
+    number = _number(compat)
+    if number is not None:
         if not abs(number) <= MOST_WEIGHT:
             raise ValueError(f"compat = {compat!r} is not within -{MOST_WEIGHT} to {MOST_WEIGHT}")
         return number
@@ -99,7 +104,9 @@ def attraction(compat: Any, labels: int) -> Attraction:
         with np.errstate(over="ignore"):
             array = np.array(compat, np.float32)
     except (TypeError, ValueError):
-        raise ValueError(f"compat = {compat!r} is neither a number nor an array") from None
+        array = np.empty((), np.float32)
+    if array.ndim == 0:
+        raise ValueError(f"compat = {compat!r} is neither a number nor an array of numbers")
     if array.shape not in ((labels,), (labels, labels)):
         raise ValueError(
             f"compat has shape {array.shape}; a number, ({labels},) or ({labels}, {labels}) fit"
@@ -109,3 +116,11 @@ def attraction(compat: Any, labels: int) -> Attraction:
         raise ValueError(f"compat holds NaN, or a value beyond -{MOST_WEIGHT} to {MOST_WEIGHT}")
     # pydensecrf takes the symmetric part of a matrix, and subtracts what it takes from a number.
     return -array if array.ndim == 1 else (array + array.T) * np.float32(-0.5)
+
+
+def _number(value: Any) -> float | None:
+    """What is a number: of Python, of NumPy, or an array or tensor without axes."""
+    try:
+        return None if isinstance(value, (str, bytes)) or np.ndim(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

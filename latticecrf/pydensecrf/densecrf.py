@@ -130,7 +130,14 @@ class DenseCRF:
         self._add(point_features(checked), compat, kernel, normalization)
 
     def inference(self, niter: int) -> Float32Array:
-        """The posteriors after `niter` mean-field iterations, float32 [M, N]."""
+        """The posteriors after `niter` mean-field iterations, float32 [M, N].
+
+        Args:
+            niter: A finite number. Fractions are cut off; below 0 is 0.
+
+        Raises:
+            ValueError: It is none, or a kernel's deviations are too small for its pixels.
+        """
         count = arguments.iterations(niter)
         # Without iterations nothing is filtered.
         bank, attractions = self._filters() if count else (FilterBank([], self._pixels), [])
@@ -206,7 +213,7 @@ class DenseCRF2D(DenseCRF):
         """Add a Gaussian over the pixels' places.
 
         Args:
-            sxy: Standard deviation, or those of x and y, pixels.
+            sxy: Standard deviation, or those of x and y, pixels, above 0, also infinite.
             compat, kernel, normalization: See `addPairwiseEnergy`.
 
         Raises:
@@ -227,8 +234,9 @@ class DenseCRF2D(DenseCRF):
         """Add a Gaussian over the pixels' places and colours.
 
         Args:
-            sxy: Standard deviation, or those of x and y, pixels.
-            srgb: Standard deviation of the colours, or those of the three channels, grey levels.
+            sxy: See `addPairwiseGaussian`.
+            srgb: Standard deviation of the colours, or those of the three channels, grey levels,
+                above 0, also infinite.
             rgbim: uint8 [H, W, 3].
             compat, kernel, normalization: See `addPairwiseEnergy`.
 

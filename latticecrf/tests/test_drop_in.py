@@ -238,15 +238,27 @@ def test_sizes_are_cut_and_unary_energies_come_as_objects_too() -> None:
     energies = make_energies(3, 120, 0)
     found = []
     for module in (ours, theirs):
-        for size in ((10.0, 12, np.float64(3)), (10.7, np.int64(12), 3)):
+        for size in ((10.0, 12, np.float64(3)), (10.7, np.int64(12), np.array(3))):
             crf = module.DenseCRF2D(*size)
             crf.setUnary(module.ConstUnary(energies))
             crf.addPairwiseGaussian(sxy=3, compat=3)
             found.append(np.array(crf.inference(np.int64(2))))
             crf.setUnaryEnergy(energies, f=None)
-            found.append(np.array(crf.inference(2.0)))
+            found += [np.array(crf.inference(count)) for count in (2.0, 2.7, np.array(2))]
     for posterior in found:
         np.testing.assert_allclose(posterior, found[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sxy", "srgb"), [(np.inf, np.inf), (np.inf, 13), ((np.inf, 3), 13), (40, (np.inf, 13, 13))]
+)
+def test_a_feature_without_weight_has_an_infinite_deviation(sxy: Any, srgb: Any) -> None:
+    energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3)
+    calls = [
+        ("addPairwiseGaussian", {"sxy": sxy, "compat": 3}),
+        ("addPairwiseBilateral", {"sxy": sxy, "srgb": srgb, "rgbim": image, "compat": 4}),
+    ]
+    assert_alike((12, 10), energies, calls, 3)
 
 
 def test_unary_energies_are_a_copy() -> None:
