@@ -8,8 +8,9 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from latticecrf.checks import Float32Array, check_array
+from latticecrf.checks import Float32Array, check_array, check_rgb
 from latticecrf.mean_field.energies import Attraction
 from latticecrf.parameters import MOST_WEIGHT
 
@@ -67,6 +68,24 @@ def points(value: Any, pixels: int) -> Float32Array:
     return np.array(checked, np.float32, order="C")
 
 
+def image(value: Any, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """A colour image, uint8 [H, W, 3]; of a bool one True is 1.
+
+    Raises:
+        ValueError: The shape or type is wrong.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        value = value.view(np.uint8)
+    try:
+        checked = check_rgb("rgbim", value)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; other images go through utils.create_pairwise_bilateral and"
+            " addPairwiseEnergy"
+        ) from None
+    return check_array("rgbim", checked, "HWC", (height, width, 3), kinds="u")
+
+
 def sigmas(name: str, value: Any, count: int) -> tuple[float, ...]:
     """Standard deviations: a number for all, or a sequence whose first `count` are taken.
 
@@ -106,7 +125,10 @@ def attraction(compat: Any, labels: int) -> Attraction:
     except (TypeError, ValueError):
         array = np.empty((), np.float32)
     if array.ndim == 0:
-        raise ValueError(f"compat = {compat!r} is neither a number nor an array of numbers")
+        raise ValueError(
+            f"compat = {compat!r} is no number: give one, or an array of shape ({labels},) or"
+            f" ({labels}, {labels})"
+        )
     if array.shape not in ((labels,), (labels, labels)):
         raise ValueError(
             f"compat has shape {array.shape}; a number, ({labels},) or ({labels}, {labels}) fit"

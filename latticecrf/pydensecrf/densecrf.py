@@ -237,17 +237,15 @@ class DenseCRF2D(DenseCRF):
             sxy: See `addPairwiseGaussian`.
             srgb: Standard deviation of the colours, or those of the three channels, grey levels,
                 above 0, also infinite.
-            rgbim: uint8 [H, W, 3].
+            rgbim: uint8 or bool [H, W, 3].
             compat, kernel, normalization: See `addPairwiseEnergy`.
 
         Raises:
             ValueError: An argument does not fit.
         """
-        shape = (self._height, self._width, 3)
-        image = check_array("rgbim", rgbim, "HWC", shape, kinds="u")
-        if image.dtype != np.uint8:
-            raise ValueError(f"rgbim has dtype {image.dtype}; it must be uint8")
         features = color_features(
-            image, arguments.sigmas("sxy", sxy, 2), arguments.sigmas("srgb", srgb, 3)
+            arguments.image(rgbim, self._height, self._width),
+            arguments.sigmas("sxy", sxy, 2),
+            arguments.sigmas("srgb", srgb, 3),
         )
         self._add(features, compat, kernel, normalization)

@@ -212,6 +212,12 @@ def test_layouts_and_types_do_not_matter() -> None:
         np.testing.assert_array_equal(solve(ours, (12, 10), layout, given_calls, 4), expected)
 
 
+def test_a_bool_image_is_one_of_zeros_and_ones() -> None:
+    energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3) > 100
+    call = {"sxy": 3, "srgb": 0.5, "rgbim": image, "compat": 4}
+    assert_alike((12, 10), energies, [("addPairwiseBilateral", call)], 4)
+
+
 def test_a_label_may_be_forbidden() -> None:
     for labels in (2, 3):
         energies = make_energies(labels, 120, 2)

@@ -45,6 +45,7 @@ WRONG = DEADLY | {
     "an image on its side": "crf.addPairwiseBilateral(80, 13, image.transpose(1, 0, 2), 10)",
     "a grey image": "crf.addPairwiseBilateral(80, 13, image[..., 0], 10)",
     "an image of floats": "crf.addPairwiseBilateral(80, 13, image.astype(np.float32), 10)",
+    "an image of four channels": "crf.addPairwiseBilateral(80, 13, image[..., [0, 1, 2, 2]], 10)",
     "an image of wide integers": "crf.addPairwiseBilateral(80, 13, image.astype(np.uint16), 10)",
     "two deviations for three channels": "crf.addPairwiseBilateral(80, (13, 13), image, 10)",
     "a vector of another length": "crf.addPairwiseGaussian(3, np.ones(2, np.float32))",
@@ -91,6 +92,28 @@ def test_it_is_a_value_error(call: str) -> None:
     names: dict[str, Any] = {"d": d}
     exec(SETUP, names)
     with pytest.raises(ValueError, match=r"\w"):
+        exec(call, names)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (WRONG["a grey image"], r"shape \(12, 10\), not \[H, W, 3\].*create_pairwise_bilateral"),
+        (WRONG["an image of four channels"], r"shape \(12, 10, 4\), not \[H, W, 3\].*addPairwiseE"),
+        (WRONG["an image of floats"], r"float32, not uint8: .*astype.*create_pairwise_bilateral"),
+        (WRONG["energies of integers"], r"int64, not floating: convert it by \.astype"),
+        (WRONG["a list"], r"got list: np\.asarray"),
+        (
+            WRONG["no weight"],
+            r"None is no number: give one, or an array of shape \(3,\) or \(3, 3\)",
+        ),
+        (WRONG["a weight of digits"], "'3' is no number: give one"),
+    ],
+)
+def test_common_mistakes_are_told_what_to_do(call: str, message: str) -> None:
+    names: dict[str, Any] = {"d": d}
+    exec(SETUP, names)
+    with pytest.raises(ValueError, match=message):
         exec(call, names)
 
 
