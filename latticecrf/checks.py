@@ -14,6 +14,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
 
+_KINDS = {"f": "floating", "u": "unsigned integers", "i": "signed integers", "b": "bool"}
+
 
 def check_array(
     name: str,
@@ -37,11 +39,15 @@ def check_array(
         ValueError: The argument does not fit.
     """
     if not isinstance(value, np.ndarray):
-        raise ValueError(f"{name} must be a NumPy array [{axes}], got {type(value).__name__}")
+        raise ValueError(
+            f"{name} must be a NumPy array [{axes}], got {type(value).__name__}:"
+            " np.asarray makes one"
+        )
     if value.ndim != len(axes):
         raise ValueError(f"{name} must have {len(axes)} axes [{axes}], got shape {value.shape}")
     if value.dtype.kind not in kinds:
-        raise ValueError(f"{name} has dtype {value.dtype}, which is not supported here")
+        fitting = " or ".join(_KINDS[kind] for kind in kinds)
+        raise ValueError(f"{name} has dtype {value.dtype}, not {fitting}: convert it by .astype")
     if shape is not None:
         for axis, got, wanted in zip(axes, value.shape, shape, strict=True):
             if wanted is not None and got != wanted:
@@ -51,15 +57,32 @@ def check_array(
     return value
 
 
+def check_rgb(name: str, value: object) -> npt.NDArray[np.uint8]:
+    """Return `value` after checking that it is an RGB image, uint8 [H, W, 3]; `name` as above.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(value, np.ndarray) and value.dtype != np.uint8:
+        raise ValueError(
+            f"{name} has dtype {value.dtype}, not uint8: scale it to 0..255 and convert it by"
+            " .astype(np.uint8)"
+        )
+    if isinstance(value, np.ndarray) and (value.ndim != 3 or value.shape[2] != 3):
+        raise ValueError(
+            f"{name} has shape {value.shape}, not [H, W, 3]: bring three channels to the last axis"
+            " (np.dstack([grey] * 3), rgba[..., :3])"
+        )
+    return check_array(name, value, "HWC", kinds="u")
+
+
 def check_image(image_HW3: object) -> npt.NDArray[np.uint8]:
     """Return `image_HW3` after checking that it is a non-empty RGB image, uint8 [H, W, 3].
 
     Raises:
         ValueError: It is not.
     """
-    image = check_array("image_HW3", image_HW3, "HWC", (None, None, 3), kinds="u")
-    if image.dtype != np.uint8:
-        raise ValueError(f"image_HW3 must be uint8, got {image.dtype}")
+    image = check_rgb("image_HW3", image_HW3)
     if image.shape[0] == 0 or image.shape[1] == 0:
         raise ValueError(f"image_HW3 is empty: shape {image.shape}")
     return image

@@ -22,6 +22,8 @@ Solve = Callable[[FloatArray], FloatArray]
 
 # What `Preset.labels` gives ignored pixels, and `Setting.labels` any number of labels.
 _IGNORED_ID, IGNORED = 255, -1
+# SEAM takes 1e-5 from a map of zeros and divides by 1e-5; float16 rounds.
+_LOWEST, _HIGHEST = -1.001, 1.001
 # What Caffe's networks take from blue, green and red.
 _MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 
@@ -107,7 +109,7 @@ class Preset(Enum):
     """The settings in use."""
 
     SEAM = Setting(
-        "SEAM infer_SEAM.py; PSA, EPS, S2C",
+        "SEAM infer_SEAM.py",
         CrfParameters.seam(),
         background="exponent",
         strengths=(4.0, 24.0),
@@ -162,6 +164,7 @@ class Preset(Enum):
         Raises:
             ValueError: An argument does not fit.
         """
+        _check_range("scores_MHW", check_array("scores_MHW", scores_MHW, "MHW"))
         return self.value.crf(image_HW3).joint(scores_MHW)
 
     def labels(self, image_HW3: Image, planes: FloatArray) -> Labels:
@@ -170,7 +173,7 @@ class Preset(Enum):
         Args:
             image_HW3: See `posteriors`.
             planes: Scores [M, H, W] where the setting's background is `given`, else activation
-                maps [K, H, W]; floating, 0..1.
+                maps [K, H, W]; floating, 0..1 (SEAM has maps down to -1).
 
         Returns:
             int64 [H, W]: 0 the background, k + 1 the map k, 255 ignored. With scores the label is
@@ -182,9 +185,21 @@ class Preset(Enum):
         crf = self.value.crf(image_HW3)
         height, width = image_HW3.shape[:2]
         checked = check_array("planes", planes, "KHW", (None, height, width))
+        _check_range("planes", checked)
         count = len(checked) + (self.value.background != "given")
+        if count == 0:
+            raise ValueError("planes has no plane: give the scores of the background at least")
         if count > _IGNORED_ID:
             raise ValueError(f"{count} labels compete in one image: at most {_IGNORED_ID} can")
         labels_HW = self.value.labels(checked, crf.joint)
         labels_HW[labels_HW == IGNORED] = _IGNORED_ID
         return labels_HW
+
+
+def _check_range(name: str, planes: FloatArray) -> None:
+    low, high = planes.min(initial=0.0), planes.max(initial=0.0)
+    if low < _LOWEST or high > _HIGHEST:
+        raise ValueError(
+            f"{name} reaches from {low:.4g} to {high:.4g}, not from 0 to 1: divide each map by its"
+            " maximum, or take the softmax of the scores"
+        )

@@ -1,18 +1,67 @@
-"""Numbering for lattices whose coordinates do not fit one 64-bit key.
+"""Numbering for lattices whose keys, by what coordinates may occur, do not fit 64 bits.
 
-Only standard deviations far below a pixel or a grey level, or images of hundreds of megapixels,
-come here. Rows of coordinates are compared in full: slower, never wrong.
+Features of six to eight dimensions come here at common standard deviations; images of three
+channels only at deviations far below a pixel or a grey level, or of hundreds of megapixels. Keys
+are made of the coordinates that do occur; slower than in `vertices`, never wrong.
 """
 
 # N: pixels; S: simplices; M: vertices; d: feature dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 Int8Array = npt.NDArray[np.int8]
+Columns = Sequence[npt.NDArray[np.integer[Any]]]
+
+_KEY_LIMIT = 2**62
+
+
+class _Rows:
+    """Rows of integers, numbered in lexicographic order.
+
+    A row's key is a mixed-radix number. Where the next digit does not fit, the number of the
+    digits so far takes their place.
+
+    Args:
+        columns: Integers [n], at least one row.
+
+    Attributes:
+        numbers: The number of each row, int64 [n].
+        first: The first row of each number, int64.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._digits: list[tuple[int, int, Int64Array | None]] = []
+        keys, size = np.zeros(1, np.int64), 1
+        for column in columns:
+            # Rows one step away have keys, too.
+            low, span, known = int(column.min()) - 1, int(np.ptp(column)) + 3, None
+            if size * span > _KEY_LIMIT:
+                known, keys = np.unique(keys, return_inverse=True)
+                size = len(known)
+            keys = keys * span + (column - low)
+            size *= span
+            self._digits.append((low, span, known))
+        self._known, self.first, self.numbers = np.unique(
+            keys, return_index=True, return_inverse=True
+        )
+
+    def find(self, columns: Columns) -> Int64Array:
+        """The numbers of rows at most one step away from others, int64; -1 where a row is new."""
+        keys = np.zeros(1, np.int64)
+        for (low, span, known), column in zip(self._digits, columns, strict=True):
+            if known is not None:
+                keys = _positions(known, keys)
+            # What is below 0 stays there.
+            keys = keys * span + (column - low)
+        return _positions(self._known, keys)
 
 
 def merge_simplices(
@@ -29,11 +78,11 @@ def merge_simplices(
         The simplex of each pixel, int32 [N]; `corner` and `rank` with the S distinct simplices
         in front; S.
     """
-    rows = np.concatenate([corner[:pixels], rank[:pixels]], axis=1)
-    _, first, simplex_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    corner[: len(first)] = corner[first]
-    rank[: len(first)] = rank[first]
-    return simplex_of.ravel().astype(np.int32), corner, rank, len(first)
+    rows = _Rows([*corner[:pixels].T, *rank[:pixels].T])
+    count = len(rows.first)
+    corner[:count] = corner[rows.first]
+    rank[:count] = rank[rows.first]
+    return rows.numbers.astype(np.int32), corner, rank, count
 
 
 def number_wide_vertices(
@@ -46,19 +95,25 @@ def number_wide_vertices(
         there is none; the vertices' last coordinates, int32 [M].
     """
     count, d = corner.shape
-    remainder = np.arange(d + 1)[None, :, None]
-    wraps = rank[:, None, :d] > d - remainder
-    coordinates = (d + 1) * corner[:, None, :] + remainder - (d + 1) * wraps
-    vertices, simplices = np.unique(coordinates.reshape(-1, d), axis=0, return_inverse=True)
-    following = np.empty((d + 1, len(vertices)), np.int32)
-    for axis in range(d + 1):
-        step = np.full(d, -1)
-        if axis < d:
-            step[axis] = d
-        following[axis] = _find_rows(vertices, vertices + step)
+    # All coordinates of a vertex leave the same remainder when divided by d + 1.
+    remainder = np.tile(np.arange(d + 1, dtype=np.int32), count)
+    wraps = rank[:, None, :d] > d - np.arange(d + 1)[:, None]
+    quotients = (corner[:, None, :] - wraps).reshape(-1, d).T
+    rows = _Rows([quotients[0], remainder, *quotients[1:]])
+    simplices = rows.numbers.reshape(count, d + 1).astype(np.int32)
+    remainder, quotients = remainder[rows.first], quotients[:, rows.first]
     # The coordinates of a vertex sum to zero.
-    height = -vertices.sum(axis=1).astype(np.int32)
-    return simplices.reshape(count, d + 1).astype(np.int32), following, height
+    height = -(d * remainder + (d + 1) * quotients.sum(axis=0, dtype=np.int32))
+    # A step takes 1 from every coordinate but that of its axis, which gains d.
+    quotients -= remainder == 0
+    remainder = (remainder - 1) % (d + 1)
+    following = np.empty((d + 1, len(height)), np.int32)
+    for axis in range(d + 1):
+        gains = quotients[axis : axis + 1]  # the last coordinate is no column
+        gains += 1
+        following[axis] = rows.find([quotients[0], remainder, *quotients[1:]])
+        gains -= 1
+    return simplices, following, height
 
 
 def renumber_wide(
@@ -70,11 +125,8 @@ def renumber_wide(
     return position[simplices], moved
 
 
-def _find_rows(rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> Int32Array:
-    """The index of each wanted row among the distinct `rows`; -1 where it is absent."""
-    both = np.concatenate([rows, wanted])
-    _, first = np.unique(both, axis=0, return_inverse=True)
-    owner = np.full(len(both), -1, np.int32)
-    numbers = first.ravel()
-    owner[numbers[: len(rows)]] = np.arange(len(rows))
-    return owner[numbers[len(rows) :]]
+def _positions(known: Int64Array, wanted: Int64Array) -> Int64Array:
+    """Where each wanted key stands among the sorted, distinct `known`; -1 where it is absent."""
+    found = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    found[known[found] != wanted] = -1
+    return found

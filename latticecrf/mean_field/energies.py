@@ -49,6 +49,7 @@ def solve_energies(
     """
     if len(energies_MN) == 2:
         return _solve_two(bank, energies_MN, attractions, iterations)
+    attractions = [_plain(attraction) for attraction in attractions]
     weights = [attraction for attraction in attractions if isinstance(attraction, float)]
     alike = len(weights) == len(attractions) and min(weights, default=0.0) >= 0.0
     if alike and float(bank.mass(weights).max()) <= _SAFE_MESSAGE:
@@ -111,6 +112,21 @@ def _solve_two(
     masses_N = bank.mass(losses)
     solve_binary(bank, posterior_2N[1:], masses_N, factors, iterations, posterior_2N[:1])
     return posterior_2N
+
+
+def _plain(attraction: Attraction) -> Attraction:
+    """The number that makes the same posteriors, if there is one.
+
+    What all labels add to one another equally, they add to each logit of a pixel: no posterior
+    changes.
+    """
+    if isinstance(attraction, float):
+        return attraction
+    matrix = as_matrix(attraction, len(attraction))
+    own, other = matrix[0, 0], matrix[0, -1]
+    alike = np.full_like(matrix, other)
+    np.fill_diagonal(alike, own)
+    return float(own - other) if np.array_equal(matrix, alike) else attraction
 
 
 def _messages(

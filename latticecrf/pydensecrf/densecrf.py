@@ -55,11 +55,14 @@ class ConstUnary:
     """Unary energies for `DenseCRF.setUnary`.
 
     Args:
-        u: Floating [M, N].
+        u: Floating [M, N]; a copy is kept.
+
+    Raises:
+        ValueError: They do not fit, see `arguments.energies`.
     """
 
     def __init__(self, u: Any) -> None:
-        self.energies = u
+        self.energies = arguments.energies(u)
 
 
 class DenseCRF:
@@ -84,11 +87,12 @@ class DenseCRF:
         """Set the unary energies, see `setUnaryEnergy`.
 
         Raises:
-            ValueError: It is no `ConstUnary`, or its energies do not fit.
+            ValueError: It is no `ConstUnary`, or of another number of labels or pixels.
         """
         if not isinstance(unary, ConstUnary):
             raise ValueError(f"unary is a {type(unary).__name__}: give a ConstUnary(energies)")
-        self._energies = arguments.energies(unary.energies, self._labels, self._pixels)
+        shape = (self._labels, self._pixels)
+        self._energies = check_array("the unary energy", unary.energies, "MN", shape, finite=False)
 
     def setUnaryEnergy(self, u: Any, f: None = None) -> None:
         """Set the unary energies.
@@ -126,7 +130,14 @@ class DenseCRF:
         self._add(point_features(checked), compat, kernel, normalization)
 
     def inference(self, niter: int) -> Float32Array:
-        """The posteriors after `niter` mean-field iterations, float32 [M, N]."""
+        """The posteriors after `niter` mean-field iterations, float32 [M, N].
+
+        Args:
+            niter: A finite number. Fractions are cut off; below 0 is 0.
+
+        Raises:
+            ValueError: It is none, or a kernel's deviations are too small for its pixels.
+        """
         count = arguments.iterations(niter)
         # Without iterations nothing is filtered.
         bank, attractions = self._filters() if count else (FilterBank([], self._pixels), [])
@@ -202,7 +213,7 @@ class DenseCRF2D(DenseCRF):
         """Add a Gaussian over the pixels' places.
 
         Args:
-            sxy: Standard deviation, or those of x and y, pixels.
+            sxy: Standard deviation, or those of x and y, pixels, above 0, also infinite.
             compat, kernel, normalization: See `addPairwiseEnergy`.
 
         Raises:
@@ -223,19 +234,18 @@ class DenseCRF2D(DenseCRF):
         """Add a Gaussian over the pixels' places and colours.
 
         Args:
-            sxy: Standard deviation, or those of x and y, pixels.
-            srgb: Standard deviation of the colours, or those of the three channels, grey levels.
-            rgbim: uint8 [H, W, 3].
+            sxy: See `addPairwiseGaussian`.
+            srgb: Standard deviation of the colours, or those of the three channels, grey levels,
+                above 0, also infinite.
+            rgbim: uint8 or bool [H, W, 3].
             compat, kernel, normalization: See `addPairwiseEnergy`.
 
         Raises:
             ValueError: An argument does not fit.
         """
-        shape = (self._height, self._width, 3)
-        image = check_array("rgbim", rgbim, "HWC", shape, kinds="u")
-        if image.dtype != np.uint8:
-            raise ValueError(f"rgbim has dtype {image.dtype}; it must be uint8")
         features = color_features(
-            image, arguments.sigmas("sxy", sxy, 2), arguments.sigmas("srgb", srgb, 3)
+            arguments.image(rgbim, self._height, self._width),
+            arguments.sigmas("sxy", sxy, 2),
+            arguments.sigmas("srgb", srgb, 3),
         )
         self._add(features, compat, kernel, normalization)

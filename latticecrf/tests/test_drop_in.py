@@ -167,6 +167,30 @@ def test_step_by_step_is_inference_and_the_divergence_falls() -> None:
     assert both[0][1] == sorted(both[0][1], reverse=True)
 
 
+@pytest.mark.parametrize(
+    "compat",
+    [
+        np.full(5, -3, np.float32),
+        np.float32(3) * (1 - np.eye(5, dtype=np.float32)),
+        (2 * np.eye(5) + 5 * (1 - np.eye(5))).astype(np.float32),
+    ],
+    ids=["vector", "matrix", "matrix with a diagonal"],
+)
+def test_a_weight_may_be_written_as_energies(compat: Any) -> None:
+    energies = make_energies(5, 20 * 30, 0)
+    fields = []
+    for module, value in ((ours, 3), (ours, compat), (theirs, compat)):
+        crf = module.DenseCRF2D(30, 20, 5)
+        crf.setUnaryEnergy(energies)
+        crf.addPairwiseGaussian(sxy=3, compat=value)
+        posterior = crf.startInference()[0]
+        fields.append((np.array(crf.inference(5)), crf.klDivergence(posterior)))
+    (number, _), (mine, divergence), (truth, expected) = fields
+    np.testing.assert_array_equal(mine, number)
+    np.testing.assert_allclose(mine, truth, atol=1e-4)
+    assert divergence == pytest.approx(expected, rel=1e-4)
+
+
 def test_layouts_and_types_do_not_matter() -> None:
     energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3)
     features = np.random.default_rng(0).normal(0, 1, (4, 120)).astype(np.float32)
@@ -186,6 +210,12 @@ def test_layouts_and_types_do_not_matter() -> None:
     for layout in (np.asfortranarray(energies), energies.astype(np.float64), energies):
         given_calls = calls(backwards, wide, matrix.astype(np.float64).tolist())
         np.testing.assert_array_equal(solve(ours, (12, 10), layout, given_calls, 4), expected)
+
+
+def test_a_bool_image_is_one_of_zeros_and_ones() -> None:
+    energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3) > 100
+    call = {"sxy": 3, "srgb": 0.5, "rgbim": image, "compat": 4}
+    assert_alike((12, 10), energies, [("addPairwiseBilateral", call)], 4)
 
 
 def test_a_label_may_be_forbidden() -> None:
@@ -214,15 +244,39 @@ def test_sizes_are_cut_and_unary_energies_come_as_objects_too() -> None:
     energies = make_energies(3, 120, 0)
     found = []
     for module in (ours, theirs):
-        for size in ((10.0, 12, np.float64(3)), (10.7, np.int64(12), 3)):
+        for size in ((10.0, 12, np.float64(3)), (10.7, np.int64(12), np.array(3))):
             crf = module.DenseCRF2D(*size)
             crf.setUnary(module.ConstUnary(energies))
             crf.addPairwiseGaussian(sxy=3, compat=3)
             found.append(np.array(crf.inference(np.int64(2))))
             crf.setUnaryEnergy(energies, f=None)
-            found.append(np.array(crf.inference(2.0)))
+            found += [np.array(crf.inference(count)) for count in (2.0, 2.7, np.array(2))]
     for posterior in found:
         np.testing.assert_allclose(posterior, found[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sxy", "srgb"), [(np.inf, np.inf), (np.inf, 13), ((np.inf, 3), 13), (40, (np.inf, 13, 13))]
+)
+def test_a_feature_without_weight_has_an_infinite_deviation(sxy: Any, srgb: Any) -> None:
+    energies, image = make_energies(3, 12 * 10, 2), make_image(12, 10, 3)
+    calls = [
+        ("addPairwiseGaussian", {"sxy": sxy, "compat": 3}),
+        ("addPairwiseBilateral", {"sxy": sxy, "srgb": srgb, "rgbim": image, "compat": 4}),
+    ]
+    assert_alike((12, 10), energies, calls, 3)
+
+
+def test_unary_energies_are_a_copy() -> None:
+    expected, buffer = make_energies(3, 120, 0), np.empty((3, 120), np.float32)
+    for module in (ours, theirs):
+        buffer[:] = expected
+        unary = module.ConstUnary(buffer)
+        buffer[:] = 0  # the next image
+        crf = module.DenseCRF(120, 3)
+        crf.setUnary(unary)
+        posterior = np.array(crf.inference(0))
+        np.testing.assert_allclose(posterior, np.exp(-expected) / np.exp(-expected).sum(0), 1e-5)
 
 
 def test_an_object_builds_its_lattices_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ WRONG = DEADLY | {
     "an image on its side": "crf.addPairwiseBilateral(80, 13, image.transpose(1, 0, 2), 10)",
     "a grey image": "crf.addPairwiseBilateral(80, 13, image[..., 0], 10)",
     "an image of floats": "crf.addPairwiseBilateral(80, 13, image.astype(np.float32), 10)",
+    "an image of four channels": "crf.addPairwiseBilateral(80, 13, image[..., [0, 1, 2, 2]], 10)",
     "an image of wide integers": "crf.addPairwiseBilateral(80, 13, image.astype(np.uint16), 10)",
     "two deviations for three channels": "crf.addPairwiseBilateral(80, (13, 13), image, 10)",
     "a vector of another length": "crf.addPairwiseGaussian(3, np.ones(2, np.float32))",
@@ -56,18 +57,30 @@ WRONG = DEADLY | {
     "a vector that overflows": "crf.addPairwiseGaussian(3, np.full(3, 3e38, np.float32))",
     "a matrix beyond float32": "crf.addPairwiseGaussian(3, np.full((3, 3), 1e39))",
     "a weight of text": "crf.addPairwiseGaussian(3, 'strong')",
+    "no weight": "crf.addPairwiseGaussian(3, None)",
+    "a weight of digits": "crf.addPairwiseGaussian(3, '3')",
+    "weights that are no numbers": "crf.addPairwiseGaussian(3, [None] * 3)",
+    "a vector of one weight": "crf.addPairwiseGaussian(3, np.ones(1, np.float32))",
+    "deviations of digits": "crf.addPairwiseGaussian('33', 3)",
+    "deviations by name": "crf.addPairwiseGaussian({'x': 3, 'y': 3}, 3)",
+    "no deviation": "crf.addPairwiseGaussian(None, 3)",
     "an unknown normalization": "crf.addPairwiseGaussian(3, 3, normalization=9)",
     "an unknown kernel": "crf.addPairwiseGaussian(3, 3, kernel=9)",
     "features of too few pixels": "crf.addPairwiseEnergy(features[:, 1:], 3)",
     "features without dimensions": "crf.addPairwiseEnergy(features[:0], 3)",
     "features of nine dimensions": "crf.addPairwiseEnergy(np.ones((9, 120), np.float32), 3)",
-    "half an iteration": "crf.inference(1.5)",
+    "iterations of text": "crf.inference('5')",
+    "iterations beyond floats": "crf.inference(10**400)",
     "iterations without end": "crf.inference(float('inf'))",
     "not a number of iterations": "crf.inference(float('nan'))",
     "an empty image": "d.DenseCRF2D(0, 12, 3)",
+    "a width of text": "d.DenseCRF2D('10', 12, 3)",
+    "a width of two numbers": "d.DenseCRF2D(np.array([10, 12]), 12, 3)",
     "half a pixel": "d.DenseCRF2D(0.5, 12, 3)",
     "pixels without end": "d.DenseCRF2D(float('inf'), 12, 3)",
     "not a number of pixels": "d.DenseCRF(float('nan'), 3)",
+    "an object of a list": "d.ConstUnary(energies.tolist())",
+    "an object without labels": "d.ConstUnary(energies[:0])",
     "energies that are no object": "crf.setUnary(energies)",
     "energies of features": "crf.setUnaryEnergy(energies, np.ones((120, 120), np.float32))",
     "posteriors of another shape": "crf.stepInference(energies[:, 1:], None, None)",
@@ -79,6 +92,28 @@ def test_it_is_a_value_error(call: str) -> None:
     names: dict[str, Any] = {"d": d}
     exec(SETUP, names)
     with pytest.raises(ValueError, match=r"\w"):
+        exec(call, names)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (WRONG["a grey image"], r"shape \(12, 10\), not \[H, W, 3\].*create_pairwise_bilateral"),
+        (WRONG["an image of four channels"], r"shape \(12, 10, 4\), not \[H, W, 3\].*addPairwiseE"),
+        (WRONG["an image of floats"], r"float32, not uint8: .*astype.*create_pairwise_bilateral"),
+        (WRONG["energies of integers"], r"int64, not floating: convert it by \.astype"),
+        (WRONG["a list"], r"got list: np\.asarray"),
+        (
+            WRONG["no weight"],
+            r"None is no number: give one, or an array of shape \(3,\) or \(3, 3\)",
+        ),
+        (WRONG["a weight of digits"], "'3' is no number: give one"),
+    ],
+)
+def test_common_mistakes_are_told_what_to_do(call: str, message: str) -> None:
+    names: dict[str, Any] = {"d": d}
+    exec(SETUP, names)
+    with pytest.raises(ValueError, match=message):
         exec(call, names)
 
 

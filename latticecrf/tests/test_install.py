@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,31 @@ if __name__ == "__main__":
     print(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
     sys.exit(5)
 """
+# what goes on when its last line has run
+QUEUED = """
+import atexit, pickle, sys, threading, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+import pydensecrf.densecrf as dcrf
+
+class Mine:
+    field: int
+
+def work(folder, name, wait=0):
+    time.sleep(wait)
+    pickle.dumps(Mine())
+    (Path(folder) / name).write_text(f"{dcrf.__name__} {Mine.__annotations__['field']}")
+
+if __name__ == "__main__":
+    folder, method = sys.argv[1:]
+    assert Path(__file__).is_absolute() and __builtins__.len is len
+    pool = ProcessPoolExecutor(2, get_context(method))
+    for number in range(8):
+        pool.submit(work, folder, str(number))
+    threading.Thread(target=work, args=(folder, "thread", 0.5)).start()
+    atexit.register(work, folder, "exit")
+"""
 
 
 def environment() -> dict[str, str]:
@@ -64,7 +90,74 @@ def test_a_strangers_script_runs_unchanged(tmp_path: Path) -> None:
     assert answer.returncode == 5
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["absent.py"], 2), (["--help"], 0)])
+# With `spawn` Python itself does not find what a folder or a zip file defines.
+@pytest.mark.parametrize(
+    ("program", "method"),
+    [
+        ("app/main.py", "fork"),
+        ("app/main.py", "spawn"),
+        ("-m app.main", "fork"),
+        ("-m app.main", "spawn"),
+        ("app", "fork"),
+        ("app.zip", "fork"),
+    ],
+)
+def test_what_is_queued_is_done_when_the_last_line_has_run(
+    program: str, method: str, tmp_path: Path
+) -> None:
+    for folder in ("app", "out"):
+        (tmp_path / folder).mkdir()
+    for name in ("__init__", "main", "__main__"):
+        (tmp_path / "app" / f"{name}.py").write_text(QUEUED if "main" in name else "")
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr("__main__.py", QUEUED)
+    answer = subprocess.run(
+        [sys.executable, "-m", "latticecrf", *program.split(), "out", method],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    text = "latticecrf.pydensecrf.densecrf <class 'int'>"
+    assert found == dict.fromkeys([*map(str, range(8)), "thread", "exit"], text)
+
+
+def test_a_module_runs_as_python_runs_it(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "__init__.py").write_text("")
+    (app / "neighbour.py").write_text("SIZE = 6, 8\n")
+    script = "import sys\nfrom .neighbour import SIZE\nprint(sys.argv, __package__, SIZE)\n"
+    (app / "__main__.py").write_text(script)
+    commands = [
+        [sys.executable, *engine, "-m", "app", "--flag"] for engine in ([], ["-m", "latticecrf"])
+    ]
+    printed = [
+        subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment())
+        for command in commands
+    ]
+    assert printed[0].stdout == printed[1].stdout != "", printed[1].stderr
+
+
+def test_a_module_whose_own_import_fails_says_so(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("import a_module_that_is_missing")
+    answer = subprocess.run(
+        [sys.executable, "-m", "latticecrf", "-m", "app.main"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert "No module named 'a_module_that_is_missing'" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 2), (["absent.py"], 2), (["--help"], 0), (["-m"], 2), (["-m", "absent.main"], 2)],
+)
 def test_usage(arguments: list[str], code: int) -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "latticecrf", *arguments],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from latticecrf import CrfParameters, DenseCrf
-from latticecrf.lattice import placing
-from latticecrf.lattice.features import color_features, grid_features
+from latticecrf.lattice import placing, wide
+from latticecrf.lattice.features import color_features, grid_features, point_features
 from latticecrf.lattice.hashing import known, new_table, number, roomy
 from latticecrf.lattice.lattice import build_lattice, in_own_order
 from latticecrf.lattice.spatial import spatial_lattice
@@ -93,14 +94,14 @@ def test_mass_is_the_filter_of_ones() -> None:
     np.testing.assert_array_equal(built.mass, ones_filtered_NL[built.link, 0])
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize(
     ("sigma", "color_sigma"), [(0.5, None), (1.0, None), (3.0, None), (67.0, 3.0), (80.0, 13.0)]
 )
 def test_a_sweep_in_steps_filters_like_one_step(
-    sigma: float, color_sigma: float | None, wide: bool, monkeypatch: pytest.MonkeyPatch
+    sigma: float, color_sigma: float | None, rows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if wide:
+    if rows:
         monkeypatch.setattr(placing, "_KEY_LIMIT", 0)
     image_HW3 = photograph(41, 53)
     signal_NL = np.random.default_rng(0).random((41 * 53, 2))
@@ -129,17 +130,36 @@ def test_filtering_in_place_adds_the_rows_of_another_order() -> None:
     np.testing.assert_allclose(result_NL[places_N], 2 * expected_NL, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("limit", [2**62, 2**20, 0])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (23, 31)])
 def test_wide_keys_give_the_same_lattice(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image_HW3 = photograph(*shape)
     signal_NL = np.random.default_rng(2).random((shape[0] * shape[1], 1))
     packed_NL, packed = filtered(image_HW3, 20.0, 5.0, signal_NL)
     monkeypatch.setattr(placing, "_KEY_LIMIT", 0)
-    wide_NL, wide = filtered(image_HW3, 20.0, 5.0, signal_NL)
-    assert wide.vertices == packed.vertices
+    monkeypatch.setattr(wide, "_KEY_LIMIT", limit)
+    wide_NL, found = filtered(image_HW3, 20.0, 5.0, signal_NL)
+    assert found.vertices == packed.vertices
     np.testing.assert_allclose(wide_NL, packed_NL, rtol=1e-5, atol=1e-6)
+
+
+def test_wide_keys_cost_a_few_times_what_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rows compared in full cost 200 times as much.
+    points = np.random.default_rng(0).normal(0, 1, (8, 20_000)).astype(np.float32)
+
+    def cost() -> float:
+        times = []
+        for _ in range(4):  # the first compiles
+            start = time.process_time()
+            placing.place_pixels(point_features(points), 32_768)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    packed = cost()
+    monkeypatch.setattr(placing, "_KEY_LIMIT", 0)
+    assert cost() < 40 * packed
 
 
 def test_tiny_deviations_take_the_wide_path_and_are_right() -> None:

@@ -92,6 +92,8 @@ def test_every_preset_has_its_numbers_and_a_source() -> None:
         assert found == NUMBERS[preset.name]
         assert parameters.iterations == ITERATIONS[preset.name]
         assert preset.value.source
+    # PSA's exponents are 4 and 32
+    assert "PSA" not in Preset.SEAM.value.source
 
 
 @pytest.mark.parametrize("name", ["EXCEL", "TOCO", "WECLIP", "MCTFORMER", "WEAKTR", "COSA"])
@@ -170,6 +172,25 @@ def test_callers_mistakes(photograph: Any, maps: Any) -> None:
         Preset.IRN.labels(photograph, maps[:, 1:])
     with pytest.raises(ValueError, match="uint8"):
         Preset.IRN.labels(photograph.astype(np.uint16), maps)
+    with pytest.raises(ValueError, match="planes has no plane"):
+        Preset.EXCEL.labels(photograph, maps[:0])
+
+
+@pytest.mark.parametrize("scale", [255, -5])
+@pytest.mark.parametrize("preset", [Preset.SEAM, Preset.IRN, Preset.EXCEL])
+def test_maps_and_scores_of_another_range_are_refused(
+    preset: Preset, scale: int, photograph: Any, maps: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"planes reaches from .* divide each map by its maximum"):
+        preset.labels(photograph, maps * scale)
+    with pytest.raises(ValueError, match=r"scores_MHW reaches from .* take the softmax"):
+        preset.posteriors(photograph, maps * scale)
+
+
+def test_maps_that_a_program_writes_just_beyond_are_taken(photograph: Any, maps: Any) -> None:
+    slightly = maps * np.float32(1.0005)
+    slightly[0] = -1
+    assert Preset.SEAM.labels(photograph, slightly).shape == photograph.shape[:2]
 
 
 @pytest.mark.parametrize(("preset", "most"), [(Preset.SEAM, 254), (Preset.EXCEL, 255)])

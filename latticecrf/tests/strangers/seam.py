@@ -1,4 +1,4 @@
-"""As SEAM, PSA and EPS refine CAMs: the scale of the image, no contiguous copy of the unary."""
+"""As SEAM refines CAMs: the scale of the image, no contiguous copy of the unary."""
 
 import sys
 
