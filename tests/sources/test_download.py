@@ -138,11 +138,6 @@ def test_what_an_earlier_process_left_is_gone_on_with(server: Server, tmp_path: 
     (tmp_path / "archives/a.zip.part").write_bytes(CONTENT[:5000])
     run(tmp_path, wanted)
     assert [r for _, r in server.requests] == ["bytes=5000-"]
-    whole = tmp_path / "second/archives"
-    whole.mkdir(parents=True)
-    (whole / "a.zip.part").write_bytes(CONTENT)
-    run(tmp_path / "second", wanted)
-    assert (tmp_path / "second/train2014/a").exists()
 
 
 def test_a_server_without_ranges_begins_again(server: Server, tmp_path: Path) -> None:
@@ -150,11 +145,16 @@ def test_a_server_without_ranges_begins_again(server: Server, tmp_path: Path) ->
     server.cut_after, server.cuts, server.ranges = 3000, 1, False
     run(tmp_path, wanted)
     assert (tmp_path / "archives/a.zip").read_bytes() == CONTENT
-    whole = tmp_path / "second/archives"
-    whole.mkdir(parents=True)
-    (whole / "a.zip.part").write_bytes(CONTENT)
-    run(tmp_path / "second", wanted)
-    assert (tmp_path / "second/train2014/a").exists()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_part_that_is_whole_is_taken(server: Server, tmp_path: Path, ranges: bool) -> None:
+    server.ranges = ranges
+    wanted = archive(server)
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives/a.zip.part").write_bytes(CONTENT)
+    run(tmp_path, wanted)
+    assert (tmp_path / "train2014/a").exists()
 
 
 def test_a_mirror_goes_on_with_what_came_from_elsewhere(server: Server, tmp_path: Path) -> None:
