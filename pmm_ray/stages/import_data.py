@@ -39,7 +39,6 @@ _LABELS_FROM = {
 }
 """What `data.labels_from` may be; of other sources `auto` alone."""
 _READ_BY = {
-    "root": ("voc12", "coco14", "folder", "coco", "parquet", "manifest"),
     "label_column": ("folder", "parquet"),
     "lists": ("voc12", "coco14"),
     "ground_truth": ("voc12", "coco14", "folder", "coco"),
@@ -80,7 +79,16 @@ def _import(data: DataConfig, out: str, seed: int, splits: Sequence[str]) -> Imp
             "data.label_column and data.labels_from: folders contradict each other"
         )
     if data.source == "shapes":
-        return make_shapes(out, images=data.images, size=data.size, classes=data.classes, seed=seed)
+        if data.root and "source" not in data.model_fields_set:
+            raise CannotRunError(
+                f"data.root is {data.root}, and data.source is missing: set it to what is there, "
+                "such as folder, voc12 or coco"
+            )
+        report = make_shapes(
+            out, images=data.images, size=data.size, classes=data.classes, seed=seed
+        )
+        unread = f"data.root {data.root} is not read: data.source is shapes"
+        return replace(report, notes=(unread,)) if data.root else report
     if not data.root:
         raise CannotRunError(f"data.source = {data.source} needs --set data.root=FOLDER")
     if data.source == "voc12":

@@ -208,7 +208,6 @@ def test_annotations_are_noted_and_photographs_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "key", "value"),
     [
-        ("shapes", "root", "photos"),
         ("shapes", "ground_truth", "none"),
         ("coco", "label_column", "kind"),
         ("folder", "lists", "lists"),
@@ -224,6 +223,16 @@ def test_a_key_of_another_source_is_refused(
     config = RunConfig.model_validate({"data": data})
     with pytest.raises(CannotRunError, match=rf"data\.{key} is for .*: data\.source is {source}"):
         import_data.import_source(config.data, str(tmp_path / "out"), 0)
+
+
+def test_a_root_without_a_source_is_no_synthetic_data_set(tmp_path: Path) -> None:
+    data: dict[str, Any] = {"root": "photos", "images": 4, "size": 48}
+    config = RunConfig.model_validate({"data": data})
+    with pytest.raises(CannotRunError, match=r"data\.root is photos, and data\.source is missing"):
+        import_data.import_source(config.data, str(tmp_path), 0)
+    config = RunConfig.model_validate({"data": data | {"source": "shapes"}})
+    report = import_data.import_source(config.data, str(tmp_path), 0)
+    assert report.notes == ("data.root photos is not read: data.source is shapes",)
 
 
 @pytest.mark.parametrize("source", ["folder", "voc12"])
