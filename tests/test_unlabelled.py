@@ -38,7 +38,13 @@ multicrop: {enabled: true, backbone: efficientnet_lite0, weights: none, epochs: 
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("recipe", [RECIPE, RECIPE + MULTICROP])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(RECIPE, id="one classifier"),
+        pytest.param(RECIPE + MULTICROP, id="two", marks=pytest.mark.slow),
+    ],
+)
 def test_unlabelled_photographs_are_left_out_and_counted(
     shapes: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str], recipe: str
 ) -> None:
