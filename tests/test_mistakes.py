@@ -117,8 +117,8 @@ def test_a_crf_backend_that_is_not_installed_is_found_out_first(
     assert not run.folders
 
 
-def test_an_empty_path_is_named() -> None:
-    assert "a path is empty" in said("run", SHAPES, "--run-dir", "")
+def test_an_empty_run_folder_is_named() -> None:
+    assert "--run-dir is empty" in said("run", SHAPES, "--run-dir", "")
 
 
 @pytest.mark.parametrize(

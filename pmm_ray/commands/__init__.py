@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec
 
 from pmm_ray.config import RunConfig
 from pmm_ray.runtime.core import storage
+from pmm_ray.runtime.core.errors import CannotRunError
 from pmm_ray.runtime.core.guard import guarded
 from pmm_ray.runtime.core.progress import Progress
 
@@ -30,5 +31,11 @@ def command(does: Callable[Concatenate[Progress, P], None]) -> Callable[P, int]:
 
 
 def run_folder(run_dir: str | None, config: RunConfig) -> str:
-    """The folder or uri of a recipe's run: `runs/NAME`, where no other is given."""
+    """The folder or uri of a recipe's run: `runs/NAME`, where no other is given.
+
+    Raises:
+        CannotRunError: it is empty.
+    """
+    if run_dir == "":
+        raise CannotRunError("--run-dir is empty: name a folder (is a shell variable not set?)")
     return storage.absolute(str(Path("runs") / config.name) if run_dir is None else run_dir)

@@ -43,13 +43,7 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The uri with a local path made absolute; remote uris are returned as they are.
-
-    Raises:
-        CannotRunError: it is empty.
-    """
-    if not uri:
-        raise CannotRunError("a path is empty: name a folder or file (is a shell variable unset?)")
+    """The uri with a local path made absolute; remote uris are returned as they are."""
     if is_remote(uri):
         scheme, _, rest = uri.partition("://")
         return f"{scheme}://{rest.rstrip('/')}"
