@@ -19,7 +19,7 @@ from pmm_ray.runtime.core.errors import CannotRunError, ErrorKind, ErrorRow, Row
 from pmm_ray.runtime.core.manifest import Manifest, open_manifest
 from pmm_ray.runtime.core.progress import Progress
 from pmm_ray.runtime.rows.images import decode_rgb, encode_rgb, opened, read_file
-from pmm_ray.runtime.rows.pixels import ORIENTATION, orientation
+from pmm_ray.runtime.rows.pixels import orientation, stated_orientation
 from pmm_ray.runtime.rows.wide_samples import has_16_bits
 
 # images that are read or written at once: what hides the latency of a disk's sync or a bucket
@@ -149,12 +149,7 @@ def _is_seen_alike(image: ImageFile.ImageFile, apply_exif: bool) -> bool:
         return False
     if image.format == "PNG":
         image.load()  # metadata may follow the pixels
-    try:
-        theirs = image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        # nobody turns a photograph by metadata that is damaged
-        return ours == 1
-    return ours == (theirs if theirs in range(1, 9) else 1)
+    return ours == stated_orientation(image.getexif)
 
 
 def open_masks(run_dir: str, stage: str | None) -> RunMasks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -91,12 +92,22 @@ def orientation(image: Image.Image) -> int:
     exif = image.info.get("exif")
     if image.format == "TIFF" or not exif:
         return 1
-    tags = Image.Exif()
+
+    def tags() -> Image.Exif:
+        read = Image.Exif()
+        read.load(exif)
+        return read
+
+    return stated_orientation(tags)
+
+
+def stated_orientation(tags: Callable[[], Image.Exif]) -> int:
+    """The orientation 1..8 of tags that are read now; 1 where they have none or are damaged."""
     try:
-        tags.load(exif)
-        found = tags.get(ORIENTATION, 1)
+        found = tags().get(ORIENTATION, 1)
+    # Pillow's readers of tags raise nearly any type (struct.error, SyntaxError, ...); viewers show
+    # a photograph with damaged tags as it is stored, and so do we
     except Exception:
-        # viewers show a photograph with damaged metadata as it is stored; so do we
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
